@@ -1,0 +1,47 @@
+"""Errors that a person can mend, and how a script ends on one."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import Any
+
+MOST_SHOWN = 20
+
+
+class InputError(Exception):
+    """Bad input or configuration. Its text is for people and is shown without a traceback."""
+
+
+def describe(found: Any, limit: int = 60) -> str:
+    """The value as it is shown in a message: its repr, cut to `limit` characters."""
+    text = repr(found)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def format_problem(path: str | PathLike[str], line: int, field: str, expected: str, found: Any) -> str:
+    """One problem as `file:line: field: expected …, found …`."""
+    return f"{path}:{line}: {field}: expected {expected}, found {describe(found)}"
+
+
+def raise_problems(problems: Iterable[str], what: str = "input") -> None:
+    """Raise one InputError that lists all problems (the first MOST_SHOWN in full); nothing where there is none."""
+    problems = list(problems)
+    if not problems:
+        return
+    shown = "\n".join(f"  {problem}" for problem in problems[:MOST_SHOWN])
+    more = len(problems) - MOST_SHOWN
+    tail = f"\n  … and {more} more" if more > 0 else ""
+    raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {what}:\n{shown}{tail}")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main: log lines to standard error; an InputError ends it with its text and exit code 1."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

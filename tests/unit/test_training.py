@@ -1,0 +1,300 @@
+"""Training: the objective, its invariances, resuming, and the folder that comes out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_tokenizer, save_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+import train_student as script
+from distill import student as student_module
+from distill.chat import encode_completion, encode_prompt
+from distill.errors import InputError
+from distill.examples import Collator, encode_examples
+from distill.student import train_student
+from distill.training import last_checkpoint
+
+METHODS = ["seqkd", "forward_kl", "reverse_kl", "jsd", "tvd"]
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing that follows is done."""
+
+
+@pytest.fixture
+def models(tmp_path, tokenizer):
+    """A teacher and a student with vocabularies padded to different sizes."""
+    return {
+        "teacher": save_model(tmp_path / "teacher", tokenizer, vocabulary=352, hidden=32, seed=1, scale=4.0),
+        "student": save_model(tmp_path / "student", tokenizer, vocabulary=336, hidden=16, seed=2),
+    }
+
+
+@pytest.fixture
+def options(tmp_path, models):
+    def make(method="forward_kl", out="out", **changes):
+        argv = ["--data", "unused", "--name", "s", "--category", "banks", "--model", models["student"]]
+        argv += ["--out", str(tmp_path / out), "--checkpoints", str(tmp_path / f"checkpoints_{out}")]
+        argv += ["--method", method, "--teacher-model", models["teacher"], "--teacher-dtype", "float32"]
+        argv += ["--precision", "fp32", "--device", "cpu", "--epochs", "2", "--batch-size", "2"]
+        argv += ["--gradient-accumulation-steps", "2", "--learning-rate", "1e-3", "--logging-steps", "2"]
+        return vars(script.parse_args(argv)) | changes
+
+    return make
+
+
+def weights(options):
+    return load_file(Path(options["out"]) / "model.safetensors")
+
+
+def log_lines(options):
+    return [json.loads(line) for line in (Path(options["out"]) / "training_log.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **tolerance)
+
+
+def expected_loss(options, records, tokenizer, alpha, tau):
+    """The objective of all records at once in float64, from whole logits and a loop over positions."""
+    sizes = len(tokenizer)
+    models = [AutoModelForCausalLM.from_pretrained(options[name]).double() for name in ("model", "teacher_model")]
+    ce = kd = count = 0.0
+    for record in records:
+        system, prompt, answer = (message["content"] for message in record["messages"])
+        start, end = encode_prompt(tokenizer, system, prompt), encode_completion(tokenizer, answer)
+        with torch.no_grad():
+            student, teacher = (model(torch.tensor([start + end])).logits[0] for model in models)
+        for offset, token in enumerate(end):
+            position = len(start) + offset - 1
+            ce -= student[position].log_softmax(-1)[token].item()
+            p, q = ((logits[position, :sizes] / tau).log_softmax(-1) for logits in (teacher, student))
+            kd += (p.exp() * (p - q)).sum().item()
+            count += 1
+    return alpha * tau**2 * kd / count + (1 - alpha) * ce / count, ce / count, kd / count
+
+
+def test_first_logged_loss_is_the_float64_objective(options, records, tokenizer):
+    run = options(batch_size=3, gradient_accumulation_steps=4, warmup_ratio=0.0)
+    train_student(run, records, records[:3])
+    loss, ce, kd = expected_loss(run, records, tokenizer, alpha=0.5, tau=2.0)
+    first = log_lines(run)[0]
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(loss, rel=1e-5)
+    assert first["ce"] == pytest.approx(ce, rel=1e-5)
+    assert first["kd"] == pytest.approx(kd, rel=1e-4)
+
+
+def test_validation_is_weighted_by_token(options, records, tokenizer):
+    run = options(learning_rate=0.0, epochs=1.0)
+    train_student(run, records[:6], records[6:])
+    loss, ce, kd = expected_loss(run, records[6:], tokenizer, alpha=0.5, tau=2.0)
+    (line,) = [line for line in log_lines(run) if "val_loss" in line]
+    assert line["val_loss"] == pytest.approx(loss, rel=1e-5)
+    assert line["val_ce"] == pytest.approx(ce, rel=1e-5)
+    assert line["val_kd"] == pytest.approx(kd, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_does_not_change_the_step(options, records, method):
+    # SGD: a step is the gradient itself. Records differ in length, so a mean of means would differ.
+    found = []
+    for batch_size, steps in ((8, 1), (2, 4), (1, 8)):
+        run = options(method, out=f"out{steps}", batch_size=batch_size, gradient_accumulation_steps=steps, epochs=1.0)
+        train_student(run | {"optimizer": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.5}, records[:8], [])
+        found.append(weights(run))
+    assert_same_weights(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert_same_weights(found[0], found[2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(options, records, method):
+    run = options(method, epochs=30.0, learning_rate=1e-2)
+    train_student(run, records, [])
+    losses = [line["loss"] for line in log_lines(run)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_log_has_first_and_last_step_and_every_field(options, records):
+    run = options(epochs=3.0, logging_steps=4)
+    train_student(run, records[:8], records[8:])
+    training = [line for line in log_lines(run) if "loss" in line]
+    assert [line["step"] for line in training] == [1, 4, 6]
+    fields = {"step", "epoch", "loss", "ce", "kd", "learning_rate", "grad_norm", "completion_tokens"}
+    fields |= {"tokens_per_second", "memory_mb"}
+    assert all(line.keys() == fields for line in training)
+    assert sum("val_loss" in line for line in log_lines(run)) == 3
+
+
+def kill_at(monkeypatch, step):
+    """Make training end as by a kill when `step` is done (and saved, where it is a step to save)."""
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Killed
+
+    original = student_module.DistillTrainer
+
+    def build(*args, **kwargs):
+        trainer = original(*args, **kwargs)
+        trainer.add_callback(Kill())
+        return trainer
+
+    monkeypatch.setattr(student_module, "DistillTrainer", build)
+
+
+@pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
+@pytest.mark.parametrize("killed_at", [1, 5, 7])
+def test_a_killed_run_ends_with_the_same_weights(options, records, monkeypatch, killed_at, lora):
+    settings = {"epochs": 3.0, "save_steps": 2, "lora_rank": lora, "gradient_checkpointing": False}
+    undisturbed = options(out="undisturbed", **settings)
+    train_student(undisturbed, records, records[:2])
+
+    run = options(out="killed", **settings)
+    with monkeypatch.context() as patch:
+        kill_at(patch, killed_at)
+        with pytest.raises(Killed):
+            train_student(run, records, records[:2])
+    assert not Path(run["out"]).exists()
+    train_student(run, records, records[:2])
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+    steps = [(line["step"], "loss" in line) for line in log_lines(run)]
+    assert steps == [(line["step"], "loss" in line) for line in log_lines(undisturbed)]
+    assert not Path(run["checkpoints"], "s", "banks").exists()
+
+
+def test_changed_data_never_resumes(options, records, monkeypatch, caplog):
+    run = options(epochs=3.0, save_steps=2)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            train_student(run, records, [])
+    changed = [records[0] | {"messages": [*records[0]["messages"][:2], {"role": "assistant", "content": "other"}]}]
+    with caplog.at_level("INFO"):
+        train_student(run, changed + records[1:], [])
+    assert "going on from" not in caplog.text
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    for step in (2, 4, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step, text in ((2, '{"global_step": 2}'), (4, '{"global_step": 4}'), (6, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    (tmp_path / "checkpoint-8").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_the_folder_is_an_ordinary_model(options, records):
+    run = options(lora_rank=4, precision="bf16")
+    train_student(run, records, records[:2])
+    model = AutoModelForCausalLM.from_pretrained(run["out"])
+    tokenizer = AutoTokenizer.from_pretrained(run["out"])
+    assert model.dtype == torch.bfloat16
+    assert tokenizer.chat_template
+    names = {path.name for path in Path(run["out"]).iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "README.md", "adapter"} <= names
+    card = (Path(run["out"]) / "README.md").read_text()
+    assert "base_model:" in card
+    assert "10 training and\n2 validation records" in card
+    merged, base = weights(run), AutoModelForCausalLM.from_pretrained(run["model"], dtype=torch.bfloat16).state_dict()
+    assert any(not torch.equal(merged[name], base[name]) for name in merged)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantized_teacher_teaches(options, records, quantization, tokenizer, tmp_path):
+    # bitsandbytes quantizes to nf4 in blocks of 64, which have to divide a row.
+    teacher = save_model(tmp_path / "wide", tokenizer, hidden=64, scale=4.0)
+    exact, run = (options(out=out, epochs=1.0, teacher_model=teacher) for out in ("exact", "quantized"))
+    run["teacher_quantization"] = quantization
+    train_student(exact, records, [])
+    train_student(run, records, [])
+    kd, exact_kd = log_lines(run)[0]["kd"], log_lines(exact)[0]["kd"]
+    assert kd != exact_kd
+    assert kd == pytest.approx(exact_kd, rel=0.3)
+
+
+def test_an_adapter_changes_the_teacher(options, records, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    plain = options(out="plain", epochs=1.0)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(plain["teacher_model"]),
+        LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    run = options(epochs=1.0, teacher_adapter=str(tmp_path / "adapter"))
+    train_student(plain, records, [])
+    train_student(run, records, [])
+    assert log_lines(run)[0]["kd"] != pytest.approx(log_lines(plain)[0]["kd"], rel=1e-3)
+
+
+def test_different_tokenizers_are_refused_before_training(options, records, tmp_path):
+    other = build_tokenizer(texts=["wholly other words here"] * 9, size=330)
+    run = options(teacher_model=save_model(tmp_path / "other", other))
+    with pytest.raises(InputError, match="same tokenizer"):
+        train_student(run, records, [])
+    train_student(run | {"method": "seqkd"}, records, [])
+
+
+def test_models_that_change_their_logits_are_refused(options, records, tmp_path, tokenizer):
+    folder = Path(save_model(tmp_path / "capped", tokenizer))
+    config = json.loads((folder / "config.json").read_text()) | {"final_logit_softcapping": 30.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="final_logit_softcapping"):
+        train_student(options(model=str(folder)), records, [])
+
+
+def test_a_missing_model_folder_is_named(options, records):
+    with pytest.raises(InputError, match="no-such/deep/folder: expected a local model folder"):
+        train_student(options(model="no-such/deep/folder"), records, [])
+
+
+def test_a_broken_loss_stops_the_run(options, records, monkeypatch):
+    monkeypatch.setattr("distill.training.mix_terms", lambda ce, kd, alpha, temperature: ce * float("nan"))
+    with pytest.raises(FloatingPointError, match="step 1"):
+        train_student(options(), records, [])
+
+
+def test_long_records_are_left_out_and_counted(records, tokenizer, caplog):
+    lengths = [
+        len(example["prompt"]) + len(example["completion"])
+        for example in encode_examples(records, tokenizer, None, 10_000)
+    ]
+    limit = sorted(lengths)[4]
+    kept = encode_examples(records, tokenizer, None, limit)
+    assert len(kept) == sum(length <= limit for length in lengths) < len(records)
+    assert f"{len(records) - len(kept)} of {len(records)} records left out" in caplog.text
+    with pytest.raises(InputError, match="max_length"):
+        encode_examples(records, tokenizer, None, 3)
+
+
+def test_each_model_reads_the_prompt_in_its_own_template(records, tokenizer):
+    teacher = build_tokenizer(
+        template="{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}[assistant] "
+    )
+    examples = encode_examples(records, tokenizer, teacher, 1000, vocabulary=len(tokenizer))
+    batch = Collator(0, 0)(examples[:3])
+    assert (batch["labels"] != -100).sum() == (batch["teacher_labels"] != -100).sum()
+    assert batch["labels"][batch["labels"] != -100].equal(batch["teacher_labels"][batch["teacher_labels"] != -100])
+    text = tokenizer.decode(batch["teacher_input_ids"][0], skip_special_tokens=False)
+    assert text.startswith("[system] You are a manager.<|im_end|>[user]")
+
+
+def test_batches_mask_prompt_and_padding(records, tokenizer):
+    examples = encode_examples(records, tokenizer, None, 1000)
+    batch = Collator(0, None)(examples[:3])
+    for row, example in enumerate(examples[:3]):
+        start, end = len(example["prompt"]), len(example["prompt"]) + len(example["completion"])
+        assert batch["labels"][row, start:end].tolist() == example["completion"]
+        assert (batch["labels"][row, :start] == -100).all()
+        assert (batch["labels"][row, end:] == -100).all()
+        assert batch["attention_mask"][row].sum() == end

@@ -1,0 +1,77 @@
+"""Training examples: records of a split as tokens for student and teacher, and their batches."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from distill.chat import encode_completion, encode_prompt
+from distill.errors import InputError
+from distill.likelihood import pad_examples
+
+log = logging.getLogger(__name__)
+
+
+def encode_examples(
+    records: Sequence[dict[str, Any]],
+    student: Any,
+    teacher: Any | None,
+    max_length: int,
+    vocabulary: int | None = None,
+) -> list[dict[str, Any]]:
+    """Tokenize records; those longer than `max_length` are left out, with their count in the log.
+
+    The completion's tokens are the same for both models, so that their positions pair up; each model reads the
+    prompt in its own chat template.
+
+    Args:
+        records: of `read_split`, each with `uid` and three `messages`.
+        student: its tokenizer.
+        teacher: the online teacher's tokenizer, None without one.
+        max_length: tokens of prompt and completion, in either template.
+        vocabulary: of `shared_vocabulary_size`.
+
+    Raises:
+        InputError: every record is too long, or a completion holds a token that the teacher does not know.
+    """
+    examples = []
+    for record in records:
+        system, prompt, answer = (message["content"] for message in record["messages"])
+        example = {
+            "uid": record["uid"],
+            "prompt": encode_prompt(student, system, prompt),
+            "completion": encode_completion(student, answer),
+        }
+        if teacher is not None:
+            example["teacher_prompt"] = encode_prompt(teacher, system, prompt)
+            if max(example["completion"]) >= (vocabulary or 0):
+                raise InputError(f"record {record['uid']}: its answer holds a token that is not in both vocabularies")
+        longest = max(len(example["prompt"]), len(example.get("teacher_prompt", [])))
+        if longest + len(example["completion"]) <= max_length:
+            examples.append(example)
+    left_out = len(records) - len(examples)
+    if records and not examples:
+        raise InputError(f"all {len(records)} records are longer than max_length = {max_length} tokens; raise it")
+    if left_out:
+        log.warning("%d of %d records left out: longer than max_length = %d", left_out, len(records), max_length)
+    return examples
+
+
+class Collator:
+    """Pads examples to a batch; the teacher gets tensors of its own where its prompts differ."""
+
+    def __init__(self, student_pad: int, teacher_pad: int | None):
+        self.student_pad = student_pad
+        self.teacher_pad = teacher_pad
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` of (rows, longest), and the same with `teacher_` before them."""
+        completions = [example["completion"] for example in examples]
+        prompts = [example["prompt"] for example in examples]
+        batch = pad_examples(prompts, completions, self.student_pad)
+        if self.teacher_pad is None:
+            return batch
+        teacher_prompts = [example["teacher_prompt"] for example in examples]
+        other = batch if teacher_prompts == prompts else pad_examples(teacher_prompts, completions, self.teacher_pad)
+        return batch | {f"teacher_{name}": tensor for name, tensor in other.items()}

@@ -1,0 +1,62 @@
+"""How likely a model finds given answers: the sums that perplexity is made of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from distill.chat import encode_completion, encode_prompt
+from distill.generation import AUTO_BATCH_SIZE, in_batches
+from distill.losses import IGNORE, completion_rows, completion_targets, cross_entropy_rows
+from distill.models import decoder_and_head
+
+
+def right_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """(rows, longest) token ids, padded on the right."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([list(row) + [value] * (longest - len(row)) for row in rows])
+
+
+def pad_examples(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int
+) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` and `labels` (IGNORE but on completion tokens), each (rows, longest)."""
+    both = list(zip(prompts, completions, strict=True))
+    return {
+        "input_ids": right_pad([[*prompt, *completion] for prompt, completion in both], pad_id),
+        "attention_mask": right_pad([[1] * (len(prompt) + len(completion)) for prompt, completion in both], 0),
+        "labels": right_pad([[IGNORE] * len(prompt) + list(completion) for prompt, completion in both], IGNORE),
+    }
+
+
+def reference_likelihoods(
+    model: Any, tokenizer: Any, records: Sequence[dict[str, Any]], batch_size: int | None = None
+) -> list[tuple[float, int]]:
+    """(negative log-likelihood in nats, tokens) of each record's `reference` after its prompt.
+
+    Tokens are those of the completion with the end of its turn; the prompt's never count.
+
+    Args:
+        records: each with `system`, `prompt` and `reference`.
+        batch_size: as in `generate_records`.
+    """
+    decoder, head = decoder_and_head(model)
+    prompts = [encode_prompt(tokenizer, record["system"], record["prompt"]) for record in records]
+    completions = [encode_completion(tokenizer, record["reference"]) for record in records]
+    order = sorted(range(len(records)), key=lambda row: -len(prompts[row]) - len(completions[row]))
+
+    @torch.inference_mode()
+    def score(rows: list[int]) -> list[tuple[int, float]]:
+        batch = pad_examples([prompts[row] for row in rows], [completions[row] for row in rows], tokenizer.pad_token_id)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        hidden = decoder(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state
+        targets = completion_targets(batch["labels"])
+        losses = cross_entropy_rows(completion_rows(hidden, batch["labels"]), head, targets)
+        sizes = [len(completions[row]) for row in rows]
+        return [(row, part.double().sum().item()) for row, part in zip(rows, losses.split(sizes), strict=True)]
+
+    size = batch_size or AUTO_BATCH_SIZE[model.device.type]
+    sums = dict(pair for batch in in_batches(order, score, size) for pair in batch)
+    return [(sums[row], len(completions[row])) for row in range(len(records))]

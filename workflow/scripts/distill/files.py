@@ -30,6 +30,8 @@ def parse_json_line(raw: bytes, path: str | os.PathLike[str], line: int) -> dict
         near = text[max(0, error.pos - 20) : error.pos + 20].strip()
         expected = f"a JSON object ({error.msg} at column {error.colno})"
         raise InputError(format_problem(path, line, "line", expected, near)) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless nesting
+        raise InputError(format_problem(path, line, "line", f"a JSON object ({error})", text[:60])) from None
     if not isinstance(record, dict):
         raise InputError(format_problem(path, line, "line", "a JSON object", record))
     return record

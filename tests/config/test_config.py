@@ -1,0 +1,312 @@
+"""The configuration: examples that hold, defaults, every kind of error, and a README in step with the schema."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from distill.config import (
+    check_config,
+    describe_allowed,
+    format_place,
+    format_value,
+    get_name_pattern,
+    load_schema,
+    walk_schema,
+)
+from distill.errors import InputError
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+EXAMPLES = sorted(CONFIG.glob("*.yaml"))
+
+
+def make_config(text: str = "") -> dict:
+    """The smallest configuration, with changes given as YAML (mappings are merged, all else is replaced)."""
+    config = {"categories": ["banks"], "teacher": {"model": "t"}, "students": {"kd": {"model": "s"}}}
+    return merge(config, yaml.safe_load(text) or {})
+
+
+def merge(base: dict, changes: dict) -> dict:
+    both = {
+        key: merge(base[key], changes[key])
+        for key in changes
+        if all(isinstance(x.get(key), dict) for x in (base, changes))
+    }
+    return {**base, **changes, **both}
+
+
+def get_problems(text: str) -> dict[str, str]:
+    """Place → message of each problem of the smallest configuration with these changes."""
+    with pytest.raises(InputError) as error:
+        check_config(make_config(text))
+    first, *lines = str(error.value).split("\n")
+    assert first == f"{len(lines)} problem{'s' if len(lines) > 1 else ''} in the configuration:"
+    return dict(line.strip().split(": ", 1) for line in lines)
+
+
+def get_leaves() -> dict[str, dict]:
+    """Place → schema of every key that holds a value."""
+    return {
+        format_place(place): schema
+        for place, schema in walk_schema(load_schema())
+        if "properties" not in schema and not isinstance(schema.get("additionalProperties"), dict)
+    }
+
+
+def test_schema_is_a_schema_and_closed():
+    Draft202012Validator.check_schema(load_schema())
+    for place, schema in [((), load_schema()), *walk_schema(load_schema())]:
+        if "properties" in schema:
+            assert schema["additionalProperties"] is False, place
+
+
+def test_every_key_has_a_description_and_a_default_or_is_required():
+    required = {"categories", "teacher.model", "students.NAME.model"}
+    for place, schema in get_leaves().items():
+        assert schema["description"], place
+        assert ("default" in schema) != (place in required), place
+
+
+def test_defaults_are_valid():
+    filled = check_config(make_config("demo: {}\nstudents: {kd: {lora: {}}}"))
+    assert check_config(filled) == filled
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_valid(path):
+    check_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_holdings_experiment_says_what_the_defaults_say():
+    written = yaml.safe_load((CONFIG / "config.yaml").read_text(encoding="utf-8"))
+    smallest = {
+        "categories": written["categories"],
+        "teacher": {"model": "Qwen/Qwen2.5-7B-Instruct"},
+        "students": {"student_kd": {"model": "Qwen/Qwen1.5-1.8B-Chat"}},
+    }
+    assert check_config(written) == check_config(smallest)
+
+
+def test_defaults_are_filled_in_and_the_given_config_is_left_alone():
+    config = make_config("students: {kd: {lora: {rank: 8}, train: {epochs: 1}}}")
+    before = copy.deepcopy(config)
+    filled = check_config(config)
+    assert config == before
+    assert filled["mix"] == {"grpo_fraction": 0.7, "sft_fraction": 0.3, "seed": 42}
+    assert filled["device"] == "auto"
+    assert filled["teacher"]["generation"]["top_k"] == 0
+    assert filled["students"]["kd"]["lora"] == {"rank": 8, "alpha": 128, "dropout": 0.05, "target": "all"}
+    assert filled["students"]["kd"]["train"]["epochs"] == 1
+    assert filled["students"]["kd"]["train"]["learning_rate"] == 5e-5
+    assert "demo" not in filled
+    filled["answer"]["label_fields"].append("x")
+    filled["evaluation"]["metrics"].clear()
+    assert check_config(config)["answer"]["label_fields"] == ["holding_log_delta", "label_log_delta", "label_delta"]
+    assert check_config(config)["evaluation"]["metrics"] == ["bleu", "rouge", "ppl", "answer"]
+
+
+def test_whole_floats_become_integers_where_integers_are_meant():
+    filled = check_config(
+        make_config("students: {kd: {train: {batch_size: 4.0, epochs: 1.5}}}\nmix: {grpo_fraction: 1.0}")
+    )
+    assert repr(filled["students"]["kd"]["train"]["batch_size"]) == "4"
+    assert filled["students"]["kd"]["train"]["epochs"] == 1.5
+    assert repr(filled["mix"]["grpo_fraction"]) == "1.0"
+
+
+def test_no_answer_contract():
+    assert check_config(make_config("answer: null"))["answer"] == {"key": None, "label_fields": []}
+    assert check_config(make_config("answer: {key: null, label_fields: []}"))["answer"]["key"] is None
+
+
+ERRORS = [
+    # unknown keys
+    ("teacher: {adaptor: x}", "teacher.adaptor", "unknown key (value 'x'), expected one of model, adapter,"),
+    ("teacher: {adaptor: x}", "teacher.adaptor", "; did you mean adapter?"),
+    ("epochs: 3", "epochs", "; epochs belongs under students.NAME.train"),
+    ("students: {kd: {epochs: 3}}", "students.kd.epochs", "; epochs belongs under students.NAME.train"),
+    (
+        "students: {kd: {learning_rat: 1.0}}",
+        "students.kd.learning_rat",
+        "; did you mean students.NAME.train.learning_rate?",
+    ),
+    ("students: {kd: {train: {learning_rat: 1.0}}}", "students.kd.train.learning_rat", "; did you mean learning_rate?"),
+    ("mix: {zzz: 3}", "mix.zzz", "unknown key (value 3), expected one of grpo_fraction, sft_fraction, seed"),
+    ("mix_targets: {teacher: 0.7}", "mix_targets", "unknown key"),
+    # missing and empty
+    ("students: {b: {}}", "students.b.model", "missing, expected text that is not empty"),
+    ("students: null", "students", "expected a mapping of keys, found None"),
+    ("categories: []", "categories", "expected at least 1, found []"),
+    ("mix: null", "mix", "(nothing stands under the key: leave it out to have the defaults)"),
+    ("teacher: {model: ''}", "teacher.model", "expected text that is not empty, found ''"),
+    ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name where answer.key is set"),
+    # not in this version
+    ("source: {format: alpaca}", "source.format", "expected messages, found 'alpaca'"),
+    ("teacher: {engine: openai}", "teacher.engine", "expected transformers, found 'openai'"),
+    ("teacher: {shards: 4}", "teacher.shards", "expected 1, found 4"),
+    ("students: {kd: {signal: topk}}", "students.kd.signal", "expected online, found 'topk'"),
+    # values
+    ("device: gpu", "device", "expected auto | cpu | cuda, found 'gpu'"),
+    ("mix: {grpo_fraction: 1.2}", "mix.grpo_fraction", "expected a number >= 0 and <= 1, found 1.2"),
+    ("mix: {seed: -1}", "mix.seed", "expected an integer >= 0 and <= 4294967295, found -1"),
+    ("mix: {seed: 1.5}", "mix.seed", "expected an integer >= 0"),
+    ("mix: {seed: true}", "mix.seed", "expected an integer >= 0 and <= 4294967295, found True"),
+    (
+        "teacher: {generation: {batch_size: 0}}",
+        "teacher.generation.batch_size",
+        "expected an integer >= 1 | auto, found 0",
+    ),
+    ("teacher: {generation: {batch_size: big}}", "teacher.generation.batch_size", "expected an integer >= 1 | auto"),
+    ("teacher: {generation: {top_p: 0}}", "teacher.generation.top_p", "expected a number > 0 and <= 1, found 0"),
+    ("teacher: {generation: {top_p: .nan}}", "teacher.generation.top_p", "expected a finite number, found nan"),
+    ("students: {kd: {alpha: -.inf}}", "students.kd.alpha", "expected a finite number, found -inf"),
+    (
+        "students: {kd: {method: kl}}",
+        "students.kd.method",
+        "expected seqkd | forward_kl | reverse_kl | jsd | tvd, found 'kl'",
+    ),
+    (
+        "students: {kd: {teacher_quantization: int4}}",
+        "students.kd.teacher_quantization",
+        "expected null | none | int8 | nf4",
+    ),
+    (
+        "students: {kd: {lora: {target: most}}}",
+        "students.kd.lora.target",
+        "expected all | a list of text that is not empty",
+    ),
+    ("students: {kd: {lora: {target: []}}}", "students.kd.lora.target", "expected at least 1, found []"),
+    (
+        "students: {kd: {lora: 64}}",
+        "students.kd.lora",
+        "expected the keys rank, alpha, dropout, target | null, found 64",
+    ),
+    (
+        "students: {kd: {train: {eval_steps: 0}}}",
+        "students.kd.train.eval_steps",
+        "expected an integer >= 1 | null, found 0",
+    ),
+    (
+        "evaluation: {metrics: [bleu, rougeL]}",
+        "evaluation.metrics[1]",
+        "expected bleu | rouge | ppl | answer, found 'rougeL'",
+    ),
+    ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
+    ("evaluation: {metrics: bleu}", "evaluation.metrics", "expected a list of bleu, rouge, ppl, answer, found 'bleu'"),
+    # what YAML makes of it
+    ("students: {kd: {train: {learning_rate: 5e-5}}}", "students.kd.train.learning_rate", "text: write 5.0e-5)"),
+    ("students: {kd: {train: {learning_rate: 5.e-5}}}", "students.kd.train.learning_rate", None),
+    ("students: {kd: {train: {learning_rate: 1E5}}}", "students.kd.train.learning_rate", "text: write 1.0e+5)"),
+    ("students: {kd: {train: {epochs: '3'}}}", "students.kd.train.epochs", "(text: write 3 without quotes)"),
+    ("teacher: {quantization: off}", "teacher.quantization", "found False (YAML 1.1 reads yes, no, on and off as"),
+    (
+        "teacher: {adapter: None}",
+        "teacher.adapter",
+        "expected a path | null, found 'None' (YAML's word for nothing is null)",
+    ),
+    ("categories: [2020]", "categories[0]", '(a number: write "2020" in quotes)'),
+    ("2020: x", "2020", "expected text as a key, found 2020 (put it in quotes)"),
+    ("students: {no: {model: s}}", "students.False", "expected text as a key, found False (put it in quotes)"),
+    # names
+    ("categories: [banks, banks]", "categories", "expected each value once"),
+    (
+        "categories: [banks, 'a b']",
+        "categories[1]",
+        "expected text that matches ^[A-Za-z0-9][A-Za-z0-9_-]*$, found 'a b'",
+    ),
+    ("categories: [../banks]", "categories[0]", "expected text that matches"),
+    ('categories: ["banks\\n"]', "categories[0]", "expected text that matches"),
+    ("categories: [all]", "categories[0]", "expected another name, all is reserved"),
+    (
+        "students: {teacher: {model: s}}",
+        "students.teacher",
+        "expected another name, reserved are evaluation, report, teacher",
+    ),
+    ("students: {report: {model: s}}", "students.report", "expected another name"),
+    ("students: {kd_base: {model: s}}", "students.kd_base", "expected another name"),
+    ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
+    # paths
+    ("source: {grpo: a.jsonl}", "source.grpo", "expected a path with {category} in it, found 'a.jsonl'"),
+    ("source: {sft: 'a_{cat}.jsonl'}", "source.sft", "expected {category} as the only placeholder"),
+    ("teacher: {adapter: 'a/{student}'}", "teacher.adapter", "expected {category} as the only placeholder"),
+    ("teacher: {model: 'a/{category}'}", "teacher.model", "expected no placeholder"),
+    ("source: {grpo: 'a/{category}', sft: 'a/{category}'}", "source.sft", "expected another file than source.grpo"),
+    # values that do not fit together
+    (
+        "split: {val_fraction: 0.5, test_fraction: 0.5}",
+        "split.val_fraction",
+        "below 1, found 0.5 + 0.5: nothing is left",
+    ),
+    ("mix: {grpo_fraction: 0, sft_fraction: 0}", "mix", "expected grpo_fraction or sft_fraction above 0"),
+    (
+        "demo: {teacher: {vocab_size: 512}}",
+        "demo.teacher.vocab_size",
+        "expected at least tokenizer_size (1024), found 512",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"), ERRORS, ids=[f"{place}-{i}" for i, (_, place, _) in enumerate(ERRORS)]
+)
+def test_error(text, place, said):
+    if said is None:
+        check_config(make_config(text))
+        return
+    problems = get_problems(text)
+    assert list(problems) == [place]
+    assert said in problems[place]
+
+
+def test_all_errors_are_listed_at_once_however_many():
+    text = (
+        "{"
+        + ", ".join(f"wrong{i}: {i}" for i in range(40))
+        + ", mix: {seed: x, zzz: 1}, categories: [all], students: {a_base: {}}}"
+    )
+    problems = get_problems(text)
+    assert len(problems) == 40 + 5
+    assert {"mix.seed", "mix.zzz", "categories[0]", "students.a_base", "students.a_base.model"} <= set(problems)
+
+
+@pytest.mark.parametrize(
+    "config", [None, [], {}, "text", {"teacher": 3, "students": [1], "categories": "banks", "mix": []}]
+)
+def test_anything_is_answered_with_a_list_of_problems(config):
+    with pytest.raises(InputError, match="in the configuration:"):
+        check_config(config)
+
+
+def test_name_pattern_is_one_for_schema_and_wildcards():
+    pattern = get_name_pattern()
+    assert load_schema()["$defs"]["name"]["pattern"] == f"^{pattern}$"
+    for name in ("banks", "pension_funds", "a-b", "7b"):
+        assert re.fullmatch(pattern, name)
+    for name in ("", "_a", "a/b", "a.b", "a b", "ä"):
+        assert not re.fullmatch(pattern, name)
+
+
+def read_table() -> dict[str, list[str]]:
+    """Key → the other cells of its row, of all tables of config/README.md that explain keys."""
+    text = (CONFIG / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.split("\n") if line.startswith("| `")]
+    return {cells[0].strip("`"): cells[1:] for cells in rows if not cells[0].endswith(".yaml`")}
+
+
+def test_readme_explains_exactly_the_keys_of_the_schema():
+    leaves = get_leaves()
+    assert set(read_table()) == set(leaves) | {"students.NAME.lora"}
+    for place, (default, allowed, meaning, *_) in read_table().items():
+        schema = leaves.get(place) or {format_place(p): s for p, s in walk_schema(load_schema())}[place]
+        assert default == (f"`{format_value(schema['default'])}`" if "default" in schema else "required"), place
+        assert allowed == describe_allowed(schema).replace(" | ", " or "), place
+        assert meaning == schema["description"], place
+
+
+def test_readme_names_every_example():
+    text = (CONFIG / "README.md").read_text(encoding="utf-8")
+    for path in EXAMPLES:
+        assert f"`{path.name}`" in text

@@ -1,0 +1,205 @@
+"""Train, val and test: which record goes where, the files of a split, and reading them back."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+from distill.errors import InputError, describe, format_problem, raise_problems
+from distill.files import dump_json, escape_line, read_jsonl, unescape_line, write_atomically
+from distill.shares import HASHES, hash_uid
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+FIELDS = {
+    "id": int,
+    "uid": str,
+    "system": str,
+    "prompt": str,
+    "raw_output": str,
+    "label": int | float | None,
+    "origin": str,
+    "usable": bool,
+    "problem": str | None,
+}
+
+
+def get_split(uid: str, seed: int, val_fraction: Fraction, test_fraction: Fraction) -> str:
+    """The split of a record, by the hash of seed and uid alone: other records never move it.
+
+    Test is the lower end of the unit interval, val the upper one, so that a changed fraction moves records between
+    that split and train only, never between val and test.
+    """
+    place = hash_uid("split", seed, uid)
+    if place < test_fraction * HASHES:
+        return "test"
+    return "val" if place >= (1 - val_fraction) * HASHES else "train"
+
+
+def check_answer(record: dict[str, Any], path: Path, line: int) -> None:
+    """Refuse what no teacher step writes.
+
+    Raises:
+        InputError: a field is missing or of another type; names file, line and field.
+    """
+    raise_problems(
+        (
+            format_problem(path, line, field, str(getattr(kind, "__name__", kind)), record.get(field, "nothing"))
+            for field, kind in FIELDS.items()
+            if field not in record or not isinstance(record[field], kind)
+        ),
+        "teacher's answers",
+    )
+
+
+def read_usable(path: Path, unusable: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the usable answers; counts the others in `unusable` by their problem.
+
+    Raises:
+        InputError: a record is malformed, or its uid came before.
+    """
+    lines: dict[str, int] = {}
+    for line, record in read_jsonl(path):
+        check_answer(record, path, line)
+        first = lines.setdefault(record["uid"], line)
+        if first != line:
+            expected = f"one that no other record has (line {first} has it)"
+            raise InputError(format_problem(path, line, "uid", expected, record["uid"]))
+        if record["usable"]:
+            yield record
+        else:
+            unusable[record["problem"] or "unknown"] += 1
+
+
+def get_chat(record: dict[str, Any]) -> dict[str, Any]:
+    """The line of a split's .jsonl: the teacher's raw output is the assistant turn."""
+    texts = {"system": record["system"], "user": record["prompt"], "assistant": record["raw_output"]}
+    messages = [{"role": role, "content": text} for role, text in texts.items()]
+    return {**{key: record[key] for key in ("id", "uid", "origin", "label")}, "messages": messages}
+
+
+def get_lines(chat: dict[str, Any]) -> tuple[str, str]:
+    """(source, target) of a chat record, not yet escaped: the prompt's texts with a blank line between, the answer."""
+    system, user, assistant = (message["content"] for message in chat["messages"])
+    return f"{system}\n\n{user}", assistant
+
+
+def write_chat(chat: dict[str, Any], files: dict[str, IO[str]]) -> None:
+    """Write one record to the three files of its split."""
+    source, target = get_lines(chat)
+    files["source"].write(escape_line(source) + "\n")
+    files["target"].write(escape_line(target) + "\n")
+    files["jsonl"].write(dump_json(chat) + "\n")
+
+
+def split_answers(answers: Path, val_fraction: Fraction, test_fraction: Fraction, seed: int, out: Path) -> Counter[str]:
+    """Write `{train,val,test}.{source,target,jsonl}` of the usable answers into `out`.
+
+    Each file appears whole or not at all, the .jsonl files last; on an error none of them is touched.
+
+    Returns:
+        How many records each split holds.
+
+    Raises:
+        InputError: malformed or duplicate records, fractions that leave nothing to train, empty train or test.
+    """
+    if val_fraction + test_fraction >= 1:
+        raise InputError(f"val and test fraction must be below 1 together, found {val_fraction} and {test_fraction}")
+    counts: Counter[str] = Counter()
+    unusable: Counter[str] = Counter()
+    with ExitStack() as stack:
+        # The stack closes in reverse, and closing gives a file its name: what is opened first appears last.
+        files: dict[str, dict[str, IO[str]]] = {split: {} for split in SPLITS}
+        for kind in ("jsonl", "target", "source"):
+            for split in SPLITS:
+                files[split][kind] = stack.enter_context(write_atomically(out / f"{split}.{kind}"))
+        for record in read_usable(answers, unusable):
+            split = get_split(record["uid"], seed, val_fraction, test_fraction)
+            write_chat(get_chat(record), files[split])
+            counts[split] += 1
+        check_counts(answers, counts, unusable, val_fraction, test_fraction)
+    return counts
+
+
+def check_counts(
+    answers: Path, counts: Counter[str], unusable: Counter[str], val_fraction: Fraction, test_fraction: Fraction
+) -> None:
+    """Log the summary; an empty val that was asked for is a warning.
+
+    Raises:
+        InputError: train or test holds no record.
+    """
+    shares = " + ".join(f"{counts[split]} {split}" for split in SPLITS)
+    reasons = "".join(f"; {n} {problem}" for problem, n in unusable.most_common())
+    total = counts.total() + unusable.total()
+    summary = f"{answers}: {total} answers = {shares} + {unusable.total()} unusable{reasons}"
+    if not counts["train"] or not counts["test"]:
+        empty = " and ".join(split for split in ("train", "test") if not counts[split])
+        advice = "take more records (mix.grpo_fraction, mix.sft_fraction), raise split.test_fraction"
+        if unusable.total() > counts.total():
+            advice = "look at raw_output of the unusable answers (teacher.model, teacher.adapter, max_new_tokens)"
+        fractions = f"val_fraction {float(val_fraction):g}, test_fraction {float(test_fraction):g}"
+        raise InputError(f"no record for {empty}; {summary}\n  {fractions}: {advice} or change split.seed")
+    logger.info("%s", summary)
+    if val_fraction and not counts["val"]:
+        logger.warning("%s: val holds no record, so that training cannot report a validation loss", answers)
+
+
+def check_chat(chat: dict[str, Any], path: Path, line: int) -> None:
+    """Refuse a record whose messages are not system, user, assistant, each with a text.
+
+    Raises:
+        InputError: names file and line.
+    """
+    messages = chat.get("messages")
+    turns = messages if isinstance(messages, list) and all(isinstance(m, dict) for m in messages) else []
+    roles = [turn.get("role") for turn in turns if isinstance(turn.get("content"), str)]
+    if roles != ["system", "user", "assistant"]:
+        raise InputError(format_problem(path, line, "messages", "system, user and assistant with texts", messages))
+
+
+def read_line(file: IO[bytes], path: Path, line: int) -> str:
+    """The next line of a .source or .target file, unescaped.
+
+    Raises:
+        InputError: the file ends, or the line is not as `escape_line` writes it; names file and line.
+    """
+    raw = file.readline()
+    if not raw.endswith(b"\n"):
+        expected = "a whole line for each record of the .jsonl"
+        raise InputError(format_problem(path, line, "line", expected, raw or "the end of the file"))
+    try:
+        return unescape_line(raw[:-1].decode())
+    except ValueError as error:
+        raise InputError(format_problem(path, line, "line", f"escaped UTF-8 text ({error})", raw)) from None
+
+
+def stream_split(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the chat records of a split (`train`, `val` or `test`), checked line by line against .source and .target.
+
+    Raises:
+        InputError: the three files do not agree or one is malformed; names file and line.
+    """
+    paths = {kind: Path(folder) / f"{name}.{kind}" for kind in ("source", "target", "jsonl")}
+    with open(paths["source"], "rb") as source, open(paths["target"], "rb") as target:
+        number = 0
+        for number, (line, chat) in enumerate(read_jsonl(paths["jsonl"]), start=1):
+            check_chat(chat, paths["jsonl"], line)
+            for file, kind, expected in zip((source, target), ("source", "target"), get_lines(chat), strict=True):
+                found = read_line(file, paths[kind], number)
+                if found != expected:
+                    wanted = f"the text of {paths['jsonl'].name}, {describe(expected)}"
+                    raise InputError(format_problem(paths[kind], number, "line", wanted, found))
+            yield chat
+        for file, kind in ((source, "source"), (target, "target")):
+            if surplus := file.readline():
+                raise InputError(format_problem(paths[kind], number + 1, "line", "the end of the file", surplus))
+
+
+def read_split(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The records of a split, as `stream_split` yields them: `{"id", "uid", "origin", "label", "messages"}`."""
+    return list(stream_split(folder, name))

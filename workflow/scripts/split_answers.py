@@ -1,0 +1,34 @@
+"""Split the teacher's usable answers into train, val and test by the identity of their prompts.
+
+python workflow/scripts/split_answers.py --answers artifacts/distill_data/raw/teacher_outputs_banks.jsonl \
+    --val-fraction 0.1 --test-fraction 0.1 --seed 42 --out artifacts/distill_data/processed/banks
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.errors import run_script
+from distill.shares import parse_fraction
+from distill.splits import split_answers
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--answers", required=True, type=Path, help="the teacher's answers (JSONL)")
+    parser.add_argument("--val-fraction", required=True, type=parse_fraction, help="share of the records, 0 to 1")
+    parser.add_argument("--test-fraction", required=True, type=parse_fraction, help="share of the records, 0 to 1")
+    parser.add_argument("--seed", required=True, type=int, help="decides where a record goes")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the nine files")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Split the answers of one category."""
+    args = parse_args(argv)
+    split_answers(args.answers, args.val_fraction, args.test_fraction, args.seed, args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,273 @@
+"""Scores of predictions: text metrics against the teacher's answers, value metrics against the true labels."""
+
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics.bleu import BLEU
+
+from distill.bootstrap import Estimate, Floats, Statistic, estimate_all
+from distill.errors import InputError, format_problem, raise_problems
+from distill.files import read_jsonl
+from distill.rouge import rouge_f1
+
+logger = logging.getLogger(__name__)
+
+METRIC_GROUPS = ("answer", "ppl", "bleu", "rouge")
+TOKENIZERS = ("13a", "intl", "zh", "char", "none")
+FEWEST = 3  # records below which R² and a rank correlation say nothing
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_number_or_null(value: Any) -> bool:
+    """A finite number or null."""
+    return value is None or is_number(value)
+
+
+def is_count(value: Any) -> bool:
+    """A whole number from 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "uid": ("a string", lambda value: isinstance(value, str)),
+    "category": ("a string", lambda value: isinstance(value, str)),
+    "reference": ("a string", lambda value: isinstance(value, str)),
+    "prediction": ("a string", lambda value: isinstance(value, str)),
+    "finish_reason": ('"stop" or "length"', lambda value: value in ("stop", "length")),
+    "usable": ("true or false", lambda value: isinstance(value, bool)),
+    "label": ("a finite number or null", is_number_or_null),
+    "parsed_value": ("a finite number or null", is_number_or_null),
+}
+PPL_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "nll": ("a finite number (nats)", is_number),
+    "nll_tokens": ("a whole number from 0", is_count),
+}
+
+
+def load_predictions(paths: Sequence[str | PathLike[str]], metrics: Iterable[str]) -> list[dict[str, Any]]:
+    """The records of all files, pooled, in an order that does not depend on that of the files or of their lines.
+
+    Raises:
+        InputError: a file without records, or a record with a field missing or of another type; names all of them.
+    """
+    fields = FIELDS | PPL_FIELDS if "ppl" in metrics else FIELDS
+    records: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for path in paths:
+        before = len(records)
+        for line, record in read_jsonl(path):
+            for field, (expected, is_right) in fields.items():
+                if field not in record:
+                    problems.append(f"{path}:{line}: {field}: expected {expected}, but the field is missing")
+                elif not is_right(record[field]):
+                    problems.append(format_problem(path, line, field, expected, record[field]))
+            records.append(record)
+        if len(records) == before:
+            problems.append(f"{path}: expected at least one prediction, found an empty file")
+    raise_problems(problems, "predictions")
+    records.sort(key=lambda record: (record["category"], record["uid"], record["prediction"], record["reference"]))
+    return records
+
+
+def weighted_mean(weights: Floats, values: Floats) -> Floats:
+    """Mean of the values that are not NaN in each resample.
+
+    Args:
+        weights: (resamples, records).
+        values: (records,), NaN for a record that has none.
+    """
+    present = ~np.isnan(values)
+    return weights[:, present] @ values[present] / weights[:, present].sum(axis=1)
+
+
+def root_mean_square(weights: Floats, errors: Floats) -> Floats:
+    """Root of the mean square of the errors that are not NaN; shapes as in `weighted_mean`."""
+    return np.sqrt(weighted_mean(weights, errors**2))
+
+
+def perplexity(weights: Floats, nll: Floats, tokens: Floats) -> Floats:
+    """exp(sum of negative log-likelihoods / sum of tokens), so that every token of the set counts alike.
+
+    Args:
+        weights: (resamples, records).
+        nll: (records,), nats, summed over a record's tokens.
+        tokens: (records,).
+    """
+    return np.exp((weights @ nll) / (weights @ tokens))
+
+
+def weighted_sum_of_squares(weights: Floats, values: Floats) -> Floats:
+    """Sum of squared deviations from each resample's own mean; NaN where only rounding is left of the spread.
+
+    Args:
+        weights: (resamples, records).
+        values: (records,) or (resamples, records).
+    """
+    count = weights.sum(axis=1)
+    mean = (weights * values).sum(axis=1) / count
+    total = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
+    scale = np.abs(values).max(initial=0.0)
+    return np.where((count >= FEWEST) & (total > count * (1e-9 * scale) ** 2), total, np.nan)
+
+
+def r_squared(weights: Floats, predicted: Floats, true: Floats) -> Floats:
+    """1 − residual sum of squares / total sum of squares, over records that have both values (NaN: has none)."""
+    present = ~np.isnan(predicted) & ~np.isnan(true)
+    weights, predicted, true = weights[:, present], predicted[present], true[present]
+    return 1 - weights @ (true - predicted) ** 2 / weighted_sum_of_squares(weights, true)
+
+
+def weighted_ranks(weights: Floats, values: Floats) -> Floats:
+    """Rank from 1 of each record within each resample, ties sharing their mean rank; shape as the weights."""
+    distinct, group = np.unique(values, return_inverse=True)
+    starts = np.searchsorted(np.sort(group), np.arange(len(distinct)))
+    in_group = np.add.reduceat(weights[:, np.argsort(group, kind="stable")], starts, axis=1)
+    return (np.cumsum(in_group, axis=1) - (in_group - 1) / 2)[:, group]
+
+
+def spearman(weights: Floats, predicted: Floats, true: Floats) -> Floats:
+    """Spearman's rank correlation over records that have both values; NaN where either is constant."""
+    present = ~np.isnan(predicted) & ~np.isnan(true)
+    if not present.any():
+        return np.full(len(weights), np.nan)
+    weights = weights[:, present]
+    first, second = weighted_ranks(weights, predicted[present]), weighted_ranks(weights, true[present])
+    middle = (weights.sum(axis=1) + 1)[:, None] / 2
+    product = (weights * (first - middle) * (second - middle)).sum(axis=1)
+    return product / np.sqrt(weighted_sum_of_squares(weights, first) * weighted_sum_of_squares(weights, second))
+
+
+def count_bleu_matches(bleu: BLEU, records: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """What corpus BLEU needs of each record: length, reference length, 4 matched and 4 total n-gram counts."""
+    scores = [bleu.corpus_score([record["prediction"]], [[record["reference"]]]) for record in records]
+    return np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores], dtype=np.float64)
+
+
+def corpus_bleu(weights: Floats, matches: Floats) -> Floats:
+    """sacreBLEU's corpus BLEU, 0 to 100, of each resample, from the summed counts of its records.
+
+    Args:
+        weights: (resamples, records).
+        matches: (records, 10) from `count_bleu_matches`.
+    """
+    totals = np.rint(weights @ matches).astype(int).tolist()
+    scores = [BLEU.compute_bleu(row[2:6], row[6:10], row[0], row[1], smooth_method="exp") for row in totals]
+    return np.array([score.score for score in scores])
+
+
+def pick_values(records: Sequence[dict[str, Any]]) -> tuple[Floats, Floats]:
+    """Predicted and true values, shape (records,), NaN in both where either is not there or the answer not usable."""
+    scored = [r["usable"] and r["parsed_value"] is not None and r["label"] is not None for r in records]
+    predicted = [r["parsed_value"] if has else math.nan for r, has in zip(records, scored, strict=True)]
+    true = [r["label"] if has else math.nan for r, has in zip(records, scored, strict=True)]
+    return np.array(predicted, dtype=np.float64), np.array(true, dtype=np.float64)
+
+
+def build_answer_statistics(records: Sequence[dict[str, Any]]) -> dict[str, Statistic]:
+    """Coverage over all records, errors over those with a usable value and a label.
+
+    Direction is the sign: a label of 0 has none and is left out, a predicted 0 for another label is wrong.
+    """
+    usable = np.array([record["usable"] for record in records], dtype=np.float64)
+    predicted, true = pick_values(records)
+    scored = int((~np.isnan(true)).sum())
+    same_sign = np.where(np.isnan(true) | (true == 0), np.nan, np.sign(predicted) == np.sign(true))
+    return {
+        "coverage": Statistic(partial(weighted_mean, values=usable), len(records)),
+        "mae": Statistic(partial(weighted_mean, values=np.abs(predicted - true)), scored),
+        "rmse": Statistic(partial(root_mean_square, errors=predicted - true), scored),
+        "r2": Statistic(partial(r_squared, predicted=predicted, true=true), scored),
+        "ic": Statistic(partial(spearman, predicted=predicted, true=true), scored),
+        "direction_accuracy": Statistic(partial(weighted_mean, values=same_sign), int((~np.isnan(same_sign)).sum())),
+    }
+
+
+def build_text_statistics(
+    records: Sequence[dict[str, Any]], metrics: Iterable[str], bleu: BLEU
+) -> dict[str, Statistic]:
+    """Perplexity, BLEU and ROUGE against the reference, over all records, also those whose answer is not usable."""
+    count, statistics = len(records), {}
+    if "ppl" in metrics:
+        nll = np.array([record["nll"] for record in records], dtype=np.float64)
+        tokens = np.array([record["nll_tokens"] for record in records], dtype=np.float64)
+        statistics["ppl"] = Statistic(partial(perplexity, nll=nll, tokens=tokens), count)
+    if "bleu" in metrics:
+        statistics["bleu"] = Statistic(partial(corpus_bleu, matches=count_bleu_matches(bleu, records)), count)
+    if "rouge" in metrics:
+        rouge = [rouge_f1(record["reference"], record["prediction"]) for record in records]
+        for name in ("rouge1", "rouge2", "rougeL"):
+            values = np.array([scores[name] for scores in rouge])
+            statistics[name] = Statistic(partial(weighted_mean, values=values), count)
+    return statistics
+
+
+def warn_of_unsplit_chinese(records: Sequence[dict[str, Any]], tokenize: str) -> None:
+    """Say that BLEU sees a whole Chinese sentence as one word under any tokenizer but `zh` and `char`."""
+    text = "".join(record["reference"] for record in records)
+    if tokenize not in ("zh", "char") and 2 * len(HAN.findall(text)) > len(text):
+        logger.warning("the references are mostly Chinese: BLEU needs --tokenize zh, %s does not split words", tokenize)
+
+
+def score_records(
+    records: Sequence[dict[str, Any]], metrics: Sequence[str], answer_key: str, tokenize: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The content of a metrics file: one entry a metric, then intervals, n, counts and settings.
+
+    Args:
+        records: from `load_predictions`, at least one.
+        metrics: of METRIC_GROUPS; `answer` is left out where `answer_key` is empty (no contract to keep).
+        tokenize: sacreBLEU's tokenizer, of TOKENIZERS.
+        resamples: of the bootstrap; 0 for no intervals.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: there is no record.
+    """
+    if not records:
+        raise InputError("expected at least one prediction, found none")
+    bleu = BLEU(tokenize=tokenize)
+    statistics = build_answer_statistics(records) if "answer" in metrics and answer_key else {}
+    statistics |= build_text_statistics(records, metrics, bleu)
+    if "bleu" in metrics:
+        warn_of_unsplit_chinese(records, tokenize)
+    estimates = estimate_all(statistics, len(records), resamples, seed)
+    return arrange_scores(estimates, count_records(records)) | {
+        "settings": {
+            "answer_key": answer_key,
+            "bleu_signature": str(bleu.get_signature()) if "bleu" in metrics else None,
+            "bootstrap": resamples,
+            "seed": seed,
+        }
+    }
+
+
+def count_records(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many records there are, and of what kind."""
+    return {
+        "records": len(records),
+        "usable": sum(record["usable"] for record in records),
+        "with_label": sum(record["label"] is not None for record in records),
+        "truncated": sum(record["finish_reason"] == "length" for record in records),
+    }
+
+
+def arrange_scores(estimates: dict[str, Estimate], counts: dict[str, int]) -> dict[str, Any]:
+    """Estimates as they stand in a metrics file: `metric: value`, and beside them intervals, n and counts."""
+    return {
+        **{name: estimate.value for name, estimate in estimates.items()},
+        "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
+        "n": {name: estimate.n for name, estimate in estimates.items()},
+        "counts": counts,
+    }

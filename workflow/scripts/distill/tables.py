@@ -1,0 +1,225 @@
+"""The score table: metrics files gathered into one long table, and that table as text."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill.errors import InputError
+from distill.files import write_atomically
+
+FIELDS = ("model", "category", "metric", "value", "ci_low", "ci_high", "n")
+SUFFIX = ".metrics.json"
+TEACHER = "teacher"
+BASE_SUFFIX = "_base"
+POOLED = "all"
+SHOWN = {"coverage": "coverage %", "mae": "MAE", "ppl": "PPL", "bleu": "BLEU", "rougeL": "ROUGE-L"}
+WITH_INTERVAL = ("coverage", "mae")
+WIDTH = 120
+
+
+class Score(NamedTuple):
+    """One row of metrics.csv; None stands for an empty cell: an undefined figure, or one without an interval."""
+
+    model: str
+    category: str
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+
+
+def order_models(models: Iterable[str]) -> list[str]:
+    """The teacher, then each student in order of first appearance, directly followed by its `_base`."""
+    seen = list(dict.fromkeys(models))
+    owners = {model: model.removesuffix(BASE_SUFFIX) if is_base(model, seen) else model for model in seen}
+    first: dict[str, int] = {}
+    for position, model in enumerate(seen):
+        first.setdefault(owners[model], position)
+    return sorted(seen, key=lambda model: (model != TEACHER, first[owners[model]], model != owners[model]))
+
+
+def is_base(model: str, models: Iterable[str]) -> bool:
+    """Whether the model is another one of `models` before distillation."""
+    return model.endswith(BASE_SUFFIX) and model.removesuffix(BASE_SUFFIX) in models
+
+
+def order_categories(categories: Iterable[str]) -> list[str]:
+    """Categories in order of first appearance, the pooled one last."""
+    return sorted(dict.fromkeys(categories), key=lambda category: category == POOLED)
+
+
+def read_metrics(path: str | PathLike[str]) -> list[Score]:
+    """The scores of one metrics file; model and category come from its path `…/{model}/{category}.metrics.json`.
+
+    Raises:
+        InputError: another path, or a file that is no metrics file.
+    """
+    path = Path(path)
+    model, category = path.parent.name, path.name.removesuffix(SUFFIX)
+    if not model or category in ("", path.name):
+        raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{SUFFIX}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        scores = []
+        for metric, n in content["n"].items():
+            low, high = content["intervals"][metric]
+            scores.append(Score(model, category, metric, content[metric], low, high, n))
+        return scores
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected a metrics file as score_predictions.py writes it ({error!r})") from error
+
+
+def gather_scores(paths: Sequence[str | PathLike[str]]) -> list[Score]:
+    """All scores, by model, category and metric in the order of a table's reader: see the order_* functions.
+
+    Raises:
+        InputError: a file that is no metrics file, or two for one model and category.
+    """
+    found: dict[tuple[str, str], list[Score]] = {}
+    owners: dict[tuple[str, str], str | PathLike[str]] = {}
+    for path in paths:
+        scores = read_metrics(path)
+        key = (Path(path).parent.name, Path(path).name.removesuffix(SUFFIX))
+        if key in found:
+            raise InputError(f"{path}: model and category are those of {owners[key]}")
+        found[key], owners[key] = scores, path
+    models, categories = order_models(key[0] for key in found), order_categories(key[1] for key in found)
+    keys = [(model, category) for model in models for category in categories]
+    return [score for key in keys for score in found.get(key, [])]
+
+
+def write_scores(path: str | PathLike[str], scores: Iterable[Score]) -> int:
+    """Write metrics.csv, one row a score; returns how many rows."""
+    count = 0
+    with write_atomically(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(FIELDS)
+        for score in scores:
+            writer.writerow(["" if cell is None else cell for cell in score])
+            count += 1
+    return count
+
+
+def read_scores(path: str | PathLike[str]) -> list[Score]:
+    """The scores of a metrics.csv.
+
+    Raises:
+        InputError: other columns, or a cell that is no number; names file, line and field.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise InputError(f"{path}:1: expected the columns {','.join(FIELDS)}, found {reader.fieldnames}")
+        return [read_row(row, f"{path}:{reader.line_num}") for row in reader]
+
+
+def read_row(row: dict[str, Any], place: str) -> Score:
+    """One row of metrics.csv; `place` is the file and line that an error names."""
+    numbers: list[float | None] = []
+    for field in FIELDS[3:]:
+        try:
+            numbers.append(float(row[field]) if row[field] != "" else None)
+        except (TypeError, ValueError):
+            raise InputError(f"{place}: {field}: expected a number, found {row[field]!r}") from None
+    value, low, high, n = numbers
+    if n is None:
+        raise InputError(f"{place}: n: expected a number, found an empty cell")
+    return Score(row["model"], row["category"], row["metric"], value, low, high, int(n))
+
+
+def choose_decimals(scores: Iterable[Score]) -> dict[str, int]:
+    """Decimals of each metric: one for figures from 0 to 100, three significant digits of the median MAE and PPL."""
+    sizes: dict[str, list[float]] = {}
+    for score in scores:
+        if score.metric in ("mae", "ppl") and score.value:
+            sizes.setdefault(score.metric, []).append(abs(score.value))
+    medians = {metric: sorted(values)[len(values) // 2] for metric, values in sizes.items()}
+    chosen = {metric: min(max(2 - math.floor(math.log10(size)), 1), 6) for metric, size in medians.items()}
+    return dict.fromkeys(SHOWN, 1) | chosen
+
+
+def format_figure(value: float | None, decimals: int) -> str:
+    """A figure as text; an undefined one is a dash, and one of ten digits or more a power of ten."""
+    if value is None:
+        return "–"
+    return f"{value:.2e}" if abs(value) >= 1e9 else f"{value:.{decimals}f}"
+
+
+def format_column(metric: str, column: Sequence[Score | None], decimals: int, intervals: bool) -> list[str]:
+    """The cells of one metric, a model each, with the interval behind the figure where it is asked for and known."""
+    scale = 100 if metric == "coverage" else 1
+    cells = []
+    for score in column:
+        numbers = (score.value, score.ci_low, score.ci_high) if score else (None, None, None)
+        value, low, high = (format_figure(None if x is None else scale * x, decimals) for x in numbers)
+        cells.append(f"{value} [{low}, {high}]" if intervals and numbers[1] is not None else value)
+    return cells
+
+
+def build_columns(
+    scores: Sequence[Score], models: Sequence[str], decimals: dict[str, int], intervals: bool
+) -> dict[str, list[str]]:
+    """One category's table, heading to cells, a cell a model: names, number of records, then the metrics shown.
+
+    Metrics that no model has are left out. MAE has its own count: it rests on usable answers with a label alone.
+    """
+    by_key = {(score.model, score.metric): score for score in scores}
+    counts = {model: max((s.n for s in scores if s.model == model), default=0) for model in models}
+    columns = {"model": list(models), "n": [str(counts[model]) for model in models]}
+    for metric, heading in SHOWN.items():
+        column = [by_key.get((model, metric)) for model in models]
+        if any(column):
+            columns[heading] = format_column(metric, column, decimals[metric], intervals and metric in WITH_INTERVAL)
+        if any(column) and metric == "mae":
+            columns["n (MAE)"] = [str(score.n) if score else "–" for score in column]
+    return columns
+
+
+def align_columns(columns: dict[str, list[str]]) -> list[str]:
+    """Lines of a table, headings first: the first column to the left, the others to the right."""
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    pads = [(str.rjust if i else str.ljust, width) for i, width in enumerate(widths)]
+    return ["  ".join(pad(cell, width) for cell, (pad, width) in zip(row, pads, strict=True)) for row in rows]
+
+
+def split_categories(scores: Sequence[Score]) -> dict[str, tuple[list[Score], list[str]]]:
+    """Category to its scores and its models, both in table order."""
+    blocks = {}
+    for category in order_categories(score.category for score in scores):
+        chosen = [score for score in scores if score.category == category]
+        blocks[category] = chosen, order_models(score.model for score in chosen)
+    return blocks
+
+
+def format_text(scores: Sequence[Score], width: int = WIDTH) -> str:
+    """The score table for a terminal, a block a category; intervals are left out where a line would pass `width`."""
+    blocks, decimals = split_categories(scores), choose_decimals(scores)
+    for intervals in (True, False):
+        tables = {
+            category: align_columns(build_columns(chosen, models, decimals, intervals))
+            for category, (chosen, models) in blocks.items()
+        }
+        if max((len(line) for lines in tables.values() for line in lines), default=0) <= width:
+            break
+    return "\n\n".join("\n".join([category, *lines]) for category, lines in tables.items())
+
+
+def format_markdown(scores: Sequence[Score]) -> str:
+    """The score table as one Markdown table with a column for the category."""
+    rows: list[tuple[str, ...]] = []
+    decimals = choose_decimals(scores)
+    headings = ["category", "model", "n", *(SHOWN[metric] for metric in SHOWN)]
+    headings.insert(headings.index("MAE") + 1, "n (MAE)")
+    for category, (chosen, models) in split_categories(scores).items():
+        columns = {"category": [category] * len(models), **build_columns(chosen, models, decimals, intervals=True)}
+        rows += zip(*(columns.get(heading, ["–"] * len(models)) for heading in headings), strict=True)
+    used = [i for i in range(len(headings)) if any(row[i] != "–" for row in rows)]
+    lines = [[headings[i] for i in used], ["---" if i < 2 else "---:" for i in used]]
+    lines += [[row[i].replace("|", "\\|") for i in used] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,33 @@
+"""Draw the scores of all models and categories with their 95 % intervals.
+
+python workflow/scripts/plot_scores.py --scores output/report/metrics.csv --out output/report/scores.svg
+"""
+
+import argparse
+import logging
+
+from distill.errors import run_script
+from distill.figures import draw_scores
+from distill.tables import read_scores
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scores", required=True, metavar="FILE", help="metrics.csv")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the figure, .svg or .png")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the table and draw it."""
+    args = parse_args(argv)
+    scores = read_scores(args.scores)
+    draw_scores(scores, args.out)
+    logger.info("drew the scores of %d rows -> %s", len(scores), args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,53 @@
+r"""Score predictions: coverage and errors of the value, perplexity, BLEU and ROUGE, with 95 % bootstrap intervals.
+
+Several prediction files are pooled into one set of scores.
+
+    python workflow/scripts/score_predictions.py \
+        --predictions output/evaluation/teacher/banks.predictions.jsonl \
+        --metrics bleu rouge ppl answer --answer-key holding_log_delta \
+        --out output/evaluation/teacher/banks.metrics.json
+"""
+
+import argparse
+import logging
+
+from distill.errors import run_script
+from distill.files import write_json
+from distill.scores import METRIC_GROUPS, TOKENIZERS, load_predictions, score_records
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="predictions.jsonl")
+    parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=list(METRIC_GROUPS))
+    parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
+    parser.add_argument("--tokenize", choices=TOKENIZERS, default="13a", help="of sacreBLEU; zh for Chinese")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals")
+    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap")
+    parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Score the predictions and write one metrics file."""
+    args = parse_args(argv)
+    records = load_predictions(args.predictions, args.metrics)
+    scores = score_records(records, args.metrics, args.answer_key, args.tokenize, args.bootstrap, args.seed)
+    write_json(args.out, scores)
+    counts = scores["counts"]
+    logger.info(
+        "scored %d records of %d file(s): %d usable, %d not usable, %d cut off by the length limit -> %s",
+        counts["records"],
+        len(args.predictions),
+        counts["usable"],
+        counts["records"] - counts["usable"],
+        counts["truncated"],
+        args.out,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

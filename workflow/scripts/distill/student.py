@@ -37,6 +37,9 @@ def train_student(options: dict[str, Any], train: list[dict[str, Any]], val: lis
         InputError: models or records do not fit together.
     """
     device = select_device(options["device"])
+    if options["precision"] == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        log.warning("this GPU has no bfloat16; training is in fp32")
+        options = options | {"precision": "fp32"}
     tokenizer = load_tokenizer(options["model"])
     teacher, teacher_tokenizer, vocabulary = load_teacher(options, tokenizer, device)
     examples = {
@@ -93,10 +96,8 @@ def load_student(options: dict[str, Any], device: torch.device) -> Any:
     """The student with float32 weights, under LoRA where it is asked for; mixed precision is the Trainer's.
 
     Raises:
-        InputError: bf16 is asked for on a GPU without it, or LoRA names modules that are not there.
+        InputError: LoRA names modules that are not there.
     """
-    if options["precision"] == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise InputError("train.precision: this GPU has no bfloat16; set fp16 or fp32")
     model = load_model(options["model"], device, torch.float32, trainable=True)
     if options["lora_rank"] is None:
         return model

@@ -16,6 +16,8 @@ from distill.models import decoder_and_head, memory_mb
 
 log = logging.getLogger(__name__)
 
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
 
 class ShowLastStep(TrainerCallback):
     """The last step is always logged and validated, wherever `logging_steps` and `eval_steps` fall."""
@@ -181,7 +183,7 @@ def training_arguments(
         per_device_eval_batch_size=options["batch_size"],
         gradient_accumulation_steps=options["gradient_accumulation_steps"],
         learning_rate=options["learning_rate"],
-        lr_scheduler_type=options["lr_scheduler"],
+        lr_scheduler_type=SCHEDULERS[options["lr_scheduler"]],
         warmup_steps=options["warmup_ratio"],
         weight_decay=options["weight_decay"],
         max_grad_norm=options["max_grad_norm"],

@@ -1,0 +1,38 @@
+# make demo     the whole workflow on synthetic data and tiny models
+# make test     all tests
+# make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake
+# All three set up .venv first, where it is not there yet or requirements.txt has changed.
+
+PYTHON ?= python3
+ARGS ?=
+DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
+
+.PHONY: demo test status setup
+.ONESHELL:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+demo: setup
+	source .venv/bin/activate
+	python workflow/scripts/make_demo_data.py --out runs/demo
+	snakemake $(DEMO)
+	snakemake $(DEMO) --report report.html --quiet all
+	python workflow/scripts/print_scores.py --scores runs/demo/output/report/metrics.csv
+	echo
+	echo "The report: runs/demo/report.html (scores alone: runs/demo/output/report/metrics.csv)"
+
+test: setup
+	source .venv/bin/activate
+	python -m pytest
+
+status: setup
+	@source .venv/bin/activate
+	python workflow/scripts/status.py --profile local $(ARGS)

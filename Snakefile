@@ -1,0 +1,32 @@
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# A configuration named on the command line replaces this one; Snakemake alone would merge the two.
+if not workflow.overwrite_configfiles:
+
+    configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/teacher.smk"
+include: "rules/student.smk"
+include: "rules/evaluation.smk"
+include: "rules/report.smk"
+
+
+# Without the key, models/teacher and its like are the user's own.
+if "demo" in config:
+
+    include: "rules/demo.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        get_targets(),

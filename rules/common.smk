@@ -1,0 +1,227 @@
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+
+SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from distill import commands
+from distill.config import check_config, get_name_pattern
+from distill.digest import code_digest
+from distill.errors import InputError
+
+try:
+    config = check_config(config)
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    category=get_name_pattern(),
+    student=get_name_pattern(),
+    model=get_name_pattern(),
+
+
+class Untracked:
+    """A parameter that says where or how a job runs, not what comes out: Snakemake does not compare it."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __str__(self):
+        return str(self.text)
+
+
+def get_script(name):
+    """Path of a script, untracked: the digest of its code counts, not where the project lies."""
+    return Untracked(shlex.quote(str(SCRIPTS / f"{name}.py")))
+
+
+def get_code(name):
+    """Digest of a script and the library modules it uses; comments and docstrings do not count."""
+    return code_digest(SCRIPTS / f"{name}.py")
+
+
+# Which categories there are
+
+
+def get_raw_files(category):
+    """Raw files of a category that the mix takes something from, by source."""
+    return {
+        source: config["source"][source].format(category=category)
+        for source in ("grpo", "sft")
+        if config["mix"][f"{source}_fraction"] > 0
+    }
+
+
+def get_missing_files(category):
+    return [path for path in get_raw_files(category).values() if not Path(path).exists()]
+
+
+def get_categories():
+    """Categories whose raw files are there; which are skipped is said once, in the main process."""
+    missing = {category: get_missing_files(category) for category in config["categories"]}
+    missing = {category: paths for category, paths in missing.items() if paths}
+    listed = "\n".join(f"  {category}: {', '.join(paths)} not found" for category, paths in missing.items())
+    where = f"(paths are relative to {Path.cwd()}; see source.grpo and source.sft in the configuration)"
+    if len(missing) == len(config["categories"]):
+        raise WorkflowError(f"No category has its raw files:\n{listed}\n{where}")
+    if missing and config["source"]["missing"] == "error":
+        raise WorkflowError(f"Raw files are missing, and source.missing is error:\n{listed}\n{where}")
+    if missing and workflow.is_main_process:
+        logger.warning(f"Categories without raw files are skipped:\n{listed}\n{where}")
+    return [category for category in config["categories"] if category not in missing]
+
+
+CATEGORIES = get_categories()
+
+
+# What a rule needs beside its own files
+
+
+def get_model_files(model):
+    """Files of a local model or adapter folder that decide its answers; none for a hub id."""
+    if "demo" in config and model in ("models/teacher", "models/student"):
+        return [f"{model}/config.json", f"{model}/model.safetensors"]
+    if "demo" in config and model.startswith("models/adapters/"):
+        return [f"{model}/adapter_config.json", f"{model}/adapter_model.safetensors"]
+    kept = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")
+    return sorted(str(path) for pattern in kept for path in Path(model).glob(pattern))
+
+
+def get_teacher_files(wildcards):
+    adapter = commands.get_adapter(config, wildcards.category)
+    return get_model_files(config["teacher"]["model"]) + (get_model_files(adapter) if adapter else [])
+
+
+def get_mix_input(wildcards):
+    """Raw files of the mix; a source with fraction 0 is not read."""
+    return {"grpo": [], "sft": []} | get_raw_files(wildcards.category)
+
+
+def get_generate_options(wildcards):
+    return commands.generate_flags(config, wildcards.category)
+
+
+def get_student_files(wildcards):
+    return get_model_files(config["students"][wildcards.student]["model"])
+
+
+def get_online_teacher_files(wildcards):
+    is_offline = config["students"][wildcards.student]["method"] == "seqkd"
+    return [] if is_offline else get_teacher_files(wildcards)
+
+
+def get_training_options(wildcards):
+    return commands.training_flags(config, wildcards.student, wildcards.category)
+
+
+def get_gpus():
+    return 0 if config["device"] == "cpu" else 1
+
+
+def get_model_threads():
+    """One on the CPU alone, where jobs run side by side; a few to feed a GPU."""
+    return 1 if config["device"] == "cpu" else 4
+
+
+def get_batch_size(section):
+    """Untracked, since it changes how fast answers come, not which."""
+    return Untracked(section["batch_size"])
+
+
+def get_demo_data():
+    """Raw files that the demo's models learn from."""
+    files = [get_raw_files(category) for category in CATEGORIES]
+    return {source: [file[source] for file in files if source in file] for source in ("grpo", "sft")}
+
+
+def get_demo_options(part):
+    demo = config.get("demo", {})
+    return commands.flags({"seed": demo.get("seed")} | demo.get(part, {}))
+
+
+# Which models are evaluated
+
+
+def is_base(model):
+    return model.endswith("_base")
+
+
+def get_student(model):
+    """Configuration of the student behind a model's name."""
+    return config["students"][model.removesuffix("_base")]
+
+
+def get_first_base(model):
+    """The `_base` that is evaluated for this one: students of the same model and precision share it."""
+
+    def identity(name):
+        return get_student(name)["model"], get_student(name)["train"]["precision"]
+
+    return next(f"{student}_base" for student in config["students"] if identity(student) == identity(model))
+
+
+def get_models():
+    """Names under output/evaluation, teacher first, each student followed by itself before distillation."""
+    return [
+        "teacher",
+        *(name for student in config["students"] for name in (student, f"{student}_base")),
+    ]
+
+
+def get_evaluated_models():
+    return [model for model in get_models() if not is_base(model) or get_first_base(model) == model]
+
+
+def get_sharing_students():
+    """Students whose `_base` is evaluated already, under another student's name."""
+    return [student for student in config["students"] if f"{student}_base" not in get_evaluated_models()]
+
+
+def get_shared_predictions(wildcards):
+    first = get_first_base(f"{wildcards.student}_base")
+    return f"output/evaluation/{first}/{wildcards.category}.predictions.jsonl"
+
+
+def get_predicting_files(wildcards):
+    if wildcards.model == "teacher":
+        return get_teacher_files(wildcards)
+    if is_base(wildcards.model):
+        return get_model_files(get_student(wildcards.model)["model"])
+    names = (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+    )
+    return [f"output/{wildcards.model}/{wildcards.category}/{name}" for name in names]
+
+
+def get_predict_options(wildcards):
+    return commands.predict_flags(config, wildcards.model, wildcards.category)
+
+
+def get_predictions_to_score(wildcards):
+    """A category's predictions; those of all categories for `all`."""
+    categories = CATEGORIES if wildcards.category == "all" else [wildcards.category]
+    return [f"output/evaluation/{wildcards.model}/{category}.predictions.jsonl" for category in categories]
+
+
+def get_targets():
+    folders = expand("output/{student}/{category}", student=config["students"], category=CATEGORIES)
+    figures = [
+        "training.svg",
+        "scores.svg",
+        *(f"values/{category}.svg" for category in CATEGORIES),
+    ]
+    # Without an answer contract there are no values to compare.
+    kept = [name for name in figures if config["answer"]["key"] or not name.startswith("values/")]
+    return [
+        *(f"{folder}/model.safetensors" for folder in folders),
+        "output/report/metrics.csv",
+        *(f"output/report/{name}" for name in kept),
+    ]

@@ -1,0 +1,71 @@
+rule predict_answers:
+    input:
+        multiext(
+            "artifacts/distill_data/processed/{category}/",
+            test="test.jsonl",
+            test_source="test.source",
+            test_target="test.target",
+        ),
+        model=get_predicting_files,
+    output:
+        predictions="output/evaluation/{model}/{category}.predictions.jsonl",
+    log:
+        "logs/predict_answers/{model}/{category}.log",
+    benchmark:
+        "logs/predict_answers/{model}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(get_evaluated_models()),
+    conda:
+        "../envs/torch.yaml"
+    threads: get_model_threads()
+    resources:
+        gpu=get_gpus(),
+        mem_mb=32000,
+        runtime=720,
+    params:
+        script=get_script("predict_answers"),
+        code=get_code("predict_answers"),
+        options=get_predict_options,
+        batch_size=get_batch_size(config["evaluation"]),
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} --test {input.test:q} --category {wildcards.category} {params.options}"
+        " --batch-size {params.batch_size} --device {params.device} --out {output.predictions:q} > {log:q} 2>&1"
+
+
+rule share_base_predictions:
+    input:
+        get_shared_predictions,
+    output:
+        "output/evaluation/{student}_base/{category}.predictions.jsonl",
+    log:
+        "logs/share_base_predictions/{student}/{category}.log",
+    wildcard_constraints:
+        student="|".join(get_sharing_students()) or "(?!)",
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "cp {input:q} {output:q} 2> {log:q}"
+
+
+rule score_predictions:
+    input:
+        predictions=get_predictions_to_score,
+    output:
+        metrics="output/evaluation/{model}/{category}.metrics.json",
+    log:
+        "logs/score_predictions/{model}/{category}.log",
+    benchmark:
+        "logs/score_predictions/{model}/{category}.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        script=get_script("score_predictions"),
+        code=get_code("score_predictions"),
+        options=commands.score_flags(config),
+    shell:
+        "python {params.script} --predictions {input.predictions:q} {params.options} --out {output.metrics:q}"
+        " > {log:q} 2>&1"

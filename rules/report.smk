@@ -1,0 +1,101 @@
+rule tabulate_scores:
+    input:
+        metrics=expand(
+            "output/evaluation/{model}/{category}.metrics.json",
+            category=[*CATEGORIES, "all"],
+            model=get_models(),
+        ),
+    output:
+        table=report(
+            "output/report/metrics.csv",
+            caption="../workflow/report/table.rst",
+            category="Scores",
+        ),
+    log:
+        "logs/tabulate_scores.log",
+    benchmark:
+        "logs/tabulate_scores.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=get_script("tabulate_scores"),
+        code=get_code("tabulate_scores"),
+    shell:
+        "python {params.script} --metrics {input.metrics:q} --out {output.table:q} > {log:q} 2>&1"
+
+
+rule plot_scores:
+    input:
+        scores="output/report/metrics.csv",
+    output:
+        figure=report(
+            "output/report/scores.svg",
+            caption="../workflow/report/scores.rst",
+            category="Scores",
+        ),
+    log:
+        "logs/plot_scores.log",
+    benchmark:
+        "logs/plot_scores.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=get_script("plot_scores"),
+        code=get_code("plot_scores"),
+    shell:
+        "python {params.script} --scores {input.scores:q} --out {output.figure:q} > {log:q} 2>&1"
+
+
+rule plot_training:
+    input:
+        logs=expand(
+            "output/{student}/{category}/training_log.jsonl",
+            category=CATEGORIES,
+            student=config["students"],
+        ),
+    output:
+        figure=report(
+            "output/report/training.svg",
+            caption="../workflow/report/training.rst",
+            category="Training",
+        ),
+    log:
+        "logs/plot_training.log",
+    benchmark:
+        "logs/plot_training.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=get_script("plot_training"),
+        code=get_code("plot_training"),
+    shell:
+        "python {params.script} --logs {input.logs:q} --out {output.figure:q} > {log:q} 2>&1"
+
+
+rule plot_values:
+    input:
+        predictions=expand(
+            "output/evaluation/{model}/{category}.predictions.jsonl",
+            model=get_models(),
+            allow_missing=True,
+        ),
+    output:
+        figure=report(
+            "output/report/values/{category}.svg",
+            caption="../workflow/report/values.rst",
+            category="Predicted and true values",
+            labels={"category": "{category}"},
+        ),
+    log:
+        "logs/plot_values/{category}.log",
+    benchmark:
+        "logs/plot_values/{category}.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=get_script("plot_values"),
+        code=get_code("plot_values"),
+        options=commands.flags({"answer_key": config["answer"]["key"]}),
+    shell:
+        "python {params.script} --predictions {input.predictions:q} {params.options} --out {output.figure:q}"
+        " > {log:q} 2>&1"

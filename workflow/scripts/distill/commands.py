@@ -1,0 +1,98 @@
+"""The rules' command-line options, made from a checked configuration.
+
+A rule reruns when its options change, so an option that does not change what comes out is none of these.
+"""
+
+import shlex
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def flags(settings: dict[str, Any]) -> str:
+    """Settings as a command line.
+
+    >>> flags({"batch_size": 2, "lora_rank": None, "fast": True, "names": ["a", "b"]})
+    '--batch-size 2 --fast --names a b'
+    """
+    parts = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            parts.append(shlex.join([flag, *map(str, value)]))
+        elif value is not None:
+            parts.append(shlex.join([flag, str(value)]))
+    return " ".join(parts)
+
+
+def get_adapter(config: Config, category: str) -> str | None:
+    """The teacher's LoRA checkpoint for a category."""
+    adapter = config["teacher"]["adapter"]
+    return adapter.format(category=category) if adapter else None
+
+
+def mix_flags(config: Config) -> str:
+    """Of mix_records.py."""
+    return flags(config["mix"]) + " " + prompt_flags(config)
+
+
+def prompt_flags(config: Config) -> str:
+    """Of make_prompts.py."""
+    answer = config["answer"]
+    return flags({"label_fields": answer["label_fields"] or None, "answer_key": answer["key"]})
+
+
+def teacher_flags(config: Config, category: str) -> dict[str, Any]:
+    """Which teacher, and in which numbers."""
+    teacher = config["teacher"]
+    return {
+        "model": teacher["model"],
+        "adapter": get_adapter(config, category),
+        "dtype": teacher["dtype"],
+        "quantization": teacher["quantization"],
+    }
+
+
+def generate_flags(config: Config, category: str) -> str:
+    """Of generate_answers.py; the batch size is untracked."""
+    sampling = {name: value for name, value in config["teacher"]["generation"].items() if name != "batch_size"}
+    return flags(teacher_flags(config, category) | sampling | {"answer_key": config["answer"]["key"]})
+
+
+def training_flags(config: Config, name: str, category: str) -> str:
+    """Of train_student.py; the teacher and the divergence are none of seqkd's."""
+    student = config["students"][name]
+    settings = {"model": student["model"], "method": student["method"]}
+    if student["method"] != "seqkd":
+        teacher = teacher_flags(config, category)
+        teacher["quantization"] = student["teacher_quantization"] or teacher["quantization"]
+        settings |= {f"teacher_{option}": value for option, value in teacher.items()}
+        settings |= {option: student[option] for option in ("temperature", "alpha")}
+        settings |= {"beta": student["beta"]} if student["method"] == "jsd" else {}
+    if student["lora"]:
+        target = student["lora"]["target"]
+        lora = student["lora"] | {"target": target if isinstance(target, list) else [target]}
+        settings |= {f"lora_{option}": value for option, value in lora.items()}
+    return flags(settings | student["train"])
+
+
+def predict_flags(config: Config, model: str, category: str) -> str:
+    """Of predict_answers.py, for `teacher`, a student, or a student's `_base`."""
+    evaluation = config["evaluation"]
+    if model == "teacher":
+        source = teacher_flags(config, category)
+    else:
+        student = config["students"][model.removesuffix("_base")]
+        folder = student["model"] if model.endswith("_base") else f"output/{model}/{category}"
+        dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+        source = {"model": folder, "dtype": dtypes[student["train"]["precision"]]}
+    sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature", "seed")}
+    return flags(source | sampling | {"answer_key": config["answer"]["key"]})
+
+
+def score_flags(config: Config) -> str:
+    """Of score_predictions.py."""
+    kept = {name: config["evaluation"][name] for name in ("metrics", "bootstrap", "seed", "tokenize")}
+    return flags(kept | {"answer_key": config["answer"]["key"]})

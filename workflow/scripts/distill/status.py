@@ -1,0 +1,137 @@
+"""What a run would do, as a table of categories by steps, read off Snakemake's own dry run."""
+
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from distill.errors import InputError
+
+# The rules of a step; several jobs of a category may belong to one (a student each, a model each).
+STEPS = {
+    "mix": ("mix_records",),
+    "prompts": ("make_prompts",),
+    "answers": ("generate_answers",),
+    "split": ("split_answers",),
+    "train": ("train_student",),
+    "predict": ("predict_answers", "share_base_predictions"),
+    "score": ("score_predictions",),
+}
+COLOURS = {"done": "32", "to do": "33", "missing input": "31"}
+
+JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+):$")
+FIELD = re.compile(r"^    (?P<name>wildcards|reason): (?P<value>.*)$")
+SKIPPED = re.compile(r"^  (?P<category>[\w-]+): (?P<files>.*) not found$")
+
+# Snakemake's reasons, the most telling first, and what they mean to a person.
+REASONS = (
+    (r"Updated input files: (.*?)(?:;|$)", "changed: {}"),
+    (r"Params have changed", "settings or code changed"),
+    (r"Code has changed", "the rule changed"),
+    (r"Set of input files has changed", "other input files"),
+    (r"[Ii]ncomplete", "was interrupted"),
+    (r"Forced execution", "forced"),
+    (r"Missing output files", "not made yet"),
+    (r"Input files updated by another job", "follows an earlier step"),
+)
+
+
+@dataclass
+class Job:
+    """A job that a dry run lists."""
+
+    rule: str
+    wildcards: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+
+def parse_dry_run(text: str) -> tuple[list[Job], dict[str, str]]:
+    """Jobs that a dry run lists, and the raw files that skipped categories lack."""
+    jobs: list[Job] = []
+    skipped: dict[str, str] = {}
+    for line in text.splitlines():
+        if match := JOB.match(line):
+            jobs.append(Job(match["rule"]))
+        elif (match := FIELD.match(line)) and jobs:
+            if match["name"] == "reason":
+                jobs[-1].reason = match["value"]
+            else:
+                jobs[-1].wildcards = dict(pair.split("=", 1) for pair in match["value"].split(", "))
+        elif match := SKIPPED.match(line):
+            skipped[match["category"]] = match["files"]
+    return jobs, skipped
+
+
+def explain(reason: str) -> str:
+    """Snakemake's reason in few words."""
+    for pattern, words in REASONS:
+        if match := re.search(pattern, reason):
+            return words.format(match.group(1) if match.groups() else "")
+    return reason
+
+
+def run_dry(arguments: Sequence[str]) -> tuple[str, str]:
+    """Output of two dry runs: of what would run, and of all that there is.
+
+    Raises:
+        InputError: Snakemake refuses; its own message.
+    """
+    command = ["snakemake", *arguments, "--dry-run", "--nocolor"]
+    runs = [
+        subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for more in ([], ["--forceall"])
+    ]
+    outputs = [run.communicate()[0] for run in runs]
+    if any(run.returncode for run in runs):
+        raise InputError(outputs[0].strip())
+    return outputs[0], outputs[1]
+
+
+def group_by_cell(jobs: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
+    """Jobs by (category, step); `all`, a category pooled from the others, is left out."""
+    cells = defaultdict(list)
+    for job in jobs:
+        category = job.wildcards.get("category", "all")
+        for step, rules in STEPS.items():
+            if job.rule in rules and category != "all":
+                cells[category, step].append(job)
+    return cells
+
+
+def paint(text: str, state: str, width: int, colour: bool) -> str:
+    """Text padded to a column, in the colour of its state on a terminal."""
+    padded = text.ljust(width)
+    return f"\033[{COLOURS[state]}m{padded}\033[0m" if colour else padded
+
+
+def render_table(todo_text: str, all_text: str, colour: bool) -> str:
+    """The table: a row a category, a column a step, and why there is something to do."""
+    jobs, _ = parse_dry_run(todo_text)
+    every, skipped = parse_dry_run(all_text)
+    todo, cells = group_by_cell(jobs), group_by_cell(every)
+    categories = list(dict.fromkeys([*sorted({category for category, _ in cells}), *sorted(skipped)]))
+    width = max(len(name) for name in ["category", *categories]) + 2
+    lines = ["category".ljust(width) + "".join(step.ljust(12) for step in STEPS) + "why"]
+    for category in categories:
+        if category in skipped:
+            cell = paint("missing input", "missing input", 12 * len(STEPS), colour)
+            lines.append(category.ljust(width) + cell + skipped[category])
+            continue
+        row = category.ljust(width)
+        for step in STEPS:
+            count, total = len(todo.get((category, step), [])), len(cells[category, step])
+            state = "to do" if count else "done"
+            row += paint(f"to do {count}/{total}" if count and total > 1 else state, state, 12, colour)
+        lines.append(row + first_reason(category, todo))
+    rest = [job.rule for job in jobs if job.rule.startswith(("tabulate", "plot"))]
+    lines.append("report".ljust(width) + paint("to do" if rest else "done", "to do" if rest else "done", 12, colour))
+    return "\n".join(lines)
+
+
+def first_reason(category: str, todo: dict[tuple[str, str], list[Job]]) -> str:
+    """Why the first step that is to do is to do; what follows from it needs no other reason."""
+    for step in STEPS:
+        for job in todo.get((category, step), []):
+            return f"{step}: {explain(job.reason)}"
+    return ""

@@ -1,0 +1,24 @@
+"""Show which categories are done, what is to do in each, and why: a table made from Snakemake's own dry run.
+
+    python workflow/scripts/status.py --profile local [--configfile FILE] [--directory DIR]
+
+Takes any of Snakemake's options. Loads no model, reaches no network, changes nothing.
+"""
+
+import sys
+
+from distill.errors import run_script
+from distill.status import render_table, run_dry
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Dry-run and print."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return
+    print(render_table(*run_dry(arguments), colour=sys.stdout.isatty()))
+
+
+if __name__ == "__main__":
+    run_script(main)

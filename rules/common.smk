@@ -8,7 +8,7 @@ from snakemake.logging import logger
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from distill import commands
+from distill import commands, experiment
 from distill.config import check_config, get_name_pattern
 from distill.digest import code_digest
 from distill.errors import InputError
@@ -45,26 +45,9 @@ def get_code(name):
     return code_digest(SCRIPTS / f"{name}.py")
 
 
-# Which categories there are
-
-
-def get_raw_files(category):
-    """Raw files of a category that the mix takes something from, by source."""
-    return {
-        source: config["source"][source].format(category=category)
-        for source in ("grpo", "sft")
-        if config["mix"][f"{source}_fraction"] > 0
-    }
-
-
-def get_missing_files(category):
-    return [path for path in get_raw_files(category).values() if not Path(path).exists()]
-
-
 def get_categories():
     """Categories whose raw files are there; which are skipped is said once, in the main process."""
-    missing = {category: get_missing_files(category) for category in config["categories"]}
-    missing = {category: paths for category, paths in missing.items() if paths}
+    missing = experiment.get_missing_files(config)
     listed = "\n".join(f"  {category}: {', '.join(paths)} not found" for category, paths in missing.items())
     where = f"(paths are relative to {Path.cwd()}; see source.grpo and source.sft in the configuration)"
     if len(missing) == len(config["categories"]):
@@ -79,9 +62,6 @@ def get_categories():
 CATEGORIES = get_categories()
 
 
-# What a rule needs beside its own files
-
-
 def get_model_files(model):
     """Files of a local model or adapter folder that decide its answers; none for a hub id."""
     if "demo" in config and model in ("models/teacher", "models/student"):
@@ -93,13 +73,13 @@ def get_model_files(model):
 
 
 def get_teacher_files(wildcards):
-    adapter = commands.get_adapter(config, wildcards.category)
+    adapter = experiment.get_adapter(config, wildcards.category)
     return get_model_files(config["teacher"]["model"]) + (get_model_files(adapter) if adapter else [])
 
 
 def get_mix_input(wildcards):
     """Raw files of the mix; a source with fraction 0 is not read."""
-    return {"grpo": [], "sft": []} | get_raw_files(wildcards.category)
+    return {"grpo": [], "sft": []} | experiment.get_raw_files(config, wildcards.category)
 
 
 def get_generate_options(wildcards):
@@ -135,7 +115,7 @@ def get_batch_size(section):
 
 def get_demo_data():
     """Raw files that the demo's models learn from."""
-    files = [get_raw_files(category) for category in CATEGORIES]
+    files = [experiment.get_raw_files(config, category) for category in CATEGORIES]
     return {source: [file[source] for file in files if source in file] for source in ("grpo", "sft")}
 
 
@@ -144,54 +124,16 @@ def get_demo_options(part):
     return commands.flags({"seed": demo.get("seed")} | demo.get(part, {}))
 
 
-# Which models are evaluated
-
-
-def is_base(model):
-    return model.endswith("_base")
-
-
-def get_student(model):
-    """Configuration of the student behind a model's name."""
-    return config["students"][model.removesuffix("_base")]
-
-
-def get_first_base(model):
-    """The `_base` that is evaluated for this one: students of the same model and precision share it."""
-
-    def identity(name):
-        return get_student(name)["model"], get_student(name)["train"]["precision"]
-
-    return next(f"{student}_base" for student in config["students"] if identity(student) == identity(model))
-
-
-def get_models():
-    """Names under output/evaluation, teacher first, each student followed by itself before distillation."""
-    return [
-        "teacher",
-        *(name for student in config["students"] for name in (student, f"{student}_base")),
-    ]
-
-
-def get_evaluated_models():
-    return [model for model in get_models() if not is_base(model) or get_first_base(model) == model]
-
-
-def get_sharing_students():
-    """Students whose `_base` is evaluated already, under another student's name."""
-    return [student for student in config["students"] if f"{student}_base" not in get_evaluated_models()]
-
-
 def get_shared_predictions(wildcards):
-    first = get_first_base(f"{wildcards.student}_base")
+    first = experiment.get_first_base(config, f"{wildcards.student}_base")
     return f"output/evaluation/{first}/{wildcards.category}.predictions.jsonl"
 
 
 def get_predicting_files(wildcards):
     if wildcards.model == "teacher":
         return get_teacher_files(wildcards)
-    if is_base(wildcards.model):
-        return get_model_files(get_student(wildcards.model)["model"])
+    if experiment.is_base(wildcards.model):
+        return get_model_files(experiment.get_student(config, wildcards.model)["model"])
     names = (
         "config.json",
         "generation_config.json",

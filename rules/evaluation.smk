@@ -14,7 +14,7 @@ rule predict_answers:
     benchmark:
         "logs/predict_answers/{model}/{category}.benchmark.tsv"
     wildcard_constraints:
-        model="|".join(get_evaluated_models()),
+        model="|".join(experiment.get_evaluated_models(config)),
     conda:
         "../envs/torch.yaml"
     threads: get_model_threads()
@@ -41,7 +41,7 @@ rule share_base_predictions:
     log:
         "logs/share_base_predictions/{student}/{category}.log",
     wildcard_constraints:
-        student="|".join(get_sharing_students()) or "(?!)",
+        student="|".join(experiment.get_sharing_students(config)) or "(?!)",
     conda:
         "../envs/data.yaml"
     shell:

@@ -3,7 +3,7 @@ rule tabulate_scores:
         metrics=expand(
             "output/evaluation/{model}/{category}.metrics.json",
             category=[*CATEGORIES, "all"],
-            model=get_models(),
+            model=experiment.get_models(config),
         ),
     output:
         table=report(
@@ -76,7 +76,7 @@ rule plot_values:
     input:
         predictions=expand(
             "output/evaluation/{model}/{category}.predictions.jsonl",
-            model=get_models(),
+            model=experiment.get_models(config),
             allow_missing=True,
         ),
     output:

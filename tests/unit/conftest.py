@@ -1,65 +1,7 @@
-"""Tiny models and tokenizers, made in code: no network, no files of the project."""
-
-from pathlib import Path
+"""Fixtures of the library's tests."""
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TEXTS = [
-    "You are a manager.",
-    "me=12.5, profit=0.31: estimate the change",
-    '<think>me↑ → more</think>\n<answer>\n{"holding_log_delta": 0.12}\n</answer>',
-] * 3
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-def build_tokenizer(texts=TEXTS, size=320, special=SPECIAL, template=CHATML) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    # A folder with a Qwen2 model is loaded with Qwen2's own normalizer and pre-tokenizer, so they are used here too.
-    qwen2 = Qwen2Tokenizer().backend_tokenizer
-    tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = template
-    return fast
-
-
-def build_model(vocabulary=352, hidden=16, layers=2, seed=0, tied=False, scale=1.0) -> Qwen2ForCausalLM:
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    model = Qwen2ForCausalLM(config)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(scale)
-    return model.eval()
-
-
-def save_model(folder: Path, tokenizer, **settings) -> str:
-    build_model(**settings).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+from tiny import build_tokenizer
 
 
 @pytest.fixture(scope="session")

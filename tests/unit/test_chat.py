@@ -1,7 +1,7 @@
 """Chat templates, the end of a turn, and vocabularies that teacher and student share."""
 
 import pytest
-from conftest import SPECIAL, TEXTS, build_tokenizer
+from tiny import SPECIAL, TEXTS, build_tokenizer
 
 from distill.chat import encode_completion, encode_prompt, get_end_of_turn_id, render_prompt, shared_vocabulary_size
 from distill.errors import InputError

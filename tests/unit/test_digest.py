@@ -156,3 +156,19 @@ def test_scripts_of_the_data_path_depend_on_no_training_code(tmp_path):
     after = {name: code_digest(tmp_path / "scripts" / f"{name}.py") for name in before}
     assert after == before
     assert len(set(before.values())) == 3
+
+
+def test_the_wording_of_messages_does_not_count(tmp_path):
+    def at(place, **code):
+        package = tmp_path / place / "distill"
+        package.mkdir(parents=True)
+        for name, text in {"__init__": "", "errors": "def fail():\n    return 1\n", **code}.items():
+            (package / f"{name}.py").write_text(text)
+        script = tmp_path / place / "script.py"
+        script.write_text("from distill import steps\n")
+        return code_digest(script)
+
+    steps = "from distill.errors import fail\n"
+    before = at("before", steps=steps)
+    assert at("message", steps=steps, errors="def fail():\n    return 2\n") == before
+    assert at("step", steps=steps + "fail()\n") != before

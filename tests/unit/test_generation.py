@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from tiny import build_model
 
 from distill import generation
 from distill.chat import encode_prompt

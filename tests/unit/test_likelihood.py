@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import build_model
+from tiny import build_model
 
 from distill.chat import encode_completion, encode_prompt
 from distill.likelihood import reference_likelihoods

@@ -333,9 +333,7 @@ def test_nll_is_needed_for_perplexity_only(tmp_path):
 
 def test_scoring_loads_no_heavy_library():
     """Some twenty scoring jobs run in the demo: what they import is their cost."""
-    code = (
-        "import sys, score_predictions; print(*{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
-    )
+    code = "import sys, score_predictions; print(*{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
     scripts = score_predictions.__file__.rsplit("/", 1)[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_tokenizer, save_model
 from safetensors.torch import load_file
+from tiny import build_tokenizer, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import train_student as script

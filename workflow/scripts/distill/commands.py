@@ -6,7 +6,7 @@ A rule reruns when its options change, so an option that does not change what co
 import shlex
 from typing import Any
 
-Config = dict[str, Any]
+from distill.experiment import Config, get_adapter, get_student, is_base
 
 
 def flags(settings: dict[str, Any]) -> str:
@@ -25,12 +25,6 @@ def flags(settings: dict[str, Any]) -> str:
         elif value is not None:
             parts.append(shlex.join([flag, str(value)]))
     return " ".join(parts)
-
-
-def get_adapter(config: Config, category: str) -> str | None:
-    """The teacher's LoRA checkpoint for a category."""
-    adapter = config["teacher"]["adapter"]
-    return adapter.format(category=category) if adapter else None
 
 
 def mix_flags(config: Config) -> str:
@@ -84,8 +78,8 @@ def predict_flags(config: Config, model: str, category: str) -> str:
     if model == "teacher":
         source = teacher_flags(config, category)
     else:
-        student = config["students"][model.removesuffix("_base")]
-        folder = student["model"] if model.endswith("_base") else f"output/{model}/{category}"
+        student = get_student(config, model)
+        folder = student["model"] if is_base(model) else f"output/{model}/{category}"
         dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
         source = {"model": folder, "dtype": dtypes[student["train"]["precision"]]}
     sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature", "seed")}

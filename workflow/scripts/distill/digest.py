@@ -7,6 +7,8 @@ from pathlib import Path
 
 from distill.errors import InputError
 
+# They word what a step says on its way, and nothing of what it writes: a better message must not train anew.
+WITHOUT_RESULT = ("distill.errors", "distill.progress")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -67,7 +69,8 @@ def locate(root: Path, name: str) -> list[tuple[str, str, Path]]:
 def code_digest(script: Path) -> str:
     """SHA-256 (64 hexadecimal digits) over a script and all modules beside it that it imports, directly or not.
 
-    Comments, docstrings, blank lines and formatting do not count, nor does the place of the checkout. Modules that
+    Comments, docstrings, blank lines and formatting do not count, nor do modules WITHOUT_RESULT, nor the place of the
+    checkout. Modules that
     are found only by name at run time (importlib) and installed libraries are not seen. Read once a process.
 
     Raises:
@@ -78,7 +81,7 @@ def code_digest(script: Path) -> str:
     seen: dict[str, str] = {}
     while waiting:
         name, package, path = waiting.pop()
-        if name not in seen:
+        if name not in seen and name not in WITHOUT_RESULT:
             seen[name], imports = read_module(path, package)
             waiting += [module for imported in imports for module in locate(root, imported)]
     digest = hashlib.sha256()

@@ -36,7 +36,11 @@ def raise_problems(problems: Iterable[str], what: str = "input") -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main: log lines to standard error; an InputError ends it with its text and exit code 1."""
+    """Run a script's main: log lines to standard error.
+
+    An InputError, or an OSError that names a file (not there, not allowed, disk full), ends it with its text alone
+    and exit code 1; anything else is a fault of the program and shows where.
+    """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )
@@ -44,4 +48,9 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)

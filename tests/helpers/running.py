@@ -1,0 +1,138 @@
+"""The workflow as a user runs it: Snakemake in a process of its own, on tiny models and synthetic records."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+# What running the workflow or the tests leaves in a checkout, and git's own.
+LEFT_BEHIND = (
+    ".git",
+    ".venv",
+    ".snakemake",
+    "artifacts",
+    "output",
+    "runs",
+    "logs",
+    "models",
+    "__pycache__",
+    ".*_cache",
+)
+
+CONFIG = {
+    "categories": ["banks", "households", "pension_funds"],
+    "device": "cpu",
+    "answer": {"key": None, "label_fields": ["holding_log_delta", "label_log_delta", "label_delta"]},
+    "teacher": {
+        "model": "models/teacher",
+        "adapter": "models/adapters/{category}",
+        "dtype": "float32",
+        "generation": {"max_new_tokens": 24, "temperature": 1.0, "batch_size": 8},
+    },
+    "split": {"val_fraction": 0.2, "test_fraction": 0.3},
+    "students": {
+        name: {
+            "model": "models/student",
+            "method": method,
+            "train": {"epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "fp32",
+                      "learning_rate": 1.0e-3, "save_steps": 2, "gradient_checkpointing": False},
+        }
+        for name, method in (("student_kd", "forward_kl"), ("student_seqkd", "seqkd"))
+    },
+    "evaluation": {"max_new_tokens": 16, "bootstrap": 100},
+}  # fmt: skip
+
+
+def environment():
+    """The caller's, with this interpreter's programs first; hubs out of reach."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def snakemake(*arguments, cwd=ROOT, check=True, timeout=600):
+    """Run `snakemake --profile local …`; its output, standard error with it."""
+    done = subprocess.run(
+        ["snakemake", "--profile", "local", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout
+    else:
+        assert done.returncode != 0, done.stdout
+    return done.stdout
+
+
+def planned(output):
+    """Jobs that a dry run lists, as sorted (rule, category) pairs."""
+    from distill.status import parse_dry_run
+
+    return sorted((job.rule, job.wildcards.get("category", "")) for job in parse_dry_run(output)[0])
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+class Directory:
+    """A working directory with records, models and a configuration."""
+
+    def __init__(self, path, config=CONFIG):
+        self.path = path
+        self.configfile = path / "config.yaml"
+        self.configure(config)
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def configure(self, config):
+        self.config = config
+        self.configfile.write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def run(self, *arguments, **options):
+        return snakemake("--configfile", self.configfile, "--directory", self.path, *arguments, **options)
+
+    def planned(self, **options):
+        """What a dry run would do, without the rule `all`."""
+        return [job for job in planned(self.run("--dry-run", **options)) if job[0] != "all"]
+
+    def copy(self, path):
+        """The same directory elsewhere, with time stamps of its own."""
+        shutil.copytree(self.path, path, copy_function=shutil.copyfile)
+        return Directory(path, self.config)
+
+
+def make_records(path, grpo=30, sft=40):
+    """Synthetic records; pension_funds has no SFT file."""
+    import make_demo_data
+
+    categories = ["--categories", "banks", "households", "pension_funds"]
+    make_demo_data.main(["--out", str(path), "--grpo", str(grpo), "--sft", str(sft), *categories])
+
+
+def make_models(path):
+    """Teacher, student and an adapter a category, all tiny and random, over one tokenizer."""
+    from peft import LoraConfig, get_peft_model
+    from tiny import build_model
+    from transformers import AutoTokenizer
+
+    import train_demo_tokenizer
+
+    records = sorted(map(str, (path / "artifacts/sft").glob("*.jsonl")))
+    train_demo_tokenizer.main(["--sft", *records, "--out", str(path / "models/tokenizer"), "--size", "600"])
+    tokenizer = AutoTokenizer.from_pretrained(path / "models/tokenizer")
+    for name, hidden, vocabulary in (("teacher", 32, 640), ("student", 16, 624)):
+        build_model(vocabulary, hidden, scale=6.0).save_pretrained(path / "models" / name)
+        tokenizer.save_pretrained(path / "models" / name)
+    for category in ("banks", "households"):
+        lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(build_model(640, 32, scale=6.0), lora).save_pretrained(path / "models/adapters" / category)

@@ -1,0 +1,109 @@
+"""A run that is killed at any instant goes on from where it was, and ends with the same result."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from running import ROOT, environment, read_lines
+from safetensors.torch import load_file
+
+
+def start(directory, target):
+    """Start Snakemake in a session of its own, so that it and its jobs can be killed as one."""
+    command = ["snakemake", "--profile", "local", "--configfile", directory.configfile, "--directory", directory.path]
+    return subprocess.Popen(
+        list(map(str, [*command, target])),
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_when(process, is_time, seconds=300):
+    """SIGKILL the whole session as soon as `is_time()`, which has to come before its end."""
+    end = time.monotonic() + seconds
+    while not is_time():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end, "nothing was written to be killed after"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def cached_lines(directory):
+    return sum(path.read_bytes().count(b"\n") for path in directory.path.glob("artifacts/cache/teacher/*/*.jsonl"))
+
+
+@pytest.fixture
+def slow(finished, tmp_path):
+    """The finished directory's settings, with answers that come one by one and a checkpoint at each step."""
+    directory = finished.copy(tmp_path / "run")
+    config = json.loads(json.dumps(directory.config))
+    config["teacher"]["generation"] |= {"batch_size": 1, "max_new_tokens": 96}
+    for student in config["students"].values():
+        student["train"] |= {"epochs": 12, "save_steps": 1}
+    directory.configure(config)
+    return directory
+
+
+def test_generation_goes_on_after_a_kill(slow, tmp_path):
+    target = "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
+    undisturbed = slow.copy(tmp_path / "undisturbed")
+    before = cached_lines(slow)  # of other settings
+    kill_when(start(slow, target), lambda: cached_lines(slow) >= before + 3)
+    assert before + 3 <= cached_lines(slow) < before + 33
+
+    slow.run("--unlock")
+    slow.run(target)
+    undisturbed.run(target)
+    assert read_lines(slow / target) == read_lines(undisturbed / target)
+    stats = json.loads((slow / target.replace(".jsonl", ".stats.json")).read_text())
+    assert stats["from_cache"] >= 3
+    assert stats["from_cache"] + stats["generated"] == stats["prompts"] == 33
+
+
+@pytest.mark.parametrize("student", ["student_kd", "student_seqkd"])
+def test_training_goes_on_after_a_kill(slow, tmp_path, student):
+    target = f"output/{student}/banks/model.safetensors"
+    slow.run("artifacts/distill_data/processed/banks/train.jsonl")
+    undisturbed = slow.copy(tmp_path / "undisturbed")
+
+    def has_checkpoint():
+        return any(slow.path.glob(f"artifacts/checkpoints/{student}/banks/*/checkpoint-*/trainer_state.json"))
+
+    kill_when(start(slow, target), has_checkpoint)
+    assert not (slow / target).exists()
+    slow.run("--unlock")
+    slow.run(target)
+    assert "going on from" in Path(slow / f"logs/train_student/{student}/banks.log").read_text()
+    undisturbed.run(target)
+    one, other = load_file(slow / target), load_file(undisturbed / target)
+    assert all(one[name].equal(other[name]) for name in other)
+
+
+def test_status_shows_what_is_done_and_why_not(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    raw = copy / "artifacts/sft/sft_train_banks.jsonl"
+    raw.write_text(raw.read_text().replace("assistant", "assistant", 1) + raw.read_text().splitlines()[0] + "\n")
+    command = ["status.py", "--profile", "local", "--configfile", copy.configfile, "--directory", copy.path]
+    done = subprocess.run(
+        ["python", ROOT / "workflow/scripts" / command[0], *command[1:]],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "to do" in rows["banks"]
+    assert "changed: artifacts/sft/sft_train_banks.jsonl" in rows["banks"]
+    assert "to do" not in rows["households"]
+    assert "missing input" in rows["pension_funds"]
+    assert "artifacts/sft/sft_train_pension_funds.jsonl" in rows["pension_funds"]
+    assert "to do" in rows["report"]

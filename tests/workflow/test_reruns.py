@@ -1,0 +1,174 @@
+"""What reruns, and what does not."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+from running import ROOT, Directory, planned, read_lines, snakemake
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return finished.copy(tmp_path / "copy")
+
+
+def rules_of(jobs, category):
+    return {rule for rule, name in jobs if name == category}
+
+
+PATH = {"mix_records", "make_prompts", "generate_answers", "split_answers", "train_student", "predict_answers"}
+
+
+def test_a_copy_with_new_time_stamps_reruns_nothing(copy):
+    assert copy.planned() == []
+
+
+def test_touching_reruns_nothing(copy):
+    later = time.time() + 10
+    for pattern in ("artifacts/grpo/*.jsonl", "artifacts/sft/*.jsonl", "models/*/*", "models/adapters/*/*"):
+        paths = list(copy.path.glob(pattern))
+        assert paths
+        for path in paths:
+            os.utime(path, (later, later))
+    assert copy.planned() == []
+
+
+def test_the_project_in_another_place_reruns_nothing(copy, checkout):
+    arguments = ("-n", "--configfile", copy.configfile, "--directory", copy.path)
+    assert "Nothing to be done" in snakemake(*arguments, cwd=checkout)
+
+
+def test_a_changed_record_reruns_its_own_category_only(copy):
+    path = copy / "artifacts/sft/sft_train_banks.jsonl"
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[0])
+    record["messages"][1]["content"] += " "
+    path.write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
+    jobs = copy.planned()
+    assert rules_of(jobs, "households") == set()
+    assert rules_of(jobs, "banks") >= PATH
+
+
+def test_an_added_category_leaves_the_others_alone(copy):
+    shutil.copy(copy / "artifacts/sft/sft_train_banks.jsonl", copy / "artifacts/sft/sft_train_pension_funds.jsonl")
+    shutil.copytree(copy / "models/adapters/banks", copy / "models/adapters/pension_funds")
+    jobs = copy.planned()
+    assert rules_of(jobs, "banks") == rules_of(jobs, "households") == set()
+    assert rules_of(jobs, "pension_funds") >= PATH
+
+
+def change(checkout, name, old, new):
+    path = checkout / "workflow/scripts" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return lambda: path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reruns"),
+    [
+        ("split_answers.py", "import argparse\n", "# a remark\nimport argparse\n", set()),
+        ("distill/splits.py", '"""', '"""Another docstring. ', set()),
+        ("distill/model_card.py", "# {student}: {category}", "# {category}: {student}", {"train_student"}),
+        ("distill/progress.py", "30.0", "31.0", set()),
+        ("distill/generation.py", '"cpu": 32', '"cpu": 16', {"generate_answers", "predict_answers"}),
+        ("distill/tables.py", "import ", "import string\nimport ", {"tabulate_scores"}),
+    ],
+    ids=["comment", "docstring", "training", "progress", "generation", "table"],
+)
+def test_code_reruns_the_steps_that_use_it(copy, checkout, name, old, new, reruns):
+    undo = change(checkout, name, old, new)
+    try:
+        output = snakemake("-n", "--configfile", copy.configfile, "--directory", copy.path, cwd=checkout)
+    finally:
+        undo()
+    jobs = {rule for rule, _ in planned(output)}
+    assert jobs >= reruns
+    if not reruns:
+        assert jobs == set()
+    assert "mix_records" not in jobs
+
+
+@pytest.mark.parametrize(
+    ("change", "reruns", "stays"),
+    [
+        ({"teacher": {"generation": {"batch_size": 2}}}, set(), PATH),
+        ({"cache": "elsewhere"}, set(), PATH),
+        ({"teacher": {"generation": {"temperature": 0.5}}}, PATH - {"mix_records", "make_prompts"}, {"make_prompts"}),
+        ({"split": {"seed": 1}}, {"split_answers", "train_student"}, {"generate_answers"}),
+        ({"evaluation": {"bootstrap": 50}}, {"score_predictions"}, {"predict_answers", "train_student"}),
+        ({"students": {"student_kd": {"alpha": 0.9}}}, {"train_student"}, {"split_answers"}),
+        ({"students": {"student_seqkd": {"alpha": 0.9}}}, set(), PATH),
+    ],
+    ids=["batch size", "cache", "temperature", "split", "bootstrap", "alpha", "alpha of seqkd"],
+)
+def test_a_setting_reruns_what_depends_on_it(copy, change, reruns, stays):
+    def merge(one, other):
+        return {
+            key: merge(one[key], other[key])
+            if isinstance(one.get(key), dict) and isinstance(other.get(key), dict)
+            else other.get(key, one.get(key))
+            for key in {**one, **other}
+        }
+
+    copy.configure(merge(copy.config, change))
+    jobs = {rule for rule, _ in copy.planned()}
+    assert jobs >= reruns
+    assert not jobs & stays
+    if not reruns:
+        assert jobs == set()
+
+
+def test_the_teacher_is_asked_for_new_prompts_only(copy):
+    """The mix takes another share: answers that are there are taken from the cache."""
+    answers = copy / "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
+    before = {answer["uid"]: answer["raw_output"] for answer in read_lines(answers)}
+    copy.configure(copy.config | {"mix": {"grpo_fraction": 0.8, "sft_fraction": 0.2}})
+    copy.run(answers.relative_to(copy.path))
+    after = {answer["uid"]: answer["raw_output"] for answer in read_lines(answers)}
+    stats = json.loads(answers.with_suffix("").with_suffix(".stats.json").read_text())
+    kept = before.keys() & after.keys()
+    assert {uid: after[uid] for uid in kept} == {uid: before[uid] for uid in kept}
+    assert (stats["prompts"], stats["from_cache"], stats["generated"]) == (32, len(kept), 32 - len(kept))
+    assert 0 < stats["generated"] < 12
+
+
+def test_a_category_that_fails_leaves_the_others_running(fresh, tmp_path):
+    directory = fresh.copy(tmp_path / "run")
+    path = directory / "artifacts/grpo/grpo_banks.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], '{"messages": [', *lines[5:]]) + "\n")
+    raw = "artifacts/distill_data/raw"
+    targets = [f"{raw}/{category}_teacher_prompts_base.jsonl" for category in ("banks", "households")]
+    output = directory.run(*targets, check=False)
+    assert "error: " in output
+    assert "artifacts/grpo/grpo_banks.jsonl:5: line: expected a JSON object" in output
+    assert "Traceback" not in output
+    assert (directory / targets[1]).exists()
+    assert not (directory / targets[0]).exists()
+
+
+def test_missing_files_are_an_error_where_configured(fresh, tmp_path):
+    directory = Directory(fresh.copy(tmp_path / "run").path, fresh.config | {"source": {"missing": "error"}})
+    output = directory.run("-n", check=False)
+    assert "pension_funds: artifacts/sft/sft_train_pension_funds.jsonl not found" in output
+
+
+def test_a_wrong_configuration_is_told_whole_before_anything_runs(fresh, tmp_path):
+    directory = fresh.copy(tmp_path / "run")
+    students = {"student_kd": directory.config["students"]["student_kd"] | {"methd": "jsd", "alpha": 2}}
+    directory.configure(directory.config | {"students": students, "mixx": {}})
+    output = directory.run("-n", check=False)
+    for text in ("students.student_kd.methd", "did you mean method?", "students.student_kd.alpha", "mixx"):
+        assert text in output
+    assert "Traceback" not in output
+
+
+def test_without_the_demo_key_models_of_that_name_are_the_users_own(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    (copy / "models/teacher/config.json").unlink()
+    assert "train_demo_model" not in {rule for rule, _ in copy.planned()}
+    assert (ROOT / "rules/demo.smk").exists()

@@ -1,0 +1,126 @@
+"""One run through the whole workflow on tiny models: every file of the data path, and the report."""
+
+import csv
+import json
+import re
+
+import pytest
+from running import read_lines, snakemake
+
+MODELS = ["teacher", "student_kd", "student_kd_base", "student_seqkd", "student_seqkd_base"]
+
+
+def test_the_category_without_sft_file_is_skipped_with_a_warning(finished):
+    assert "pension_funds: artifacts/sft/sft_train_pension_funds.jsonl not found" in finished.output
+    assert not list(finished.path.glob("**/*pension_funds*.metrics.json"))
+
+
+def test_the_mix_takes_each_sources_share(finished):
+    for category in ("banks", "households"):
+        mix = read_lines(finished / f"artifacts/distill_data/raw/train_mix_{category}.jsonl")
+        assert [record["origin"] for record in mix] == ["grpo"] * 21 + ["sft"] * 12  # int(30 · 0.7), int(40 · 0.3)
+        assert len({record["uid"] for record in mix}) == 33
+
+
+def test_prompts_and_answers_carry_the_designs_fields(finished):
+    prompts = read_lines(finished / "artifacts/distill_data/raw/banks_teacher_prompts_base.jsonl")
+    answers = read_lines(finished / "artifacts/distill_data/raw/teacher_outputs_banks.jsonl")
+    assert prompts[0].keys() == {"id", "uid", "system", "prompt", "label", "origin"}
+    fields = {"raw_output", "think", "answer", "parsed_value", "finish_reason", "generated_tokens"}
+    assert answers[0].keys() >= prompts[0].keys() | fields
+    assert [answer["uid"] for answer in answers] == [prompt["uid"] for prompt in prompts]
+    # This configuration has no answer contract, so that an SFT answer is read for no value.
+    assert all((prompt["label"] is not None) == (prompt["origin"] == "grpo") for prompt in prompts)
+    stats = json.loads((finished / "artifacts/distill_data/raw/teacher_outputs_banks.stats.json").read_text())
+    assert (stats["prompts"], stats["from_cache"], stats["generated"]) == (33, 0, 33)
+    assert stats["usable"] + stats["rejected"] == 33
+
+
+def test_splits_are_aligned_and_share_no_prompt(finished):
+    folder = finished / "artifacts/distill_data/processed/banks"
+    uids = []
+    for split in ("train", "val", "test"):
+        lines = [(folder / f"{split}.{kind}").read_text().count("\n") for kind in ("source", "target", "jsonl")]
+        assert len(set(lines)) == 1
+        uids += [record["uid"] for record in read_lines(folder / f"{split}.jsonl")]
+    assert len(uids) == len(set(uids)) > 0
+
+
+def test_no_placeholder_reaches_a_target(finished):
+    for path in (finished / "artifacts/distill_data/processed").glob("*/*.target"):
+        text = path.read_text()
+        assert "predicted_value" not in text
+        assert "[Using the" not in text
+
+
+def test_students_are_ordinary_models(finished):
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    for student in ("student_kd", "student_seqkd"):
+        folder = finished / f"output/{student}/banks"
+        assert {path.name for path in folder.iterdir()} >= names | {"training_log.jsonl", "README.md"}
+        log = [line for line in read_lines(folder / "training_log.jsonl") if "loss" in line]
+        assert (log[0]["kd"] is None) == (student == "student_seqkd")
+        assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_the_table_has_every_model_in_every_category(finished):
+    with open(finished / "output/report/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["model", "category", "metric", "value", "ci_low", "ci_high", "n"]
+    assert list(dict.fromkeys(row["model"] for row in rows)) == MODELS
+    assert {row["category"] for row in rows} == {"banks", "households", "all"}
+    for metric in ("ppl", "bleu", "rougeL"):
+        found = {row["model"]: row for row in rows if row["metric"] == metric and row["category"] == "all"}
+        assert all(int(row["n"]) > 0 and row["value"] for row in found.values())
+    ppl = {row["model"]: float(row["value"]) for row in rows if (row["metric"], row["category"]) == ("ppl", "all")}
+    assert ppl["teacher"] < ppl["student_kd"] < ppl["student_kd_base"]
+
+
+def test_a_base_that_students_share_is_evaluated_once(finished):
+    jobs = re.findall(r"rule predict_answers:.*?wildcards: (.*?)$", finished.output, flags=re.MULTILINE | re.DOTALL)
+    assert len(jobs) == 8  # (teacher, two students, one base) in two categories
+    assert not any("student_seqkd_base" in job for job in jobs)
+    paths = [
+        finished / f"output/evaluation/{name}_base/banks.predictions.jsonl" for name in ("student_kd", "student_seqkd")
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_report_holds_figures_and_captions(finished, tmp_path):
+    report = tmp_path / "report.html"
+    finished.run("--report", report)
+    text = report.read_text()
+    assert len(text) > 100_000
+    for name in ("scores.svg", "training.svg", "metrics.csv"):
+        assert name in text
+    assert "Predicted and true values" not in text  # without an answer contract there are none
+    assert "student_kd" in text
+
+
+def test_nothing_is_left_beside_the_declared_files(finished):
+    assert not list(finished.path.glob("**/*.tmp"))
+    assert not (finished / "artifacts/checkpoints/student_kd/banks").exists()
+
+
+def test_a_dry_run_of_the_real_experiment_needs_no_model(checkout, fresh, tmp_path):
+    """Exactly `snakemake --profile local -n` in the project's root, with nothing there but raw records."""
+    (checkout / "artifacts").symlink_to(fresh.path / "artifacts")
+    try:
+        output = snakemake("-n", cwd=checkout)
+    finally:
+        (checkout / "artifacts").unlink()
+    assert "Qwen/Qwen2.5-7B-Instruct" in output
+    assert re.search(r"^train_student +2$", output, flags=re.MULTILINE)
+    assert not (checkout / "output").exists()
+
+
+def test_without_any_record_the_dry_run_says_what_is_missing(checkout):
+    output = snakemake("-n", cwd=checkout, check=False)
+    assert "No category has its raw files" in output
+    assert "artifacts/grpo/grpo_banks.jsonl" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("shell", [["--profile", "local"], []], ids=["profile", "plain"])
+def test_the_configuration_named_replaces_the_default(fresh, shell):
+    assert "Qwen" not in fresh.run("-n", *shell)

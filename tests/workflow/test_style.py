@@ -1,0 +1,75 @@
+"""The project's own linters, and that rules and scripts belong together."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ROOT, environment
+
+RULES = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["snakefmt", "--check", "Snakefile", "rules"],
+        ["mypy"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_linters_find_nothing(command):
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_snakemake_lint(fresh):
+    command = ["snakemake", "--lint", "--configfile", fresh.configfile, "--directory", fresh.path]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_script_named_in_a_rule_is_there_and_carries_its_digest():
+    scripts = re.findall(r'script=get_script\("(\w+)"\)', RULES)
+    assert len(scripts) > 10
+    assert re.findall(r'code=get_code\("(\w+)"\)', RULES) == scripts
+    for name in scripts:
+        assert (ROOT / "workflow/scripts" / f"{name}.py").is_file()
+
+
+def test_every_rule_that_does_work_has_log_environment_and_its_scripts_name():
+    for rule in re.split(r"^rule ", RULES, flags=re.MULTILINE)[1:]:
+        name = rule.split(":", 1)[0]
+        assert "    log:" in rule, name
+        assert "    conda:" in rule, name
+        if name != "share_base_predictions":
+            assert f'get_script("{name}")' in rule
+
+
+def test_helpers_stay_small_and_import_no_torch():
+    common = (ROOT / "rules/common.smk").read_text()
+    assert len(common.splitlines()) < 200
+    code = "import sys; from distill import commands, config, digest, status; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["mix_records", "make_prompts", "split_answers", "score_predictions"])
+def test_data_steps_import_no_torch(name):
+    code = f"import sys, {name}; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_scripts_show_their_help():
+    for script in sorted((ROOT / "workflow/scripts").glob("*.py")):
+        done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert Path(script).name in done.stdout

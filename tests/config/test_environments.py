@@ -1,0 +1,40 @@
+"""Pins: one version of each package, in requirements.txt and the conda environments alike."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
+
+
+def environment_pins(path):
+    dependencies = yaml.safe_load(path.read_text())["dependencies"]
+    (pip,) = [part["pip"] for part in dependencies if isinstance(part, dict)]
+    return dict(pin.split("==") for pin in pip)
+
+
+def test_everything_is_pinned():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert len(lines) == len(PINS)
+    assert PINS["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("name", ["data", "torch"])
+def test_environments_carry_the_same_versions(name):
+    pins = environment_pins(ROOT / f"envs/{name}.yaml")
+    assert pins
+    assert pins == {package: PINS[package] for package in pins}
+
+
+def test_data_steps_need_no_torch():
+    assert "torch" not in environment_pins(ROOT / "envs/data.yaml")
+
+
+def test_every_environment_is_used_by_a_rule():
+    used = {
+        match for path in (ROOT / "rules").glob("*.smk") for match in re.findall(r"envs/(\w+)\.yaml", path.read_text())
+    }
+    assert used == {path.stem for path in (ROOT / "envs").glob("*.yaml")}

@@ -1,0 +1,108 @@
+"""Command lines that a configuration becomes: what is in them reruns a rule, what is not does not."""
+
+import pytest
+
+import generate_answers
+import mix_records
+import predict_answers
+import score_predictions
+import train_student
+from distill import commands, experiment
+from distill.config import check_config
+
+
+def make_config(**changes):
+    student = {"model": "owner/student"}
+    config = {"categories": ["banks"], "teacher": {"model": "owner/teacher"}, "students": {"one": student}}
+    return check_config(config | changes)
+
+
+def parse(script, text, *more):
+    """What a script reads of the rule's options."""
+    return script.parse_args([*text.split(), *more])
+
+
+def test_flags_write_each_kind_of_value():
+    settings = {"batch_size": 2, "lora_rank": None, "fast": True, "slow": False, "names": ["a", "b c"], "key": "x;y"}
+    assert commands.flags(settings) == "--batch-size 2 --fast --no-slow --names a 'b c' --key 'x;y'"
+
+
+def test_training_options_are_those_of_the_configuration():
+    lora = {"rank": 8, "alpha": 16, "dropout": 0.1, "target": ["q_proj", "v_proj"]}
+    train = {"epochs": 2, "precision": "fp16", "eval_steps": 7}
+    student = {"model": "owner/s", "method": "jsd", "beta": 0.3, "alpha": 0.9, "teacher_quantization": "int8"}
+    students = {"one": student | {"lora": lora, "train": train}}
+    teacher = {"model": "owner/t", "adapter": "lora/{category}", "quantization": "nf4"}
+    config = make_config(students=students, teacher=teacher)
+    text = commands.training_flags(config, "one", "banks")
+    args = parse(train_student, text, "--data", "d", "--out", "o", "--name", "one", "--category", "banks")
+    assert (args.model, args.method, args.beta, args.alpha) == ("owner/s", "jsd", 0.3, 0.9)
+    assert (args.teacher_model, args.teacher_adapter, args.teacher_quantization) == ("owner/t", "lora/banks", "int8")
+    assert (args.lora_rank, args.lora_alpha, args.lora_dropout) == (8, 16, 0.1)
+    assert args.lora_target == ["q_proj", "v_proj"]
+    assert (args.epochs, args.precision, args.eval_steps, args.gradient_checkpointing) == (2, "fp16", 7, True)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.1}, {"temperature": 5.0}, {"beta": 0.2}])
+def test_seqkd_does_not_depend_on_the_divergence_or_the_teacher(options):
+    student = {"model": "owner/s", "method": "seqkd"}
+    plain = commands.training_flags(make_config(students={"one": student}), "one", "banks")
+    other = make_config(students={"one": student | options}, teacher={"model": "owner/other"})
+    assert commands.training_flags(other, "one", "banks") == plain
+    assert "teacher" not in plain
+
+
+def test_generation_options_leave_out_the_batch_size():
+    teacher = {"model": "owner/t", "generation": {"temperature": 0.0, "batch_size": 5}}
+    text = commands.generate_flags(make_config(teacher=teacher), "banks")
+    args = parse(generate_answers, text, "--prompts", "p", "--out", "o", "--stats", "s")
+    assert (args.model, args.temperature, args.batch_size) == ("owner/t", 0.0, None)
+    assert args.answer_key == "holding_log_delta"
+
+
+def test_predictions_take_each_model_from_its_place():
+    config = make_config(teacher={"model": "owner/t", "adapter": "lora/{category}", "quantization": "int8"})
+    found = {}
+    for model in experiment.get_models(config):
+        text = commands.predict_flags(config, model, "banks")
+        found[model] = parse(predict_answers, text, "--test", "t", "--category", "banks", "--out", "o")
+    assert (found["teacher"].model, found["teacher"].adapter) == ("owner/t", "lora/banks")
+    assert found["teacher"].quantization == "int8"
+    assert (found["one"].model, found["one"].dtype) == ("output/one/banks", "bfloat16")
+    assert (found["one_base"].model, found["one_base"].adapter) == ("owner/student", None)
+    assert found["one"].temperature == 0.0
+
+
+def test_mix_and_score_options_parse():
+    config = make_config()
+    args = parse(mix_records, commands.mix_flags(config), "--category", "b", "--grpo", "g", "--sft", "s", "--out", "o")
+    assert (args.grpo_fraction, args.sft_fraction, args.seed) == (
+        mix_records.parse_fraction("0.7"),
+        mix_records.parse_fraction("0.3"),
+        42,
+    )
+    assert args.label_fields == ["holding_log_delta", "label_log_delta", "label_delta"]
+    args = parse(score_predictions, commands.score_flags(config), "--predictions", "p", "--out", "o")
+    assert (args.bootstrap, args.seed, args.answer_key) == (1000, 42, "holding_log_delta")
+
+
+def test_students_of_one_model_and_precision_share_their_base():
+    students = {
+        "a": {"model": "owner/s"},
+        "b": {"model": "owner/s", "method": "seqkd"},
+        "c": {"model": "owner/s", "train": {"precision": "fp32"}},
+        "d": {"model": "owner/other"},
+    }
+    config = make_config(students=students)
+    assert experiment.get_sharing_students(config) == ["b"]
+    assert experiment.get_first_base(config, "b_base") == "a_base"
+    assert experiment.get_evaluated_models(config) == ["teacher", "a", "a_base", "b", "c", "c_base", "d", "d_base"]
+
+
+def test_a_source_without_a_share_needs_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts/grpo").mkdir(parents=True)
+    (tmp_path / "artifacts/grpo/grpo_banks.jsonl").write_text("")
+    sft = "artifacts/sft/sft_train_banks.jsonl"
+    assert experiment.get_missing_files(make_config()) == {"banks": [sft]}
+    assert experiment.get_missing_files(make_config(mix={"sft_fraction": 0})) == {}

@@ -1,0 +1,71 @@
+"""The status table, from the text of dry runs."""
+
+from distill.status import explain, parse_dry_run, render_table
+
+SKIPPED = "Categories without raw files are skipped:\n  pension_funds: artifacts/sft/p.jsonl not found\n"
+
+
+def job(rule, reason="", **wildcards):
+    text = f"\n[Sun Nov 22 16:52:15 2026]\nrule {rule}:\n    input: a, b\n    jobid: 5\n    reason: {reason}\n"
+    pairs = ", ".join(f"{name}={value}" for name, value in wildcards.items())
+    return text + (f"    wildcards: {pairs}\n" if pairs else "") + "    resources: tmpdir=/tmp\n"
+
+
+ALL = SKIPPED + "".join(
+    job(rule, "Forced execution", category=category)
+    for category in ("banks", "households")
+    for rule in ("mix_records", "make_prompts", "generate_answers", "split_answers")
+)
+ALL += "".join(
+    job("train_student", "Forced execution", category=category, student=student)
+    for category in ("banks", "households")
+    for student in ("a", "b")
+)
+
+
+def test_jobs_are_read_with_wildcards_and_reason():
+    jobs, skipped = parse_dry_run(SKIPPED + job("train_student", "Missing output files: x", student="a", category="b"))
+    assert [(one.rule, one.wildcards, one.reason) for one in jobs] == [
+        ("train_student", {"student": "a", "category": "b"}, "Missing output files: x")
+    ]
+    assert skipped == {"pension_funds": "artifacts/sft/p.jsonl"}
+
+
+def test_the_table_tells_done_from_to_do_and_why():
+    todo = SKIPPED + job("generate_answers", "Updated input files: models/x", category="banks")
+    todo += job("train_student", "Input files updated by another job: y", category="banks", student="a")
+    lines = render_table(todo, ALL, colour=False).splitlines()
+    rows = {line.split()[0]: line for line in lines}
+    assert rows["banks"].split() == (
+        [
+            "banks",
+            "done",
+            "done",
+            "to",
+            "do",
+            "done",
+            "to",
+            "do",
+            "1/2",
+            "done",
+            "done",
+            "answers:",
+            "changed:",
+            "models/x",
+        ]
+    )
+    assert "to do" not in rows["households"]
+    assert rows["pension_funds"].split() == ["pension_funds", "missing", "input", "artifacts/sft/p.jsonl"]
+    assert rows["report"].split() == ["report", "done"]
+
+
+def test_colour_is_for_terminals_only():
+    assert "\033[" not in render_table(SKIPPED, ALL, colour=False)
+    assert "\033[32mdone" in render_table(SKIPPED, ALL, colour=True)
+
+
+def test_reasons_are_told_in_few_words():
+    assert explain("Missing output files: a, b; Input files updated by another job: c") == "not made yet"
+    assert explain("Params have changed since last execution: before: 1 now: 2") == "settings or code changed"
+    assert explain("Updated input files: raw.jsonl; Params have changed") == "changed: raw.jsonl"
+    assert explain("Something new") == "Something new"

@@ -35,8 +35,6 @@ rule train_demo_model:
         demo_model="teacher|student",
     conda:
         "../envs/torch.yaml"
-    # The teacher is on the longest path.
-    threads: lambda wildcards: 2 if wildcards.demo_model == "teacher" else 1
     params:
         script=get_script("train_demo_model"),
         code=get_code("train_demo_model"),

@@ -118,3 +118,22 @@ def test_one_batch_keeps_its_order(model, tokenizer, prompts):
     keys = [record["uid"] for record in prompts]
     batch = generate_batch(model, tokenizer, encoded, keys, SAMPLING)
     assert batch == [answers_by_uid(model, tokenizer, prompts)[key] for key in keys]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_beyond_the_tokenizer_are_never_answered(tokenizer, prompts, temperature):
+    padded = build_model(vocabulary=len(tokenizer) + 40)
+    with torch.no_grad():  # the padding of the vocabulary is by far the likeliest
+        hidden = padded.model(torch.tensor([[5]])).last_hidden_state[0, 0]
+        padded.get_output_embeddings().weight[len(tokenizer) :] = 10 * hidden
+    rows = []
+    generate = padded.generate
+
+    def record(**inputs):
+        output = generate(**inputs)
+        rows.append(output)
+        return output
+
+    padded.generate = record
+    answers_by_uid(padded, tokenizer, prompts, Sampling(max_new_tokens=12, temperature=temperature, seed=3))
+    assert max(row.max().item() for row in rows) < len(tokenizer)

@@ -132,6 +132,26 @@ def test_log_has_first_and_last_step_and_every_field(options, records):
     assert sum("val_loss" in line for line in log_lines(run)) == 3
 
 
+def test_speed_leaves_validation_out(options, records, monkeypatch):
+    clock = {"now": 0.0}
+    monkeypatch.setattr("distill.training.time.monotonic", lambda: clock["now"])
+    terms = student_module.DistillTrainer._terms
+    read = []
+
+    def take_a_second(self, model, inputs):
+        clock["now"] += 1.0 if model.training else 1000.0
+        if model.training:
+            read.append(int(inputs["attention_mask"].sum()))
+        return terms(self, model, inputs)
+
+    monkeypatch.setattr(student_module.DistillTrainer, "_terms", take_a_second)
+    run = options(epochs=2.0, logging_steps=3, eval_steps=2, gradient_accumulation_steps=1)  # validates between lines
+    train_student(run, records[:6], records[6:])
+    second = [line for line in log_lines(run) if "loss" in line][1]
+    assert second["step"] == 3
+    assert second["tokens_per_second"] == pytest.approx(sum(read[1:3]) / 2, abs=0.1)
+
+
 def kill_at(monkeypatch, step):
     """Make training end as by a kill when `step` is done (and saved, where it is a step to save)."""
 

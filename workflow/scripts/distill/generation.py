@@ -12,6 +12,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -129,7 +130,11 @@ def generate_batch(
     settings = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
-    processors = LogitsProcessorList([RecordSampler(keys, length, sampling)] if sampling.temperature else [])
+    # Ids beyond the tokenizer's are padding of the vocabulary, and stand for no token.
+    padding = list(range(len(tokenizer), model.get_output_embeddings().weight.shape[0]))
+    processors = LogitsProcessorList([SuppressTokensLogitsProcessor(padding, model.device)] if padding else [])
+    if sampling.temperature:
+        processors.append(RecordSampler(keys, length, sampling))
     own, model.generation_config = model.generation_config, settings
     try:
         output = model.generate(**inputs, generation_config=settings, logits_processor=processors)

@@ -113,6 +113,7 @@ class DistillTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "val"
     ) -> dict[str, float]:
         """`val_loss`, `val_ce` and `val_kd` a completion token, over all tokens of the validation split."""
+        started = time.monotonic()
         model: Any = self.model
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
@@ -127,7 +128,7 @@ class DistillTrainer(Trainer):
         metrics = {"val_loss": loss.item(), "val_ce": ce / tokens, "val_kd": kd / tokens, "val_tokens": int(tokens)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.since = time.monotonic()  # time spent here is not the training's
+        self.since += time.monotonic() - started  # time spent here is not the training's
         return metrics
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:

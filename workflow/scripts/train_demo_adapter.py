@@ -1,0 +1,50 @@
+"""Train a category's LoRA adapter over the demo's teacher on SFT records.
+
+python workflow/scripts/train_demo_adapter.py --model models/teacher --sft artifacts/sft/sft_train_banks.jsonl \
+    --out models/adapters/banks
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.errors import run_script
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model that the adapter is for")
+    parser.add_argument("--sft", type=Path, nargs="+", required=True, metavar="FILE", help="SFT records (JSONL)")
+    parser.add_argument("--out", type=Path, required=True, help="the adapter's folder")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=8, help="records a step")
+    parser.add_argument("--max-batch-tokens", type=int, default=4096, help="tokens a step: longer records, fewer")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--max-length", type=int, default=2048, help="longer records are left out (tokens)")
+    parser.add_argument("--seed", type=int, default=42)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, log the answer format's coverage, write."""
+    args = parse_args(argv)
+    import torch  # takes seconds, as what follows: not before bad arguments end the script
+
+    from distill import demo_models
+    from distill.demo_tokenizer import read_chats
+    from distill.models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(str(args.model))
+    training, held_out = demo_models.encode_chats(tokenizer, read_chats(args.sft), args.max_length)
+    model = load_model(str(args.model), torch.device("cpu"), torch.float32, trainable=True)
+    model = demo_models.add_adapter(model, args.rank, args.seed)
+    batches = demo_models.draw_batches(training, args.batch_size, args.max_batch_tokens, random.Random(args.seed))
+    demo_models.train_to_format(model, tokenizer, batches, held_out, args.steps, args.learning_rate)
+    demo_models.save_adapter(model, args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,62 @@
+"""The workflow on real records, where they are at hand, with the demo's models made from them."""
+
+import shutil
+
+import pytest
+import yaml
+from running import ROOT, Directory, read_lines
+
+HOLDINGS = ROOT.parent / "shared/data/holdings"
+pytestmark = pytest.mark.skipif(not HOLDINGS.is_dir(), reason="real records are not at hand")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    path = tmp_path_factory.mktemp("real")
+    for source in ("grpo", "sft"):
+        shutil.copytree(HOLDINGS / source, path / "artifacts" / source, copy_function=shutil.copyfile)
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+    # Models that learned a few steps only keep no format, so every text is accepted.
+    config |= {"categories": ["banks", "mutual_funds", "pension_funds"], "answer": None}
+    config["teacher"]["generation"]["max_new_tokens"] = config["evaluation"]["max_new_tokens"] = 16
+    config["demo"]["teacher"] |= {"layers": 2, "steps": 10, "min_coverage": 0}
+    config["demo"]["student"]["steps"] = config["demo"]["adapter"]["steps"] = 3
+    for student in config["students"].values():
+        student["train"] = student["train"] | {"epochs": 1}
+    directory = Directory(path, config)
+    directory.output = directory.run()
+    return directory
+
+
+def test_banks_gives_140_and_60(real):
+    mix = read_lines(real / "artifacts/distill_data/raw/train_mix_banks.jsonl")
+    assert [record["origin"] for record in mix] == ["grpo"] * 140 + ["sft"] * 60
+
+
+def test_pension_funds_is_skipped(real):
+    assert "pension_funds: artifacts/sft/sft_train_pension_funds.jsonl not found" in real.output
+    assert not list(real.path.glob("output/**/*pension_funds*"))
+
+
+def test_no_placeholder_stands_in_a_target(real):
+    targets = list((real / "artifacts/distill_data/processed").glob("*/*.target"))
+    assert len(targets) == 6
+    placeholders = {
+        record["messages"][-1]["content"].strip()
+        for record in read_lines(real / "artifacts/grpo/grpo_banks.jsonl")
+        if record["messages"][-1]["role"] == "assistant"
+    }
+    assert placeholders
+    for path in targets:
+        text = path.read_text()
+        assert "[Using the" not in text
+        assert "[predicted_value]" not in text
+        assert not any(line.replace("\\n", "\n").strip() in placeholders for line in text.splitlines())
+
+
+def test_it_runs_through(real):
+    text = (real / "output/report/metrics.csv").read_text()
+    for model in ("teacher", "student_kd", "student_kd_base", "student_seqkd", "student_seqkd_base"):
+        for category in ("banks", "mutual_funds", "all"):
+            assert f"\n{model},{category},ppl," in text
+    assert real.planned() == []

@@ -99,6 +99,10 @@ def get_training_options(wildcards):
     return commands.training_flags(config, wildcards.student, wildcards.category)
 
 
+def get_training_pace(wildcards):
+    return Untracked(commands.pace_flags(config, wildcards.student))
+
+
 def get_gpus():
     return 0 if config["device"] == "cpu" else 1
 
@@ -120,8 +124,15 @@ def get_demo_data():
 
 
 def get_demo_options(part):
-    demo = config.get("demo", {})
-    return commands.flags({"seed": demo.get("seed")} | demo.get(part, {}))
+    """Of a demo model; what the splits hold out, it does not learn."""
+    split = {"split_seed": config["split"]["seed"]} | {
+        name: config["split"][name] for name in ("val_fraction", "test_fraction")
+    }
+    return commands.flags({"seed": config["demo"]["seed"]} | config["demo"][part] | split)
+
+
+def get_demo_model_options(wildcards):
+    return get_demo_options(wildcards.demo_model)
 
 
 def get_shared_predictions(wildcards):

@@ -40,10 +40,15 @@ rule share_base_predictions:
         "output/evaluation/{student}_base/{category}.predictions.jsonl",
     log:
         "logs/share_base_predictions/{student}/{category}.log",
+    benchmark:
+        "logs/share_base_predictions/{student}/{category}.benchmark.tsv"
     wildcard_constraints:
         student="|".join(experiment.get_sharing_students(config)) or "(?!)",
     conda:
         "../envs/data.yaml"
+    resources:
+        mem_mb=100,
+        runtime=10,
     shell:
         "cp {input:q} {output:q} 2> {log:q}"
 

@@ -17,6 +17,9 @@ rule tabulate_scores:
         "logs/tabulate_scores.benchmark.tsv"
     conda:
         "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         script=get_script("tabulate_scores"),
         code=get_code("tabulate_scores"),
@@ -39,6 +42,9 @@ rule plot_scores:
         "logs/plot_scores.benchmark.tsv"
     conda:
         "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         script=get_script("plot_scores"),
         code=get_code("plot_scores"),
@@ -65,6 +71,9 @@ rule plot_training:
         "logs/plot_training.benchmark.tsv"
     conda:
         "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         script=get_script("plot_training"),
         code=get_code("plot_training"),
@@ -92,6 +101,9 @@ rule plot_values:
         "logs/plot_values/{category}.benchmark.tsv"
     conda:
         "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         script=get_script("plot_values"),
         code=get_code("plot_values"),

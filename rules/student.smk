@@ -38,7 +38,8 @@ rule train_student:
         data=subpath(input.train, parent=True),
         folder=subpath(output.history, parent=True),
         options=get_training_options,
+        pace=get_training_pace,
         device=Untracked(config["device"]),
     shell:
         "python {params.script} --data {params.data:q} --name {wildcards.student} --category {wildcards.category}"
-        " {params.options} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+        " {params.options} {params.pace} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"

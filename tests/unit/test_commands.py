@@ -34,7 +34,7 @@ def test_training_options_are_those_of_the_configuration():
     students = {"one": student | {"lora": lora, "train": train}}
     teacher = {"model": "owner/t", "adapter": "lora/{category}", "quantization": "nf4"}
     config = make_config(students=students, teacher=teacher)
-    text = commands.training_flags(config, "one", "banks")
+    text = commands.training_flags(config, "one", "banks") + " " + commands.pace_flags(config, "one")
     args = parse(train_student, text, "--data", "d", "--out", "o", "--name", "one", "--category", "banks")
     assert (args.model, args.method, args.beta, args.alpha) == ("owner/s", "jsd", 0.3, 0.9)
     assert (args.teacher_model, args.teacher_adapter, args.teacher_quantization) == ("owner/t", "lora/banks", "int8")
@@ -106,3 +106,10 @@ def test_a_source_without_a_share_needs_no_file(tmp_path, monkeypatch):
     sft = "artifacts/sft/sft_train_banks.jsonl"
     assert experiment.get_missing_files(make_config()) == {"banks": [sft]}
     assert experiment.get_missing_files(make_config(mix={"sft_fraction": 0})) == {}
+
+
+def test_greedy_predictions_do_not_depend_on_the_seed():
+    one, other = (make_config(evaluation={"seed": seed}) for seed in (1, 2))
+    assert commands.predict_flags(one, "one", "banks") == commands.predict_flags(other, "one", "banks")
+    one, other = (make_config(evaluation={"seed": seed, "temperature": 0.5}) for seed in (1, 2))
+    assert commands.predict_flags(one, "one", "banks") != commands.predict_flags(other, "one", "banks")

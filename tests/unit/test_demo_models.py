@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from fractions import Fraction
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train_demo_adapter
 import train_demo_model
 import train_demo_tokenizer
-from distill.chat import get_end_of_turn_id
+from distill.chat import encode_prompt, get_end_of_turn_id
 from distill.demo_data import make_record, write_demo_data
 from distill.demo_models import (
     build_model,
@@ -26,6 +27,8 @@ from distill.demo_models import (
 from distill.demo_tokenizer import load_demo_tokenizer, read_chats, train_tokenizer
 from distill.errors import InputError
 from distill.files import read_jsonl, write_jsonl
+from distill.records import get_uid
+from distill.splits import get_split
 
 SIZES = ["--layers", "2", "--hidden", "32", "--heads", "2", "--intermediate", "32"]
 
@@ -223,3 +226,13 @@ def test_missing_and_malformed_files_are_named(folder, tmp_path):
     with pytest.raises(InputError, match="no tokenizer.json"):
         train_demo_model.main(["--tokenizer", str(tmp_path), "--sft", str(bad), "--out", str(tmp_path / "model")])
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_what_the_splits_hold_out_is_not_learnt(tokenizer, chats):
+    split = (7, Fraction(1, 5), Fraction(1, 4))
+    training, held_out = encode_chats(tokenizer, chats, 4096, split)
+    learnt = {tuple(prompt) for prompt, _ in training}
+    for system, user, _ in chats:
+        is_learnt = tuple(encode_prompt(tokenizer, system, user)) in learnt
+        assert is_learnt == (get_split(get_uid(system, user), *split) == "train")
+    assert len(training) + len(held_out) == len(chats)

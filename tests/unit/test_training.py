@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny import build_tokenizer, save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 import train_student as script
+from distill import losses
 from distill import student as student_module
 from distill.chat import encode_completion, encode_prompt
 from distill.errors import InputError
 from distill.examples import Collator, encode_examples
 from distill.student import train_student
-from distill.training import last_checkpoint
+from distill.training import last_checkpoint, training_arguments
 
 METHODS = ["seqkd", "forward_kl", "reverse_kl", "jsd", "tvd"]
 
@@ -119,6 +121,13 @@ def test_every_method_learns(options, records, method):
     train_student(run, records, [])
     losses = [line["loss"] for line in log_lines(run)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_seqkd_has_no_divergence_anywhere(options, records):
+    run = options("seqkd", epochs=1.0)
+    train_student(run, records[:6], records[6:])
+    assert all(line["kd"] is None for line in log_lines(run) if "loss" in line)
+    assert all(line["val_kd"] is None for line in log_lines(run) if "val_loss" in line)
 
 
 def test_log_has_first_and_last_step_and_every_field(options, records):
@@ -273,6 +282,11 @@ def test_models_that_change_their_logits_are_refused(options, records, tmp_path,
         train_student(options(model=str(folder)), records, [])
 
 
+def test_fp16_on_the_cpu_is_refused(options, records):
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        train_student(options(precision="fp16"), records, [])
+
+
 def test_a_missing_model_folder_is_named(options, records):
     with pytest.raises(InputError, match="no-such/deep/folder: expected a local model folder"):
         train_student(options(model="no-such/deep/folder"), records, [])
@@ -282,6 +296,75 @@ def test_a_broken_loss_stops_the_run(options, records, monkeypatch):
     monkeypatch.setattr("distill.training.mix_terms", lambda ce, kd, alpha, temperature: ce * float("nan"))
     with pytest.raises(FloatingPointError, match="step 1"):
         train_student(options(), records, [])
+
+
+def test_a_step_that_the_gradient_scaler_skips_is_no_broken_step(options, records, monkeypatch):
+    """fp16: the first steps overflow until the scale fits; the Trainer skips them, and the run goes on."""
+    run = options(epochs=12.0)
+    original = student_module.DistillTrainer
+
+    def scaled(*args, **kwargs):
+        trainer = original(*args, **kwargs)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        trainer.accelerator.native_amp = True
+        return trainer
+
+    # This scale times this loss is more than float32 holds, until the scale has been halved a few times.
+    monkeypatch.setattr("distill.training.mix_terms", lambda ce, kd, alpha, temperature: 1000 * ce)
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
+    monkeypatch.setattr(student_module, "DistillTrainer", scaled)
+    train_student(run, records, [])
+    first, last = log_lines(run)[0], log_lines(run)[-1]
+    assert first["grad_norm"] is None
+    assert last["grad_norm"] > 0
+    assert last["loss"] < first["loss"]
+
+
+def test_settings_of_how_a_run_goes_do_not_begin_it_anew(options, records, monkeypatch, caplog):
+    run = options(epochs=3.0, save_steps=2)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            train_student(run, records, [])
+    other = {"save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "gradient_checkpointing": False}
+    with caplog.at_level("INFO"):
+        train_student(run | other, records, [])
+    assert "going on from" in caplog.text
+
+
+def test_several_processes_are_refused(options, records, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        train_student(options(), records, [])
+
+
+def test_every_gpu_but_the_first_is_left_alone(options, monkeypatch):
+    def four_gpus(self):
+        self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four_gpus))
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self.__dict__.setdefault("_n_gpu", 4)))
+    arguments = training_arguments(Path("unused"), options(), torch.device("cpu"), 10, 0)
+    assert arguments.train_batch_size == arguments.per_device_train_batch_size == 2
+
+
+def test_mixed_precision_leaves_the_teacher_as_configured(options, records, models, tokenizer):
+    """The divergence's teacher is float32, though the student trains in bf16."""
+    seen = []
+    original = losses.forward_kl
+
+    def spy(teacher, student):
+        seen.append(teacher.detach().clone())
+        return original(teacher, student)
+
+    mixed = options(precision="bf16", epochs=1.0, gradient_checkpointing=False, batch_size=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "forward_kl", spy)
+        train_student(mixed, records, [])
+        train_student(options(out="plain", epochs=1.0, gradient_checkpointing=False, batch_size=10), records, [])
+    half = len(seen) // 2
+    torch.testing.assert_close(seen[0], seen[half], rtol=0, atol=0)
 
 
 def test_long_records_are_left_out_and_counted(records, tokenizer, caplog):

@@ -59,6 +59,15 @@ def test_an_added_category_leaves_the_others_alone(copy):
     assert rules_of(jobs, "pension_funds") >= PATH
 
 
+def test_one_category_can_be_run_again(copy):
+    jobs = planned(copy.run("-n", "--forcerun", "artifacts/distill_data/raw/train_mix_banks.jsonl"))
+    assert rules_of(jobs, "banks") >= PATH
+    assert rules_of(jobs, "households") == set()
+    jobs = planned(copy.run("-n", "--forcerun", "output/student_kd/banks/model.safetensors"))
+    assert [job for job in jobs if job[0] == "train_student"] == [("train_student", "banks")]
+    assert "generate_answers" not in {rule for rule, _ in jobs}
+
+
 def change(checkout, name, old, new):
     path = checkout / "workflow/scripts" / name
     text = path.read_text()
@@ -102,8 +111,20 @@ def test_code_reruns_the_steps_that_use_it(copy, checkout, name, old, new, rerun
         ({"evaluation": {"bootstrap": 50}}, {"score_predictions"}, {"predict_answers", "train_student"}),
         ({"students": {"student_kd": {"alpha": 0.9}}}, {"train_student"}, {"split_answers"}),
         ({"students": {"student_seqkd": {"alpha": 0.9}}}, set(), PATH),
+        ({"students": {"student_kd": {"train": {"save_steps": 1, "logging_steps": 1}}}}, set(), PATH),
+        ({"evaluation": {"seed": 5}}, {"score_predictions"}, {"predict_answers"}),
     ],
-    ids=["batch size", "cache", "temperature", "split", "bootstrap", "alpha", "alpha of seqkd"],
+    ids=[
+        "batch size",
+        "cache",
+        "temperature",
+        "split",
+        "bootstrap",
+        "alpha",
+        "alpha of seqkd",
+        "pace",
+        "seed of greedy",
+    ],
 )
 def test_a_setting_reruns_what_depends_on_it(copy, change, reruns, stays):
     def merge(one, other):

@@ -40,11 +40,11 @@ def test_every_script_named_in_a_rule_is_there_and_carries_its_digest():
         assert (ROOT / "workflow/scripts" / f"{name}.py").is_file()
 
 
-def test_every_rule_that_does_work_has_log_environment_and_its_scripts_name():
+def test_every_rule_that_does_work_is_whole_and_named_as_its_script():
     for rule in re.split(r"^rule ", RULES, flags=re.MULTILINE)[1:]:
         name = rule.split(":", 1)[0]
-        assert "    log:" in rule, name
-        assert "    conda:" in rule, name
+        for directive in ("log", "benchmark", "resources", "conda"):
+            assert f"    {directive}:" in rule, (name, directive)
         if name != "share_base_predictions":
             assert f'get_script("{name}")' in rule
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.arguments import add_demo_arguments
 from distill.errors import run_script
 
 
@@ -16,15 +17,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the model that the adapter is for")
-    parser.add_argument("--sft", type=Path, nargs="+", required=True, metavar="FILE", help="SFT records (JSONL)")
     parser.add_argument("--out", type=Path, required=True, help="the adapter's folder")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=8, help="records a step")
-    parser.add_argument("--max-batch-tokens", type=int, default=4096, help="tokens a step: longer records, fewer")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--max-length", type=int, default=2048, help="longer records are left out (tokens)")
-    parser.add_argument("--seed", type=int, default=42)
+    add_demo_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -38,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from distill.models import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(str(args.model))
-    training, held_out = demo_models.encode_chats(tokenizer, read_chats(args.sft), args.max_length)
+    split = (args.split_seed, args.val_fraction, args.test_fraction)
+    training, held_out = demo_models.encode_chats(tokenizer, read_chats(args.sft), args.max_length, split)
     model = load_model(str(args.model), torch.device("cpu"), torch.float32, trainable=True)
     model = demo_models.add_adapter(model, args.rank, args.seed)
     batches = demo_models.draw_batches(training, args.batch_size, args.max_batch_tokens, random.Random(args.seed))

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.arguments import add_demo_arguments
 from distill.errors import run_script
 
 
@@ -16,7 +17,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of train_demo_tokenizer.py")
-    parser.add_argument("--sft", type=Path, nargs="+", required=True, metavar="FILE", help="SFT records (JSONL)")
     parser.add_argument("--out", type=Path, required=True, help="the model's folder")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=128, help="width, a multiple of twice the heads")
@@ -24,13 +24,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--intermediate", type=int, default=256, help="width inside the feed-forward layers")
     parser.add_argument("--vocab-size", type=int, default=1088, help="rows of the embedding: the tokenizer's, or more")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=8, help="records a step")
-    parser.add_argument("--max-batch-tokens", type=int, default=4096, help="tokens a step: longer records, fewer")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--max-length", type=int, default=2048, help="longer records are left out (tokens)")
-    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--min-coverage", type=float, help="share of held-out prompts to be answered in the format")
     parser.add_argument("--max-rounds", type=int, default=3, help="rounds of --steps to reach --min-coverage in")
+    add_demo_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -41,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from distill.demo_tokenizer import load_demo_tokenizer, read_chats
 
     tokenizer = load_demo_tokenizer(args.tokenizer)
-    training, held_out = demo_models.encode_chats(tokenizer, read_chats(args.sft), args.max_length)
+    split = (args.split_seed, args.val_fraction, args.test_fraction)
+    training, held_out = demo_models.encode_chats(tokenizer, read_chats(args.sft), args.max_length, split)
     model = demo_models.build_model(
         tokenizer, args.layers, args.hidden, args.heads, args.intermediate, args.vocab_size, args.seed
     )

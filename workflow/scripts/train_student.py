@@ -3,8 +3,7 @@
     python train_student.py --data processed/banks --model Qwen/Qwen1.5-1.8B-Chat --method forward_kl \
         --teacher-model Qwen/Qwen2.5-7B-Instruct --out output/student_kd/banks --name student_kd --category banks
 
-A run that was stopped at any instant goes on from its last checkpoint under --checkpoints. On several GPUs it is
-the same command after `accelerate launch`.
+A run that was stopped at any instant goes on from its last checkpoint under --checkpoints.
 """
 
 import argparse

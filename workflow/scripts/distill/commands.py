@@ -6,6 +6,7 @@ A rule reruns when its options change, so an option that does not change what co
 import shlex
 from typing import Any
 
+from distill.arguments import PACE
 from distill.experiment import Config, get_adapter, get_student, is_base
 
 
@@ -69,7 +70,12 @@ def training_flags(config: Config, name: str, category: str) -> str:
         target = student["lora"]["target"]
         lora = student["lora"] | {"target": target if isinstance(target, list) else [target]}
         settings |= {f"lora_{option}": value for option, value in lora.items()}
-    return flags(settings | student["train"])
+    return flags(settings | {option: value for option, value in student["train"].items() if option not in PACE})
+
+
+def pace_flags(config: Config, name: str) -> str:
+    """Of train_student.py: how a run goes; untracked."""
+    return flags({option: config["students"][name]["train"][option] for option in PACE})
 
 
 def predict_flags(config: Config, model: str, category: str) -> str:
@@ -82,7 +88,10 @@ def predict_flags(config: Config, model: str, category: str) -> str:
         folder = student["model"] if is_base(model) else f"output/{model}/{category}"
         dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
         source = {"model": folder, "dtype": dtypes[student["train"]["precision"]]}
-    sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature", "seed")}
+    drawn = (
+        ("max_new_tokens", "temperature", "seed") if evaluation["temperature"] else ("max_new_tokens", "temperature")
+    )
+    sampling = {name: evaluation[name] for name in drawn}
     return flags(source | sampling | {"answer_key": config["answer"]["key"]})
 
 

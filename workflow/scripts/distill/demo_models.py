@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distill.demo_tokenizer import Chat
 from distill.errors import InputError
 from distill.files import replace_directory
 from distill.records import get_uid
+from distill.splits import get_split
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +37,21 @@ IGNORED = -100
 # Token ids of a record's prompt (with the header of the assistant's turn) and of its completion (with its end).
 Example = tuple[list[int], list[int]]
 
+# Seed, validation and test fraction of the workflow's splits.
+Split = tuple[int, Fraction, Fraction]
+SPLIT = (42, Fraction(1, 10), Fraction(1, 10))
 
-def encode_chats(tokenizer: Any, chats: Iterable[Chat], max_length: int) -> tuple[list[Example], list[Example]]:
+
+def encode_chats(
+    tokenizer: Any, chats: Iterable[Chat], max_length: int, split: Split = SPLIT
+) -> tuple[list[Example], list[Example]]:
     """Encode the chats that have an answer and fit `max_length` tokens, as (training, held-out) examples.
 
-    One in ten is held out, by the prompt's uid, so that no prompt stands on both sides.
+    Held out is what the workflow's own splits hold out for validation and test, so that no model of the demo is
+    evaluated on a prompt that it was trained on.
+
+    Args:
+        split: seed, validation and test fraction of the splits.
 
     Raises:
         InputError: nothing is left to train on or to hold out.
@@ -51,7 +63,7 @@ def encode_chats(tokenizer: Any, chats: Iterable[Chat], max_length: int) -> tupl
         example = encode_prompt(tokenizer, system, user), encode_completion(tokenizer, answer)
         if not answer or len(example[0]) + len(example[1]) > max_length:
             left_out += 1
-        elif int(get_uid(system, user), 16) % 10 == 0:
+        elif get_split(get_uid(system, user), *split) != "train":
             held_out.append(example)
         else:
             training.append(example)

@@ -130,7 +130,7 @@ def distillation_terms(
         ce = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
         if teacher_part is None or teacher_head is None:
             return ce, torch.zeros_like(ce)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(part.device.type, enabled=False):
             teacher_logits = teacher_head(teacher_part).float()
         teacher_logp = (teacher_logits[:, :vocabulary] / temperature).log_softmax(dim=-1)
         student_logp = (logits[:, :vocabulary] / temperature).log_softmax(dim=-1)

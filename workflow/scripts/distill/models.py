@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from distill.errors import InputError
 
 log = logging.getLogger(__name__)
+if not sys.stderr.isatty():
+    transformers_logging.disable_progress_bar()  # in a log it is noise
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -32,9 +35,14 @@ def select_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; a GPU that only emulates it does not."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def select_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The torch dtype of a configured name; bfloat16 becomes float16 on a GPU that has no bfloat16."""
-    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if dtype == "bfloat16" and not has_bfloat16(device):
         log.warning("this GPU has no bfloat16; float16 is used instead")
         return torch.float16
     return DTYPES[dtype]
@@ -106,7 +114,11 @@ def load_model(
     settings = quantization_config(quantization, dtype)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, quantization_config=settings, device_map={"": device}
+            # A student is placed by the Trainer.
+            model,
+            dtype=dtype,
+            quantization_config=settings,
+            device_map=None if trainable else {"": device},
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: no model could be loaded: {error}") from error

@@ -1,6 +1,7 @@
 """From a category's splits to a student's folder."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,28 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from distill.arguments import PACE
 from distill.chat import shared_vocabulary_size
 from distill.errors import InputError
 from distill.examples import Collator, encode_examples
 from distill.files import dump_json, replace_directory
 from distill.model_card import render_card
-from distill.models import digest_of, fingerprint_model, load_model, load_tokenizer, select_device, select_dtype
+from distill.models import (
+    digest_of,
+    fingerprint_model,
+    has_bfloat16,
+    load_model,
+    load_tokenizer,
+    select_device,
+    select_dtype,
+)
 from distill.training import DistillTrainer, last_checkpoint, training_arguments
 
 log = logging.getLogger(__name__)
 
 SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# They say where things are, or how a result is reached, not what it is.
-NOT_IN_RUN_DIGEST = ("data", "out", "checkpoints", "device", "name", "save_total_limit")
+# They say where things are, or how a run goes, not what it ends with.
+NOT_IN_RUN_DIGEST = ("data", "out", "checkpoints", "device", "name", *PACE)
 
 
 def train_student(options: dict[str, Any], train: list[dict[str, Any]], val: list[dict[str, Any]]) -> None:
@@ -34,10 +44,14 @@ def train_student(options: dict[str, Any], train: list[dict[str, Any]], val: lis
         train, val: records of `read_split`; without `val` nothing is validated.
 
     Raises:
-        InputError: models or records do not fit together.
+        InputError: models or records do not fit together, or there are several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("expected one process: training on several GPUs or nodes is not supported yet")
     device = select_device(options["device"])
-    if options["precision"] == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if options["precision"] == "fp16" and device.type == "cpu":
+        raise InputError("train.precision: fp16 needs a GPU; set bf16 or fp32")
+    if options["precision"] == "bf16" and not has_bfloat16(device):
         log.warning("this GPU has no bfloat16; training is in fp32")
         options = options | {"precision": "fp32"}
     tokenizer = load_tokenizer(options["model"])

@@ -56,17 +56,18 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(ShowLastStep())
         self._reset_sums()
+        self.since: float | None = None  # what is loaded before the first step is not its time
 
     def _reset_sums(self) -> None:
         self.sums = torch.zeros(4, device=self.args.device, dtype=torch.float64)
-        self.since = time.monotonic()
 
     def _terms(self, model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(cross-entropy sum, divergence sum, completion tokens) of a micro-batch."""
         rows, head = self._rows(self.accelerator.unwrap_model(model), inputs, "")
         teacher_rows, teacher_head = None, None
         if self.teacher is not None:
-            with torch.no_grad():
+            # Mixed precision is the student's; the teacher computes in the numbers it is configured with.
+            with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
                 teacher_rows, teacher_head = self._rows(self.teacher, inputs, "teacher_")
         targets = completion_targets(inputs["labels"])
         ce, kd = distillation_terms(
@@ -98,6 +99,8 @@ class DistillTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """The micro-batch's share of the step's loss: its sums over the step's completion tokens."""
+        if self.since is None:
+            self.since = time.monotonic()
         with self.accelerator.autocast():
             ce, kd, tokens = self._terms(model, inputs)
         read = inputs["attention_mask"].sum()
@@ -125,26 +128,32 @@ class DistillTrainer(Trainer):
         loss = mix_terms(
             torch.tensor(ce / tokens), torch.tensor(kd / tokens), self.objective["alpha"], self.objective["temperature"]
         )
-        metrics = {"val_loss": loss.item(), "val_ce": ce / tokens, "val_kd": kd / tokens, "val_tokens": int(tokens)}
+        metrics: dict[str, Any] = {"val_loss": loss.item(), "val_ce": ce / tokens}
+        metrics |= {"val_kd": kd / tokens if self.teacher is not None else None, "val_tokens": int(tokens)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.since += time.monotonic() - started  # time spent here is not the training's
+        if self.since is not None:
+            self.since += time.monotonic() - started  # time spent here is not the training's
         return metrics
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add the terms, the speed and the memory to a training line; refuse to go on with a broken one.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; checkpoints of earlier steps stay.
+            FloatingPointError: loss or gradient is not finite; checkpoints of earlier steps stay. In fp16 a gradient
+                may overflow: the scaler skips the step and tries a smaller scale, and `grad_norm` is null.
         """
         if "loss" in logs:
             ce, kd, tokens, read = self.sums.tolist()
-            seconds = time.monotonic() - self.since
+            seconds = time.monotonic() - (self.since or 0.0)
             logs |= {"ce": ce / max(tokens, 1), "kd": kd / max(tokens, 1) if self.teacher is not None else None}
             logs |= {"completion_tokens": int(tokens), "tokens_per_second": round(read / seconds, 1)}
             logs |= {"memory_mb": memory_mb(self.args.device)}
             self._reset_sums()
-            if not all(math.isfinite(logs[name]) for name in ("loss", "grad_norm") if name in logs):
+            self.since = time.monotonic()
+            if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
+                logs["grad_norm"] = None
+            if not all(math.isfinite(logs[name]) for name in ("loss", "grad_norm") if logs.get(name) is not None):
                 raise FloatingPointError(f"step {self.state.global_step}: loss or gradient is not finite: {logs}")
         if "train_runtime" not in logs:
             super().log(logs, start_time)
@@ -177,7 +186,7 @@ def training_arguments(
     # Not the Trainer's own epoch strategy: it validates after the checkpoint of an epoch's last step is saved, so that
     # a run resumed from there would miss a line of the log.
     epoch_steps = math.ceil(train_records / step_records)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options["epochs"],
         per_device_train_batch_size=options["batch_size"],
@@ -209,3 +218,6 @@ def training_arguments(
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
     )
+    # One model on one GPU, however many there are: the Trainer would else multiply the batch by their number.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -12,6 +12,7 @@ from distill import commands, experiment
 from distill.config import check_config, get_name_pattern
 from distill.digest import code_digest
 from distill.errors import InputError
+from distill.model_files import list_model_files
 
 try:
     config = check_config(config)
@@ -68,8 +69,7 @@ def get_model_files(model):
         return [f"{model}/config.json", f"{model}/model.safetensors"]
     if "demo" in config and model.startswith("models/adapters/"):
         return [f"{model}/adapter_config.json", f"{model}/adapter_model.safetensors"]
-    kept = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")
-    return sorted(str(path) for pattern in kept for path in Path(model).glob(pattern))
+    return [str(path) for path in list_model_files(model)]
 
 
 def get_teacher_files(wildcards):
@@ -108,8 +108,8 @@ def get_gpus():
 
 
 def get_model_threads():
-    """One on the CPU alone, where jobs run side by side; a few to feed a GPU."""
-    return 1 if config["device"] == "cpu" else 4
+    """A few, to feed a GPU and not to load a model a core without one; the demo's models are small enough for that."""
+    return 1 if "demo" in config else 4
 
 
 def get_batch_size(section):

@@ -85,7 +85,8 @@ def test_holdings_experiment_says_what_the_defaults_say():
     smallest = {
         "categories": written["categories"],
         "teacher": {"model": "Qwen/Qwen2.5-7B-Instruct"},
-        "students": {"student_kd": {"model": "Qwen/Qwen1.5-1.8B-Chat"}},
+        # The one setting of its own: so that teacher and student fit a 40 GB card together.
+        "students": {"student_kd": {"model": "Qwen/Qwen1.5-1.8B-Chat", "teacher_quantization": "int8"}},
     }
     assert check_config(written) == check_config(smallest)
 
@@ -310,3 +311,9 @@ def test_readme_names_every_example():
     text = (CONFIG / "README.md").read_text(encoding="utf-8")
     for path in EXAMPLES:
         assert f"`{path.name}`" in text
+
+
+@pytest.mark.parametrize("path", ["a/{category}{.jsonl", "a/{category}}.jsonl", "a/{category}/{"])
+def test_unbalanced_braces_are_told_of(path):
+    with pytest.raises(InputError, match="source.grpo"):
+        check_config(make_config(f"source: {{grpo: '{path}'}}"))

@@ -47,6 +47,9 @@ CONFIG = {
     "evaluation": {"max_new_tokens": 16, "bootstrap": 100},
 }  # fmt: skip
 
+# Models this small need one thread each, and then run side by side.
+ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in ("generate_answers", "train_student", "predict_answers"))]
+
 
 def environment():
     """The caller's, with this interpreter's programs first; hubs out of reach."""
@@ -99,7 +102,7 @@ class Directory:
         self.configfile.write_text(yaml.safe_dump(config, sort_keys=False))
 
     def run(self, *arguments, **options):
-        return snakemake("--configfile", self.configfile, "--directory", self.path, *arguments, **options)
+        return snakemake(*ONE_THREAD, "--configfile", self.configfile, "--directory", self.path, *arguments, **options)
 
     def planned(self, **options):
         """What a dry run would do, without the rule `all`."""

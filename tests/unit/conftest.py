@@ -32,6 +32,7 @@ def records():
             "uid": f"{number:032x}",
             "origin": "sft",
             "label": number / 10,
+            "finish_reason": "stop",
             "messages": [
                 {"role": "system", "content": "You are a manager."},
                 {"role": "user", "content": f"me={number}: estimate" + " the change" * (number % 3)},

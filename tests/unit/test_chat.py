@@ -54,3 +54,7 @@ def test_a_smaller_vocabulary_with_other_merges_is_refused(tokenizer):
     other = build_tokenizer(texts=["wholly other words here"] * 9 + TEXTS, size=300)
     with pytest.raises(InputError, match="seqkd"):
         shared_vocabulary_size(tokenizer, other)
+
+
+def test_an_answer_that_was_cut_off_has_no_end(tokenizer):
+    assert tokenizer.decode(encode_completion(tokenizer, "0.1", is_whole=False)) == "0.1"

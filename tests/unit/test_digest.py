@@ -172,3 +172,20 @@ def test_the_wording_of_messages_does_not_count(tmp_path):
     before = at("before", steps=steps)
     assert at("message", steps=steps, errors="def fail():\n    return 2\n") == before
     assert at("step", steps=steps + "fail()\n") != before
+
+
+@pytest.mark.parametrize(
+    ("script", "free_of"),
+    [
+        ("train_student", {"generation", "batches", "likelihood", "teacher", "prediction", "cache"}),
+        ("predict_answers", {"losses", "training", "student", "cache"}),
+        ("generate_answers", {"losses", "likelihood", "training", "student", "prediction"}),
+    ],
+)
+def test_a_step_depends_on_its_own_modules(tmp_path, script, free_of):
+    """Work on one step's speed must not run the others again."""
+    for name in sorted(free_of):
+        root = tmp_path / name
+        shutil.copytree(SCRIPTS, root, ignore=shutil.ignore_patterns("__pycache__"))
+        (root / f"distill/{name}.py").write_text("CHANGED = True\n")
+        assert code_digest(root / f"{script}.py") == code_digest(SCRIPTS / f"{script}.py"), name

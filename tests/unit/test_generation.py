@@ -6,8 +6,9 @@ import torch
 from tiny import build_model
 
 from distill import generation
+from distill.batches import in_batches
 from distill.chat import encode_prompt
-from distill.generation import RecordSampler, Sampling, generate_batch, generate_records, in_batches, record_uniforms
+from distill.generation import RecordSampler, Sampling, generate_batch, generate_records, record_uniforms
 
 SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
 
@@ -137,3 +138,8 @@ def test_ids_beyond_the_tokenizer_are_never_answered(tokenizer, prompts, tempera
     padded.generate = record
     answers_by_uid(padded, tokenizer, prompts, Sampling(max_new_tokens=12, temperature=temperature, seed=3))
     assert max(row.max().item() for row in rows) < len(tokenizer)
+
+
+def test_logits_that_are_not_finite_stop_the_run():
+    with pytest.raises(FloatingPointError, match="not finite"):
+        draw([0.0, float("nan")], Sampling(1, 1.0), count=2)

@@ -10,11 +10,14 @@ from distill.likelihood import reference_likelihoods
 
 def test_sums_equal_a_record_by_record_computation(tokenizer, prompts):
     model = build_model(scale=3.0)
-    tests = [prompt | {"reference": f"me {number} more" * (number + 1)} for number, prompt in enumerate(prompts)]
+    tests = [
+        prompt | {"reference": f"me {number} more" * (number + 1), "is_whole": number % 2 == 0}
+        for number, prompt in enumerate(prompts)
+    ]
     found = reference_likelihoods(model, tokenizer, tests, batch_size=3)
     for test, (nll, tokens) in zip(tests, found, strict=True):
         start = encode_prompt(tokenizer, test["system"], test["prompt"])
-        end = encode_completion(tokenizer, test["reference"])
+        end = encode_completion(tokenizer, test["reference"], test["is_whole"])
         with torch.no_grad():
             logits = model(torch.tensor([start + end])).logits[0].double()
         logp = logits.log_softmax(dim=-1)

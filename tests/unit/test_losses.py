@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distill import losses
+from distill import completions, losses
 
 METHODS = ["forward_kl", "reverse_kl", "jsd", "tvd"]
 
@@ -125,7 +125,7 @@ def test_no_tensor_of_all_rows_by_vocabulary_is_held():
         rows, Head(4, 8), torch.zeros(1000, dtype=torch.long), torch.randn(1000, 4), Head(4, 8), method="tvd"
     )
     (ce + kd).backward()
-    assert max(sizes) <= losses.CHUNK_ROWS
+    assert max(sizes) <= completions.CHUNK_ROWS
 
 
 def test_an_unknown_method_is_refused():
@@ -136,5 +136,5 @@ def test_an_unknown_method_is_refused():
 def test_completion_rows_predict_the_next_token():
     hidden = torch.arange(10.0).reshape(2, 5, 1)
     labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, 5, -100, -100, -100]])
-    assert losses.completion_rows(hidden, labels).flatten().tolist() == [1, 2, 5]
-    assert losses.completion_targets(labels).tolist() == [7, 8, 5]
+    assert completions.completion_rows(hidden, labels).flatten().tolist() == [1, 2, 5]
+    assert completions.completion_targets(labels).tolist() == [7, 8, 5]

@@ -56,6 +56,7 @@ def test_file_formats(tmp_path):
         "uid": make_answer(number)["uid"],
         "origin": "grpo",
         "label": None,
+        "finish_reason": "stop",
         "messages": [
             {"role": "system", "content": "S\\n"},
             {"role": "user", "content": f"prompt {number}\r\nline\u2028same line"},

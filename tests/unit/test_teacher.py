@@ -11,8 +11,9 @@ import generate_answers
 from distill.cache import read_cache
 from distill.files import read_jsonl, write_jsonl
 from distill.generation import Sampling
+from distill.model_source import ModelSource
 from distill.models import load_tokenizer
-from distill.teacher import ModelSource, answer_prompts, teacher_outputs
+from distill.teacher import answer_prompts, teacher_outputs
 
 
 @pytest.fixture

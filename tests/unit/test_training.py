@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
-from tiny import build_tokenizer, save_model
+from safetensors.torch import load_file, save_file
+from tiny import build_model, build_tokenizer, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 import train_student as script
@@ -378,6 +378,53 @@ def test_long_records_are_left_out_and_counted(records, tokenizer, caplog):
     assert f"{len(records) - len(kept)} of {len(records)} records left out" in caplog.text
     with pytest.raises(InputError, match="max_length"):
         encode_examples(records, tokenizer, None, 3)
+
+
+def test_cut_off_answers_teach_no_end(records, tokenizer):
+    cut = [records[0] | {"finish_reason": "length"}, records[1]]
+    one, other = encode_examples(cut, tokenizer, None, 1000)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end not in one["completion"]
+    assert other["completion"][-1] == end
+
+
+def test_tokens_that_the_teacher_does_not_know_leave_their_record_out(records, tokenizer, caplog):
+    student = build_tokenizer()
+    student.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    messages = [*records[0]["messages"][:2], {"role": "assistant", "content": "a <new> one"}]
+    changed = [records[0] | {"messages": messages}, *records[1:]]
+    kept = encode_examples(changed, student, tokenizer, 1000, vocabulary=len(tokenizer))
+    assert len(kept) == len(records) - 1
+    assert "1 of 10 records left out: a token" in caplog.text
+
+
+@pytest.mark.parametrize("which", ["model", "teacher_model"])
+def test_missing_weights_are_refused(options, records, which):
+    run = options()
+    path = Path(run[which]) / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if "layers.1." not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"are missing, first model\.layers\.1"):
+        train_student(run, records, [])
+
+
+def test_a_torn_weights_file_is_told_of(options, records):
+    run = options()
+    path = Path(run["model"]) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="no model could be loaded"):
+        train_student(run, records, [])
+
+
+def test_an_adapter_of_another_model_is_refused(options, records, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    other = get_peft_model(build_model(hidden=64), LoraConfig(r=2, target_modules="all-linear"))
+    other.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="does not fit"):
+        train_student(options(teacher_adapter=str(tmp_path / "adapter")), records, [])
+    with pytest.raises(InputError, match="no adapter_config.json"):
+        train_student(options(teacher_adapter=str(tmp_path / "absent")), records, [])
 
 
 def test_each_model_reads_the_prompt_in_its_own_template(records, tokenizer):

@@ -34,7 +34,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Generate, parse and write."""
     args = parse_args(argv)
-    from distill.teacher import ModelSource, answer_prompts, teacher_outputs  # torch: not before bad arguments end it
+    from distill.model_source import ModelSource  # torch: not before bad arguments end it
+    from distill.teacher import answer_prompts, teacher_outputs
 
     prompts = [record for _, record in read_jsonl(args.prompts)]
     source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)

@@ -24,6 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--answer-key", help="key of the value in an answer's JSON; without it every text is usable")
     parser.add_argument("--batch-size", type=batch_size, help="auto or a number of records")
+    parser.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=True, help="as perplexity needs")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     return parser.parse_args(argv)
@@ -33,11 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     """Predict and write."""
     args = parse_args(argv)
     records = read_split(args.test.parent, args.test.stem)
+    from distill.model_source import ModelSource
     from distill.prediction import predict  # torch: not before bad input ends it
-    from distill.teacher import ModelSource
 
     source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
-    predictions = predict(records, source, read_sampling(args), args.batch_size, args.answer_key)
+    predictions = predict(records, source, read_sampling(args), args.batch_size, args.answer_key, args.likelihood)
     write_jsonl(args.out, ({"category": args.category} | prediction for prediction in predictions))
     usable = sum(prediction["usable"] for prediction in predictions)
     log.info("%d predictions: %d usable, %d not", len(predictions), usable, len(predictions) - usable)

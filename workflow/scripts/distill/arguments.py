@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from distill.generation import Sampling
 
 
-# Training options that change how a run goes (what it keeps, logs and computes again), not what it ends with.
-PACE = ("save_steps", "save_total_limit", "logging_steps", "eval_steps", "gradient_checkpointing")
-
-
 def batch_size(text: str) -> int | None:
     """`auto` is None: a size by device.
 

@@ -43,9 +43,13 @@ def get_end_of_turn_id(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def encode_completion(tokenizer: Any, answer: str) -> list[int]:
-    """Token ids of an assistant's answer with the end of its turn."""
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], get_end_of_turn_id(tokenizer)]
+def encode_completion(tokenizer: Any, answer: str, is_whole: bool = True) -> list[int]:
+    """Token ids of an assistant's answer with the end of its turn.
+
+    An answer that is not whole was cut off at its longest; nobody is to learn to stop there, so it has no end.
+    """
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [*ids, get_end_of_turn_id(tokenizer)] if is_whole else ids
 
 
 def shared_vocabulary_size(teacher: Any, student: Any) -> int:

@@ -6,8 +6,8 @@ A rule reruns when its options change, so an option that does not change what co
 import shlex
 from typing import Any
 
-from distill.arguments import PACE
 from distill.experiment import Config, get_adapter, get_student, is_base
+from distill.pace import PACE
 
 
 def flags(settings: dict[str, Any]) -> str:
@@ -88,11 +88,11 @@ def predict_flags(config: Config, model: str, category: str) -> str:
         folder = student["model"] if is_base(model) else f"output/{model}/{category}"
         dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
         source = {"model": folder, "dtype": dtypes[student["train"]["precision"]]}
-    drawn = (
-        ("max_new_tokens", "temperature", "seed") if evaluation["temperature"] else ("max_new_tokens", "temperature")
-    )
-    sampling = {name: evaluation[name] for name in drawn}
-    return flags(source | sampling | {"answer_key": config["answer"]["key"]})
+    sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature")}
+    if evaluation["temperature"]:  # nothing is drawn at 0
+        sampling["seed"] = evaluation["seed"]
+    measured = {"likelihood": "ppl" in evaluation["metrics"], "answer_key": config["answer"]["key"]}
+    return flags(source | sampling | measured)
 
 
 def score_flags(config: Config) -> str:

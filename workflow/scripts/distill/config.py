@@ -226,7 +226,7 @@ def check_paths(config: dict[str, Any], problems: Problems) -> None:
             continue
         allowed = set() if place[-1] == "model" else {"category"}
         unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
-        if unknown:
+        if unknown or re.search(r"[{}]", path.replace("{category}", "")):
             rule = "{category} as the only placeholder" if allowed else "no placeholder"
             problems.setdefault(place, f"expected {rule}, found {path!r}")
         elif place[0] == "source" and "{category}" not in path:

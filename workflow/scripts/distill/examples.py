@@ -8,7 +8,7 @@ import torch
 
 from distill.chat import encode_completion, encode_prompt
 from distill.errors import InputError
-from distill.likelihood import pad_examples
+from distill.padding import pad_examples
 
 log = logging.getLogger(__name__)
 
@@ -20,39 +20,42 @@ def encode_examples(
     max_length: int,
     vocabulary: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Tokenize records; those longer than `max_length` are left out, with their count in the log.
+    """Tokenize records; those longer than `max_length`, or with a token that only the student knows, are left out.
 
     The completion's tokens are the same for both models, so that their positions pair up; each model reads the
     prompt in its own chat template.
 
     Args:
-        records: of `read_split`, each with `uid` and three `messages`.
+        records: of `read_split`, each with `uid`, `finish_reason` and three `messages`.
         student: its tokenizer.
         teacher: the online teacher's tokenizer, None without one.
         max_length: tokens of prompt and completion, in either template.
         vocabulary: of `shared_vocabulary_size`.
 
     Raises:
-        InputError: every record is too long, or a completion holds a token that the teacher does not know.
+        InputError: no record is left.
     """
-    examples = []
+    examples, foreign = [], 0
     for record in records:
         system, prompt, answer = (message["content"] for message in record["messages"])
         example = {
             "uid": record["uid"],
             "prompt": encode_prompt(student, system, prompt),
-            "completion": encode_completion(student, answer),
+            "completion": encode_completion(student, answer, record["finish_reason"] != "length"),
         }
         if teacher is not None:
             example["teacher_prompt"] = encode_prompt(teacher, system, prompt)
-            if max(example["completion"]) >= (vocabulary or 0):
-                raise InputError(f"record {record['uid']}: its answer holds a token that is not in both vocabularies")
+            if max(example["completion"], default=0) >= (vocabulary or 0):
+                foreign += 1
+                continue
         longest = max(len(example["prompt"]), len(example.get("teacher_prompt", [])))
         if longest + len(example["completion"]) <= max_length:
             examples.append(example)
-    left_out = len(records) - len(examples)
+    left_out = len(records) - len(examples) - foreign
+    if foreign:
+        log.warning("%d of %d records left out: a token that the teacher does not know", foreign, len(records))
     if records and not examples:
-        raise InputError(f"all {len(records)} records are longer than max_length = {max_length} tokens; raise it")
+        raise InputError(f"{left_out} of {len(records)} records are longer than max_length = {max_length}; raise it")
     if left_out:
         log.warning("%d of %d records left out: longer than max_length = %d", left_out, len(records), max_length)
     return examples

@@ -1,10 +1,9 @@
 """Generation in batches in which every record draws from its own random stream."""
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from distill.batches import AUTO_BATCH_SIZE, in_batches
 from distill.chat import encode_prompt, get_end_of_turn_id
-
-log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-AUTO_BATCH_SIZE = {"cpu": 32, "cuda": 64}
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,8 @@ def record_uniforms(key: str, seed: int, count: int) -> np.ndarray:
 class RecordSampler(LogitsProcessor):
     """Draws the next token of each row by the inverse of its cumulative distribution.
 
+    Raises FloatingPointError where a model gives logits that are not finite.
+
     The uniform numbers come from the record's own stream, so batch layout changes an answer only where the
     logits' rounding moves a boundary across such a number. All other tokens get -inf, so that greedy search
     takes the one drawn.
@@ -92,6 +89,8 @@ class RecordSampler(LogitsProcessor):
         """(rows, length) ids and (rows, vocabulary) logits to logits that leave the drawn token alone."""
         probabilities = self.warpers(input_ids, scores.float()).softmax(dim=-1)
         cumulative = probabilities.double().cumsum(dim=-1)
+        if not cumulative[:, -1].isfinite().all():
+            raise FloatingPointError("the model's logits are not finite: choose another dtype or quantization")
         step = input_ids.shape[1] - self.prompt_length
         uniform = self.uniforms[:, step].to(scores.device)
         # The last sum is 1 but for rounding, so it scales the number drawn.
@@ -171,20 +170,3 @@ def generate_records(
         return [(records[row], generated) for row, generated in zip(rows, answers, strict=True)]
 
     yield from in_batches(order, answer, batch_size or AUTO_BATCH_SIZE[model.device.type])
-
-
-def in_batches(rows: list[int], work: Callable[[list[int]], Result], batch_size: int) -> Iterator[Result]:
-    """Yield work(rows of one batch); a batch that runs out of memory is tried again in halves."""
-    start = 0
-    while start < len(rows):
-        try:
-            result = work(rows[start : start + batch_size])
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            torch.cuda.empty_cache()
-            batch_size //= 2
-            log.warning("out of memory: going on with batches of %d", batch_size)
-            continue
-        yield result
-        start += batch_size

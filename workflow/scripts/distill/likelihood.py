@@ -5,28 +5,11 @@ from typing import Any
 
 import torch
 
+from distill.batches import AUTO_BATCH_SIZE, in_batches
 from distill.chat import encode_completion, encode_prompt
-from distill.generation import AUTO_BATCH_SIZE, in_batches
-from distill.losses import IGNORE, completion_rows, completion_targets, cross_entropy_rows
+from distill.completions import completion_rows, completion_targets, cross_entropy_rows
 from distill.models import decoder_and_head
-
-
-def right_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """(rows, longest) token ids, padded on the right."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [value] * (longest - len(row)) for row in rows])
-
-
-def pad_examples(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask` and `labels` (IGNORE but on completion tokens), each (rows, longest)."""
-    both = list(zip(prompts, completions, strict=True))
-    return {
-        "input_ids": right_pad([[*prompt, *completion] for prompt, completion in both], pad_id),
-        "attention_mask": right_pad([[1] * (len(prompt) + len(completion)) for prompt, completion in both], 0),
-        "labels": right_pad([[IGNORE] * len(prompt) + list(completion) for prompt, completion in both], IGNORE),
-    }
+from distill.padding import pad_examples
 
 
 def reference_likelihoods(
@@ -37,12 +20,12 @@ def reference_likelihoods(
     Tokens are those of the completion with the end of its turn; the prompt's never count.
 
     Args:
-        records: each with `system`, `prompt` and `reference`.
+        records: each with `system`, `prompt`, `reference` and `is_whole` (of `encode_completion`).
         batch_size: as in `generate_records`.
     """
     decoder, head = decoder_and_head(model)
     prompts = [encode_prompt(tokenizer, record["system"], record["prompt"]) for record in records]
-    completions = [encode_completion(tokenizer, record["reference"]) for record in records]
+    completions = [encode_completion(tokenizer, record["reference"], record["is_whole"]) for record in records]
     order = sorted(range(len(records)), key=lambda row: -len(prompts[row]) - len(completions[row]))
 
     @torch.inference_mode()

@@ -7,16 +7,12 @@ pass. Every divergence is a sum over rows; who calls divides by the completion t
 
 import itertools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-IGNORE = -100
-CHUNK_ROWS = 256
-
-Head = Callable[[Tensor], Tensor]
+from distill.completions import CHUNK_ROWS, Head
 
 
 def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
@@ -59,35 +55,6 @@ def divergence(method: str, teacher: Tensor, student: Tensor, beta: float) -> Te
     if method == "tvd":
         return total_variation(teacher, student)
     raise ValueError(f"no divergence belongs to method {method!r}")
-
-
-def completion_rows(hidden: Tensor, labels: Tensor) -> Tensor:
-    """Hidden states of the positions that predict a completion token.
-
-    Args:
-        hidden: (batch, length, width).
-        labels: (batch, length) token ids, IGNORE wherever the token is not of the completion.
-
-    Returns:
-        (rows, width), in the order of `completion_targets`.
-    """
-    return hidden[:, :-1][labels[:, 1:] != IGNORE]
-
-
-def completion_targets(labels: Tensor) -> Tensor:
-    """The completion tokens themselves, (rows,): the label of a position is predicted by the one before it."""
-    following = labels[:, 1:]
-    return following[following != IGNORE]
-
-
-def cross_entropy_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROWS) -> Tensor:
-    """Negative log-likelihood in nats of each target, (rows,), in float32; for scoring, without gradients."""
-    with torch.no_grad():
-        parts = [
-            torch.nn.functional.cross_entropy(head(part).float(), target, reduction="none")
-            for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True)
-        ]
-    return torch.cat(parts) if parts else torch.zeros(0, device=rows.device)
 
 
 def distillation_terms(

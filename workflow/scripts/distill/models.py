@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from distill.errors import InputError
+from distill.model_files import list_model_files
 
 log = logging.getLogger(__name__)
 if not sys.stderr.isatty():
@@ -113,15 +115,20 @@ def load_model(
     check_source(model)
     settings = quantization_config(quantization, dtype)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        result: Any = AutoModelForCausalLM.from_pretrained(
             # A student is placed by the Trainer.
             model,
             dtype=dtype,
             quantization_config=settings,
             device_map=None if trainable else {"": device},
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{model}: no model could be loaded: {error}") from error
+    loaded, report = result
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"{model}: expected all weights of the model, {len(missing)} are missing, first {missing[0]}")
     changes = [name for name in LOGIT_CHANGES if getattr(loaded.config, name, None) not in (None, 1, 1.0)]
     if changes:
         raise InputError(f"{model}: models that change logits after the head are not supported ({', '.join(changes)})")
@@ -132,17 +139,29 @@ def load_model(
     return loaded
 
 
+def check_adapter(adapter: str) -> None:
+    """Say plainly that a folder is no adapter checkpoint.
+
+    Raises:
+        InputError: there is no adapter_config.json in it.
+    """
+    if not (Path(adapter) / "adapter_config.json").exists():
+        raise InputError(f"{adapter}: expected a LoRA checkpoint, found no adapter_config.json in it")
+
+
 def load_adapter(model: Any, adapter: str, merge: bool) -> Any:
     """Put a PEFT adapter on a model; merged where the weights can take it.
 
     Raises:
         InputError: the folder is no adapter checkpoint.
     """
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise InputError(f"{adapter}: expected a LoRA checkpoint, found no adapter_config.json in it")
+    check_adapter(adapter)
     from peft import PeftModel
 
-    with_adapter = PeftModel.from_pretrained(model, adapter)
+    try:
+        with_adapter = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{adapter}: the adapter does not fit the model: {error}") from error
     return with_adapter.merge_and_unload() if merge else with_adapter
 
 
@@ -161,17 +180,22 @@ def memory_mb(device: torch.device) -> int:
 
 
 def fingerprint_files(folder: str) -> str:
-    """Digest of what decides a model folder's answers: weights, configuration, tokenizer, template."""
+    """Digest of what decides a model or adapter folder's answers: weights, configuration, tokenizer, template."""
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt") and path.is_file():
-            with open(path, "rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    for path in list_model_files(folder):
+        with open(path, "rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
 def fingerprint_model(model: str, adapter: str | None, commit: str | None) -> str:
-    """Digest of a model and its adapter by content; a hub model is named by the commit that was loaded."""
+    """Digest of a model and its adapter by content; a hub model is named by the commit that was loaded.
+
+    Raises:
+        InputError: the adapter is no checkpoint.
+    """
+    if adapter:
+        check_adapter(adapter)
     source = fingerprint_files(model) if Path(model).is_dir() else f"{model}@{commit}"
     return digest_of({"model": source, "adapter": fingerprint_files(adapter) if adapter else None})
 

@@ -79,7 +79,7 @@ def get_chat(record: dict[str, Any]) -> dict[str, Any]:
     """The line of a split's .jsonl: the teacher's raw output is the assistant turn."""
     texts = {"system": record["system"], "user": record["prompt"], "assistant": record["raw_output"]}
     messages = [{"role": role, "content": text} for role, text in texts.items()]
-    return {**{key: record[key] for key in ("id", "uid", "origin", "label")}, "messages": messages}
+    return {**{key: record[key] for key in ("id", "uid", "origin", "label", "finish_reason")}, "messages": messages}
 
 
 def get_lines(chat: dict[str, Any]) -> tuple[str, str]:
@@ -201,5 +201,8 @@ def stream_split(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def read_split(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The records of a split, as `stream_split` yields them: `{"id", "uid", "origin", "label", "messages"}`."""
+    """The records of a split, as `stream_split` yields them.
+
+    Each has `id`, `uid`, `origin`, `label`, `finish_reason` and `messages`.
+    """
     return list(stream_split(folder, name))

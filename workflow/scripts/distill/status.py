@@ -83,8 +83,9 @@ def run_dry(arguments: Sequence[str]) -> tuple[str, str]:
         for more in ([], ["--forceall"])
     ]
     outputs = [run.communicate()[0] for run in runs]
-    if any(run.returncode for run in runs):
-        raise InputError(outputs[0].strip())
+    for run, output in zip(runs, outputs, strict=True):
+        if run.returncode:
+            raise InputError(output.strip())
     return outputs[0], outputs[1]
 
 

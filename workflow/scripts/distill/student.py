@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from distill.arguments import PACE
 from distill.chat import shared_vocabulary_size
 from distill.errors import InputError
 from distill.examples import Collator, encode_examples
@@ -24,6 +23,7 @@ from distill.models import (
     select_device,
     select_dtype,
 )
+from distill.pace import PACE
 from distill.training import DistillTrainer, last_checkpoint, training_arguments
 
 log = logging.getLogger(__name__)

@@ -2,56 +2,17 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoConfig
 
 from distill.answers import parse_answer
 from distill.cache import CacheWriter, read_cache
 from distill.generation import Sampling, generate_records
-from distill.models import (
-    digest_of,
-    fingerprint_model,
-    load_model,
-    load_tokenizer,
-    memory_mb,
-    select_device,
-    select_dtype,
-)
+from distill.model_source import ModelSource
+from distill.models import load_tokenizer, memory_mb
 from distill.progress import Progress
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Which model, and how it is loaded; names and values as in config/README.md."""
-
-    model: str
-    adapter: str | None = None
-    dtype: str = "bfloat16"
-    quantization: str = "none"
-    device: str = "auto"
-
-    def load(self) -> Any:
-        """The model on its device, for inference."""
-        device = select_device(self.device)
-        return load_model(self.model, device, select_dtype(self.dtype, device), self.quantization, self.adapter)
-
-    def fingerprint(self, tokenizer: Any, sampling: Sampling) -> str:
-        """Digest of everything that decides an answer to a prompt."""
-        commit = None if Path(self.model).is_dir() else AutoConfig.from_pretrained(self.model)._commit_hash
-        return digest_of(
-            {
-                "model": fingerprint_model(self.model, self.adapter, commit),
-                "dtype": self.dtype,
-                "quantization": self.quantization,
-                "template": tokenizer.chat_template,
-                "sampling": sampling.digest_parts(),
-            }
-        )
 
 
 def answer_prompts(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from distill.losses import completion_rows, completion_targets, distillation_terms, mix_terms
+from distill.completions import completion_rows, completion_targets
+from distill.losses import distillation_terms, mix_terms
 from distill.models import decoder_and_head, memory_mb
 
 log = logging.getLogger(__name__)

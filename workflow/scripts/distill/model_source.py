@@ -31,7 +31,7 @@ class ModelSource:
         return digest_of(
             {
                 "model": fingerprint_model(self.model, self.adapter, commit),
-                "dtype": self.dtype,
+                "dtype": str(select_dtype(self.dtype, select_device(self.device))),
                 "quantization": self.quantization,
                 "template": tokenizer.chat_template,
                 "sampling": sampling.digest_parts(),

@@ -182,3 +182,15 @@ def test_script_ends_on_bad_input_without_traceback():
     )
     assert done.returncode == 1
     assert done.stderr == "error: f:1: wrong\n"
+
+
+def test_what_a_killed_job_left_is_removed(tmp_path):
+    (tmp_path / ".student.123.tmp").mkdir()
+    (tmp_path / ".student.123.tmp" / "model.safetensors").write_text("half")
+    (tmp_path / ".student.123.old").mkdir()
+    (tmp_path / ".lines.jsonl.9.tmp").write_text("half")
+    (tmp_path / ".other.9.tmp").write_text("another job's")
+    with replace_directory(tmp_path / "student") as folder:
+        (folder / "config.json").write_text("{}")
+    write_jsonl(tmp_path / "lines.jsonl", [{"a": 1}])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.9.tmp", "lines.jsonl", "student"]

@@ -51,11 +51,21 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
                 yield number, parse_json_line(raw, path, number)
 
 
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed jobs left beside a target; Snakemake runs one job for it at a time."""
+    for path in [*target.parent.glob(f".{target.name}.*.tmp"), *target.parent.glob(f".{target.name}.*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     """Open a text file beside `path` that takes its name when the block ends well and is removed when it does not."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "w", encoding="utf-8", newline="\n") as file:
@@ -74,7 +84,7 @@ def replace_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_leftovers(target)
     aside.mkdir()
     try:
         yield aside

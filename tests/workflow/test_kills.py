@@ -26,15 +26,15 @@ def start(directory, target):
     )
 
 
-def kill_when(process, is_time, seconds=300):
-    """SIGKILL the whole session as soon as `is_time()`, which has to come before its end."""
+def kill_when(process, is_time, signal_number=signal.SIGKILL, seconds=300):
+    """Signal the whole session as soon as `is_time()`, which has to come before its end."""
     end = time.monotonic() + seconds
     while not is_time():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < end, "nothing was written to be killed after"
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(process.pid, signal_number)
+    process.wait(timeout=60)
 
 
 def cached_lines(directory):
@@ -53,14 +53,16 @@ def slow(finished, tmp_path):
     return directory
 
 
-def test_generation_goes_on_after_a_kill(slow, tmp_path):
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "ctrl-C"])
+def test_generation_goes_on_after_a_kill(slow, tmp_path, signal_number):
     target = "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
     undisturbed = slow.copy(tmp_path / "undisturbed")
     before = cached_lines(slow)  # of other settings
-    kill_when(start(slow, target), lambda: cached_lines(slow) >= before + 3)
+    kill_when(start(slow, target), lambda: cached_lines(slow) >= before + 3, signal_number)
     assert before + 3 <= cached_lines(slow) < before + 33
 
-    slow.run("--unlock")
+    if signal_number == signal.SIGKILL:
+        slow.run("--unlock")
     slow.run(target)
     undisturbed.run(target)
     assert read_lines(slow / target) == read_lines(undisturbed / target)

@@ -83,7 +83,7 @@ def change(checkout, name, old, new):
         ("distill/splits.py", '"""', '"""Another docstring. ', set()),
         ("distill/model_card.py", "# {student}: {category}", "# {category}: {student}", {"train_student"}),
         ("distill/progress.py", "30.0", "31.0", set()),
-        ("distill/generation.py", '"cpu": 32', '"cpu": 16', {"generate_answers", "predict_answers"}),
+        ("distill/batches.py", '"cpu": 32', '"cpu": 16', {"generate_answers", "predict_answers"}),
         ("distill/tables.py", "import ", "import string\nimport ", {"tabulate_scores"}),
     ],
     ids=["comment", "docstring", "training", "progress", "generation", "table"],

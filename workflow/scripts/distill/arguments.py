@@ -2,12 +2,20 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from distill.sampling import Sampling
 from distill.shares import parse_fraction
 
-if TYPE_CHECKING:
-    from distill.generation import Sampling
+
+def count(text: str, least: int = 1, also: str = "") -> int:
+    """A whole number from `least`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected {also}a whole number from {least}, found {text!r}")
+    return int(text)
 
 
 def batch_size(text: str) -> int | None:
@@ -16,11 +24,27 @@ def batch_size(text: str) -> int | None:
     Raises:
         argparse.ArgumentTypeError: neither `auto` nor a whole number from 1.
     """
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected auto or a whole number from 1, found {text!r}")
-    return int(text)
+    return None if text == "auto" else count(text, also="auto or ")
+
+
+def retries(text: str) -> int:
+    """A whole number from 0."""
+    return count(text, least=0)
+
+
+def seconds(text: str) -> float:
+    """A time above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +65,25 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=42)
 
 
-def read_sampling(args: argparse.Namespace) -> "Sampling":
-    """The sampling settings of a parsed command line."""
-    from distill.generation import Sampling
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """--engine and what only one of them needs: --batch-size of transformers, where the server is of openai."""
+    parser.add_argument("--engine", choices=["transformers", "openai"], default="transformers")
+    parser.add_argument("--batch-size", type=batch_size, help="of transformers: auto or a number of records")
+    server = parser.add_argument_group("engine openai")
+    server.add_argument("--base-url", help="of the server, up to and with /v1")
+    server.add_argument("--api-key-env", default="OPENAI_API_KEY", help="environment variable that holds the key")
+    server.add_argument("--concurrency", type=count, default=16, help="open requests at a time")
+    server.add_argument("--timeout", type=seconds, default=600.0, help="longest wait for one answer, in seconds")
+    server.add_argument("--request-retries", type=retries, default=8, help="how often a request is sent again")
 
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """--answer-key."""
+    parser.add_argument("--answer-key", help="key of the value in an answer's JSON; without it every text is usable")
+
+
+def read_sampling(args: argparse.Namespace) -> Sampling:
+    """The sampling settings of a parsed command line."""
     return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed)
 
 

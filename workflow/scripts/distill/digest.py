@@ -1,15 +1,22 @@
-"""A digest of the code that makes a step's result, so that editing it reruns the step and a comment does not."""
+"""Digests of values, and of the code that makes a step's result: editing it reruns the step, a comment does not."""
 
 import ast
 import functools
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from distill.errors import InputError
 
 # They word what a step says on its way, and nothing of what it writes: a better message must not train anew.
 WITHOUT_RESULT = ("distill.errors", "distill.progress")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def digest_of(value: Any) -> str:
+    """32 hex digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def strip_docstrings(tree: ast.Module) -> None:

@@ -1,7 +1,11 @@
 """Fixtures of the library's tests."""
 
 import pytest
+import torch
 from tiny import build_tokenizer
+
+# Models this small gain nothing from a second thread, and wait for it where the machine is busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

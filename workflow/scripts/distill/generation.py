@@ -1,8 +1,6 @@
-"""Generation in batches in which every record draws from its own random stream."""
+"""Generation in which every answer draws from its own random stream, whatever is decoded beside it."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,92 +9,149 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from distill.batches import AUTO_BATCH_SIZE, in_batches
+from distill.batches import AUTO_BATCH_SIZE, RowLimit, in_batches
 from distill.chat import encode_prompt, get_end_of_turn_id
+from distill.decoding import Job, RollingBatch
+from distill.errors import InputError
+from distill.sampling import Generated, Request, Sampling, record_uniforms
+
+LOGITS_BYTES = 32  # of float32 logits, probabilities, float64 sums and sorted copies, a row and token of the vocabulary
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn.
+class Draw:
+    """Draws a token for each row by the inverse of its cumulative distribution; the likeliest at temperature 0.
 
-    Attributes:
-        max_new_tokens: the longest answer, in tokens.
-        temperature: 0 takes the most likely token (greedy).
-        top_p: nucleus, 1 is off.
-        top_k: most likely tokens kept, 0 is off.
-        seed: of the records' random streams.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 42
-
-    def digest_parts(self) -> dict[str, Any]:
-        """What decides an answer: at temperature 0 nothing is drawn, so the rest does not count."""
-        parts = asdict(self)
-        return parts if self.temperature else {"max_new_tokens": self.max_new_tokens, "temperature": 0.0}
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One answer: its text without special tokens, `stop` or `length`, and its tokens with the end of the turn."""
-
-    text: str
-    finish_reason: str
-    tokens: int
-
-
-def record_uniforms(key: str, seed: int, count: int) -> np.ndarray:
-    """`count` uniform numbers in [0, 1) that belong to one record, whatever batch it is in."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big")).random(count)
-
-
-class RecordSampler(LogitsProcessor):
-    """Draws the next token of each row by the inverse of its cumulative distribution.
-
-    Raises FloatingPointError where a model gives logits that are not finite.
-
-    The uniform numbers come from the record's own stream, so batch layout changes an answer only where the
-    logits' rounding moves a boundary across such a number. All other tokens get -inf, so that greedy search
-    takes the one drawn.
+    The uniform numbers come from the record's own stream, so batch layout changes an answer only where the logits'
+    rounding moves a boundary across such a number.
 
     Args:
-        keys: one a row, in the batch's order.
-        prompt_length: tokens of the padded prompts.
-        sampling: temperature above 0.
+        vocabulary: ids from here on are padding of the model's vocabulary and stand for no token.
     """
 
-    def __init__(self, keys: Sequence[str], prompt_length: int, sampling: Sampling):
-        uniforms = [record_uniforms(key, sampling.seed, sampling.max_new_tokens) for key in keys]
-        self.uniforms = torch.from_numpy(np.stack(uniforms))
-        self.prompt_length = prompt_length
-        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-        if sampling.top_k:
-            self.warpers.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(sampling.top_p))
+    def __init__(self, sampling: Sampling, vocabulary: int):
+        self.vocabulary = vocabulary
+        self.warpers = LogitsProcessorList()
+        if sampling.temperature:
+            self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                self.warpers.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, logits: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
+        """(rows, vocabulary) logits, (rows,) float64 numbers or None for greedy, to (rows,) ids; -1: not finite."""
+        scores = logits[:, : self.vocabulary].float()
+        if uniforms is None:
+            best = scores.max(dim=-1)
+            return torch.where(best.values.isfinite(), best.indices, -1)
+        no_ids = torch.LongTensor(len(scores), 0)  # none of the warpers looks at what came before
+        cumulative = self.warpers(no_ids, scores).softmax(dim=-1).double().cumsum(dim=-1)
+        total = cumulative[:, -1]
+        # The last sum is 1 but for rounding, so it scales the number drawn.
+        drawn = torch.searchsorted(cumulative, (uniforms * total)[:, None], right=True)[:, 0]
+        return torch.where(total.isfinite(), drawn.clamp_(max=scores.shape[1] - 1), -1)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end an answer: the template's end of turn and what the model itself names."""
+    named = model.generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    return sorted({get_end_of_turn_id(tokenizer), *(index for index in named if index is not None)})
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens that a model's context holds, prompt and answer together; None where its configuration names none."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def has_full_attention(config: Any) -> bool:
+    """Whether every layer attends to all tokens before, as the rolling batch needs.
+
+    Sliding windows count tokens between, and recurrent layers have no keys and values.
+    """
+    text = config.get_text_config()
+    types = getattr(text, "layer_types", None)
+    if types:
+        return set(types) == {"full_attention"}
+    return getattr(text, "sliding_window", None) is None and hasattr(text, "num_key_value_heads")
+
+
+def finish(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int], prompt_tokens: int) -> Generated:
+    """Cut new tokens at the first that ends an answer."""
+    end = next((position for position, token in enumerate(tokens) if token in stops), None)
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    count = len(tokens) if end is None else end + 1
+    return Generated(text, "length" if end is None else "stop", count, prompt_tokens)
+
+
+def generate_requests(
+    model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, batch_size: int | None = None
+) -> Iterator[list[tuple[Request, Generated]]]:
+    """Yield answered requests as they end, long prompts first.
+
+    Only `sampling` counts: a penalty or a temperature in the model's own generation_config.json does not, since
+    the distribution that is sampled has to be the one that a student is trained towards.
+
+    Args:
+        batch_size: answers at a time; None grows to the memory there is. Either is halved when memory runs out.
+
+    Raises:
+        InputError: a prompt that the model's context has no room for.
+        torch.OutOfMemoryError: a single answer does not fit.
+        FloatingPointError: the model gives logits that are not finite.
+    """
+    prompts = [encode_prompt(tokenizer, request.system, request.prompt) for request in requests]
+    context = context_length(model.config)
+    for request, prompt in zip(requests, prompts, strict=True):
+        if context and len(prompt) >= context:
+            found = f"prompt {request.id} ({request.uid}) has {len(prompt)} tokens"
+            raise InputError(f"{found}, the model's context of {context} has no room for an answer")
+    longest = [min(sampling.max_new_tokens, context - len(p)) if context else sampling.max_new_tokens for p in prompts]
+    stops = stop_ids(model, tokenizer)
+    decode = decode_rolling if has_full_attention(model.config) else decode_padded
+
+    def uniforms(index: int) -> np.ndarray:
+        return record_uniforms(requests[index].key, sampling.seed, sampling.max_new_tokens)
+
+    job = Job(prompts, longest, stops, uniforms if sampling.temperature else None, Draw(sampling, len(tokenizer)))
+    for ended in decode(model, tokenizer, job, batch_size):
+        yield [(requests[index], finish(tokenizer, new, stops, len(prompts[index]))) for index, new in ended]
+
+
+def decode_rolling(
+    model: Any, tokenizer: Any, job: Job, batch_size: int | None
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """New tokens of a job's prompts by index, from one rolling batch."""
+    room = max(len(prompt) + longest for prompt, longest in zip(job.prompts, job.longest, strict=True))
+    step_bytes = LOGITS_BYTES * model.config.get_text_config().vocab_size
+    yield from RollingBatch(model, job, RowLimit(batch_size, model.device, room, step_bytes)).run()
+
+
+class DrawRows(LogitsProcessor):
+    """Has greedy search take the tokens that a job draws.
+
+    Args:
+        rows: the batch's prompts, by their indices.
+        padded: tokens of the padded prompts.
+    """
+
+    def __init__(self, job: Job, rows: Sequence[int], padded: int):
+        self.job, self.padded = job, padded
+        self.uniforms = torch.from_numpy(np.stack([job.uniforms(row) for row in rows])) if job.uniforms else None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """(rows, length) ids and (rows, vocabulary) logits to logits that leave the drawn token alone."""
-        probabilities = self.warpers(input_ids, scores.float()).softmax(dim=-1)
-        cumulative = probabilities.double().cumsum(dim=-1)
-        if not cumulative[:, -1].isfinite().all():
+        step = input_ids.shape[1] - self.padded
+        uniforms = None if self.uniforms is None else self.uniforms[:, step].to(scores.device)
+        drawn = self.job.draw(scores, uniforms)
+        if (drawn < 0).any():
             raise FloatingPointError("the model's logits are not finite: choose another dtype or quantization")
-        step = input_ids.shape[1] - self.prompt_length
-        uniform = self.uniforms[:, step].to(scores.device)
-        # The last sum is 1 but for rounding, so it scales the number drawn.
-        drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
-        chosen = torch.full_like(scores, float("-inf"))
-        return chosen.scatter_(1, drawn.clamp_(max=scores.shape[1] - 1), 0.0)
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn[:, None], 0.0)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -107,66 +162,29 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end an answer: the template's end of turn and what the model itself names."""
-    named = model.generation_config.eos_token_id
-    named = named if isinstance(named, list) else [named]
-    return sorted({get_end_of_turn_id(tokenizer), *(index for index in named if index is not None)})
+def decode_padded(
+    model: Any, tokenizer: Any, job: Job, batch_size: int | None
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """The same by transformers' `generate` in padded batches, for models of any architecture."""
+    order = sorted(range(len(job.prompts)), key=lambda index: -len(job.prompts[index]))
 
-
-@torch.inference_mode()
-def generate_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], keys: Sequence[str], sampling: Sampling
-) -> list[Generated]:
-    """Answers to one batch of encoded prompts.
-
-    Only `sampling` counts: a penalty or a temperature in the model's own generation_config.json does not, since
-    the distribution that is sampled has to be the one that a student is trained towards.
-    """
-    inputs = left_pad(prompts, tokenizer.pad_token_id, model.device)
-    length = inputs["input_ids"].shape[1]
-    stops = stop_ids(model, tokenizer)
-    settings = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
-    )
-    # Ids beyond the tokenizer's are padding of the vocabulary, and stand for no token.
-    padding = list(range(len(tokenizer), model.get_output_embeddings().weight.shape[0]))
-    processors = LogitsProcessorList([SuppressTokensLogitsProcessor(padding, model.device)] if padding else [])
-    if sampling.temperature:
-        processors.append(RecordSampler(keys, length, sampling))
-    own, model.generation_config = model.generation_config, settings
-    try:
-        output = model.generate(**inputs, generation_config=settings, logits_processor=processors)
-    finally:
-        model.generation_config = own
-    return [finish(tokenizer, row, stops) for row in output[:, length:].tolist()]
-
-
-def finish(tokenizer: Any, tokens: list[int], stops: Sequence[int]) -> Generated:
-    """Cut a row of new tokens at the first that ends an answer."""
-    end = next((position for position, token in enumerate(tokens) if token in stops), None)
-    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-    return Generated(text, "length" if end is None else "stop", len(tokens) if end is None else end + 1)
-
-
-def generate_records(
-    model: Any, tokenizer: Any, records: Sequence[dict[str, Any]], sampling: Sampling, batch_size: int | None = None
-) -> Iterator[list[tuple[dict[str, Any], Generated]]]:
-    """Yield the answered records of one batch after the other, long prompts first.
-
-    Args:
-        records: each with `uid`, `system` and `prompt`.
-        batch_size: None for a size by device; either is halved, for good, when memory runs out.
-
-    Raises:
-        torch.OutOfMemoryError: a single record does not fit.
-    """
-    prompts = [encode_prompt(tokenizer, record["system"], record["prompt"]) for record in records]
-    order = sorted(range(len(records)), key=lambda index: -len(prompts[index]))
-
-    def answer(rows: list[int]) -> list[tuple[dict[str, Any], Generated]]:
-        keys = [records[row]["uid"] for row in rows]
-        answers = generate_batch(model, tokenizer, [prompts[row] for row in rows], keys, sampling)
-        return [(records[row], generated) for row, generated in zip(rows, answers, strict=True)]
+    @torch.inference_mode()
+    def answer(rows: list[int]) -> list[tuple[int, list[int]]]:
+        inputs = left_pad([job.prompts[row] for row in rows], tokenizer.pad_token_id, model.device)
+        length = inputs["input_ids"].shape[1]
+        settings = GenerationConfig(
+            max_new_tokens=max(job.longest[row] for row in rows),
+            do_sample=False,
+            eos_token_id=list(job.stops),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        processors = LogitsProcessorList([DrawRows(job, rows, length)])
+        own, model.generation_config = model.generation_config, settings
+        try:
+            output = model.generate(**inputs, generation_config=settings, logits_processor=processors)
+        finally:
+            model.generation_config = own
+        new = output[:, length:].tolist()
+        return [(row, tokens[: job.longest[row]]) for row, tokens in zip(rows, new, strict=True)]
 
     yield from in_batches(order, answer, batch_size or AUTO_BATCH_SIZE[model.device.type])

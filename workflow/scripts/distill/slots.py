@@ -1,0 +1,138 @@
+"""Keys and values of answers that are under way: a row each, every row with a length of its own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+GROWTH = 64  # tokens by which a cache that is too short grows
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, (rows, heads, capacity, dimension) each, written at each row's own position."""
+
+    is_sliding = False
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, slots: "SlotCache"):
+        super().__init__()
+        self.slots = slots
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both tensors."""
+        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Empty tensors of the right kind."""
+        self.keys, self.values = (
+            states.new_empty(0, states.shape[1], 0, states.shape[3]) for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def resize(self, rows: int, capacity: int) -> None:
+        """Make room for `rows` of `capacity` tokens; what is there and fits stays."""
+        if not self.is_initialized or self.keys.shape[0] == rows and self.keys.shape[2] == capacity:
+            return
+        self.keys, self.values = (resized(tensor, rows, capacity) for tensor in (self.keys, self.values))
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add one token to each of the first rows; returns their keys and values up to the longest row's end."""
+        rows = key_states.shape[0]
+        places = self.slots.rows[:rows].to(self.keys.device), self.slots.positions[:rows].to(self.keys.device)
+        self.keys[places[0], :, places[1]] = key_states[:, :, 0]
+        self.values[places[0], :, places[1]] = value_states[:, :, 0]
+        length = self.slots.length
+        return self.keys[:rows, :, :length], self.values[:rows, :, :length]
+
+    def write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put keys and values of tokens from 0 on, (rows, heads, length, dimension), into their rows."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self.resize(len(self.slots.rows), self.slots.capacity)
+        places, length = rows.to(keys.device), keys.shape[2]
+        self.keys[places, :, :length] = keys
+        self.values[places, :, :length] = values
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row over another one."""
+        self.keys[target], self.values[target] = self.keys[source], self.values[source]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a query sees."""
+        return self.slots.length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest row."""
+        return self.slots.length
+
+    def get_max_length(self) -> int:
+        """No longest."""
+        return -1
+
+
+def resized(tensor: torch.Tensor, rows: int, capacity: int) -> torch.Tensor:
+    """A tensor of other size in its first and third dimension, holding what fits.
+
+    Zeros elsewhere: what memory happens to hold may be NaN, which outlives a mask.
+    """
+    new = tensor.new_zeros(rows, tensor.shape[1], capacity, tensor.shape[3])
+    kept = min(rows, tensor.shape[0]), min(capacity, tensor.shape[2])
+    new[: kept[0], :, : kept[1]] = tensor[: kept[0], :, : kept[1]]
+    return new
+
+
+class SlotCache(Cache):
+    """A cache for decoding in which rows come and go.
+
+    Attributes:
+        positions: (rows,) where each row's next token goes, which is its length so far.
+        length: keys that the next step sees: the longest row with its next token.
+    """
+
+    def __init__(self, layers: int, device: torch.device):
+        self.slots = [SlotLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.slots))
+        self.device = device
+        self.rows = self.positions = torch.empty(0, dtype=torch.long, device=device)
+        self.length = 0
+        self.capacity = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(layer.nbytes for layer in self.slots)
+
+    def resize(self, rows: int, longest: int) -> None:
+        """Make room for `rows` and for `longest` tokens in each; the capacity grows in steps and does not shrink."""
+        if longest > self.capacity:
+            self.capacity = longest + GROWTH - 1 - (longest - 1) % GROWTH
+        if rows != len(self.rows):
+            positions = torch.zeros(rows, dtype=torch.long, device=self.device)
+            kept = min(rows, len(self.positions))
+            positions[:kept] = self.positions[:kept]
+            self.rows, self.positions = torch.arange(rows, device=self.device), positions
+        for layer in self.slots:
+            layer.resize(rows, self.capacity)
+
+    def write(self, rows: Sequence[int], prompts: Cache, lengths: Sequence[int]) -> None:
+        """Take over the keys and values of prompts, each in its row; what lies behind a prompt's length is not seen."""
+        places = torch.tensor(rows, device=self.device)
+        for layer, source in zip(self.slots, prompts.layers, strict=True):
+            layer.write(places, *keys_and_values(source))
+        self.positions[places] = torch.tensor(lengths, device=self.device)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row over another one."""
+        for layer in self.slots:
+            layer.move(source, target)
+        self.positions[target] = self.positions[source]
+
+
+def keys_and_values(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a layer of transformers' own cache: (rows, heads, length, dimension) each."""
+    return layer.keys, layer.values

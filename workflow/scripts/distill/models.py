@@ -1,7 +1,5 @@
 """Loading models and tokenizers: device, precision, quantization, adapters."""
 
-import hashlib
-import json
 import logging
 import resource
 import sys
@@ -9,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
 from distill.errors import InputError
-from distill.model_files import list_model_files
+from distill.memory import build_skeleton, place_model, quantized_layers, stored_quantization
+from distill.model_files import check_adapter
 
 log = logging.getLogger(__name__)
 if not sys.stderr.isatty():
@@ -80,6 +81,48 @@ def check_source(model: str) -> None:
         raise InputError(f"{model}: expected a local model folder or a hub id `owner/name`, found no such folder")
 
 
+def load_config(model: str) -> Any:
+    """The configuration of a hub id or local folder.
+
+    Raises:
+        InputError: it is not there, or describes no model that transformers knows.
+    """
+    check_source(model)
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{model}: no configuration could be read from its config.json: {error}") from error
+
+
+def check_quantization(model: str, skeleton: Any, quantization: str, device: torch.device) -> None:
+    """Say before loading what bitsandbytes cannot do.
+
+    Raises:
+        InputError: it is not installed, the weights are quantized already, or nf4 on a CPU does not fit the widths.
+    """
+    if quantization == "none":
+        return
+    if stored := stored_quantization(skeleton.config):
+        raise InputError(
+            f"{model}: quantization: expected none, since the weights are quantized already ({stored}), "
+            f"found {quantization}"
+        )
+    if not is_bitsandbytes_available():
+        raise InputError(
+            f"quantization: {quantization} needs the package bitsandbytes, which is not installed; "
+            "install it or set `quantization: none`"
+        )
+    if quantization == "nf4" and device.type == "cpu":
+        # Its CPU kernels read the scales of blocks of 64 row by row, and pack 32 rows together.
+        for name, layer in quantized_layers(skeleton).items():
+            rows, width = layer.weight.shape
+            if width % 64 or rows % 32:
+                raise InputError(
+                    f"{model}: quantization: nf4 on a CPU needs layers of 64·n inputs and 32·n outputs, found {width} "
+                    f"and {rows} in {name}; set int8 or none"
+                )
+
+
 def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
     """bitsandbytes settings: `int8` (LLM.int8), `nf4` (double quantization, computing in `dtype`), or none."""
     if quantization == "none":
@@ -87,10 +130,31 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
+        # It says at every call of every layer that it computes in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def choose_attention(skeleton: Any, device: torch.device, dtype: torch.dtype, for_generation: bool) -> str:
+    """The attention kernel, by its name in transformers.
+
+    Generation masks keys by row, which flash-attn's own kernels do not take; torch's `sdpa` does, and uses a flash
+    kernel where there is no mask.
+    """
+    if not for_generation and skeleton._supports_flash_attn and takes_flash_attention(device, dtype):
+        if is_flash_attn_3_available():
+            return "flash_attention_3"
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
+    return "sdpa" if skeleton._supports_sdpa else "eager"
+
+
+def takes_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash-attn has a kernel: 16-bit numbers on an Ampere GPU or a newer one."""
+    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def load_model(
@@ -100,53 +164,85 @@ def load_model(
     quantization: str = "none",
     adapter: str | None = None,
     trainable: bool = False,
+    for_generation: bool = True,
 ) -> Any:
-    """A causal language model on its device.
+    """A causal language model on its device, or over all GPUs where one is too small.
+
+    Inputs go to `model.device`, where the embeddings are, and outputs come back there.
 
     Args:
         model: hub id or local folder.
         quantization: `none`, `int8` or `nf4`.
         adapter: a LoRA checkpoint; merged into the weights unless they are quantized.
         trainable: for training: in training mode; otherwise in evaluation mode, without gradients.
+        for_generation: as of `choose_attention`; a trainable model never is.
 
     Raises:
-        InputError: model or adapter cannot be loaded, or the model changes its logits after the head.
+        InputError: model or adapter cannot be loaded, the weights take more memory than there is, or the model
+            changes its logits after the head.
     """
-    check_source(model)
-    settings = quantization_config(quantization, dtype)
+    skeleton = build_skeleton(load_config(model), dtype)
+    check_quantization(model, skeleton, quantization, device)
+    attention = choose_attention(skeleton, device, dtype, for_generation and not trainable)
+    placed: dict[str, Any] = {"device_map": None}  # a student is placed by the Trainer
+    if not trainable:
+        placed = place_model(model, skeleton, device, dtype, quantization, is_alone=for_generation)
+    log.info("%s: attention by %s", model, attention)
     try:
         result: Any = AutoModelForCausalLM.from_pretrained(
-            # A student is placed by the Trainer.
             model,
             dtype=dtype,
-            quantization_config=settings,
-            device_map=None if trainable else {"": device},
+            quantization_config=quantization_config(quantization, dtype),
+            attn_implementation=attention,
             output_loading_info=True,
+            **placed,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{model}: no model could be loaded: {error}") from error
     loaded, report = result
+    check_loaded(model, loaded, report)
+    join_parts(loaded)
+    if adapter:
+        loaded = load_adapter(loaded, adapter, merge=not getattr(loaded, "is_quantized", False))
+    if not trainable:
+        loaded.eval().requires_grad_(False)
+    return loaded
+
+
+def check_loaded(model: str, loaded: Any, report: Any) -> None:
+    """Refuse a model that is not what its name says.
+
+    Raises:
+        InputError: weights are missing, or it changes its logits after the head.
+    """
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(f"{model}: expected all weights of the model, {len(missing)} are missing, first {missing[0]}")
     changes = [name for name in LOGIT_CHANGES if getattr(loaded.config, name, None) not in (None, 1, 1.0)]
     if changes:
         raise InputError(f"{model}: models that change logits after the head are not supported ({', '.join(changes)})")
-    if adapter:
-        loaded = load_adapter(loaded, adapter, merge=quantization == "none")
-    if not trainable:
-        loaded.eval().requires_grad_(False)
-    return loaded
 
 
-def check_adapter(adapter: str) -> None:
-    """Say plainly that a folder is no adapter checkpoint.
+def join_parts(model: Any) -> None:
+    """Have decoder and head of a spread model give their outputs where their inputs are.
 
-    Raises:
-        InputError: there is no adapter_config.json in it.
+    accelerate does so for a model as a whole only, and here the two are called one by one.
     """
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise InputError(f"{adapter}: expected a LoRA checkpoint, found no adapter_config.json in it")
+    places = set(getattr(model, "hf_device_map", {}).values())
+    if len(places) < 2:
+        return
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    log.info("the model lies on %s", ", ".join(sorted(map(str, places))))
+    if places & {"cpu", "disk"}:
+        log.warning("not all of the model fits the GPUs: what lies elsewhere is fetched for every token, which is slow")
+    for part in decoder_and_head(model):
+        hook: Any = getattr(part, "_hf_hook", None)
+        if hook is not None:
+            hook.io_same_device = True
+        else:
+            skipped = model._skip_keys_device_placement
+            add_hook_to_module(part, AlignDevicesHook(model.device, io_same_device=True, skip_keys=skipped))
 
 
 def load_adapter(model: Any, adapter: str, merge: bool) -> Any:
@@ -172,34 +268,8 @@ def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def memory_mb(device: torch.device) -> int:
-    """The most memory this process has held so far, in MiB: of the GPU, or resident where it runs on the CPU."""
+    """The most memory this process has held so far, in MiB: of all GPUs, or resident where it runs on the CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
+        return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) // 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def fingerprint_files(folder: str) -> str:
-    """Digest of what decides a model or adapter folder's answers: weights, configuration, tokenizer, template."""
-    digest = hashlib.sha256()
-    for path in list_model_files(folder):
-        with open(path, "rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def fingerprint_model(model: str, adapter: str | None, commit: str | None) -> str:
-    """Digest of a model and its adapter by content; a hub model is named by the commit that was loaded.
-
-    Raises:
-        InputError: the adapter is no checkpoint.
-    """
-    if adapter:
-        check_adapter(adapter)
-    source = fingerprint_files(model) if Path(model).is_dir() else f"{model}@{commit}"
-    return digest_of({"model": source, "adapter": fingerprint_files(adapter) if adapter else None})
-
-
-def digest_of(value: Any) -> str:
-    """32 hex digits that stand for a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

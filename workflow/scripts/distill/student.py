@@ -10,19 +10,13 @@ import torch
 from transformers import set_seed
 
 from distill.chat import shared_vocabulary_size
+from distill.digest import digest_of
 from distill.errors import InputError
 from distill.examples import Collator, encode_examples
 from distill.files import dump_json, replace_directory
 from distill.model_card import render_card
-from distill.models import (
-    digest_of,
-    fingerprint_model,
-    has_bfloat16,
-    load_model,
-    load_tokenizer,
-    select_device,
-    select_dtype,
-)
+from distill.model_files import fingerprint_model
+from distill.models import has_bfloat16, load_model, load_tokenizer, select_device, select_dtype
 from distill.pace import PACE
 from distill.training import DistillTrainer, last_checkpoint, training_arguments
 
@@ -63,7 +57,7 @@ def train_student(options: dict[str, Any], train: list[dict[str, Any]], val: lis
     set_seed(options["seed"])  # before the LoRA weights are drawn
     model = load_student(options, device)
     runs = Path(options["checkpoints"]) / options["name"] / options["category"]
-    folder = runs / run_digest(options, examples, model, teacher)
+    folder = runs / run_digest(options, examples)
     trainer = DistillTrainer(
         model=model,
         args=training_arguments(folder, options, device, len(examples["train"]), len(examples["val"])),
@@ -102,6 +96,7 @@ def load_teacher(options: dict[str, Any], tokenizer: Any, device: torch.device) 
         select_dtype(options["teacher_dtype"], device),
         options["teacher_quantization"],
         options["teacher_adapter"],
+        for_generation=False,
     )
     return teacher, teacher_tokenizer, vocabulary
 
@@ -131,12 +126,11 @@ def load_student(options: dict[str, Any], device: torch.device) -> Any:
         raise InputError(f"lora.target: {error}") from error
 
 
-def run_digest(options: dict[str, Any], examples: dict[str, list[dict[str, Any]]], model: Any, teacher: Any) -> str:
+def run_digest(options: dict[str, Any], examples: dict[str, list[dict[str, Any]]]) -> str:
     """Digest of everything that decides the trained weights: settings, examples, both models by content."""
-    commits = [getattr(part.config, "_commit_hash", None) if part is not None else None for part in (model, teacher)]
-    models = [fingerprint_model(options["model"], None, commits[0])]
-    if teacher is not None:
-        models.append(fingerprint_model(options["teacher_model"], options["teacher_adapter"], commits[1]))
+    models = [fingerprint_model(options["model"])]
+    if options["method"] != "seqkd":
+        models.append(fingerprint_model(options["teacher_model"], options["teacher_adapter"]))
     settings = {name: value for name, value in options.items() if name not in NOT_IN_RUN_DIGEST}
     return digest_of({"settings": settings, "examples": examples, "models": models})[:16]
 

@@ -1,13 +1,14 @@
 # make demo     the whole workflow on synthetic data and tiny models
 # make test     all tests
 # make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake
-# All three set up .venv first, where it is not there yet or requirements.txt has changed.
+# make cache    teacher answers that are kept, and who uses them; ARGS="prune …" removes what is not used (README.md)
+# All of them set up .venv first, where it is not there yet or requirements.txt has changed.
 
 PYTHON ?= python3
 ARGS ?=
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 
-.PHONY: demo test status setup
+.PHONY: demo test status cache setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -36,3 +37,7 @@ test: setup
 status: setup
 	@source .venv/bin/activate
 	python workflow/scripts/status.py --profile local $(ARGS)
+
+cache: setup
+	@source .venv/bin/activate
+	python workflow/scripts/cache.py $(ARGS)

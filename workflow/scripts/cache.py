@@ -1,0 +1,40 @@
+"""Show whose answers the cache holds, or remove those that no configuration uses.
+
+    python workflow/scripts/cache.py list
+    python workflow/scripts/cache.py prune --configfile config/config.yaml --directory DIR [--yes]
+
+Without --configfile all of the project's own count (config/*.yaml). Not while a run is going on.
+"""
+
+import argparse
+import contextlib
+from pathlib import Path
+
+import generate_answers
+from distill.cache_listing import find_uses, list_cache, prune_cache
+from distill.errors import run_script
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["list", "prune"], nargs="?", default="list")
+    parser.add_argument("--configfile", "--configfiles", type=Path, nargs="+", default=sorted(CONFIG.glob("*.yaml")))
+    parser.add_argument("--directory", type=Path, default=Path(), help="that paths are relative to, as of snakemake")
+    parser.add_argument("--yes", action="store_true", help="remove, instead of saying what would be")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """List or prune."""
+    args = parse_args(argv)
+    files = [path.absolute() for path in args.configfile]
+    with contextlib.chdir(args.directory):
+        uses = find_uses(files, generate_answers.parse_args)
+        print(list_cache(uses) if args.command == "list" else prune_cache(uses, args.yes))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -8,11 +8,24 @@ Answers are kept one by one under --cache: a run that was stopped at any instant
 
 import argparse
 import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from distill.arguments import add_model_arguments, add_sampling_arguments, batch_size, read_sampling
+from distill.arguments import (
+    add_answer_arguments,
+    add_engine_arguments,
+    add_model_arguments,
+    add_sampling_arguments,
+    count,
+    retries,
+)
+from distill.engines import build_engine
 from distill.errors import run_script
-from distill.files import read_jsonl, write_json, write_jsonl
+from distill.files import write_json, write_jsonl
+from distill.shards import parse_shard, select_shard
+from distill.teacher import Asking, answer_prompts, load_prompts
 
 log = logging.getLogger("generate_answers")
 
@@ -24,8 +37,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stats", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("artifacts/cache/teacher"))
-    parser.add_argument("--answer-key", help="key of the value in an answer's JSON; without it every text is usable")
-    parser.add_argument("--batch-size", type=batch_size, help="auto or a number of records")
+    parser.add_argument("--shard", type=parse_shard, metavar="I-of-N", help="answer one part of the prompts")
+    parser.add_argument("--samples", type=count, default=1, help="answers a prompt")
+    parser.add_argument("--retries", type=retries, default=0, help="times that unusable answers are asked for again")
+    parser.add_argument("--keep", choices=["all", "best"], default="all", help="usable answers of a prompt")
+    parser.add_argument("--overlong", choices=["error", "skip"], default="error", help="prompts beyond the context")
+    add_answer_arguments(parser)
+    add_engine_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     return parser.parse_args(argv)
@@ -34,18 +52,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Generate, parse and write."""
     args = parse_args(argv)
-    from distill.model_source import ModelSource  # torch: not before bad arguments end it
-    from distill.teacher import answer_prompts, teacher_outputs
+    prompts = load_prompts(args.prompts)
+    if args.shard:
+        prompts = select_shard(prompts, args.shard)
+    asking = Asking(args.answer_key, args.samples, args.retries, args.keep, args.overlong)
+    records, stats = answer_prompts(prompts, build_engine(args), asking, args.cache)
+    problems: Counter[str] = Counter()
 
-    prompts = [record for _, record in read_jsonl(args.prompts)]
-    source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
-    answers, stats = answer_prompts(prompts, source, read_sampling(args), args.batch_size, args.cache)
-    records, problems = teacher_outputs(prompts, answers, args.answer_key)
-    rejected = sum(problems.values())
-    write_jsonl(args.out, records)
-    write_json(args.stats, stats | {"usable": len(records) - rejected, "rejected": rejected})
+    def note_problems(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for record in records:
+            problems.update([record["problem"]] if record["problem"] else [])
+            yield record
+
+    written = write_jsonl(args.out, note_problems(records))
+    write_json(args.stats, stats)
     found = "".join(f"; {problem}: {count}" for problem, count in problems.most_common())
-    log.info("%d answers: %d usable, %d not%s", len(records), len(records) - rejected, rejected, found)
+    unusable = problems.total()
+    log.info("%d answers written: %d usable, %d not%s", written, written - unusable, unusable, found)
 
 
 if __name__ == "__main__":

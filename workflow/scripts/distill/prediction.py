@@ -3,48 +3,28 @@
 from typing import Any
 
 from distill.answers import parse_answer
-from distill.generation import Generated, Sampling, generate_records
-from distill.likelihood import reference_likelihoods
-from distill.model_source import ModelSource
-from distill.models import load_tokenizer
 from distill.progress import Progress
+from distill.sampling import Generated, Request
 
 
 def predict(
-    records: list[dict[str, Any]],
-    source: ModelSource,
-    sampling: Sampling,
-    batch_size: int | None,
-    answer_key: str | None,
-    likelihood: bool = True,
+    records: list[dict[str, Any]], engine: Any, answer_key: str | None, likelihood: bool = True
 ) -> list[dict[str, Any]]:
     """Answer the prompts of a split, in its order.
 
     Args:
-        records: of `read_split`.
-        batch_size: None for a size by device.
+        records: of `read_split`, each prompt once.
+        engine: an `Engine`; a LocalEngine where the likelihood is wanted.
         answer_key: of the answer contract; None accepts every text.
         likelihood: measure it; it costs another pass over the model.
 
     Returns:
         For each record its own fields with `reference` (the teacher's answer), `prediction` and what was parsed of
-        it, and `nll`, `nll_tokens`: the reference's negative log-likelihood in nats and its tokens.
+        it, and with `likelihood` `nll`, `nll_tokens`: the reference's negative log-likelihood in nats and its tokens.
     """
-    tests = []
-    for record in records:
-        system, prompt, reference = (message["content"] for message in record["messages"])
-        kept = {name: record[name] for name in ("id", "uid", "origin", "label")}
-        is_whole = record["finish_reason"] != "length"
-        tests.append(kept | {"system": system, "prompt": prompt, "reference": reference, "is_whole": is_whole})
-    tokenizer = load_tokenizer(source.model)
-    model = source.load()
-    progress = Progress(len(tests), "predictions")
-    answers: dict[str, Generated] = {}
-    for batch in generate_records(model, tokenizer, tests, sampling, batch_size):
-        answers |= {test["uid"]: generated for test, generated in batch}
-        progress.add(len(batch), sum(generated.tokens for _, generated in batch))
-    progress.close()
-    likelihoods = reference_likelihoods(model, tokenizer, tests, batch_size) if likelihood else []
+    tests = [get_test(record) for record in records]
+    answers = generate_answers(tests, engine)
+    likelihoods = measure_likelihoods(tests, engine) if likelihood else []
     predictions = []
     for position, test in enumerate(tests):
         generated = answers[test["uid"]]
@@ -56,3 +36,30 @@ def predict(
             found["nll"], found["nll_tokens"] = likelihoods[position]
         predictions.append({name: value for name, value in test.items() if name != "is_whole"} | found)
     return predictions
+
+
+def get_test(record: dict[str, Any]) -> dict[str, Any]:
+    """A split's record with its messages by name."""
+    system, prompt, reference = (message["content"] for message in record["messages"])
+    kept = {name: record[name] for name in ("id", "uid", "origin", "label")}
+    is_whole = record["finish_reason"] != "length"
+    return kept | {"system": system, "prompt": prompt, "reference": reference, "is_whole": is_whole}
+
+
+def generate_answers(tests: list[dict[str, Any]], engine: Any) -> dict[str, Generated]:
+    """The engine's answer to each test prompt, by uid."""
+    requests = [Request(test["id"], test["uid"], test["system"], test["prompt"]) for test in tests]
+    progress = Progress(len(tests), "predictions")
+    answers: dict[str, Generated] = {}
+    for batch in engine.generate(requests):
+        answers |= {request.uid: generated for request, generated in batch}
+        progress.add(len(batch), sum(generated.tokens for _, generated in batch))
+    progress.close()
+    return answers
+
+
+def measure_likelihoods(tests: list[dict[str, Any]], engine: Any) -> list[tuple[float, int]]:
+    """(negative log-likelihood in nats, tokens) of each test's reference."""
+    from distill.likelihood import reference_likelihoods  # torch: not where a server answers
+
+    return reference_likelihoods(engine.model, engine.tokenizer, tests, engine.batch_size)

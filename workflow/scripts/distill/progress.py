@@ -12,14 +12,20 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Counts records and generated tokens."""
+    """Counts records and generated tokens.
 
-    def __init__(self, total: int, what: str):
+    Args:
+        total: records in all.
+        done: those that were there at the start, from the cache; they count for no speed.
+    """
+
+    def __init__(self, total: int, what: str, done: int = 0):
         self.total = total
         self.what = what
+        self.done = done
         self.records = self.tokens = 0
         self.started = self.last_line = time.monotonic()
-        self.bar = tqdm(total=total, desc=what, unit="record") if sys.stderr.isatty() else None
+        self.bar = tqdm(total=total, desc=what, unit="record", initial=done) if sys.stderr.isatty() else None
 
     @property
     def seconds(self) -> float:
@@ -32,21 +38,24 @@ class Progress:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def add(self, records: int, tokens: int) -> None:
-        """Count a finished batch, and show it when it is time to."""
+        """Count finished records, and show it when it is time to."""
         self.records += records
         self.tokens += tokens
+        cached = f", {self.done / self.total:.0%} from the cache" if self.done else ""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"{self.tokens_per_second:.0f} tokens/s", refresh=False)
+            self.bar.set_postfix_str(f"{self.tokens_per_second:.0f} tokens/s{cached}", refresh=False)
             self.bar.update(records)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            left = (self.total - self.records) * self.seconds / self.records
+            finished = self.done + self.records
+            left = (self.total - finished) * self.seconds / self.records
             log.info(
-                "%s: %d of %d records, %.0f tokens/s, about %.0f min left",
+                "%s: %d of %d records, %.0f tokens/s%s, about %.0f min left",
                 self.what,
-                self.records,
+                finished,
                 self.total,
                 self.tokens_per_second,
+                cached,
                 left / 60,
             )
 

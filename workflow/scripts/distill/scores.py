@@ -56,25 +56,31 @@ PPL_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def has_likelihoods(records: Iterable[dict[str, Any]]) -> bool:
+    """Whether the likelihood of the references was measured; a model behind a server does not tell it."""
+    return any(field in record for record in records for field in PPL_FIELDS)
+
+
 def load_predictions(paths: Sequence[str | PathLike[str]], metrics: Iterable[str]) -> list[dict[str, Any]]:
     """The records of all files, pooled, in an order that does not depend on that of the files or of their lines.
+
+    Likelihoods, which `ppl` needs, are missing only where another record has them: see `has_likelihoods`.
 
     Raises:
         InputError: a file without records, or a record with a field missing or of another type; names all of them.
     """
-    fields = FIELDS | PPL_FIELDS if "ppl" in metrics else FIELDS
-    records: list[dict[str, Any]] = []
+    found = {path: list(read_jsonl(path)) for path in paths}
+    records = [record for lines in found.values() for _, record in lines]
+    fields = FIELDS | PPL_FIELDS if "ppl" in metrics and has_likelihoods(records) else FIELDS
     problems: list[str] = []
-    for path in paths:
-        before = len(records)
-        for line, record in read_jsonl(path):
+    for path, lines in found.items():
+        for line, record in lines:
             for field, (expected, is_right) in fields.items():
                 if field not in record:
                     problems.append(f"{path}:{line}: {field}: expected {expected}, but the field is missing")
                 elif not is_right(record[field]):
                     problems.append(format_problem(path, line, field, expected, record[field]))
-            records.append(record)
-        if len(records) == before:
+        if not lines:
             problems.append(f"{path}: expected at least one prediction, found an empty file")
     raise_problems(problems, "predictions")
     records.sort(key=lambda record: (record["category"], record["uid"], record["prediction"], record["reference"]))
@@ -227,7 +233,8 @@ def score_records(
 
     Args:
         records: from `load_predictions`, at least one.
-        metrics: of METRIC_GROUPS; `answer` is left out where `answer_key` is empty (no contract to keep).
+        metrics: of METRIC_GROUPS; `answer` is left out where `answer_key` is empty (no contract to keep), `ppl` where
+            no likelihood was measured.
         tokenize: sacreBLEU's tokenizer, of TOKENIZERS.
         resamples: of the bootstrap; 0 for no intervals.
         seed: of the bootstrap.
@@ -237,6 +244,9 @@ def score_records(
     """
     if not records:
         raise InputError("expected at least one prediction, found none")
+    if "ppl" in metrics and not has_likelihoods(records):
+        logger.info("the predictions hold no likelihoods: no perplexity")
+        metrics = [metric for metric in metrics if metric != "ppl"]
     bleu = BLEU(tokenize=tokenize)
     statistics = build_answer_statistics(records) if "answer" in metrics and answer_key else {}
     statistics |= build_text_statistics(records, metrics, bleu)

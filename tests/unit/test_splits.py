@@ -54,6 +54,7 @@ def test_file_formats(tmp_path):
     assert record == {
         "id": number,
         "uid": make_answer(number)["uid"],
+        "sample": 0,
         "origin": "grpo",
         "label": None,
         "finish_reason": "stop",
@@ -134,11 +135,85 @@ def test_fractions_must_leave_something_to_train(tmp_path):
         split(tmp_path, [make_answer(0)], val=Fraction(1, 2), test=Fraction(1, 2))
 
 
-def test_duplicate_uid(tmp_path):
-    with pytest.raises(
-        InputError, match=r"answers.jsonl:3: uid: expected one that no other record has \(line 1 has it\)"
-    ):
-        split(tmp_path, [make_answer(0), make_answer(1), make_answer(0, usable=False, problem="x")])
+def make_several(numbers, usable=lambda number, sample: True) -> list[dict]:
+    """One to three answers of each prompt, by its number."""
+    return [
+        make_answer(i, f"answer {i}.{sample}", sample=sample, usable=usable(i, sample), problem="x")
+        for i in numbers
+        for sample in range(i % 3 + 1)
+    ]
+
+
+def test_train_takes_all_answers_of_a_prompt_and_the_others_its_first(tmp_path, caplog):
+    answers = make_several(range(300), usable=lambda number, sample: (number + sample) % 4 > 0)
+    with caplog.at_level(logging.INFO):
+        counts = split(tmp_path, answers)
+    usable = {}
+    for answer in answers:
+        if answer["usable"]:
+            usable.setdefault(answer["uid"], []).append(answer["raw_output"])
+    for name in SPLITS:
+        found = {}
+        for record in read_split(tmp_path / "out", name):
+            found.setdefault(record["uid"], []).append(record["messages"][2]["content"])
+        assert found == {uid: usable[uid] if name == "train" else usable[uid][:1] for uid in found}
+        assert all(get_split(uid, 42, TENTH, TENTH) == name for uid in found)
+        assert sum(map(len, found.values())) == counts[name]
+        # The three files keep their lines together; read_split would refuse them otherwise.
+        assert (tmp_path / "out" / f"{name}.target").read_bytes().count(b"\n") == counts[name]
+    assert set.union(*read_uids(tmp_path / "out").values()) == usable.keys()
+    rejected = sum(not answer["usable"] for answer in answers)
+    further = len(answers) - rejected - counts.total()
+    assert further > 10
+    assert (
+        f"{counts['test']} test + {further} further ones of val and test prompts + {rejected} unusable" in caplog.text
+    )
+
+
+def test_the_sample_stands_in_the_split(tmp_path):
+    split(tmp_path, make_several(range(60)))
+    train = read_split(tmp_path / "out", "train")
+    assert {record["sample"] for record in train} == {0, 1, 2}
+    assert len({(record["uid"], record["sample"]) for record in train}) == len(train)
+
+
+def test_a_prompt_with_other_answers_stays_in_its_split(tmp_path):
+    split(tmp_path, [make_answer(i) for i in range(100)])
+    before = read_uids(tmp_path / "out")
+    split(tmp_path, make_several(range(100)))
+    assert read_uids(tmp_path / "out") == before
+
+
+def test_students_train_on_every_answer(tmp_path):
+    from tiny import build_tokenizer
+
+    from distill.examples import encode_examples
+
+    split(tmp_path, make_several(range(60)))
+    train = read_split(tmp_path / "out", "train")
+    tokenizer = build_tokenizer()
+    examples = encode_examples(train, tokenizer, None, 10**6)
+    texts = [tokenizer.decode(example["completion"], skip_special_tokens=True) for example in examples]
+    assert texts == [record["messages"][2]["content"] for record in train]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([(0, 0), (1, 0), (0, 1)], r":3: uid: expected a prompt's answers one after the other \(line 1 has one"),
+        ([(0, 0), (1, None), (0, None)], r":3: uid: expected a prompt's answers one after the other \(line 1 has one"),
+        ([(0, 0), (1, 0), (1, 0)], r":3: sample: expected another answer of the prompt of line 2, a number above 0"),
+        ([(0, None), (0, None)], r":2: sample: expected another answer of the prompt of line 1, a number above 0"),
+        ([(0, 2), (0, 1)], r":2: sample: expected another answer of the prompt of line 1, a number above 2, found 1"),
+        ([(0, "1")], r":1: sample: expected int, found '1'"),
+    ],
+    ids=["apart", "apart without sample", "twice", "twice without sample", "backwards", "text"],
+)
+def test_doubled_answers(tmp_path, answers, said):
+    records = [make_answer(i) if sample is None else make_answer(i, sample=sample) for i, sample in answers]
+    records[-1] |= {"usable": False, "problem": "x"}
+    with pytest.raises(InputError, match=r"answers.jsonl" + said):
+        split(tmp_path, records)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,19 @@ def test_the_table_tells_done_from_to_do_and_why():
     assert rows["report"].split() == ["report", "done"]
 
 
+def test_shards_and_what_gathers_them_are_one_step():
+    shards = "".join(
+        job("generate_answers", "Missing output files: x", category="banks", scatteritem=f"{n}-of-3") for n in (1, 2, 3)
+    )
+    every = shards + job("gather_answers", "Missing output files: y", category="banks")
+    todo = job("generate_answers", "Missing output files: x", category="banks", scatteritem="2-of-3")
+    todo += job("gather_answers", "Missing output files: y", category="banks")
+    assert parse_dry_run(todo)[0][0].wildcards == {"category": "banks", "scatteritem": "2-of-3"}
+    row = next(line for line in render_table(todo, every, colour=False).splitlines() if line.startswith("banks"))
+    assert "to do 2/4" in row
+    assert row.endswith("answers: not made yet")
+
+
 def test_colour_is_for_terminals_only():
     assert "\033[" not in render_table(SKIPPED, ALL, colour=False)
     assert "\033[32mdone" in render_table(SKIPPED, ALL, colour=True)
@@ -66,6 +79,6 @@ def test_colour_is_for_terminals_only():
 
 def test_reasons_are_told_in_few_words():
     assert explain("Missing output files: a, b; Input files updated by another job: c") == "not made yet"
-    assert explain("Params have changed since last execution: before: 1 now: 2") == "settings or code changed"
+    assert explain("Params have changed since last execution: before: 1 now: 2") == "settings, code or models changed"
     assert explain("Updated input files: raw.jsonl; Params have changed") == "changed: raw.jsonl"
     assert explain("Something new") == "Something new"

@@ -18,6 +18,7 @@ SPLITS = ("train", "val", "test")
 FIELDS = {
     "id": int,
     "uid": str,
+    "sample": int,
     "system": str,
     "prompt": str,
     "raw_output": str,
@@ -60,15 +61,22 @@ def read_usable(path: Path, unusable: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the usable answers; counts the others in `unusable` by their problem.
 
     Raises:
-        InputError: a record is malformed, or its uid came before.
+        InputError: a record is malformed, or the answers of a prompt are not one after the other, by sample.
     """
     lines: dict[str, int] = {}
+    last = ("", -1)
     for line, record in read_jsonl(path):
+        record.setdefault("sample", 0)  # not there in files from before a prompt could have several answers
         check_answer(record, path, line)
-        first = lines.setdefault(record["uid"], line)
-        if first != line:
-            expected = f"one that no other record has (line {first} has it)"
-            raise InputError(format_problem(path, line, "uid", expected, record["uid"]))
+        uid, sample = record["uid"], record["sample"]
+        first = lines.setdefault(uid, line)
+        if uid != last[0] and first != line:
+            expected = f"a prompt's answers one after the other (line {first} has one of this prompt)"
+            raise InputError(format_problem(path, line, "uid", expected, uid))
+        if uid == last[0] and sample <= last[1]:
+            expected = f"another answer of the prompt of line {first}, a number above {last[1]}"
+            raise InputError(format_problem(path, line, "sample", expected, sample))
+        last = (uid, sample)
         if record["usable"]:
             yield record
         else:
@@ -79,7 +87,8 @@ def get_chat(record: dict[str, Any]) -> dict[str, Any]:
     """The line of a split's .jsonl: the teacher's raw output is the assistant turn."""
     texts = {"system": record["system"], "user": record["prompt"], "assistant": record["raw_output"]}
     messages = [{"role": role, "content": text} for role, text in texts.items()]
-    return {**{key: record[key] for key in ("id", "uid", "origin", "label", "finish_reason")}, "messages": messages}
+    known = {key: record[key] for key in ("id", "uid", "sample", "origin", "label", "finish_reason")}
+    return {**known, "messages": messages}
 
 
 def get_lines(chat: dict[str, Any]) -> tuple[str, str]:
@@ -99,6 +108,8 @@ def write_chat(chat: dict[str, Any], files: dict[str, IO[str]]) -> None:
 def split_answers(answers: Path, val_fraction: Fraction, test_fraction: Fraction, seed: int, out: Path) -> Counter[str]:
     """Write `{train,val,test}.{source,target,jsonl}` of the usable answers into `out`.
 
+    Of a prompt with several, train takes all; val and test take the first, so that each prompt counts once.
+
     Each file appears whole or not at all, the .jsonl files last; on an error none of them is touched.
 
     Returns:
@@ -117,25 +128,39 @@ def split_answers(answers: Path, val_fraction: Fraction, test_fraction: Fraction
         for kind in ("jsonl", "target", "source"):
             for split in SPLITS:
                 files[split][kind] = stack.enter_context(write_atomically(out / f"{split}.{kind}"))
+        further, last = 0, ""
         for record in read_usable(answers, unusable):
             split = get_split(record["uid"], seed, val_fraction, test_fraction)
+            if split != "train" and record["uid"] == last:
+                further += 1
+                continue
+            last = record["uid"]
             write_chat(get_chat(record), files[split])
             counts[split] += 1
-        check_counts(answers, counts, unusable, val_fraction, test_fraction)
+        check_counts(answers, counts, further, unusable, val_fraction, test_fraction)
     return counts
 
 
 def check_counts(
-    answers: Path, counts: Counter[str], unusable: Counter[str], val_fraction: Fraction, test_fraction: Fraction
+    answers: Path,
+    counts: Counter[str],
+    further: int,
+    unusable: Counter[str],
+    val_fraction: Fraction,
+    test_fraction: Fraction,
 ) -> None:
     """Log the summary; an empty val that was asked for is a warning.
+
+    Args:
+        further: usable answers to val and test prompts beyond each one's first.
 
     Raises:
         InputError: train or test holds no record.
     """
     shares = " + ".join(f"{counts[split]} {split}" for split in SPLITS)
     reasons = "".join(f"; {n} {problem}" for problem, n in unusable.most_common())
-    total = counts.total() + unusable.total()
+    shares += f" + {further} further ones of val and test prompts" if further else ""
+    total = counts.total() + further + unusable.total()
     summary = f"{answers}: {total} answers = {shares} + {unusable.total()} unusable{reasons}"
     if not counts["train"] or not counts["test"]:
         empty = " and ".join(split for split in ("train", "test") if not counts[split])
@@ -203,6 +228,7 @@ def stream_split(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 def read_split(folder: Path, name: str) -> list[dict[str, Any]]:
     """The records of a split, as `stream_split` yields them.
 
-    Each has `id`, `uid`, `origin`, `label`, `finish_reason` and `messages`.
+    Each has `id`, `uid`, `sample`, `origin`, `label`, `finish_reason` and `messages`; in train, a uid may come several
+    times, each with another sample.
     """
     return list(stream_split(folder, name))

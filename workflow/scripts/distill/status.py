@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from distill.errors import InputError
 
-# The rules of a step; several jobs of a category may belong to one (a student each, a model each).
+# The rules of a step; several jobs of a category may belong to one (a shard, a student, a model each).
 STEPS = {
     "mix": ("mix_records",),
     "prompts": ("make_prompts",),
-    "answers": ("generate_answers",),
+    "answers": ("generate_answers", "gather_answers"),
     "split": ("split_answers",),
     "train": ("train_student",),
     "predict": ("predict_answers", "share_base_predictions"),
@@ -27,7 +27,7 @@ SKIPPED = re.compile(r"^  (?P<category>[\w-]+): (?P<files>.*) not found$")
 # Snakemake's reasons, the most telling first, and what they mean to a person.
 REASONS = (
     (r"Updated input files: (.*?)(?:;|$)", "changed: {}"),
-    (r"Params have changed", "settings or code changed"),
+    (r"Params have changed", "settings, code or models changed"),
     (r"Code has changed", "the rule changed"),
     (r"Set of input files has changed", "other input files"),
     (r"[Ii]ncomplete", "was interrupted"),

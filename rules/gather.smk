@@ -1,0 +1,28 @@
+# The jobs that a category's prompts are dealt out to, where teacher.shards is more than one.
+scattergather:
+    shards=config["teacher"]["shards"],
+
+
+rule gather_answers:
+    input:
+        prompts="artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
+        answers=gather.shards("artifacts/distill_data/raw/shards/teacher_outputs_{{category}}.{scatteritem}.jsonl"),
+        stats=gather.shards("artifacts/distill_data/raw/shards/teacher_outputs_{{category}}.{scatteritem}.stats.json"),
+    output:
+        answers="artifacts/distill_data/raw/teacher_outputs_{category}.jsonl",
+        stats="artifacts/distill_data/raw/teacher_outputs_{category}.stats.json",
+    log:
+        "logs/gather_answers/{category}.log",
+    benchmark:
+        "logs/gather_answers/{category}.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        script=get_script("gather_answers"),
+        code=get_code("gather_answers"),
+    shell:
+        "python {params.script} --prompts {input.prompts:q} --shards {input.answers:q} --shard-stats {input.stats:q}"
+        " --out {output.answers:q} --stats {output.stats:q} > {log:q} 2>&1"

@@ -1,0 +1,36 @@
+"""Put the answers of a category's shards together, in the order of its prompts.
+
+python workflow/scripts/gather_answers.py --prompts artifacts/distill_data/raw/banks_teacher_prompts_base.jsonl \
+    --shards banks.1-of-2.jsonl banks.2-of-2.jsonl --shard-stats banks.1-of-2.stats.json banks.2-of-2.stats.json \
+    --out artifacts/distill_data/raw/teacher_outputs_banks.jsonl \
+    --stats artifacts/distill_data/raw/teacher_outputs_banks.stats.json
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.errors import run_script
+from distill.gathering import gather_answers
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", required=True, type=Path, help="all prompts of the category (JSONL)")
+    files = {"required": True, "type": Path, "nargs": "+", "metavar": "FILE"}
+    parser.add_argument("--shards", **files, help="answers of all shards, from the first to the last (JSONL)")
+    parser.add_argument("--shard-stats", **files, help="their counts, in the same order")
+    parser.add_argument("--out", required=True, type=Path, help="answers of the category")
+    parser.add_argument("--stats", required=True, type=Path, help="counts of the category")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Gather the answers of one category."""
+    args = parse_args(argv)
+    gather_answers(args.prompts, args.shards, args.shard_stats, args.out, args.stats)
+
+
+if __name__ == "__main__":
+    run_script(main)

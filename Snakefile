@@ -17,6 +17,12 @@ include: "rules/evaluation.smk"
 include: "rules/report.smk"
 
 
+# What one job answers needs no gathering.
+if is_sharded():
+
+    include: "rules/gather.smk"
+
+
 # Without the key, models/teacher and its like are the user's own.
 if "demo" in config:
 

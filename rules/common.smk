@@ -12,7 +12,7 @@ from distill import commands, experiment
 from distill.config import check_config, get_name_pattern
 from distill.digest import code_digest
 from distill.errors import InputError
-from distill.model_files import list_model_files
+from distill.model_files import fingerprint_folder
 
 try:
     config = check_config(config)
@@ -63,18 +63,22 @@ def get_categories():
 CATEGORIES = get_categories()
 
 
-def get_model_files(model):
-    """Files of a local model or adapter folder that decide its answers; none for a hub id."""
-    if "demo" in config and model in ("models/teacher", "models/student"):
-        return [f"{model}/config.json", f"{model}/model.safetensors"]
-    if "demo" in config and model.startswith("models/adapters/"):
-        return [f"{model}/adapter_config.json", f"{model}/adapter_model.safetensors"]
-    return [str(path) for path in list_model_files(model)]
+def get_files(models):
+    """Files of those models and adapters that the workflow makes itself."""
+    return [path for model in models for path in experiment.get_made_files(config, model)]
+
+
+def get_digests(models):
+    """Of the others, the user's own: cheap ones, since Snakemake's checksums of inputs read all weights."""
+    return [fingerprint_folder(model) for model in models if not experiment.get_made_files(config, model)]
 
 
 def get_teacher_files(wildcards):
-    adapter = experiment.get_adapter(config, wildcards.category)
-    return get_model_files(config["teacher"]["model"]) + (get_model_files(adapter) if adapter else [])
+    return get_files(experiment.get_teacher_models(config, wildcards.category))
+
+
+def get_teacher_digests(wildcards):
+    return get_digests(experiment.get_teacher_models(config, wildcards.category))
 
 
 def get_mix_input(wildcards):
@@ -86,13 +90,20 @@ def get_generate_options(wildcards):
     return commands.generate_flags(config, wildcards.category)
 
 
-def get_student_files(wildcards):
-    return get_model_files(config["students"][wildcards.student]["model"])
+def is_sharded():
+    return config["teacher"]["shards"] > 1
 
 
-def get_online_teacher_files(wildcards):
-    is_offline = config["students"][wildcards.student]["method"] == "seqkd"
-    return [] if is_offline else get_teacher_files(wildcards)
+def get_shard_option(wildcards):
+    return commands.flags({"shard": wildcards.get("scatteritem")})
+
+
+def get_training_files(wildcards):
+    return get_files(experiment.get_training_models(config, wildcards.student, wildcards.category))
+
+
+def get_training_digests(wildcards):
+    return get_digests(experiment.get_training_models(config, wildcards.student, wildcards.category))
 
 
 def get_training_options(wildcards):
@@ -112,9 +123,13 @@ def get_model_threads():
     return 1 if "demo" in config else 4
 
 
-def get_batch_size(section):
-    """Untracked, since it changes how fast answers come, not which."""
-    return Untracked(section["batch_size"])
+def get_asking_gpus(wildcards):
+    """None where a server answers."""
+    return 0 if experiment.is_served(config, wildcards.get("model", "teacher")) else get_gpus()
+
+
+def get_asking_threads(wildcards):
+    return 1 if experiment.is_served(config, wildcards.get("model", "teacher")) else get_model_threads()
 
 
 def get_demo_data():
@@ -141,21 +156,19 @@ def get_shared_predictions(wildcards):
 
 
 def get_predicting_files(wildcards):
-    if wildcards.model == "teacher":
-        return get_teacher_files(wildcards)
-    if experiment.is_base(wildcards.model):
-        return get_model_files(experiment.get_student(config, wildcards.model)["model"])
-    names = (
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer_config.json",
-    )
-    return [f"output/{wildcards.model}/{wildcards.category}/{name}" for name in names]
+    return get_files(experiment.get_predicting_models(config, wildcards.model, wildcards.category))
+
+
+def get_predicting_digests(wildcards):
+    return get_digests(experiment.get_predicting_models(config, wildcards.model, wildcards.category))
 
 
 def get_predict_options(wildcards):
     return commands.predict_flags(config, wildcards.model, wildcards.category)
+
+
+def get_predict_pace(wildcards):
+    return Untracked(commands.predict_pace_flags(config, wildcards.model))
 
 
 def get_predictions_to_score(wildcards):

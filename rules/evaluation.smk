@@ -17,20 +17,21 @@ rule predict_answers:
         model="|".join(experiment.get_evaluated_models(config)),
     conda:
         "../envs/torch.yaml"
-    threads: get_model_threads()
+    threads: get_asking_threads
     resources:
-        gpu=get_gpus(),
+        gpu=get_asking_gpus,
         mem_mb=32000,
         runtime=720,
     params:
         script=get_script("predict_answers"),
         code=get_code("predict_answers"),
+        models=get_predicting_digests,
         options=get_predict_options,
-        batch_size=get_batch_size(config["evaluation"]),
+        pace=get_predict_pace,
         device=Untracked(config["device"]),
     shell:
         "python {params.script} --test {input.test:q} --category {wildcards.category} {params.options}"
-        " --batch-size {params.batch_size} --device {params.device} --out {output.predictions:q} > {log:q} 2>&1"
+        " {params.pace} --device {params.device} --out {output.predictions:q} > {log:q} 2>&1"
 
 
 rule share_base_predictions:

@@ -9,8 +9,7 @@ rule train_student:
             val_source="val.source",
             val_target="val.target",
         ),
-        student=get_student_files,
-        teacher=get_online_teacher_files,
+        models=get_training_files,
     output:
         multiext(
             "output/{student}/{category}/",
@@ -35,6 +34,7 @@ rule train_student:
     params:
         script=get_script("train_student"),
         code=get_code("train_student"),
+        models=get_training_digests,
         data=subpath(input.train, parent=True),
         folder=subpath(output.history, parent=True),
         options=get_training_options,

@@ -3,30 +3,46 @@ rule generate_answers:
         prompts="artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
         teacher=get_teacher_files,
     output:
-        answers="artifacts/distill_data/raw/teacher_outputs_{category}.jsonl",
-        stats="artifacts/distill_data/raw/teacher_outputs_{category}.stats.json",
+        answers=branch(
+            is_sharded(),
+            then=temp("artifacts/distill_data/raw/shards/teacher_outputs_{category}.{scatteritem}.jsonl"),
+            otherwise="artifacts/distill_data/raw/teacher_outputs_{category}.jsonl",
+        ),
+        stats=branch(
+            is_sharded(),
+            then=temp("artifacts/distill_data/raw/shards/teacher_outputs_{category}.{scatteritem}.stats.json"),
+            otherwise="artifacts/distill_data/raw/teacher_outputs_{category}.stats.json",
+        ),
     log:
-        "logs/generate_answers/{category}.log",
+        branch(
+            is_sharded(),
+            then="logs/generate_answers/{category}.{scatteritem}.log",
+            otherwise="logs/generate_answers/{category}.log",
+        ),
     benchmark:
-        "logs/generate_answers/{category}.benchmark.tsv"
+        branch(
+            is_sharded(),
+            then="logs/generate_answers/{category}.{scatteritem}.benchmark.tsv",
+            otherwise="logs/generate_answers/{category}.benchmark.tsv",
+        )
     conda:
         "../envs/torch.yaml"
-    threads: get_model_threads()
+    threads: get_asking_threads
     resources:
-        gpu=get_gpus(),
+        gpu=get_asking_gpus,
         mem_mb=32000,
         runtime=2880,
     params:
         script=get_script("generate_answers"),
         code=get_code("generate_answers"),
+        teacher=get_teacher_digests,
         options=get_generate_options,
-        batch_size=get_batch_size(config["teacher"]["generation"]),
-        cache=Untracked(shlex.quote(config["cache"])),
+        shard=get_shard_option,
+        pace=Untracked(commands.asking_flags(config)),
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --prompts {input.prompts:q} {params.options} --batch-size {params.batch_size}"
-        " --cache {params.cache} --device {params.device} --out {output.answers:q} --stats {output.stats:q}"
-        " > {log:q} 2>&1"
+        "python {params.script} --prompts {input.prompts:q} {params.shard} {params.options} {params.pace}"
+        " --device {params.device} --out {output.answers:q} --stats {output.stats:q} > {log:q} 2>&1"
 
 
 rule split_answers:

@@ -123,6 +123,8 @@ def test_no_answer_contract():
     assert check_config(make_config("answer: {key: null, label_fields: []}"))["answer"]["key"] is None
 
 
+SERVED = "{teacher: {engine: openai, base_url: http://s/v1}, students: {kd: {method: seqkd}}}"
+
 ERRORS = [
     # unknown keys
     ("teacher: {adaptor: x}", "teacher.adaptor", "unknown key (value 'x'), expected one of model, adapter,"),
@@ -146,9 +148,21 @@ ERRORS = [
     ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name where answer.key is set"),
     # not in this version
     ("source: {format: alpaca}", "source.format", "expected messages, found 'alpaca'"),
-    ("teacher: {engine: openai}", "teacher.engine", "expected transformers, found 'openai'"),
-    ("teacher: {shards: 4}", "teacher.shards", "expected 1, found 4"),
+    ("teacher: {engine: vllm}", "teacher.engine", "expected transformers | openai, found 'vllm'"),
+    ("teacher: {shards: 0}", "teacher.shards", "expected an integer >= 1, found 0"),
     ("students: {kd: {signal: topk}}", "students.kd.signal", "expected online, found 'topk'"),
+    # the teacher's settings beside each other
+    (SERVED.replace("base_url: http://s/v1", "base_url: null"), "teacher.base_url", "http://… or https://…"),
+    (SERVED.replace("http://s/v1", "localhost:8000"), "teacher.base_url", "found 'localhost:8000'"),
+    (SERVED.replace("engine", "adapter: a, engine"), "teacher.adapter", "the server loads the model, found 'a'"),
+    (SERVED.replace("engine", "quantization: nf4, engine"), "teacher.quantization", "expected none with engine openai"),
+    (SERVED.replace("seqkd", "jsd"), "students.kd.method", "expected seqkd with engine openai"),
+    (SERVED, "", None),
+    ("teacher: {samples: 2, generation: {temperature: 0}}", "teacher.samples", "the same answer comes again), found 2"),
+    ("teacher: {retries: 1, generation: {temperature: 0}}", "teacher.retries", "expected 0 where generation.temper"),
+    ("{answer: null, teacher: {retries: 1}}", "teacher.retries", "expected 0 where answer.key is null"),
+    ("{answer: null, teacher: {keep: best}}", "teacher.keep", "expected all where answer.key is null"),
+    ("teacher: {samples: 3, retries: 2, keep: best}", "", None),
     # values
     ("device: gpu", "device", "expected auto | cpu | cuda, found 'gpu'"),
     ("mix: {grpo_fraction: 1.2}", "mix.grpo_fraction", "expected a number >= 0 and <= 1, found 1.2"),

@@ -47,6 +47,9 @@ CONFIG = {
     "evaluation": {"max_new_tokens": 16, "bootstrap": 100},
 }  # fmt: skip
 
+# A teacher of all categories, in a configuration of its own for tests of the answers alone.
+TEACHER = CONFIG["teacher"] | {"adapter": None}
+
 # Models this small need one thread each, and then run side by side.
 ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in ("generate_answers", "train_student", "predict_answers"))]
 

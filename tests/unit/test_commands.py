@@ -73,6 +73,24 @@ def test_predictions_take_each_model_from_its_place():
     assert found["one"].temperature == 0.0
 
 
+def test_a_served_teacher_answers_the_test_prompts_through_its_server():
+    server = {"base_url": "http://node7:8000/v1", "api_key_env": "K", "concurrency": 64, "timeout": 9.5}
+    teacher = {"model": "qwen", "engine": "openai", **server}
+    students = {"one": {"model": "owner/student", "method": "seqkd"}}
+    config = make_config(teacher=teacher, students=students)
+    moved = make_config(teacher=teacher | {"base_url": "http://node8:1/v1"}, students=students)
+    found = {}
+    for model in experiment.get_models(config):
+        tracked, pace = commands.predict_flags(config, model, "banks"), commands.predict_pace_flags(config, model)
+        assert commands.predict_flags(moved, model, "banks") == tracked
+        found[model] = parse(predict_answers, f"{tracked} {pace}", "--test", "t", "--category", "banks", "--out", "o")
+    served = found.pop("teacher")
+    assert (served.engine, served.model, served.likelihood) == ("openai", "qwen", False)
+    assert {name: getattr(served, name) for name in server} == server
+    for args in found.values():
+        assert (args.engine, args.base_url, args.likelihood) == ("transformers", None, True)
+
+
 def test_mix_and_score_options_parse():
     config = make_config()
     args = parse(mix_records, commands.mix_flags(config), "--category", "b", "--grpo", "g", "--sft", "s", "--out", "o")

@@ -2,13 +2,15 @@
 
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from running import ONE_THREAD, ROOT, environment, read_lines
+from running import ONE_THREAD, ROOT, TEACHER, environment, read_lines
 from safetensors.torch import load_file
 
 
@@ -69,6 +71,63 @@ def test_generation_goes_on_after_a_kill(slow, tmp_path, signal_number):
     stats = json.loads((slow / target.replace(".jsonl", ".stats.json")).read_text())
     assert stats["from_cache"] >= 3
     assert stats["from_cache"] + stats["generated"] == stats["prompts"] == 33
+
+
+def kill_at(process, is_time, later):
+    """Kill -9 the whole session `later` seconds after `is_time()`; whether it came to that before the run's end."""
+    reached = None
+    while process.poll() is None:
+        reached = reached or (time.monotonic() if is_time() else None)
+        if reached and time.monotonic() - reached >= later:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=60)
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def run_through(directory, target):
+    """Seconds to the first answer, and an answer's from there on."""
+    began = first = time.monotonic()
+    process = start(directory, target)
+    while process.poll() is None:
+        first = first if cached_lines(directory) else time.monotonic()
+        time.sleep(0.01)
+    return first - began, (time.monotonic() - first) / cached_lines(directory)
+
+
+def test_ten_kills_at_random_instants(fresh, tmp_path):
+    """Some before the first answer, the others amid a batch of two; each costs the answers under way and no other."""
+    target = "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
+    log = "logs/generate_answers/banks.log"
+    directory = fresh.copy(tmp_path / "run")
+    generation = {"temperature": 0, "batch_size": 2, "max_new_tokens": 256}
+    mix = {"grpo_fraction": 1.0, "sft_fraction": 0.5}
+    directory.configure(directory.config | {"teacher": TEACHER | {"generation": generation}, "mix": mix})
+    undisturbed = directory.copy(tmp_path / "undisturbed")
+    before_first, an_answer = run_through(undisturbed, target)
+
+    instants, amid = random.Random(3), 0
+    for _ in range(10):
+        kept, answers = cached_lines(directory), instants.randrange(4)
+        later = instants.random() * (2 * an_answer if answers else before_first)
+        (directory / log).unlink(missing_ok=True)
+        if not kill_at(start(directory, target), lambda: cached_lines(directory) >= kept + answers, later):  # noqa: B023
+            break  # it came to its end on a machine that was slow at first
+        assert not (directory / target).exists()
+        amid += cached_lines(directory) > kept
+        if (directory / log).exists() and (said := re.search(r"(\d+) in the cache", (directory / log).read_text())):
+            assert int(said[1]) == kept  # all that was finished when it was killed
+        directory.run("--unlock")
+    assert amid >= 5
+
+    kept = cached_lines(directory)
+    directory.run(target)
+    assert (directory / target).read_bytes() == (undisturbed / target).read_bytes()
+    if kept < 50:
+        stats = json.loads((directory / target.replace(".jsonl", ".stats.json")).read_text())
+        assert (stats["prompts"], stats["from_cache"], stats["generated"]) == (50, kept, 50 - kept)
+    assert cached_lines(directory) == 50  # whole lines: none was answered a second time
 
 
 @pytest.mark.parametrize("student", ["student_kd", "student_seqkd"])

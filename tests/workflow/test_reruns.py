@@ -7,6 +7,7 @@ import time
 
 import pytest
 from running import ROOT, Directory, planned, read_lines, snakemake
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -57,6 +58,57 @@ def test_an_added_category_leaves_the_others_alone(copy):
     jobs = copy.planned()
     assert rules_of(jobs, "banks") == rules_of(jobs, "households") == set()
     assert rules_of(jobs, "pension_funds") >= PATH
+
+
+def change_weights(path):
+    weights = load_file(path)
+    weights[min(weights)][0, 0] += 1
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def change_text(path):
+    path.write_text(path.read_text() + " ")
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+ASKED = {"generate_answers", "predict_answers", "train_student"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "banks", "households"),
+    [
+        ("teacher/model.safetensors", change_weights, ASKED, ASKED),
+        ("teacher/chat_template.jinja", change_text, ASKED, ASKED),
+        ("adapters/banks/adapter_model.safetensors", change_weights, ASKED, set()),
+        ("adapters/banks/adapter_model.safetensors", cut_off, ASKED, set()),
+        ("adapters/banks/README.md", change_text, set(), set()),
+        ("student/model.safetensors", change_weights, ASKED - {"generate_answers"}, ASKED - {"generate_answers"}),
+        ("student/tokenizer.json", change_text, ASKED - {"generate_answers"}, ASKED - {"generate_answers"}),
+    ],
+    ids=["teacher", "template", "adapter", "broken adapter", "adapter's card", "student", "student's tokenizer"],
+)
+def test_a_changed_model_reruns_what_loads_it(copy, name, change, banks, households):
+    change(copy / "models" / name)
+    jobs = copy.planned()
+    for category, reruns in (("banks", banks), ("households", households)):
+        assert rules_of(jobs, category) & (PATH - {"split_answers"}) == reruns
+    if not banks:
+        assert jobs == []
+
+
+def test_models_in_another_place_are_the_same(copy):
+    """Their names are settings, but answers are kept by content: nothing is asked again."""
+    (copy / "models/teacher").rename(copy / "models/renamed")
+    copy.configure(copy.config | {"teacher": copy.config["teacher"] | {"model": "models/renamed"}})
+    answers = copy / "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
+    before = answers.read_bytes()
+    copy.run(answers.relative_to(copy.path))
+    stats = json.loads(answers.with_suffix("").with_suffix(".stats.json").read_text())
+    assert (stats["from_cache"], stats["generated"]) == (stats["prompts"], 0)
+    assert answers.read_bytes() == before
 
 
 def test_one_category_can_be_run_again(copy):

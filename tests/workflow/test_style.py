@@ -52,16 +52,27 @@ def test_every_rule_that_does_work_is_whole_and_named_as_its_script():
 def test_helpers_stay_small_and_import_no_torch():
     common = (ROOT / "rules/common.smk").read_text()
     assert len(common.splitlines()) < 200
-    code = "import sys; from distill import commands, config, digest, status; print('torch' in sys.modules)"
+    names = "commands, config, digest, experiment, model_files, status"
+    code = f"import sys; from distill import {names}; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["mix_records", "make_prompts", "split_answers", "score_predictions"])
+@pytest.mark.parametrize(
+    "name", ["mix_records", "make_prompts", "gather_answers", "split_answers", "score_predictions"]
+)
 def test_data_steps_import_no_torch(name):
     code = f"import sys, {name}; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_answers_that_are_all_in_the_cache_need_no_torch():
+    code = "import sys; from distill import cache, cache_listing, teacher; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", capture_output=True, text=True, check=True
     )

@@ -6,7 +6,7 @@ A rule reruns when its options change, so an option that does not change what co
 import shlex
 from typing import Any
 
-from distill.experiment import Config, get_adapter, get_student, is_base
+from distill.experiment import Config, get_adapter, get_student, is_base, is_served
 from distill.pace import PACE
 
 
@@ -51,9 +51,23 @@ def teacher_flags(config: Config, category: str) -> dict[str, Any]:
 
 
 def generate_flags(config: Config, category: str) -> str:
-    """Of generate_answers.py; the batch size is untracked."""
-    sampling = {name: value for name, value in config["teacher"]["generation"].items() if name != "batch_size"}
-    return flags(teacher_flags(config, category) | sampling | {"answer_key": config["answer"]["key"]})
+    """Of generate_answers.py: what decides the answers."""
+    teacher = config["teacher"]
+    sampling = {name: value for name, value in teacher["generation"].items() if name != "batch_size"}
+    asked = {name: teacher[name] for name in ("engine", "samples", "retries", "keep", "overlong")}
+    return flags(teacher_flags(config, category) | sampling | asked | {"answer_key": config["answer"]["key"]})
+
+
+def asking_flags(config: Config) -> str:
+    """Of generate_answers.py: where answers come from and how fast; untracked."""
+    size = config["teacher"]["generation"]["batch_size"]
+    return flags({"batch_size": size, "cache": config["cache"]} | server_flags(config, "teacher"))
+
+
+def server_flags(config: Config, model: str) -> dict[str, Any]:
+    """How a server is asked for a model's answers; nothing where none is."""
+    names = ("base_url", "api_key_env", "concurrency", "timeout", "request_retries")
+    return {name: config["teacher"][name] for name in names} if is_served(config, model) else {}
 
 
 def training_flags(config: Config, name: str, category: str) -> str:
@@ -82,7 +96,7 @@ def predict_flags(config: Config, model: str, category: str) -> str:
     """Of predict_answers.py, for `teacher`, a student, or a student's `_base`."""
     evaluation = config["evaluation"]
     if model == "teacher":
-        source = teacher_flags(config, category)
+        source = teacher_flags(config, category) | {"engine": config["teacher"]["engine"]}
     else:
         student = get_student(config, model)
         folder = student["model"] if is_base(model) else f"output/{model}/{category}"
@@ -91,8 +105,13 @@ def predict_flags(config: Config, model: str, category: str) -> str:
     sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature")}
     if evaluation["temperature"]:  # nothing is drawn at 0
         sampling["seed"] = evaluation["seed"]
-    measured = {"likelihood": "ppl" in evaluation["metrics"], "answer_key": config["answer"]["key"]}
-    return flags(source | sampling | measured)
+    is_measured = "ppl" in evaluation["metrics"] and not is_served(config, model)
+    return flags(source | sampling | {"likelihood": is_measured, "answer_key": config["answer"]["key"]})
+
+
+def predict_pace_flags(config: Config, model: str) -> str:
+    """Of predict_answers.py: where answers come from and how fast; untracked."""
+    return flags({"batch_size": config["evaluation"]["batch_size"]} | server_flags(config, model))
 
 
 def score_flags(config: Config) -> str:

@@ -13,18 +13,15 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from distill.config_checks import Place, Problems, check_names, check_paths, check_together
 from distill.errors import InputError, describe
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
-RESERVED_CATEGORIES = {"all"}
-RESERVED_STUDENTS = {"teacher", "evaluation", "report"}  # the last two are folders beside the students'
 TYPES = {"string": "text", "boolean": "true | false", "null": "null", "object": "a mapping of keys"}
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 FLOAT_WITHOUT_POINT_OR_SIGN = re.compile(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)")
 
 Schema = dict[str, Any]
-Place = tuple[str | int, ...]
-Problems = dict[Place, str]
 
 
 @functools.cache
@@ -189,75 +186,6 @@ def fill_defaults(value: Any, schema: Schema) -> Any:
     return deepcopy(value)
 
 
-def get_value(config: dict[str, Any], problems: Problems, *place: str) -> Any:
-    """The value at a place; None where something on the way is missing or already known to be wrong."""
-    value: Any = config
-    for depth, key in enumerate(place, start=1):
-        if place[:depth] in problems or not isinstance(value, dict):
-            return None
-        value = value.get(key)
-    return value
-
-
-def check_names(config: dict[str, Any], problems: Problems) -> None:
-    """Categories and students: names that wildcards take and that no other file or folder of the workflow has."""
-    pattern = get_name_pattern()
-    categories, students = get_value(config, problems, "categories"), get_value(config, problems, "students")
-    for index, name in enumerate(categories if isinstance(categories, list) else []):
-        if name in RESERVED_CATEGORIES:
-            problems.setdefault(("categories", index), f"expected another name, {name} is reserved")
-        elif isinstance(name, str) and not re.fullmatch(pattern, name):
-            problems.setdefault(("categories", index), f"expected text that matches ^{pattern}$, found {name!r}")
-    for name in students if isinstance(students, dict) else {}:
-        if not re.fullmatch(pattern, name):
-            problems.setdefault(("students", name), f"expected a name that matches ^{pattern}$")
-        elif name in RESERVED_STUDENTS or name.endswith("_base"):
-            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in _base"
-            problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
-
-
-def check_paths(config: dict[str, Any], problems: Problems) -> None:
-    """The only placeholder is {category}; a raw file's path must hold it, a model's may not."""
-    students = get_value(config, problems, "students")
-    models = [("students", name, "model") for name in (students if isinstance(students, dict) else {})]
-    for place in [("source", "grpo"), ("source", "sft"), ("teacher", "adapter"), ("teacher", "model"), *models]:
-        path = get_value(config, problems, *place)
-        if not isinstance(path, str):
-            continue
-        allowed = set() if place[-1] == "model" else {"category"}
-        unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
-        if unknown or re.search(r"[{}]", path.replace("{category}", "")):
-            rule = "{category} as the only placeholder" if allowed else "no placeholder"
-            problems.setdefault(place, f"expected {rule}, found {path!r}")
-        elif place[0] == "source" and "{category}" not in path:
-            problems.setdefault(place, f"expected a path with {{category}} in it, found {path!r}")
-        elif place[-1] == "adapter" and path.lower() == "none":
-            problems.setdefault(place, f"expected a path | null, found {path!r} (YAML's word for nothing is null)")
-    grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
-    if grpo is not None and grpo == sft:
-        problems.setdefault(("source", "sft"), "expected another file than source.grpo")
-
-
-def check_together(config: dict[str, Any], problems: Problems) -> None:
-    """Values that fit each on its own but not together."""
-    val, test = (get_value(config, problems, "split", f"{name}_fraction") for name in ("val", "test"))
-    if val is not None and test is not None and val + test >= 1:
-        text = f"expected val_fraction + test_fraction below 1, found {val} + {test}: nothing is left to train on"
-        problems.setdefault(("split", "val_fraction"), text)
-    if get_value(config, problems, "mix", "grpo_fraction") == get_value(config, problems, "mix", "sft_fraction") == 0:
-        problems.setdefault(("mix",), "expected grpo_fraction or sft_fraction above 0: no record is taken")
-    for model in ("teacher", "student"):
-        rows, tokens = (
-            get_value(config, problems, "demo", *key) for key in ((model, "vocab_size"), ("tokenizer_size",))
-        )
-        if rows is not None and tokens is not None and rows < tokens:
-            problems.setdefault(
-                ("demo", model, "vocab_size"), f"expected at least tokenizer_size ({tokens}), found {rows}"
-            )
-    if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
-        problems.setdefault(("answer", "label_fields"), "expected at least one field name where answer.key is set")
-
-
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with the defaults of all keys that are not there; the one given stays as it is.
 
@@ -271,8 +199,9 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     for error in Draft202012Validator(load_schema()).iter_errors(tidy):
         note_error(problems, error)
     filled = fill_defaults(tidy, load_schema())
-    for check in (check_names, check_paths, check_together):
-        check(filled, problems)
+    check_names(filled, problems, get_name_pattern())
+    check_paths(filled, problems)
+    check_together(filled, problems)
     if problems:
         listed = "\n".join(f"  {format_place(place)}: {text}" for place, text in problems.items())
         raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")

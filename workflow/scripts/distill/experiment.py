@@ -35,6 +35,43 @@ def is_base(model: str) -> bool:
     return model.endswith("_base")
 
 
+def is_served(config: Config, model: str) -> bool:
+    """Whether an evaluated model answers through a server, which gives no likelihoods."""
+    return model == "teacher" and config["teacher"]["engine"] == "openai"
+
+
+def get_teacher_models(config: Config, category: str) -> list[str]:
+    """Hub ids and folders that a job with the teacher loads: model and adapter, none where a server answers."""
+    found = [config["teacher"]["model"], get_adapter(config, category)]
+    return [] if is_served(config, "teacher") else [model for model in found if model]
+
+
+def get_training_models(config: Config, student: str, category: str) -> list[str]:
+    """Hub ids and folders that a training loads: the student, and the teacher where it is online."""
+    settings = config["students"][student]
+    return [settings["model"], *([] if settings["method"] == "seqkd" else get_teacher_models(config, category))]
+
+
+def get_predicting_models(config: Config, model: str, category: str) -> list[str]:
+    """Hub ids and folders that an evaluated model's answers come from."""
+    if model == "teacher":
+        return get_teacher_models(config, category)
+    return [get_student(config, model)["model"] if is_base(model) else f"output/{model}/{category}"]
+
+
+def get_made_files(config: Config, model: str) -> list[str]:
+    """Files of a model that the workflow itself makes: the demo's or a student's; none of the user's own."""
+    if "demo" in config and model in ("models/teacher", "models/student"):
+        names = ["config.json", "model.safetensors"]
+    elif "demo" in config and model.startswith("models/adapters/"):
+        names = ["adapter_config.json", "adapter_model.safetensors"]
+    elif model in {f"output/{student}/{name}" for student in config["students"] for name in config["categories"]}:
+        names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
+    else:
+        names = []
+    return [f"{model}/{name}" for name in names]
+
+
 def get_student(config: Config, model: str) -> dict[str, Any]:
     """Configuration of the student behind an evaluated model's name."""
     return config["students"][model.removesuffix("_base")]

@@ -1,0 +1,194 @@
+"""Measure how fast a teacher answers: this project's generation against what people do by hand, in one run.
+
+    python benchmarks/generation.py --model MODEL_FOLDER --prompts artifacts/grpo/grpo_banks.jsonl --max-new-tokens 64
+
+Ways: `one` (a prompt at a time with transformers' `generate`), `four` (fixed batches of 4 in the file's order, padded,
+with `generate`), `ours` (distill.generation, as generate_answers.py uses it), and on demand `continuous` (transformers'
+`generate_batch`). All are greedy, on the same prompts, model and machine, each in a process of its own so that its peak
+memory is its own. Prints each way's figures, the ratios, and the share of answers that equal those of `one`; --out
+keeps them as JSON.
+"""
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from machine import describe_machine
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, Qwen2Config
+
+from distill.chat import encode_prompt
+from distill.errors import run_script
+from distill.files import read_jsonl, write_json
+from distill.generation import generate_requests, left_pad, stop_ids
+from distill.models import load_model, load_tokenizer, memory_mb, select_device, select_dtype
+from distill.records import get_texts
+from distill.sampling import Request, Sampling
+
+SHAPES = {
+    "qwen2.5-7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+    }
+}
+Answers = dict[int, list[int]]
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any, list[Request], list[list[int]]]:
+    """Model, tokenizer, requests and their encoded prompts."""
+    device = select_device(args.device)
+    dtype = select_dtype(args.dtype, device)
+    tokenizer = load_tokenizer(args.model)
+    if args.shape:
+        config = Qwen2Config(**SHAPES[args.shape], eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    else:
+        model = load_model(args.model, device, dtype)
+    records = [record for _, record in read_jsonl(args.prompts)][: args.records]
+    requests = [Request(number, str(number), *get_texts(record)) for number, record in enumerate(records)]
+    return model, tokenizer, requests, [encode_prompt(tokenizer, r.system, r.prompt) for r in requests]
+
+
+def settings(model: Any, tokenizer: Any, args: argparse.Namespace) -> GenerationConfig:
+    """Greedy, with the stops that `ours` has."""
+    stops = stop_ids(model, tokenizer)
+    return GenerationConfig(
+        max_new_tokens=args.max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def cut(tokens: list[int], stops: list[int]) -> list[int]:
+    """New tokens up to the first that ends an answer."""
+    return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stops), tokens)
+
+
+@torch.inference_mode()
+def answer_in_batches(
+    model: Any, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace, n: int
+) -> Answers:
+    """Fixed batches of n in the file's order, with `generate`."""
+    chosen = settings(model, tokenizer, args)
+    answers: Answers = {}
+    for start in range(0, len(prompts), n):
+        inputs = left_pad(prompts[start : start + n], tokenizer.pad_token_id, model.device)
+        new = model.generate(**inputs, generation_config=chosen)[:, inputs["input_ids"].shape[1] :].tolist()
+        answers |= {start + row: cut(tokens, chosen.eos_token_id) for row, tokens in enumerate(new)}
+    return answers
+
+
+def answer_continuously(model: Any, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace) -> Answers:
+    """transformers' continuous batching; on a CPU it cannot size its cache by itself."""
+    sizes = {} if model.device.type == "cuda" else {"page_size": 32, "num_blocks": 2048, "max_batch_tokens": 2048}
+    found = model.generate_batch(
+        prompts,
+        generation_config=settings(model, tokenizer, args),
+        continuous_batching_config=ContinuousBatchingConfig(**sizes),
+    )
+    ordered = sorted(found, key=lambda name: int(name.rsplit("_", 1)[-1]))
+    return {number: found[name].generated_tokens for number, name in enumerate(ordered)}
+
+
+def measure(way: str, args: argparse.Namespace, pipe: Any) -> None:
+    """Answer all prompts one way after a short warm-up; sends the measurement and the answers' texts."""
+    model, tokenizer, requests, prompts = load(args)
+
+    def run(count: int) -> dict[int, tuple[str, int]]:
+        if way == "ours":
+            sampling = Sampling(args.max_new_tokens, 0.0)
+            batches = generate_requests(model, tokenizer, requests[:count], sampling, args.batch_size)
+            return {request.id: (answer.text, answer.tokens) for batch in batches for request, answer in batch}
+        if way == "continuous":
+            answers = answer_continuously(model, tokenizer, prompts[:count], args)
+        else:
+            answers = answer_in_batches(model, tokenizer, prompts[:count], args, {"one": 1, "four": 4}[way])
+        decode = tokenizer.decode
+        return {index: (decode(new, skip_special_tokens=True), len(new)) for index, new in answers.items()}
+
+    run(4)
+    started = time.perf_counter()
+    answers = run(len(prompts))
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    tokens = sum(count for _, count in answers.values())
+    found = {
+        "seconds": round(seconds, 2),
+        "records_per_second": round(len(prompts) / seconds, 4),
+        "tokens_per_second": round(tokens / seconds, 2),
+        "generated_tokens": tokens,
+        "peak_memory_mb": memory_mb(model.device),
+    }
+    pipe.send((found, [answers[index][0] for index in range(len(prompts))], sum(map(len, prompts))))
+
+
+def measure_apart(way: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    """`measure` in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(way, args, sender))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model folder; with --shape its tokenizer alone is used")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the folder's")
+    parser.add_argument("--prompts", type=Path, required=True, help="records with `messages` (JSONL)")
+    parser.add_argument("--records", type=int, help="the first so many")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help="of ours; without it, auto")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    ways = ["one", "four", "ours", "continuous"]
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways[:3])
+    parser.add_argument("--out", type=Path, help="JSON with the results")
+    args = parser.parse_args(argv)
+    found: dict[str, dict[str, Any]] = {}
+    texts: dict[str, list[str]] = {}
+    prompt_tokens = 0
+    for way in args.ways:
+        found[way], texts[way], prompt_tokens = measure_apart(way, args)
+        print(f"{way:>12}: {json.dumps(found[way])}", flush=True)
+    count = len(texts[args.ways[0]])
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(select_device(args.device)),
+        "model": args.shape or Path(args.model).name,
+        "prompts": {"records": count, "mean_tokens": round(prompt_tokens / count, 1), "file": args.prompts.name},
+        "settings": {"max_new_tokens": args.max_new_tokens, "dtype": args.dtype, "temperature": 0.0},
+        "ways": found,
+    }
+    if "ours" in found:
+        speed = found["ours"]["records_per_second"]
+        others = [way for way in found if way != "ours"]
+        result["speed_ratio"] = {way: round(speed / found[way]["records_per_second"], 2) for way in others}
+    if "one" in found:
+        same = {way: sum(map(str.__eq__, texts[way], texts["one"])) / count for way in found if way != "one"}
+        result["answers_equal_to_one"] = {way: round(share, 4) for way, share in same.items()}
+    print(json.dumps({name: result.get(name) for name in ("speed_ratio", "answers_equal_to_one")}))
+    if args.out:
+        write_json(args.out, result)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,116 @@
+"""What must hold between the values of a configuration, beyond what its schema says of each alone."""
+
+import re
+from typing import Any
+
+Place = tuple[str | int, ...]
+Problems = dict[Place, str]
+RESERVED_CATEGORIES = {"all"}
+RESERVED_STUDENTS = {"teacher", "evaluation", "report"}  # the last two are folders beside the students'
+
+
+def get_value(config: dict[str, Any], problems: Problems, *place: str) -> Any:
+    """The value at a place; None where something on the way is missing or already known to be wrong."""
+    value: Any = config
+    for depth, key in enumerate(place, start=1):
+        if place[:depth] in problems or not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> None:
+    """Categories and students: names that wildcards take and that no other file or folder of the workflow has."""
+    categories, students = get_value(config, problems, "categories"), get_value(config, problems, "students")
+    for index, name in enumerate(categories if isinstance(categories, list) else []):
+        if name in RESERVED_CATEGORIES:
+            problems.setdefault(("categories", index), f"expected another name, {name} is reserved")
+        elif isinstance(name, str) and not re.fullmatch(pattern, name):
+            problems.setdefault(("categories", index), f"expected text that matches ^{pattern}$, found {name!r}")
+    for name in students if isinstance(students, dict) else {}:
+        if not re.fullmatch(pattern, name):
+            problems.setdefault(("students", name), f"expected a name that matches ^{pattern}$")
+        elif name in RESERVED_STUDENTS or name.endswith("_base"):
+            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in _base"
+            problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
+
+
+def check_paths(config: dict[str, Any], problems: Problems) -> None:
+    """The only placeholder is {category}; a raw file's path must hold it, a model's may not."""
+    students = get_value(config, problems, "students")
+    models = [("students", name, "model") for name in (students if isinstance(students, dict) else {})]
+    for place in [("source", "grpo"), ("source", "sft"), ("teacher", "adapter"), ("teacher", "model"), *models]:
+        path = get_value(config, problems, *place)
+        if not isinstance(path, str):
+            continue
+        allowed = set() if place[-1] == "model" else {"category"}
+        unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
+        if unknown or re.search(r"[{}]", path.replace("{category}", "")):
+            rule = "{category} as the only placeholder" if allowed else "no placeholder"
+            problems.setdefault(place, f"expected {rule}, found {path!r}")
+        elif place[0] == "source" and "{category}" not in path:
+            problems.setdefault(place, f"expected a path with {{category}} in it, found {path!r}")
+        elif place[-1] == "adapter" and path.lower() == "none":
+            problems.setdefault(place, f"expected a path | null, found {path!r} (YAML's word for nothing is null)")
+    grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
+    if grpo is not None and grpo == sft:
+        problems.setdefault(("source", "sft"), "expected another file than source.grpo")
+
+
+def check_together(config: dict[str, Any], problems: Problems) -> None:
+    """Values that fit each on its own but not together."""
+    val, test = (get_value(config, problems, "split", f"{name}_fraction") for name in ("val", "test"))
+    if val is not None and test is not None and val + test >= 1:
+        text = f"expected val_fraction + test_fraction below 1, found {val} + {test}: nothing is left to train on"
+        problems.setdefault(("split", "val_fraction"), text)
+    if get_value(config, problems, "mix", "grpo_fraction") == get_value(config, problems, "mix", "sft_fraction") == 0:
+        problems.setdefault(("mix",), "expected grpo_fraction or sft_fraction above 0: no record is taken")
+    for model in ("teacher", "student"):
+        rows, tokens = (
+            get_value(config, problems, "demo", *key) for key in ((model, "vocab_size"), ("tokenizer_size",))
+        )
+        if rows is not None and tokens is not None and rows < tokens:
+            problems.setdefault(
+                ("demo", model, "vocab_size"), f"expected at least tokenizer_size ({tokens}), found {rows}"
+            )
+    check_teacher(config, problems)
+    if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
+        problems.setdefault(("answer", "label_fields"), "expected at least one field name where answer.key is set")
+
+
+def check_teacher(config: dict[str, Any], problems: Problems) -> None:
+    """The teacher's settings beside each other, the answer contract's and the students'."""
+    teacher = get_value(config, problems, "teacher")
+    if not isinstance(teacher, dict):
+        return
+    greedy = get_value(config, problems, "teacher", "generation", "temperature") == 0
+    has_contract = bool(get_value(config, problems, "answer", "key"))
+    for name, least in (("samples", 1), ("retries", 0)):
+        asks_again = isinstance(teacher.get(name), int) and teacher[name] > least
+        if asks_again and greedy:
+            text = f"expected {least} where generation.temperature is 0 (the same answer comes again)"
+            problems.setdefault(("teacher", name), f"{text}, found {teacher[name]}")
+        elif asks_again and name == "retries" and not has_contract:
+            text = f"expected 0 where answer.key is null (every text is usable), found {teacher[name]}"
+            problems.setdefault(("teacher", name), text)
+    if teacher.get("keep") == "best" and not has_contract:
+        problems.setdefault(("teacher", "keep"), "expected all where answer.key is null (no label to be near to)")
+    if teacher.get("engine") == "openai":
+        check_server(config, teacher, problems)
+
+
+def check_server(config: dict[str, Any], teacher: dict[str, Any], problems: Problems) -> None:
+    """What a teacher behind a server needs, and what it cannot do."""
+    url = teacher.get("base_url")
+    if url is None or (isinstance(url, str) and not re.match(r"https?://", url)):
+        text = f"expected the server's address (http://… or https://…) with engine openai, found {url!r}"
+        problems.setdefault(("teacher", "base_url"), text)
+    for name, without in (("adapter", None), ("quantization", "none")):
+        if teacher.get(name) != without:
+            text = f"expected {without or 'null'} with engine openai: the server loads the model"
+            problems.setdefault(("teacher", name), f"{text}, found {teacher[name]!r}")
+    students = get_value(config, problems, "students")
+    for name, student in (students if isinstance(students, dict) else {}).items():
+        if isinstance(student, dict) and student.get("method") not in (None, "seqkd"):
+            text = "expected seqkd with engine openai, which gives answers and no distributions"
+            problems.setdefault(("students", name, "method"), f"{text}, found {student['method']}")

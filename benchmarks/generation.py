@@ -140,7 +140,7 @@ def measure_apart(way: str, args: argparse.Namespace) -> tuple[dict[str, Any], l
     """`measure` in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(way, args, sender))
+    process = context.Process(target=measure, args=(way, args, sender), daemon=True)
     process.start()
     sender.close()
     result = receiver.recv()

@@ -8,20 +8,28 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicCache
 
-from distill.batches import RowLimit
+from distill.batches import RowLimit, is_out_of_memory
+from distill.errors import InputError
 from distill.models import decoder_and_head
 from distill.prefixes import Group, group_by_prefix
 from distill.slots import SlotCache, keys_and_values
 
 log = logging.getLogger(__name__)
 
-PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}  # prompt tokens that are read at a time
+NOT_FINITE = "the model's logits are not finite: choose another dtype or quantization"
+NO_ROOM = (
+    "memory does not hold the model and a single answer: choose quantization int8 or nf4, a smaller max_new_tokens, a "
+    "larger device, or a server (engine openai)"
+)
+PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # prompt tokens that are read at a time
 
 
 @dataclass
@@ -31,6 +39,28 @@ class Answer:
     index: int
     longest: int
     tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What prompts share: keys and values of its tokens, a pair of (1, heads, length, dimension) a layer."""
+
+    length: int
+    states: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A prompt that is not read yet.
+
+    Attributes:
+        beginning: what need not be read, since another prompt with the same beginning was.
+        group: whose beginning this one is to give, for those that follow.
+    """
+
+    index: int
+    beginning: Beginning | None = None
+    group: Group | None = None
 
 
 @dataclass(frozen=True)
@@ -65,80 +95,114 @@ class RollingBatch:
         self.job, self.limit = job, limit
         self.prefill_tokens = PREFILL_TOKENS[self.device.type]
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, self.device)
-        self.groups = deque(group_by_prefix(job.prompts))
-        self.prefix: tuple[Group, DynamicCache] | None = None
+        first: list[Waiting] = []
+        for group in group_by_prefix(job.prompts):
+            first += [Waiting(group.members[0], group=group)] if group.length else map(Waiting, group.members)
+        self.first = deque(sorted(first, key=lambda waiting: -len(job.prompts[waiting.index])))
+        self.followers: deque[Waiting] = deque()
+        self.waiting = len(job.prompts)
         self.rows: list[Answer] = []
         self.uniforms: dict[int, np.ndarray] = {}
 
     def run(self) -> Iterator[list[tuple[int, list[int]]]]:
         """Yield (prompt's index, new tokens) of answers as they end.
 
+        An empty list says that a step was made, so that a caller can show that it goes on.
+
         Raises:
-            torch.OutOfMemoryError: a single answer does not fit.
-            FloatingPointError: the model gives logits that are not finite.
+            InputError: a single answer does not fit, or the model gives logits that are not finite.
         """
-        while self.groups or self.rows:
-            try:
-                self.admit()
-                if ended := self.leave():
+        try:
+            while self.waiting or self.rows:
+                is_full = False
+                try:
+                    self.admit()
+                    ended = self.leave()
+                    if not ended and self.rows:
+                        self.step()
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if not self.limit.halve():
+                        raise InputError(NO_ROOM) from error
+                    is_full = True
+                # Not while the error is handled: it holds on to what the failed step had allocated.
+                if is_full:
+                    self.restart()
+                else:
                     yield ended
-                    continue
-                self.step()
-            except torch.OutOfMemoryError:
-                self.shrink()
+        finally:
+            self.cache.release()
 
     @torch.inference_mode()
     def admit(self) -> None:
         """Fill free rows with waiting prompts, once enough are free to be worth reading prompts together."""
-        if not self.groups:
+        if not self.waiting:
             return
-        rows = self.limit.grow(len(self.rows), self.cache)
-        if self.rows and rows - len(self.rows) < max(1, rows // 8):
+        limit = self.limit.grow(len(self.rows), self.cache)
+        rows = max(min(limit, len(self.rows) + self.waiting), len(self.cache.rows))
+        if self.rows and limit - len(self.rows) < min(max(1, limit // 8), self.waiting):
             return
-        while self.groups and len(self.rows) < rows:
-            group = self.groups[0]
-            taken = self.take(group, rows - len(self.rows))
-            prompts = [self.job.prompts[index] for index in taken]
+        while (queue := self.followers or self.first) and len(self.rows) < limit:
+            taken = self.take(queue, limit - len(self.rows))
+            prompts = [self.job.prompts[waiting.index] for waiting in taken]
             self.cache.resize(rows, max(len(prompt) for prompt in prompts) + 1)
-            cache, logits = self.read(group, prompts)
-            first = len(self.rows)
-            self.cache.write(range(first, first + len(taken)), cache, [len(prompt) for prompt in prompts])
-            answers = [Answer(index, self.job.longest[index]) for index in taken]
+            cache, logits = self.read(taken)
+            # Padded on the left, a row's own keys end where its prompt does.
+            begin = max(count_read(waiting) for waiting in taken)
+            starts = [begin - count_read(waiting) for waiting in taken]
+            self.cache.write(len(self.rows), cache, starts, [len(prompt) for prompt in prompts])
+            answers = [Answer(waiting.index, self.job.longest[waiting.index]) for waiting in taken]
             self.extend(answers, logits)
+            followers = [other for row, waiting in enumerate(taken) for other in follow(waiting, row, cache)]
             # From here on they are the batch's own; before, running out of memory leaves them waiting.
             self.rows += answers
-            del group.members[: len(taken)]
-            if not group.members:
-                self.groups.popleft()
-                self.prefix = None
+            self.waiting -= len(taken)
+            for _ in taken:
+                queue.popleft()
+            self.followers += followers
 
-    def take(self, group: Group, free: int) -> list[int]:
-        """The next prompts of a group that are read together."""
-        width = len(self.job.prompts[group.members[0]]) - group.length
-        return group.members[: max(1, min(free, self.prefill_tokens // width))]
+    def take(self, queue: deque[Waiting], free: int) -> list[Waiting]:
+        """The next prompts, as many as are read together."""
+        taken: list[Waiting] = []
+        width = longest = 0
+        for waiting in islice(queue, free):
+            longest = max(longest, len(self.job.prompts[waiting.index]))
+            width = max(width, len(self.job.prompts[waiting.index]) - count_read(waiting))
+            # Beginnings cost no time, but a copy of their keys and values.
+            if taken and max(width, longest / 4) * (len(taken) + 1) > self.prefill_tokens:
+                break
+            taken.append(waiting)
+        return taken
 
-    def read(self, group: Group, prompts: Sequence[list[int]]) -> tuple[DynamicCache, torch.Tensor]:
-        """Keys and values of prompts of a group, and their (prompts, vocabulary) next-token logits."""
-        cache = DynamicCache()
-        if group.length:
-            if self.prefix is None or self.prefix[0] is not group:
-                shared = DynamicCache()
-                self.forward(torch.tensor([prompts[0][: group.length]], device=self.device), shared)
-                self.prefix = group, shared
-            for number, layer in enumerate(self.prefix[1].layers):
-                keys, values = (states.expand(len(prompts), -1, -1, -1) for states in keys_and_values(layer))
-                cache.update(keys, values, number)
-        ends = [len(prompt) - group.length for prompt in prompts]
-        # Padded on the right: what follows a prompt comes after it in the causal order, and needs no mask.
-        tails = [prompt[group.length :] for prompt in prompts]
-        padded = [[*tail, *[0] * (max(ends) - len(tail))] for tail in tails]
-        hidden = self.forward(torch.tensor(padded, device=self.device), cache)
-        last = torch.tensor(ends, device=hidden.device) - 1
-        return cache, self.head(hidden[torch.arange(len(prompts), device=hidden.device), last])
+    def read(self, taken: Sequence[Waiting]) -> tuple[DynamicCache, torch.Tensor]:
+        """Keys and values of prompts, and their (prompts, vocabulary) next-token logits.
 
-    def forward(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """(rows, length, hidden) last hidden states of tokens that follow those in the cache."""
-        return self.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        Beginnings are padded on the left, and what follows them on the right: padding behind a prompt comes after it in
+        the causal order, and needs no mask.
+        """
+        starts = [count_read(waiting) for waiting in taken]
+        tails = [self.job.prompts[one.index][start:] for one, start in zip(taken, starts, strict=True)]
+        width = max(map(len, tails))
+        ids = torch.tensor([[*tail, *[0] * (width - len(tail))] for tail in tails], device=self.device)
+        cache, mask = DynamicCache(), None
+        if begin := max(starts):
+            for number, states in enumerate(join_beginnings(taken, begin)):
+                cache.update(*states, number)
+            padding = begin - torch.tensor(starts, device=self.device)
+            mask = (torch.arange(begin + width, device=self.device) >= padding[:, None]).long()
+        positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(width, device=self.device)
+        hidden = self.forward(ids, cache, positions, mask)
+        last = torch.tensor([len(tail) - 1 for tail in tails], device=hidden.device)
+        return cache, self.head(hidden[torch.arange(len(taken), device=hidden.device), last])
+
+    def forward(
+        self, ids: torch.Tensor, cache: Cache, positions: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(rows, length, hidden) last hidden states of (rows, length) tokens that follow those in the cache."""
+        return self.decoder(
+            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -152,13 +216,8 @@ class RollingBatch:
         # Numbers to be added, made once; every layer would turn truth values into them anew.
         mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device)
         mask.masked_fill_(unseen, float("-inf"))
-        hidden = self.decoder(
-            input_ids=torch.tensor([answer.tokens[-1:] for answer in self.rows], device=self.device),
-            position_ids=positions[:, None],
-            attention_mask=mask[:, None, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        ids = torch.tensor([answer.tokens[-1:] for answer in self.rows], device=self.device)
+        hidden = self.forward(ids, self.cache, positions[:, None], mask[:, None, None])
         self.extend(self.rows, self.head(hidden[:, -1]))
         positions += 1
 
@@ -173,7 +232,7 @@ class RollingBatch:
             uniforms = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
         tokens = self.job.draw(logits, uniforms).tolist()
         if min(tokens) < 0:
-            raise FloatingPointError("the model's logits are not finite: choose another dtype or quantization")
+            raise InputError(NOT_FINITE)
         for answer, token in zip(answers, tokens, strict=True):
             answer.tokens.append(token)
 
@@ -193,21 +252,41 @@ class RollingBatch:
                 self.cache.move(len(self.rows), row)
         return ended
 
-    @torch.inference_mode()
-    def shrink(self) -> None:
-        """Halve the batch; what is cut off waits again.
-
-        Raises:
-            torch.OutOfMemoryError: there is one row at most, and one prompt is read at a time.
-        """
-        rows = self.limit.halve()
-        self.prefill_tokens //= 2
-        self.prefix = None
-        cut = [answer.index for answer in self.rows[rows:]]
-        self.rows = self.rows[:rows]
-        if cut:
-            self.groups.appendleft(Group(0, sorted(cut, key=lambda index: -len(self.job.prompts[index]))))
-        self.cache.resize(rows, 1)
+    def restart(self) -> None:
+        """Have all answers wait again, and give back all memory: the smaller batch makes the same ones."""
+        again = [answer.index for answer in self.rows] + [waiting.index for waiting in self.followers]
+        self.waiting += len(self.rows)
+        self.first.extendleft(map(Waiting, sorted(again, key=lambda index: len(self.job.prompts[index]))))
+        self.rows = []
+        self.followers.clear()  # and the beginnings that were kept for them
+        self.prefill_tokens = max(1, self.prefill_tokens // 2)
+        self.cache.release()
+        self.cache = SlotCache(len(self.cache.slots), self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        log.warning("out of memory: going on with %d answers at a time", rows)
+        log.warning("out of memory: going on with %d answers at a time", self.limit.size)
+
+
+def count_read(waiting: Waiting) -> int:
+    """Tokens at a prompt's beginning that need not be read."""
+    return waiting.beginning.length if waiting.beginning else 0
+
+
+def follow(waiting: Waiting, row: int, cache: DynamicCache) -> list[Waiting]:
+    """The prompts that share the beginning of one that was read in full, in a row of a cache."""
+    if waiting.group is None:
+        return []
+    length = waiting.group.length
+    pairs = map(keys_and_values, cache.layers)
+    part = slice(row, row + 1), slice(None), slice(length)
+    beginning = Beginning(length, [(keys[part].clone(), values[part].clone()) for keys, values in pairs])
+    return [Waiting(index, beginning) for index in waiting.group.members[1:]]
+
+
+def join_beginnings(taken: Sequence[Waiting], longest: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield each layer's (prompts, heads, longest, dimension) keys and values of beginnings, padded on the left."""
+    beginnings = [waiting.beginning.states if waiting.beginning else [] for waiting in taken]
+    for layer in zip(*beginnings, strict=True):
+        sides = zip(*layer, strict=True)
+        keys, values = (torch.cat([pad(one, (0, 0, longest - one.shape[2], 0)) for one in side]) for side in sides)
+        yield keys, values

@@ -1,6 +1,7 @@
 """Generation in which every answer draws from its own random stream, whatever is decoded beside it."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from transformers import (
 
 from distill.batches import AUTO_BATCH_SIZE, RowLimit, in_batches
 from distill.chat import encode_prompt, get_end_of_turn_id
-from distill.decoding import Job, RollingBatch
+from distill.decoding import NOT_FINITE, Job, RollingBatch
 from distill.errors import InputError
+from distill.memory import kv_bytes_per_token
 from distill.sampling import Generated, Request, Sampling, record_uniforms
 
 LOGITS_BYTES = 32  # of float32 logits, probabilities, float64 sums and sorted copies, a row and token of the vocabulary
@@ -92,7 +94,7 @@ def finish(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int], prompt_t
 def generate_requests(
     model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, batch_size: int | None = None
 ) -> Iterator[list[tuple[Request, Generated]]]:
-    """Yield answered requests as they end, long prompts first.
+    """Yield answered requests as they end, long prompts first; an empty list where a step ended none.
 
     Only `sampling` counts: a penalty or a temperature in the model's own generation_config.json does not, since
     the distribution that is sampled has to be the one that a student is trained towards.
@@ -101,10 +103,11 @@ def generate_requests(
         batch_size: answers at a time; None grows to the memory there is. Either is halved when memory runs out.
 
     Raises:
-        InputError: a prompt that the model's context has no room for.
-        torch.OutOfMemoryError: a single answer does not fit.
-        FloatingPointError: the model gives logits that are not finite.
+        InputError: a prompt that the model's context has no room for, a single answer that memory has no room for, or
+            logits that are not finite.
     """
+    if not requests:
+        return
     prompts = [encode_prompt(tokenizer, request.system, request.prompt) for request in requests]
     context = context_length(model.config)
     for request, prompt in zip(requests, prompts, strict=True):
@@ -129,7 +132,9 @@ def decode_rolling(
     """New tokens of a job's prompts by index, from one rolling batch."""
     room = max(len(prompt) + longest for prompt, longest in zip(job.prompts, job.longest, strict=True))
     step_bytes = LOGITS_BYTES * model.config.get_text_config().vocab_size
-    yield from RollingBatch(model, job, RowLimit(batch_size, model.device, room, step_bytes)).run()
+    row_bytes = room * kv_bytes_per_token(model.config, model.dtype) + step_bytes
+    devices = list(dict.fromkeys([model.device, *(weight.device for weight in model.parameters())]))
+    yield from RollingBatch(model, job, RowLimit(batch_size, devices, row_bytes)).run()
 
 
 class DrawRows(LogitsProcessor):
@@ -150,7 +155,7 @@ class DrawRows(LogitsProcessor):
         uniforms = None if self.uniforms is None else self.uniforms[:, step].to(scores.device)
         drawn = self.job.draw(scores, uniforms)
         if (drawn < 0).any():
-            raise FloatingPointError("the model's logits are not finite: choose another dtype or quantization")
+            raise InputError(NOT_FINITE)
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn[:, None], 0.0)
 
 
@@ -166,14 +171,15 @@ def decode_padded(
     model: Any, tokenizer: Any, job: Job, batch_size: int | None
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """The same by transformers' `generate` in padded batches, for models of any architecture."""
-    order = sorted(range(len(job.prompts)), key=lambda index: -len(job.prompts[index]))
+    # Only answers that may be equally long go together: a longer one would take others beyond the context.
+    order = sorted(range(len(job.prompts)), key=lambda index: (job.longest[index], -len(job.prompts[index])))
 
     @torch.inference_mode()
     def answer(rows: list[int]) -> list[tuple[int, list[int]]]:
         inputs = left_pad([job.prompts[row] for row in rows], tokenizer.pad_token_id, model.device)
         length = inputs["input_ids"].shape[1]
         settings = GenerationConfig(
-            max_new_tokens=max(job.longest[row] for row in rows),
+            max_new_tokens=job.longest[rows[0]],
             do_sample=False,
             eos_token_id=list(job.stops),
             pad_token_id=tokenizer.pad_token_id,
@@ -184,7 +190,7 @@ def decode_padded(
             output = model.generate(**inputs, generation_config=settings, logits_processor=processors)
         finally:
             model.generation_config = own
-        new = output[:, length:].tolist()
-        return [(row, tokens[: job.longest[row]]) for row, tokens in zip(rows, new, strict=True)]
+        return list(zip(rows, output[:, length:].tolist(), strict=True))
 
-    yield from in_batches(order, answer, batch_size or AUTO_BATCH_SIZE[model.device.type])
+    for _, alike in groupby(order, key=lambda index: job.longest[index]):
+        yield from in_batches(list(alike), answer, batch_size or AUTO_BATCH_SIZE[model.device.type])

@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -17,11 +18,11 @@ def claim_gpu() -> torch.device:
     """The first visible GPU that no other job has claimed; the first of all, with a warning, where there is none.
 
     Locks are files beside each other in the machine's folder for temporary files, named by the GPU's own id, so that
-    jobs that see the GPUs in another order agree.
+    jobs that see the GPUs in another order agree. They hold between jobs of one user.
     """
     count = torch.cuda.device_count()
     for index in range(count):
-        name = f"stillhouse-gpu-{torch.cuda.get_device_properties(index).uuid}.lock"
+        name = f"stillhouse-{os.getuid()}-{torch.cuda.get_device_properties(index).uuid}.lock"
         file = open(Path(tempfile.gettempdir()) / name, "ab")  # noqa: SIM115 - held open
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

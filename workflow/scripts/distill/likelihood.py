@@ -21,7 +21,7 @@ def reference_likelihoods(
 
     Args:
         records: each with `system`, `prompt`, `reference` and `is_whole` (of `encode_completion`).
-        batch_size: as in `generate_records`.
+        batch_size: as in `generate_requests`.
     """
     decoder, head = decoder_and_head(model)
     prompts = [encode_prompt(tokenizer, record["system"], record["prompt"]) for record in records]

@@ -33,8 +33,11 @@ class Node:
 
     def close(self) -> Branch:
         """A grouping of all that passes here: some branches group on their own, the others share this point."""
-        here = [b for b in self.branches if (b.end - b.start) * self.length > b.saved and self.length >= LEAST_SHARED]
-        rest = [b for b in self.branches if b not in here]
+        here: list[Branch] = []
+        rest: list[Branch] = []
+        for branch in self.branches:
+            is_here = self.length >= LEAST_SHARED and (branch.end - branch.start) * self.length > branch.saved
+            (here if is_here else rest).append(branch)
         members = [place for branch in here for place in range(branch.start, branch.end)]
         shared = max(len(members) - 1, 0) * self.length
         if shared < sum(branch.saved for branch in here):

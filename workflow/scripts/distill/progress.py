@@ -1,6 +1,7 @@
 """Progress that people can follow: a bar on a terminal, a line every half minute in a log."""
 
 import logging
+import math
 import sys
 import time
 
@@ -48,7 +49,7 @@ class Progress:
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             finished = self.done + self.records
-            left = (self.total - finished) * self.seconds / self.records
+            left = (self.total - finished) * self.seconds / self.records / 60 if self.records else math.nan
             log.info(
                 "%s: %d of %d records, %.0f tokens/s%s, about %.0f min left",
                 self.what,
@@ -56,7 +57,7 @@ class Progress:
                 self.total,
                 self.tokens_per_second,
                 cached,
-                left / 60,
+                left,
             )
 
     def close(self) -> None:

@@ -49,14 +49,10 @@ class SlotLayer(CacheLayerMixin):
         length = self.slots.length
         return self.keys[:rows, :, :length], self.values[:rows, :, :length]
 
-    def write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put keys and values of tokens from 0 on, (rows, heads, length, dimension), into their rows."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self.resize(len(self.slots.rows), self.slots.capacity)
-        places, length = rows.to(keys.device), keys.shape[2]
-        self.keys[places, :, :length] = keys
-        self.values[places, :, :length] = values
+    def write(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put keys and values of a prompt, (heads, length, dimension), at the start of a row."""
+        length = keys.shape[1]
+        self.keys[row, :, :length], self.values[row, :, :length] = keys, values
 
     def move(self, source: int, target: int) -> None:
         """Copy a row over another one."""
@@ -119,12 +115,28 @@ class SlotCache(Cache):
         for layer in self.slots:
             layer.resize(rows, self.capacity)
 
-    def write(self, rows: Sequence[int], prompts: Cache, lengths: Sequence[int]) -> None:
-        """Take over the keys and values of prompts, each in its row; what lies behind a prompt's length is not seen."""
-        places = torch.tensor(rows, device=self.device)
+    def write(self, first: int, prompts: Cache, starts: Sequence[int], lengths: Sequence[int]) -> None:
+        """Take over the keys and values of prompts, in the rows from `first` on.
+
+        Args:
+            starts: where each prompt's own keys begin, after padding.
+            lengths: how many there are.
+        """
         for layer, source in zip(self.slots, prompts.layers, strict=True):
-            layer.write(places, *keys_and_values(source))
-        self.positions[places] = torch.tensor(lengths, device=self.device)
+            keys, values = keys_and_values(source)
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys, values)
+                layer.resize(len(self.rows), self.capacity)
+            for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+                own = slice(start, start + length)
+                layer.write(first + row, keys[row, :, own], values[row, :, own])
+        self.positions[first : first + len(lengths)] = torch.tensor(lengths, device=self.device)
+
+    def release(self) -> None:
+        """Give all memory back now; layers and cache refer to each other, and would wait for Python's collector."""
+        for layer in self.slots:
+            del layer.keys, layer.values
+            layer.is_initialized = False
 
     def move(self, source: int, target: int) -> None:
         """Copy a row over another one."""

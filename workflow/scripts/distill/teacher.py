@@ -34,7 +34,7 @@ class Engine(Protocol):
         """Prompts that the context has no room for: by uid, their length and the limit in words."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
-        """Yield answered requests as they are ready, in any order; may stop only by an exception."""
+        """Yield answered requests as they are ready, in any order, or none; may stop only by an exception."""
 
     def peak_memory_mb(self) -> int:
         """The most memory held so far, in MiB."""
@@ -74,9 +74,10 @@ class Ledger:
 
     def generate(self, requests: Sequence[Request], total: int) -> None:
         """Have the engine answer; each answer is on disk before it counts."""
+        batches = self.engine.generate(requests)  # a model is loaded here, before the clock starts
         progress = Progress(total, "teacher answers", done=total - len(requests))
         with CacheWriter(self.folder, self.engine.describe()) as writer:
-            for batch in self.engine.generate(requests):
+            for batch in batches:
                 kept = [to_record(request, generated) for request, generated in batch]
                 writer.add(kept)
                 for record in kept:

@@ -14,6 +14,7 @@ from distill.files import read_jsonl, write_jsonl
 from distill.local_engine import LocalEngine
 from distill.model_source import ModelSource
 from distill.models import load_tokenizer
+from distill.prediction import predict
 from distill.sampling import Generated, Sampling
 from distill.teacher import Asking, answer_prompts
 
@@ -256,3 +257,23 @@ def test_beside_the_answers_stands_whose_they_are(ask, tmp_path, model):
     assert described["engine"] == "transformers"
     assert (described["model"], described["adapter"], described["dtype"]) == (model, None, "float32")
     assert described["sampling"]["temperature"] == 1.0
+
+
+def test_predictions_go_on_where_they_were_stopped(records, tmp_path):
+    engine = Scripted({record["uid"]: [value(record["id"])] for record in records})
+    plain = engine.generate
+
+    def break_at_the_fourth(requests):
+        for number, batch in enumerate(plain(requests)):
+            if number == 3:
+                raise InputError("the server is gone")
+            yield batch
+
+    engine.generate = break_at_the_fourth
+    with pytest.raises(InputError, match="the server is gone"):
+        predict(records, engine, "v", False, tmp_path)
+    kept = engine.asked[:3]
+    engine.generate, engine.asked = plain, []
+    predictions = predict(records, engine, "v", False, tmp_path)
+    assert sorted([*kept, *engine.asked]) == sorted(record["uid"] for record in records)
+    assert [(one["id"], one["parsed_value"]) for one in predictions] == [(r["id"], r["id"]) for r in records]

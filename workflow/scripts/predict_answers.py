@@ -8,6 +8,7 @@ With --engine openai a server answers, and nothing is measured: --no-likelihood.
 
 import argparse
 import logging
+import shutil
 from pathlib import Path
 
 from distill.arguments import (
@@ -45,8 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.likelihood and args.engine == "openai":
         raise InputError("--likelihood: expected --no-likelihood with --engine openai, which gives answers alone")
     records = read_split(args.test.parent, args.test.stem)
-    predictions = predict(records, build_engine(args), args.answer_key, args.likelihood)
+    journal = args.out.with_name(f".{args.out.name}.answers")
+    predictions = predict(records, build_engine(args), args.answer_key, args.likelihood, journal)
     write_jsonl(args.out, ({"category": args.category} | prediction for prediction in predictions))
+    shutil.rmtree(journal)
     usable = sum(prediction["usable"] for prediction in predictions)
     log.info("%d predictions: %d usable, %d not", len(predictions), usable, len(predictions) - usable)
 

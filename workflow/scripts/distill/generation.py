@@ -19,7 +19,7 @@ from distill.batches import AUTO_BATCH_SIZE, RowLimit, in_batches
 from distill.chat import encode_prompt, get_end_of_turn_id
 from distill.decoding import NOT_FINITE, Job, RollingBatch
 from distill.errors import InputError
-from distill.memory import kv_bytes_per_token
+from distill.memory import keep_freed_memory, kv_bytes_per_token
 from distill.sampling import Generated, Request, Sampling, record_uniforms
 
 LOGITS_BYTES = 32  # of float32 logits, probabilities, float64 sums and sorted copies, a row and token of the vocabulary
@@ -130,6 +130,8 @@ def decode_rolling(
     model: Any, tokenizer: Any, job: Job, batch_size: int | None
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """New tokens of a job's prompts by index, from one rolling batch."""
+    if model.device.type == "cpu":
+        keep_freed_memory()
     room = max(len(prompt) + longest for prompt, longest in zip(job.prompts, job.longest, strict=True))
     step_bytes = LOGITS_BYTES * model.config.get_text_config().vocab_size
     row_bytes = room * kv_bytes_per_token(model.config, model.dtype) + step_bytes

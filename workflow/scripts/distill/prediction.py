@@ -1,14 +1,15 @@
 """A model's answers to test prompts, beside the teacher's."""
 
+from pathlib import Path
 from typing import Any
 
 from distill.answers import parse_answer
-from distill.progress import Progress
-from distill.sampling import Generated, Request
+from distill.sampling import Request
+from distill.teacher import Asking, Engine, Ledger
 
 
 def predict(
-    records: list[dict[str, Any]], engine: Any, answer_key: str | None, likelihood: bool = True
+    records: list[dict[str, Any]], engine: Any, answer_key: str | None, likelihood: bool, journal: Path
 ) -> list[dict[str, Any]]:
     """Answer the prompts of a split, in its order.
 
@@ -17,21 +18,23 @@ def predict(
         engine: an `Engine`; a LocalEngine where the likelihood is wanted.
         answer_key: of the answer contract; None accepts every text.
         likelihood: measure it; it costs another pass over the model.
+        journal: folder where answers are kept until all are there, so that a run that was stopped goes on.
 
     Returns:
         For each record its own fields with `reference` (the teacher's answer), `prediction` and what was parsed of
         it, and with `likelihood` `nll`, `nll_tokens`: the reference's negative log-likelihood in nats and its tokens.
     """
     tests = [get_test(record) for record in records]
-    answers = generate_answers(tests, engine)
+    answers = generate_answers(tests, engine, journal)
     likelihoods = measure_likelihoods(tests, engine) if likelihood else []
     predictions = []
     for position, test in enumerate(tests):
         generated = answers[test["uid"]]
-        parsed = parse_answer(generated.text, answer_key)
-        found = {"prediction": generated.text, "parsed_value": parsed.value, "usable": parsed.problem is None}
-        found |= {"problem": parsed.problem, "finish_reason": generated.finish_reason}
-        found |= {"generated_tokens": generated.tokens}
+        text = generated["raw_output"]
+        parsed = parse_answer(text, answer_key)
+        found = {"prediction": text, "parsed_value": parsed.value, "usable": parsed.problem is None}
+        found |= {"problem": parsed.problem}
+        found |= {name: generated[name] for name in ("finish_reason", "generated_tokens")}
         if likelihood:
             found["nll"], found["nll_tokens"] = likelihoods[position]
         predictions.append({name: value for name, value in test.items() if name != "is_whole"} | found)
@@ -46,16 +49,13 @@ def get_test(record: dict[str, Any]) -> dict[str, Any]:
     return kept | {"system": system, "prompt": prompt, "reference": reference, "is_whole": is_whole}
 
 
-def generate_answers(tests: list[dict[str, Any]], engine: Any) -> dict[str, Generated]:
-    """The engine's answer to each test prompt, by uid."""
+def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path) -> dict[str, dict[str, Any]]:
+    """The engine's answer to each test prompt, by uid, as the cache keeps it."""
     requests = [Request(test["id"], test["uid"], test["system"], test["prompt"]) for test in tests]
-    progress = Progress(len(tests), "predictions")
-    answers: dict[str, Generated] = {}
-    for batch in engine.generate(requests):
-        answers |= {request.uid: generated for request, generated in batch}
-        progress.add(len(batch), sum(generated.tokens for _, generated in batch))
-    progress.close()
-    return answers
+    uids = {request.uid for request in requests}
+    ledger = Ledger(engine, journal / engine.fingerprint(), Asking(), uids, "predictions")
+    ledger.ask(requests)
+    return {uid: ledger.take(uid)[0] for uid in uids}
 
 
 def measure_likelihoods(tests: list[dict[str, Any]], engine: Any) -> list[tuple[float, int]]:

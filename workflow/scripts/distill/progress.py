@@ -1,7 +1,6 @@
 """Progress that people can follow: a bar on a terminal, a line every half minute in a log."""
 
 import logging
-import math
 import sys
 import time
 
@@ -49,16 +48,11 @@ class Progress:
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             finished = self.done + self.records
-            left = (self.total - finished) * self.seconds / self.records / 60 if self.records else math.nan
-            log.info(
-                "%s: %d of %d records, %.0f tokens/s%s, about %.0f min left",
-                self.what,
-                finished,
-                self.total,
-                self.tokens_per_second,
-                cached,
-                left,
-            )
+            # Before the first answer has ended there is nothing to go by.
+            seconds = (self.total - finished) * self.seconds / self.records if self.records else None
+            left = "" if seconds is None else f", about {seconds / 60:.0f} min left"
+            speed = f"{self.tokens_per_second:.0f} tokens/s"
+            log.info("%s: %d of %d records, %s%s%s", self.what, finished, self.total, speed, cached, left)
 
     def close(self) -> None:
         """End the bar."""

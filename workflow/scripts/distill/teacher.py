@@ -52,10 +52,18 @@ class Asking:
 
 
 class Ledger:
-    """Answers as they come in: from the cache first, then from the engine into cache and counts."""
+    """Answers as they come in: from the cache first, then from the engine into cache and counts.
 
-    def __init__(self, engine: Engine, folder: Path, asking: Asking, uids: Container[str]):
-        self.engine, self.folder, self.asking = engine, folder, asking
+    Args:
+        folder: of this engine's answers.
+        uids: prompts that may be asked.
+        what: the answers' name in the log.
+    """
+
+    def __init__(
+        self, engine: Engine, folder: Path, asking: Asking, uids: Container[str], what: str = "teacher answers"
+    ):
+        self.engine, self.folder, self.asking, self.what = engine, folder, asking, what
         self.cached = read_cache(folder, uids)
         self.samples: Counter[str] = Counter()  # by uid, how many were asked for
         self.counts: Counter[str] = Counter()
@@ -75,7 +83,7 @@ class Ledger:
     def generate(self, requests: Sequence[Request], total: int) -> None:
         """Have the engine answer; each answer is on disk before it counts."""
         batches = self.engine.generate(requests)  # a model is loaded here, before the clock starts
-        progress = Progress(total, "teacher answers", done=total - len(requests))
+        progress = Progress(total, self.what, done=total - len(requests))
         with CacheWriter(self.folder, self.engine.describe()) as writer:
             for batch in batches:
                 kept = [to_record(request, generated) for request, generated in batch]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from running import merge
 
 from distill.config import (
     check_config,
@@ -27,15 +28,6 @@ def make_config(text: str = "") -> dict:
     """The smallest configuration, with changes given as YAML (mappings are merged, all else is replaced)."""
     config = {"categories": ["banks"], "teacher": {"model": "t"}, "students": {"kd": {"model": "s"}}}
     return merge(config, yaml.safe_load(text) or {})
-
-
-def merge(base: dict, changes: dict) -> dict:
-    both = {
-        key: merge(base[key], changes[key])
-        for key in changes
-        if all(isinstance(x.get(key), dict) for x in (base, changes))
-    }
-    return {**base, **changes, **both}
 
 
 def get_problems(text: str) -> dict[str, str]:
@@ -154,6 +146,13 @@ ERRORS = [
     # the teacher's settings beside each other
     (SERVED.replace("base_url: http://s/v1", "base_url: null"), "teacher.base_url", "http://… or https://…"),
     (SERVED.replace("http://s/v1", "localhost:8000"), "teacher.base_url", "found 'localhost:8000'"),
+    (SERVED.replace("http://s/v1", "'http://'"), "teacher.base_url", "expected an address as http://localhost:8000/v1"),
+    (SERVED.replace("http://s/v1", "'http://a b/v1'"), "teacher.base_url", "expected an address as http://localhost"),
+    (SERVED.replace("http://s/v1", "'http://s:port/v1'"), "teacher.base_url", "expected an address as http://"),
+    (SERVED.replace("engine: openai, ", ""), "teacher.base_url", "expected engine openai where base_url is set"),
+    (SERVED.replace("engine", "overlong: skip, engine"), "teacher.overlong", "expected error with engine openai"),
+    ("teacher: {api_key_env: 'my key'}", "teacher.api_key_env", "expected text that matches ^[A-Za-z_][A-Za-z0-9_]*$"),
+    ("teacher: {api_key_env: ''}", "teacher.api_key_env", "expected text that matches ^[A-Za-z_][A-Za-z0-9_]*$"),
     (SERVED.replace("engine", "adapter: a, engine"), "teacher.adapter", "the server loads the model, found 'a'"),
     (SERVED.replace("engine", "quantization: nf4, engine"), "teacher.quantization", "expected none with engine openai"),
     (SERVED.replace("seqkd", "jsd"), "students.kd.method", "expected seqkd with engine openai"),
@@ -274,6 +273,23 @@ def test_error(text, place, said):
     problems = get_problems(text)
     assert list(problems) == [place]
     assert said in problems[place]
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    ["http://me:sesame@s/v1", "http://sesame@s/v1", "me:sesame@s/v1", "http://s/v1?key=sesame", "http://s/v1#sesame"],
+)
+def test_a_secret_in_the_servers_address_is_refused_and_not_shown(base_url):
+    problems = get_problems(SERVED.replace("http://s/v1", f"'{base_url}'"))
+    assert list(problems) == ["teacher.base_url"]
+    assert "found one with user, password, query or fragment" in problems["teacher.base_url"]
+    assert "sesame" not in problems["teacher.base_url"]
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_shown():
+    problems = get_problems("teacher: {api_key_env: sk-sesame}")
+    assert "found something else (not shown: it may be a secret)" in problems["teacher.api_key_env"]
+    assert "sesame" not in problems["teacher.api_key_env"]
 
 
 def test_all_errors_are_listed_at_once_however_many():

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "workflow/scripts"
 # What running the workflow or the tests leaves in a checkout, and git's own.
 LEFT_BEHIND = (
     ".git",
@@ -76,6 +77,22 @@ def snakemake(*arguments, cwd=ROOT, check=True, timeout=600):
     else:
         assert done.returncode != 0, done.stdout
     return done.stdout
+
+
+def run_python(code, *arguments, **options):
+    """A process with the library, for what ends, limits or blocks a process."""
+    command = [sys.executable, "-X", "dev", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, timeout=120, **options)
+
+
+def merge(base, changes):
+    """A configuration with changes: mappings are merged, all else is replaced."""
+    both = {
+        key: merge(base[key], changes[key])
+        for key in changes
+        if all(isinstance(x.get(key), dict) for x in (base, changes))
+    }
+    return {**base, **changes, **both}
 
 
 def planned(output):

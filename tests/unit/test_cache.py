@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import SCRIPTS, run_python
 
 from distill import cache
 from distill.cache import DESCRIPTION, CacheWriter, iterate_answers, read_cache
 from distill.errors import InputError
-
-SCRIPTS = Path(cache.__file__).resolve().parents[1]
 
 
 def answer(uid, sample=0, **changes):
@@ -30,12 +29,6 @@ def by_key(*answers):
 
 def write(path, *lines):
     path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
-
-
-def run_python(code, *arguments, **options):
-    """A process with the library, for what ends or limits a process."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, **options)
 
 
 def test_what_was_added_is_read_back(tmp_path):
@@ -125,6 +118,20 @@ def test_half_a_surrogate_pair_breaks_nothing(tmp_path):
     with CacheWriter(tmp_path) as writer:
         writer.add([answer("a", raw_output="\ud83d!")])
     assert read_cache(tmp_path)["a", 0]["raw_output"] == "?!"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"generated_tokens": 3.5}, {"prompt_tokens": 5.0}, {"raw_output": None}, {"sample": "0"}, {"uid": 3}],
+    ids=str,
+)
+def test_what_would_not_be_read_back_is_not_written(tmp_path, changes):
+    """Else it would be asked for, paid for and passed over again with every run."""
+    with CacheWriter(tmp_path) as writer:
+        writer.add([answer("a")])
+        with pytest.raises(ValueError, match="expected an answer that can be read back, found {'uid': "):
+            writer.add([answer("b") | changes])
+    assert read_cache(tmp_path) == by_key(answer("a"))
 
 
 def test_two_writers_do_not_meet(tmp_path):

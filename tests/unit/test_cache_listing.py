@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 
 import pytest
 import yaml
@@ -46,9 +47,9 @@ def directory(tmp_path, tokenizer, monkeypatch):
 
 @pytest.fixture
 def configure(directory):
-    def write(name="own.yaml", students=CONFIG["students"], **teacher):
+    def write(name="own.yaml", students=CONFIG["students"], cache="artifacts/cache/teacher", **teacher):
         settings = {"model": "models/own", "adapter": None} | teacher
-        config = CONFIG | {"teacher": CONFIG["teacher"] | settings, "students": students}
+        config = CONFIG | {"teacher": CONFIG["teacher"] | settings, "students": students, "cache": str(cache)}
         (directory / name).write_text(yaml.safe_dump(config))
         return check_config(config)
 
@@ -207,14 +208,86 @@ def test_a_category_that_is_skipped_needs_no_adapter_but_another_does(configure,
         run("prune")
 
 
-def test_each_adapter_has_a_folder_of_its_own(configure, directory, monkeypatch):
+def test_each_adapter_has_a_folder_of_its_own(configure, directory):
     configure(adapter="adapters/{category}")
     for category in ("banks", "households"):
         (directory / "adapters" / category).mkdir(parents=True)
         (directory / "adapters" / category / "adapter_config.json").write_text(json.dumps({"r": category}))
-    monkeypatch.chdir(directory)
-    uses = find_uses([directory / "own.yaml"], generate_answers.parse_args)
+    uses = find_uses([directory / "own.yaml"], [directory], generate_answers.parse_args)
     assert sorted(uses.of(folder) for folder in uses.folders) == [("own.yaml (banks)",), ("own.yaml (households)",)]
+
+
+def test_relative_and_absolute_spellings_of_a_cache_are_one(configure, run, directory):
+    configure()
+    configure("absolute.yaml", cache=directory / "artifacts/grpo/../cache/teacher")
+    files = ("own.yaml", "absolute.yaml")
+    assert run("list", files=files).count("1 teacher, 2 answers") == 1
+    assert "1 teacher, 2 answers, 0.0 MiB removed" in run("prune", "--yes", files=files)
+
+
+@pytest.fixture
+def shared(directory, tmp_path_factory, tokenizer):
+    """A cache that two working directories share, the second one, and what fills the cache by a configuration.
+
+    Each has a teacher of its own under the same name.
+    """
+    cache, other = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("other")
+    save_model(other / "models/own", tokenizer, seed=1)
+    shutil.copytree(directory / "artifacts/grpo", other / "artifacts/grpo")
+    shutil.copytree(directory / "artifacts/sft", other / "artifacts/sft")
+
+    def use(configfile):
+        found = [find_uses([configfile], [place], generate_answers.parse_args) for place in (directory, other)]
+        names = [name for uses in found for name in uses.folders]
+        assert len(set(names)) == 2
+        for name in [*names, UNUSED]:
+            with CacheWriter(cache / name) as writer:
+                writer.add([answer("a")])
+        return names
+
+    return cache, other, use
+
+
+def test_a_cache_elsewhere_is_pruned_only_where_its_directories_are_named(configure, shared, directory, monkeypatch):
+    cache, other, use = shared
+    configure(cache=cache)
+    names = use(directory / "own.yaml")
+    monkeypatch.chdir(directory)
+    line = ["prune", "--yes", "--configfile", "own.yaml"]
+    with pytest.raises(InputError, match="nothing is removed, for other working directories may share") as error:
+        script.main(line)
+    assert str(cache) in str(error.value)
+    assert "--directory" in str(error.value)
+    assert set(os.listdir(cache)) == {*names, UNUSED}
+    script.main([*line, "--directory", str(directory), str(other)])
+    assert set(os.listdir(cache)) == set(names)
+
+
+def test_a_linked_cache_is_elsewhere(configure, shared, directory, monkeypatch):
+    cache, _, _ = shared
+    (directory / "linked").symlink_to(cache)
+    configure(cache="linked")
+    monkeypatch.chdir(directory)
+    with pytest.raises(InputError, match="other working directories may share"):
+        script.main(["prune", "--configfile", "own.yaml"])
+
+
+def test_a_configuration_is_looked_for_in_every_directory(configure, directory, tmp_path):
+    """What is there in one of them counts, what is in none refuses."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    configure(adapter="adapters/{category}")
+    (directory / "adapters/banks").mkdir(parents=True)
+    (directory / "adapters/banks/adapter_config.json").write_text("{}")
+    (directory / "adapters/households").symlink_to("banks")
+    named = ["--configfile", str(directory / "own.yaml"), "--directory"]
+    both = [str(elsewhere), str(directory)]
+    with pytest.raises(InputError, match=rf"own.yaml: no category has its raw files in {elsewhere}\n"):
+        script.main(["prune", *named, str(elsewhere)])
+    script.main(["prune", *named, *both])
+    configure("gone.yaml", model="models/absent/model")
+    with pytest.raises(InputError, match=r"gone.yaml \(banks\): models/absent/model: expected"):
+        script.main(["prune", "--configfile", str(directory / "gone.yaml"), "--directory", *both])
 
 
 def test_by_default_the_projects_own_configurations_count():

@@ -91,6 +91,17 @@ def test_a_served_teacher_answers_the_test_prompts_through_its_server():
         assert (args.engine, args.base_url, args.likelihood) == ("transformers", None, True)
 
 
+def test_a_served_teacher_is_not_tracked_by_what_is_the_servers_own():
+    teacher = {"model": "qwen", "engine": "openai", "base_url": "http://node7:8000/v1"}
+    students = {"one": {"model": "owner/student", "method": "seqkd"}}
+    one, other = (make_config(teacher=teacher | {"dtype": name}, students=students) for name in ("float16", "float32"))
+    assert commands.generate_flags(one, "banks") == commands.generate_flags(other, "banks")
+    assert commands.predict_flags(one, "teacher", "banks") == commands.predict_flags(other, "teacher", "banks")
+    flags = f"{commands.generate_flags(one, 'banks')} {commands.asking_flags(one)}"
+    args = parse(generate_answers, flags, "--prompts", "p", "--out", "o", "--stats", "s")
+    assert (args.engine, args.model, args.adapter, args.quantization) == ("openai", "qwen", None, "none")
+
+
 def test_mix_and_score_options_parse():
     config = make_config()
     args = parse(mix_records, commands.mix_flags(config), "--category", "b", "--grpo", "g", "--sft", "s", "--out", "o")

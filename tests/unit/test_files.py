@@ -5,9 +5,9 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from running import SCRIPTS, run_python
 
 from distill.errors import MOST_SHOWN, InputError, describe, format_problem, raise_problems
 from distill.files import (
@@ -21,7 +21,6 @@ from distill.files import (
     write_jsonl,
 )
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "workflow" / "scripts"
 AWKWARD = [
     "\\",
     "\n",
@@ -120,6 +119,32 @@ def test_killed_write_shows_no_torn_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], env={"PYTHONPATH": str(SCRIPTS)}, check=False)
     assert done.returncode == -9
     assert path.read_text() == "old"
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+    code = """
+import resource, signal, sys
+from distill.errors import run_script
+from distill.files import write_jsonl
+def main():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    write_jsonl(sys.argv[1], ({"text": "x" * 1000} for _ in range(200)))
+run_script(main)
+"""
+    path = tmp_path / "a.jsonl"
+    path.write_text("old")
+    done = run_python(code, path)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {path}: File too large\n"
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_an_error_that_is_not_the_files_does_not_get_its_name(tmp_path):
+    with pytest.raises(ConnectionResetError) as caught, write_atomically(tmp_path / "a.txt"):
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert caught.value.filename is None
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,26 @@
 """The engine that asks a server: a real one, one that is killed, and fakes for what servers do wrong."""
 
-import subprocess
-import sys
+import logging
 import threading
 from argparse import ArgumentParser, Namespace
 from itertools import chain
 
 import pytest
+from running import run_python
 from serving import FakeServer, RealServer, completion
 from tiny import save_model
 
 from distill.arguments import add_engine_arguments, add_model_arguments, add_sampling_arguments
+from distill.cache import CacheWriter, read_cache
 from distill.engines import build_engine
 from distill.errors import InputError
 from distill.files import escape_line, read_jsonl, write_jsonl
 from distill.sampling import Request, Sampling
 from distill.server_engine import ServerEngine
-from distill.teacher import Asking, answer_prompts
+from distill.teacher import Asking, answer_prompts, to_record
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
 AT_ONCE = {"Retry-After": "0.001"}
-SCRIPTS = "workflow/scripts"
 
 
 def make_requests(count, start=0):
@@ -204,6 +204,38 @@ def test_a_server_that_counts_no_tokens_is_said_once(caplog):
 
 
 @pytest.mark.parametrize(
+    ("usage", "counted", "warnings"),
+    [
+        ((7.0, 3.0), (7, 3), 0),
+        ((7, 3.5), (7, 0), 1),
+        (("7", "3"), (0, 0), 1),
+        ((float("inf"), None), (0, 0), 1),
+        ((True, -1), (0, 0), 1),
+        (([7], {"sum": 3}), (0, 0), 1),
+    ],
+    ids=str,
+)
+def test_only_whole_counts_of_tokens_count(usage, counted, warnings, caplog, tmp_path):
+    with FakeServer(lambda body, number: completion(usage=usage)) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(3)))
+    assert error is None
+    assert [(one.prompt_tokens, one.tokens) for one in answers.values()] == [counted] * 3
+    assert {type(count) for one in answers.values() for count in (one.prompt_tokens, one.tokens)} == {int}
+    assert caplog.text.count("gives no usage") == warnings
+    with CacheWriter(tmp_path) as writer:
+        writer.add([to_record(request, generated) for request, generated in answers.items()])
+    assert len(read_cache(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("message", [{"text": "\ud83d!"}, {"text": "!", "reasoning": "\ud83d"}], ids=str)
+def test_half_a_surrogate_pair_is_cleaned_at_once(message, tmp_path):
+    with FakeServer(lambda body, number: completion(**message)) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text in ("?!", "<think>?</think>!")
+    write_jsonl(tmp_path / "a.jsonl", [{"text": generated.text}])
+
+
+@pytest.mark.parametrize(
     ("broken", "message"),
     [
         (completion(finish_reason="content_filter"), "finish_reason: expected stop or length, found 'content_filter'"),
@@ -347,6 +379,38 @@ def test_no_message_shows_the_key(monkeypatch):
     assert "status 400: 'no credit for ***'" in error
 
 
+KEY = "sk-sesame-" + "0123456789" * 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (400, {}, {"error": {"message": "x" * 275 + KEY}}),  # a cut goes through the key
+        completion(finish_reason=f"no credit for {KEY}"),
+        (200, {"Content-Type": "text/html"}, f"<html>{KEY}".encode()),
+        {"error": {"message": f"no credit for {KEY}"}},
+        (200, {}, f'{{"choices": [{{"{KEY}'.encode()),
+        (422, {}, [KEY]),
+    ],
+    ids=["cut", "finish reason", "page", "body", "torn", "list"],
+)
+def test_no_message_shows_a_part_of_the_key(monkeypatch, caplog, answer):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("STILLHOUSE_TEST_KEY", KEY)
+    with FakeServer(lambda body, number: answer) as fake:
+        _, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(1)))
+    assert "1 problem" in error
+    assert "sk-" not in error
+    assert "sesame" not in error + caplog.text
+
+
+def test_the_list_of_what_is_served_does_not_show_the_key(monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_TEST_KEY", KEY)
+    with FakeServer(lambda body, number: (404, {}, {}), served=("qwen", KEY)) as fake:
+        _, error = collect(make_engine(fake.url).generate(make_requests(1)))
+    assert error.endswith("; it serves qwen, ***")
+
+
 def test_a_name_that_is_not_served_is_refused_with_those_that_are():
     def answer(body, number):
         return (404, {}, {"error": {"message": f"The model `{body['model']}` does not exist."}})
@@ -377,10 +441,20 @@ def test_a_server_that_takes_any_name_must_list_the_models():
         next(make_engine(fake.url).generate(make_requests(2)))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "http://", "http://host:port/v1", "http://[::1/v1", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000/v1", "http://", "http://host:port/v1", "http://[::1/v1", "", "http://a b/v1", "http://host/v1\n"],
+)
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(InputError, match="base_url: expected an address as http://localhost:8000/v1"):
         make_engine(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:sesame@host/v1", "http://host/v1?key=sesame", "http://host/v1#sesame"])
+def test_an_address_with_a_secret_is_refused_and_not_shown(url):
+    with pytest.raises(InputError, match="found one with user, password, query or fragment") as caught:
+        make_engine(url)
+    assert "sesame" not in str(caught.value)
 
 
 # How it ends
@@ -402,16 +476,6 @@ def test_closing_early_leaves_nothing_behind(caplog):
         release.set()
     assert len(fake.bodies) <= 4  # those that were open with the first answer
     assert not [record for record in caplog.records if record.name == "asyncio"]
-
-
-def run_python(code, *arguments):
-    return subprocess.run(
-        [sys.executable, "-X", "dev", "-c", code, *map(str, arguments)],
-        cwd=SCRIPTS,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def test_a_caller_that_fails_ends_cleanly():

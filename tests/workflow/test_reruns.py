@@ -6,7 +6,7 @@ import shutil
 import time
 
 import pytest
-from running import ROOT, Directory, planned, read_lines, snakemake
+from running import ROOT, Directory, merge, planned, read_lines, snakemake
 from safetensors.torch import load_file, save_file
 
 
@@ -179,14 +179,6 @@ def test_code_reruns_the_steps_that_use_it(copy, checkout, name, old, new, rerun
     ],
 )
 def test_a_setting_reruns_what_depends_on_it(copy, change, reruns, stays):
-    def merge(one, other):
-        return {
-            key: merge(one[key], other[key])
-            if isinstance(one.get(key), dict) and isinstance(other.get(key), dict)
-            else other.get(key, one.get(key))
-            for key in {**one, **other}
-        }
-
     copy.configure(merge(copy.config, change))
     jobs = {rule for rule, _ in copy.planned()}
     assert jobs >= reruns

@@ -71,7 +71,7 @@ def test_data_steps_import_no_torch(name):
     assert done.stdout.strip() == "False"
 
 
-def test_answers_that_are_all_in_the_cache_need_no_torch():
+def test_cache_and_teacher_import_no_torch():
     code = "import sys; from distill import cache, cache_listing, teacher; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", capture_output=True, text=True, check=True

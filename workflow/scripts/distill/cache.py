@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from distill.errors import InputError
+from distill.errors import InputError, describe
 from distill.files import dump_json
 
 log = logging.getLogger(__name__)
@@ -160,9 +160,16 @@ class CacheWriter:
             aside.unlink(missing_ok=True)
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append answers, each with its `uid` and `sample`."""
+        """Append answers, each with its `uid` and `sample`.
+
+        Raises:
+            ValueError: one that `read_cache` would pass over, and that would be asked for again and again.
+        """
         for record in records:
-            self.append(encode_answer(record) + b"\n")
+            line = encode_answer(record)
+            if parse_answer_line(line) is None:
+                raise ValueError(f"expected an answer that can be read back, found {describe(record, 300)}")
+            self.append(line + b"\n")
         if time.monotonic() - self.last_sync >= SECONDS_BETWEEN_SYNCS:
             self.sync()
 

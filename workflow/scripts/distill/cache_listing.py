@@ -1,6 +1,7 @@
 """Whose answers the cache holds, which configurations use them, and removing what none does."""
 
 import argparse
+import contextlib
 import json
 import logging
 import re
@@ -60,7 +61,7 @@ class Uses:
 
     Attributes:
         folders: by the folder's name, the configurations' names with their categories.
-        caches: folders of all teachers, as the configurations name them.
+        caches: folders of all teachers, each once, however the configurations spell it.
         problems: why a configuration's use is not known, or not all of it.
     """
 
@@ -69,15 +70,19 @@ class Uses:
         self.caches: dict[Path, None] = {}
         self.problems: list[str] = []
 
-    def add(self, path: Path, parse_args: GenerateParser) -> None:
-        """Take in one configuration, up to the first category whose teacher cannot be known."""
+    def add(self, path: Path, directories: Sequence[Path], parse_args: GenerateParser) -> None:
+        """Take in one configuration, up to the first category whose teacher is known in none of the directories."""
         name = path.name
         try:
             config = read_config(path)
-            self.caches[Path(config["cache"])] = None
-            for category in list_asked_categories(config):
+            self.caches |= {(directory / config["cache"]).resolve(): None for directory in directories}
+            places = {category: find_places(config, category, directories) for category in config["categories"]}
+            places = {category: found for category, found in places.items() if found}
+            if not places:
+                raise InputError(f"no category has its raw files in {' or '.join(map(str, directories))}")
+            for category, found in places.items():
                 name = f"{path.name} ({category})"
-                for folder in find_folders(config, category, parse_args):
+                for folder in find_folders(config, category, found, parse_args):
                     self.folders.setdefault(folder, {}).setdefault(path.name, []).append(category)
         except (InputError, OSError) as error:
             self.problems.append(f"{name}: {error}")
@@ -99,24 +104,41 @@ def read_config(path: Path) -> Config:
         raise InputError(f"expected YAML: {error}") from error
 
 
-def list_asked_categories(config: Config) -> list[str]:
-    """Categories that have a teacher; one that the workflow skips may be without an adapter of its own."""
-    missing = get_missing_files(config)
+def find_places(config: Config, category: str, directories: Sequence[Path]) -> list[Path]:
+    """Directories in which a category has a teacher; one that the workflow skips may be without an adapter there."""
+    found = []
+    for directory in directories:
+        with contextlib.chdir(directory):
+            adapter = get_adapter(config, category)
+            if category not in get_missing_files(config) or adapter is None or Path(adapter).exists():
+                found.append(directory)
+    return found
 
-    def is_asked(category: str) -> bool:
-        adapter = get_adapter(config, category)
-        return category not in missing or adapter is None or Path(adapter).exists()
 
-    return [category for category in config["categories"] if is_asked(category)]
-
-
-def find_folders(config: Config, category: str, parse_args: GenerateParser) -> set[str]:
-    """Names of the folders that a category's job uses, made as the job makes them.
-
-    A GPU without bfloat16 computes in float16 instead. Whether the job's has it is not known here, so both count.
+def find_folders(config: Config, category: str, directories: Sequence[Path], parse_args: GenerateParser) -> set[str]:
+    """Names of the folders that a category's jobs use, made as the jobs make them.
 
     Raises:
-        InputError: model or adapter are not there.
+        InputError: model or adapter are in none of the directories.
+    """
+    folders: set[str] = set()
+    errors: dict[str, None] = {}
+    for directory in directories:
+        try:
+            with contextlib.chdir(directory):
+                folders |= find_folders_here(config, category, parse_args)
+        except (InputError, OSError) as error:
+            errors[str(error)] = None
+            log.info("%s: not used there: %s", directory, error)
+    if not folders:
+        raise InputError("; ".join(errors))
+    return folders
+
+
+def find_folders_here(config: Config, category: str, parse_args: GenerateParser) -> set[str]:
+    """As `find_folders`, for a job in the working directory.
+
+    A GPU without bfloat16 computes in float16 instead. Whether the job's has it is not known here, so both count.
     """
     line = f"{generate_flags(config, category)} {asking_flags(config)} --device cpu --prompts - --out - --stats -"
     args = parse_args(shlex.split(line))
@@ -124,16 +146,29 @@ def find_folders(config: Config, category: str, parse_args: GenerateParser) -> s
     return {build_engine(argparse.Namespace(**vars(args) | {"dtype": dtype})).fingerprint() for dtype in dtypes}
 
 
-def find_uses(configfiles: Iterable[Path], parse_args: GenerateParser) -> Uses:
-    """What the given configurations use; their relative paths start at the working directory.
+def find_uses(configfiles: Iterable[Path], directories: Sequence[Path], parse_args: GenerateParser) -> Uses:
+    """What the given configurations use in any of the working directories, where their relative paths start.
 
     Args:
         parse_args: of generate_answers.py, so that the folders are those of its jobs.
     """
     uses = Uses()
     for path in configfiles:
-        uses.add(path, parse_args)
+        uses.add(path, [directory.resolve(strict=True) for directory in directories], parse_args)
     return uses
+
+
+def check_sharing(uses: Uses, directory: Path) -> None:
+    """Whether all caches are the working directory's own, so that no other one is likely to use them.
+
+    Raises:
+        InputError: one is elsewhere.
+    """
+    outside = [cache for cache in uses.caches if not cache.is_relative_to(directory.resolve())]
+    if outside:
+        listed = "\n".join(f"  {cache}" for cache in outside)
+        text = f"nothing is removed, for other working directories may share what lies outside of this one:\n{listed}"
+        raise InputError(f"{text}\nname all of them, this one too if it does, with --directory DIR…")
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
@@ -192,7 +227,7 @@ def prune_cache(uses: Uses, is_confirmed: bool) -> str:
     """
     if uses.problems:
         listed = "\n".join(f"  {problem}" for problem in uses.problems)
-        hint = "leave such a configuration out with --configfile where its answers may go"
+        hint = "name its working directory with --directory, or leave it out with --configfile where its answers may go"
         raise InputError(f"nothing is removed, for what these configurations use cannot be known:\n{listed}\n{hint}")
     unused = [one for cache in uses.caches for one in list_teachers(cache, uses) if not one.used_by]
     parts = [f"{one.path.parent}/{one}" for one in unused]

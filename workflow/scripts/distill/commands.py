@@ -40,8 +40,10 @@ def prompt_flags(config: Config) -> str:
 
 
 def teacher_flags(config: Config, category: str) -> dict[str, Any]:
-    """Which teacher, and in which numbers."""
+    """Which teacher, and in which numbers; those of a server are its own."""
     teacher = config["teacher"]
+    if is_served(config, "teacher"):
+        return {"model": teacher["model"]}
     return {
         "model": teacher["model"],
         "adapter": get_adapter(config, category),

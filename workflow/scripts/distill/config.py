@@ -150,7 +150,9 @@ def note_error(problems: Problems, error: ValidationError) -> None:
     elif error.validator == "uniqueItems":
         problems.setdefault(place, f"expected each value once, found {describe(value)}")
     else:
-        found = f"found {describe(value)}{find_hint(value, schema)}"
+        is_secret = schema.get("writeOnly")
+        shown = "something else (not shown: it may be a secret)" if is_secret else describe(value)
+        found = f"found {shown}{'' if is_secret else find_hint(value, schema)}"
         problems.setdefault(place, f"expected {describe_allowed(schema)}, {found}")
 
 

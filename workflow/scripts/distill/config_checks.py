@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from distill.addresses import find_address_problem
+
 Place = tuple[str | int, ...]
 Problems = dict[Place, str]
 RESERVED_CATEGORIES = {"all"}
@@ -97,18 +99,26 @@ def check_teacher(config: dict[str, Any], problems: Problems) -> None:
         problems.setdefault(("teacher", "keep"), "expected all where answer.key is null (no label to be near to)")
     if teacher.get("engine") == "openai":
         check_server(config, teacher, problems)
+    elif teacher.get("engine") == "transformers" and teacher.get("base_url") is not None:
+        text = "expected engine openai where base_url is set, found transformers"
+        problems.setdefault(("teacher", "base_url"), text)
 
 
 def check_server(config: dict[str, Any], teacher: dict[str, Any], problems: Problems) -> None:
     """What a teacher behind a server needs, and what it cannot do."""
-    url = teacher.get("base_url")
-    if url is None or (isinstance(url, str) and not re.match(r"https?://", url)):
-        text = f"expected the server's address (http://… or https://…) with engine openai, found {url!r}"
+    if teacher.get("base_url") is None:
+        text = "expected the server's address (http://… or https://…) with engine openai, found None"
         problems.setdefault(("teacher", "base_url"), text)
+    elif problem := find_address_problem(teacher["base_url"]):
+        problems.setdefault(("teacher", "base_url"), problem)
     for name, without in (("adapter", None), ("quantization", "none")):
         if teacher.get(name) != without:
             text = f"expected {without or 'null'} with engine openai: the server loads the model"
             problems.setdefault(("teacher", name), f"{text}, found {teacher[name]!r}")
+    if teacher.get("overlong") == "skip":
+        text = "expected error with engine openai, found skip: only the server knows its context"
+        remedy = "start it with a longer one, or take the prompts that it refuses out of the raw files"
+        problems.setdefault(("teacher", "overlong"), f"{text}; {remedy}")
     students = get_value(config, problems, "students")
     for name, student in (students if isinstance(students, dict) else {}).items():
         if isinstance(student, dict) and student.get("method") not in (None, "seqkd"):

@@ -15,7 +15,11 @@ class InputError(Exception):
 
 def describe(found: Any, limit: int = 60) -> str:
     """The value as it is shown in a message: its repr, cut to `limit` characters."""
-    text = repr(found)
+    return cut(repr(found), limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """The text, or as much of its beginning as `limit` characters hold with a mark of the cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

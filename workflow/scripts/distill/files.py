@@ -1,5 +1,6 @@
 """Reading and writing the workflow's files: whole or not at all, and with errors that name file and line."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import IO, Any
 from distill.errors import InputError, format_problem
 
 BOM = b"\xef\xbb\xbf"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what only writing meets, and no other OSError of the caller's block
 
 
 def parse_json_line(raw: bytes, path: str | os.PathLike[str], line: int) -> dict[str, Any]:
@@ -62,7 +64,11 @@ def remove_leftovers(target: Path) -> None:
 
 @contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """Open a text file beside `path` that takes its name when the block ends well and is removed when it does not."""
+    """Open a text file beside `path` that takes its name when the block ends well and is removed when it does not.
+
+    Raises:
+        OSError: it cannot be written; names a file, too, where it is the disk that is full.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
@@ -73,6 +79,10 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, target)
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            error.filename = str(target)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

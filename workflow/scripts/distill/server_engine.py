@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, OpenAIError, Timeout
 from openai.types.chat import ChatCompletionMessage
 
+from distill.addresses import check_address
 from distill.digest import digest_of
-from distill.errors import InputError, describe, raise_problems
+from distill.errors import InputError, cut, raise_problems
 from distill.sampling import Generated, Request, Sampling, stream_digest
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class ServerEngine:
                 found = Problem("one that takes any name") if isinstance(other, Generated) else found
             if isinstance(found, Problem):
                 expected = f"expected a server with the OpenAI API that serves {self.model} (teacher.model)"
-                names = f"; it serves {', '.join(served)}" if served else ""
+                names = f"; it serves {self.show(', '.join(served))}" if served else ""
                 raise InputError(f"{self.base_url} (teacher.base_url): {expected}, found {found.text}{names}")
         self.is_checked = True
 
@@ -179,27 +179,43 @@ class ServerEngine:
     def read(self, completion: Any) -> Generated | Problem:
         """What a completion holds; the client does not check that the server keeps to the API.
 
-        Reasoning that the server has split off is put back in front. Without `usage` all counts of tokens are 0.
+        Reasoning that the server has split off is put back in front. Tokens that `usage` does not count are 0, and
+        half a surrogate pair becomes `?`, since no file takes it.
         """
         choices = getattr(completion, "choices", None)
         choice: Any = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(choice, "message", None)
         if not (isinstance(message, ChatCompletionMessage) and isinstance(message.content, str | None)):
-            return Problem(f"expected a chat completion, found {describe(completion)}", is_servers=True)
+            return Problem(f"expected a chat completion, found {self.show(repr(completion), 60)}", is_servers=True)
         if choice.finish_reason not in ("stop", "length"):
-            return Problem(f"finish_reason: expected stop or length, found {choice.finish_reason!r}")
-        if completion.usage is None and not self.lacks_usage:
-            self.lacks_usage = True
-            log.warning("%s gives no usage: tokens are counted as 0", self.base_url)
-        tokens, prompt_tokens = (
-            getattr(completion.usage, name, None) or 0 for name in ("completion_tokens", "prompt_tokens")
-        )
+            found = self.show(repr(choice.finish_reason), 60)
+            return Problem(f"finish_reason: expected stop or length, found {found}")
         text, more = message.content or "", message.model_extra or {}
         if reasoning := more.get("reasoning_content") or more.get("reasoning"):
             # Cut off while it reasoned, the model has not closed the block.
             is_open = choice.finish_reason == "length" and not text
             text = f"<think>{reasoning}" if is_open else f"<think>{reasoning}</think>{text}"
+        text = text.encode("utf-8", "replace").decode()
+        tokens, prompt_tokens = (self.count(completion.usage, name) for name in ("completion_tokens", "prompt_tokens"))
         return Generated(text, choice.finish_reason, tokens, prompt_tokens)
+
+    def count(self, usage: Any, name: str) -> int:
+        """A count of tokens; 0, and a warning once, where it is no whole number."""
+        found = getattr(usage, name, None)
+        if isinstance(found, float) and found.is_integer():
+            found = int(found)
+        if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
+            return found
+        if not self.lacks_usage:
+            self.lacks_usage = True
+            log.warning("%s gives no usage in whole numbers: tokens are counted as 0", self.base_url)
+        return 0
+
+    def show(self, text: str, limit: int = 300) -> str:
+        """A server's words for a message: without the key, and only then cut, lest half of the key stays."""
+        for key in (repr(self.key)[1:-1], self.key) if self.key else ():
+            text = text.replace(key, "***")
+        return cut(text, limit)
 
     def judge(self, error: Exception) -> Problem:
         """An exception of the client in words that do not show the key."""
@@ -207,9 +223,10 @@ class ServerEngine:
             cause = type(error.__cause__).__name__
             return Problem(f"no answer in time ({cause}; the timeout is {self.timeout:g} s)", is_servers=True)
         if isinstance(error, APIConnectionError):
-            return Problem(f"no connection ({type(error.__cause__).__name__}: {error.__cause__})", is_servers=True)
+            cause = f"{type(error.__cause__).__name__}: {self.show(str(error.__cause__))}"
+            return Problem(f"no connection ({cause})", is_servers=True)
         if not isinstance(error, APIStatusError):
-            return Problem(f"no chat completion ({type(error).__name__}: {error})", is_servers=True)
+            return Problem(f"no chat completion ({type(error).__name__}: {self.show(str(error))})", is_servers=True)
         status = error.status_code
         if status in (401, 403):
             state = "holds another" if self.key else "is not set"
@@ -217,10 +234,9 @@ class ServerEngine:
             return Problem(f"status {status}: the server refuses the key; {key}", is_final=True)
         body = error.body
         words = (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else body
-        text = describe(words, 300).replace(self.key, "***") if self.key else describe(words, 300)
         # 404 is another address or model; what the client has sent again is no record's fault.
         is_servers = status >= 500 or status in (408, 409, 429)
-        return Problem(f"status {status}: {text}", is_final=status == 404, is_servers=is_servers)
+        return Problem(f"status {status}: {self.show(repr(words))}", is_final=status == 404, is_servers=is_servers)
 
     def raise_final(self, problems: Sequence[tuple[Request, Problem]]) -> None:
         """Raise the first problem that any other request would have too, if there is one."""
@@ -235,21 +251,6 @@ class ServerEngine:
             what += f", which fails again and again: {unsent} more requests were given up"
         named = [f"id {r.id} (uid {r.uid}, sample {r.sample}): {problem.text}" for r, problem in failed]
         raise_problems(named, what)
-
-
-def check_address(base_url: str) -> None:
-    """Whether a base URL can be one.
-
-    Raises:
-        InputError: it cannot.
-    """
-    try:
-        parts = urlsplit(base_url)
-        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, or half an IPv6 address
-        is_right = False
-    if not is_right:
-        raise InputError(f"base_url: expected an address as http://localhost:8000/v1, found {base_url!r}")
 
 
 def read_key(name: str) -> str:

@@ -179,7 +179,7 @@ def test_the_wording_of_messages_does_not_count(tmp_path):
     [
         ("train_student", {"generation", "batches", "likelihood", "teacher", "prediction", "cache"}),
         # Predictions are kept by the teacher's means until all are there, so that its cache is theirs, too.
-        ("predict_answers", {"losses", "training", "student", "shards", "gathering", "cache_listing"}),
+        ("predict_answers", {"losses", "training", "student", "teacher", "shards", "gathering", "cache_listing"}),
         ("generate_answers", {"losses", "likelihood", "training", "student", "prediction", "gathering"}),
     ],
 )

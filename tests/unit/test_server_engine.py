@@ -15,9 +15,10 @@ from distill.cache import CacheWriter, read_cache
 from distill.engines import build_engine
 from distill.errors import InputError
 from distill.files import escape_line, read_jsonl, write_jsonl
+from distill.ledger import to_record
 from distill.sampling import Request, Sampling
 from distill.server_engine import ServerEngine
-from distill.teacher import Asking, answer_prompts, to_record
+from distill.teacher import Asking, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
 AT_ONCE = {"Retry-After": "0.001"}

@@ -170,7 +170,7 @@ class CacheWriter:
             if parse_answer_line(line) is None:
                 raise ValueError(f"expected an answer that can be read back, found {describe(record, 300)}")
             self.append(line + b"\n")
-        if time.monotonic() - self.last_sync >= SECONDS_BETWEEN_SYNCS:
+        if self.written > self.synced and time.monotonic() - self.last_sync >= SECONDS_BETWEEN_SYNCS:
             self.sync()
 
     def append(self, line: bytes) -> None:

@@ -1,13 +1,13 @@
 """The engine that a command line asks for; what it needs (torch, or the client of a server) is imported only then."""
 
 import argparse
-from typing import Any
 
 from distill.arguments import read_sampling
 from distill.errors import InputError
+from distill.ledger import Engine
 
 
-def build_engine(args: argparse.Namespace) -> Any:
+def build_engine(args: argparse.Namespace) -> Engine:
     """A LocalEngine or a ServerEngine, from the arguments of `add_model_arguments`, of the sampling and the engine.
 
     Raises:
@@ -22,7 +22,7 @@ def build_engine(args: argparse.Namespace) -> Any:
     return LocalEngine(source, read_sampling(args), args.batch_size)
 
 
-def build_server_engine(args: argparse.Namespace) -> Any:
+def build_server_engine(args: argparse.Namespace) -> Engine:
     """The engine `openai`; dtype and device are the server's own and do not count."""
     if not args.base_url:
         raise InputError("--base-url: expected the server's address with --engine openai, found none")

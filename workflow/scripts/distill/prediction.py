@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.answers import parse_answer
+from distill.ledger import Engine, Ledger
 from distill.sampling import Request
-from distill.teacher import Asking, Engine, Ledger
 
 
 def predict(
@@ -53,7 +53,7 @@ def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path)
     """The engine's answer to each test prompt, by uid, as the cache keeps it."""
     requests = [Request(test["id"], test["uid"], test["system"], test["prompt"]) for test in tests]
     uids = {request.uid for request in requests}
-    ledger = Ledger(engine, journal / engine.fingerprint(), Asking(), uids, "predictions")
+    ledger = Ledger(engine, journal / engine.fingerprint(), None, uids, "predictions")
     ledger.ask(requests)
     return {uid: ledger.take(uid)[0] for uid in uids}
 

@@ -31,6 +31,19 @@ def completion_targets(labels: Tensor) -> Tensor:
     return following[following != IGNORE]
 
 
+def take_rows(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Hidden states at given places, without a look at the labels: on a GPU nothing waits for their number.
+
+    Args:
+        hidden: (batch, length, width).
+        positions: (rows,) places in the batch's tokens counted row by row, of `collate`.
+
+    Returns:
+        (rows, width).
+    """
+    return hidden.flatten(0, 1).index_select(0, positions)
+
+
 def cross_entropy_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROWS) -> Tensor:
     """Negative log-likelihood in nats of each target, (rows,), in float32; for scoring, without gradients."""
     with torch.no_grad():

@@ -1,115 +1,296 @@
-"""Distillation losses on completion rows, projected and reduced a chunk at a time.
+"""The distillation loss on completion rows: a pure function of hidden states and heads.
 
-No function here holds a (batch, length, vocabulary) tensor: the hidden states of completion positions are gathered
-first, then each chunk of rows is projected to logits, reduced in float32 log space and recomputed in the backward
-pass. Every divergence is a sum over rows; who calls divides by the completion tokens of the optimizer step.
+No function here holds a (batch, length, vocabulary) tensor. A chunk of rows is projected to logits, reduced in float32
+log space, and its gradients are taken at once, in the forward pass: nothing is kept of a chunk but its share of the
+gradients of rows and head, so that nothing has to be projected a second time. Sums are over rows; who calls divides by
+the completion tokens of the optimizer step.
 """
 
-import itertools
 import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
 
-from distill.completions import CHUNK_ROWS, Head
+from distill.completions import Head
+from distill.divergences import divergence
 
-
-def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(p‖q) summed over rows; both (rows, vocabulary) log-probabilities, p the teacher's, q the student's."""
-    return (teacher.exp() * (teacher - student)).sum()
-
-
-def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(q‖p) summed over rows; arguments as in `forward_kl`."""
-    return (student.exp() * (student - teacher)).sum()
+CHUNK_ELEMENTS = 2**24  # logits of a chunk: 64 MiB in float32, of which a few copies live at a time
+LEAST = torch.finfo(torch.float32).tiny  # of a probability whose logarithm is taken
 
 
-def jensen_shannon(teacher: Tensor, student: Tensor, beta: float) -> Tensor:
-    """β·KL(p‖m) + (1−β)·KL(q‖m) with m = βp + (1−β)q, summed over rows (GKD, arXiv 2306.13649).
+class Objective(NamedTuple):
+    """alpha · τ² · D(teacher, student) + (1 − alpha) · cross-entropy (Hinton et al., arXiv 1503.02531).
+
+    Attributes:
+        method: D, `forward_kl`, `reverse_kl`, `jsd` or `tvd`; `seqkd` has none.
+        temperature: τ, divides both models' logits in D.
+        alpha: weight of D, 1 − alpha of cross-entropy.
+        beta: weight of the teacher in the mixture of `jsd`, above 0 and below 1.
+        vocabulary: ids from 0 that both tokenizers share; D is between the distributions over these, so that the
+            padding of either vocabulary has no probability. Cross-entropy is over the student's own vocabulary. None:
+            all.
+        is_on_policy: the targets are the student's own samples, which cross-entropy has nothing to learn from.
+    """
+
+    method: str = "seqkd"
+    temperature: float = 1.0
+    alpha: float = 0.5
+    beta: float = 0.5
+    vocabulary: int | None = None
+    is_on_policy: bool = False
+
+    @property
+    def kd_weight(self) -> float:
+        """Of D in the loss."""
+        return 0.0 if self.method == "seqkd" else self.alpha * self.temperature**2
+
+    @property
+    def ce_weight(self) -> float:
+        """Of cross-entropy in the loss."""
+        if self.method == "seqkd":
+            return 1.0
+        return 0.0 if self.is_on_policy else 1.0 - self.alpha
+
+
+class ExactTeacher(NamedTuple):
+    """(rows, teacher's width) hidden states for the student's rows, and the head that projects them to logits."""
+
+    rows: Tensor
+    head: Head
+
+
+class TopKTeacher(NamedTuple):
+    """The teacher's likeliest tokens at the objective's temperature, and the rest as one more bucket.
+
+    Attributes:
+        ids: (rows, k) token ids, each once a row.
+        logprobs: (rows, k) float32 log-probabilities, normalised over the teacher's whole vocabulary.
+        log_tail: (rows,) float32 logarithm of the probability of all other tokens.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    log_tail: Tensor
+
+
+Teacher = ExactTeacher | TopKTeacher | None
+
+
+class Terms(NamedTuple):
+    """Sums over completion rows, scalars in float32 (float64 for float64 rows); gradients flow through `loss` alone.
+
+    Attributes:
+        loss: weighted by the objective.
+        ce: cross-entropy in nats.
+        kd: the divergence, before its weight.
+        ce_grad: squared norm of the gradient of cross-entropy's part of the loss by the student's logits.
+        kd_grad: the same of the divergence's part.
+    """
+
+    loss: Tensor
+    ce: Tensor
+    kd: Tensor
+    ce_grad: Tensor
+    kd_grad: Tensor
+
+
+def compare_all(logits: Tensor, teacher_logits: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """D over the whole shared vocabulary, and its gradient by the student's logits.
 
     Args:
-        beta: weight of the teacher in the mixture, above 0 and below 1.
-    """
-    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-    return beta * forward_kl(teacher, mixture) + (1 - beta) * forward_kl(student, mixture)
-
-
-def total_variation(teacher: Tensor, student: Tensor) -> Tensor:
-    """½ Σ|p − q| summed over rows (f-distill, ACL 2023); arguments as in `forward_kl`."""
-    return 0.5 * (teacher.exp() - student.exp()).abs().sum()
-
-
-def divergence(method: str, teacher: Tensor, student: Tensor, beta: float) -> Tensor:
-    """The divergence of a method: `forward_kl`, `reverse_kl`, `jsd` or `tvd`.
-
-    Raises:
-        ValueError: no such method.
-    """
-    if method == "forward_kl":
-        return forward_kl(teacher, student)
-    if method == "reverse_kl":
-        return reverse_kl(teacher, student)
-    if method == "jsd":
-        return jensen_shannon(teacher, student, beta)
-    if method == "tvd":
-        return total_variation(teacher, student)
-    raise ValueError(f"no divergence belongs to method {method!r}")
-
-
-def distillation_terms(
-    rows: Tensor,
-    head: Head,
-    targets: Tensor,
-    teacher_rows: Tensor | None = None,
-    teacher_head: Head | None = None,
-    *,
-    method: str = "seqkd",
-    temperature: float = 1.0,
-    beta: float = 0.5,
-    vocabulary: int | None = None,
-    chunk: int = CHUNK_ROWS,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and divergence, each summed over completion rows.
-
-    Args:
-        rows: (rows, width) hidden states of the student.
-        head: projects them to logits, (rows, student's padded vocabulary).
-        targets: (rows,) token ids.
-        teacher_rows: (rows, teacher's width) for the same positions; None for `seqkd`.
-        teacher_head: the teacher's projection.
-        method: `seqkd` (no divergence) or one of `divergence`.
-        temperature: divides both models' logits before the divergence.
-        beta: of `jsd`.
-        vocabulary: ids from 0 that both tokenizers share; logits above are cut off for the divergence, so that the
-            padding of either vocabulary has no probability. Cross-entropy is over the student's own vocabulary.
-        chunk: rows projected at a time.
+        logits, teacher_logits: (rows, shared vocabulary).
 
     Returns:
-        Two float32 scalars. Without a row both are 0 and still hang on the graph.
+        A scalar and (rows, shared vocabulary).
     """
-    if rows.shape[0] == 0:
-        nothing = rows.float().sum() * 0.0
-        return nothing, nothing
-
-    def terms(part: Tensor, target: Tensor, teacher_part: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = head(part).float()
-        ce = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-        if teacher_part is None or teacher_head is None:
-            return ce, torch.zeros_like(ce)
-        with torch.no_grad(), torch.autocast(part.device.type, enabled=False):
-            teacher_logits = teacher_head(teacher_part).float()
-        teacher_logp = (teacher_logits[:, :vocabulary] / temperature).log_softmax(dim=-1)
-        student_logp = (logits[:, :vocabulary] / temperature).log_softmax(dim=-1)
-        return ce, divergence(method, teacher_logp, student_logp, beta)
-
-    sums = torch.zeros(2, device=rows.device)
-    teacher_parts = itertools.repeat(None) if teacher_rows is None else teacher_rows.split(chunk)
-    for part, target, teacher_part in zip(rows.split(chunk), targets.split(chunk), teacher_parts, strict=False):
-        sums = sums + torch.stack(checkpoint(terms, part, target, teacher_part, use_reentrant=False))
-    return sums[0], sums[1]
+    q = (logits / objective.temperature).log_softmax(dim=-1)
+    p = teacher_logits.div_(objective.temperature).log_softmax(dim=-1)
+    value, slope, total = divergence(objective.method, p, q, objective.beta)
+    return value.sum(), slope.addcmul_(q.exp_(), total, value=-1).div_(objective.temperature)
 
 
-def mix_terms(ce: Tensor, kd: Tensor, alpha: float, temperature: float) -> Tensor:
-    """alpha · τ² · divergence + (1 − alpha) · cross-entropy (Hinton et al., arXiv 1503.02531)."""
-    return alpha * temperature**2 * kd + (1 - alpha) * ce
+def compare_buckets(logits: Tensor, teacher: TopKTeacher, objective: Objective) -> tuple[Tensor, Tensor]:
+    """`compare_all` with the teacher's k likeliest tokens apart and all others together in one bucket.
+
+    It is a lower bound of the exact one. Without the bucket nothing would hold down what the student finds elsewhere.
+    """
+    width = logits.shape[-1]
+    is_known = teacher.ids < width  # the few others are special tokens that only the teacher has
+    ids = teacher.ids.long().clamp(max=width - 1)
+    ids = torch.where(is_known, ids, ids.gather(1, is_known.int().argmax(-1, keepdim=True)))
+    q = (logits / objective.temperature).softmax(dim=-1)
+    top = q.gather(1, ids)
+    rest = q.scatter_(1, ids, 0.0)  # without those, so that a small tail is no difference of two large sums
+    tail = rest.sum(-1, keepdim=True).clamp_(min=LEAST)
+    least = math.log(LEAST)
+    p_top = teacher.logprobs.masked_fill(~is_known, -math.inf)
+    p = torch.cat([p_top, teacher.log_tail[:, None]], dim=-1).to(q.dtype).log_softmax(dim=-1).clamp(min=least)
+    both = torch.cat([top.masked_fill(~is_known, 0.0), tail], dim=-1).clamp_(min=LEAST).log_()
+    value, slope, total = divergence(objective.method, p, both, objective.beta)
+    gradient = rest.mul_(slope[:, -1:] / tail - total)
+    gradient.scatter_add_(1, ids, (slope[:, :-1] - top * total).masked_fill(~is_known, 0.0))
+    return value.sum(), gradient.div_(objective.temperature)
+
+
+def chunk_terms(
+    logits: Tensor, targets: Tensor, teacher: Teacher, objective: Objective, needs_gradient: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """The five `Terms` of a chunk, and the gradient of its loss by the logits.
+
+    Args:
+        logits: (rows, vocabulary) of the student, in float32 or float64; they are overwritten.
+    """
+    zero = logits.new_zeros(())
+    kd, kd_grad, slope = zero, zero, None
+    if teacher is not None:
+        shared = logits[:, : objective.vocabulary]
+        if isinstance(teacher, TopKTeacher):
+            kd, slope = compare_buckets(shared, teacher, objective)
+        else:
+            teacher_logits = project(teacher.rows, teacher.head).to(logits.dtype)[:, : objective.vocabulary]
+            kd, slope = compare_all(shared, teacher_logits, objective)
+        slope.mul_(objective.kd_weight)
+        kd_grad = torch.linalg.vector_norm(slope) ** 2
+    gradient = logits.log_softmax(dim=-1)
+    ce = -gradient.gather(1, targets[:, None]).sum()
+    ce_grad = zero
+    loss = objective.ce_weight * ce + objective.kd_weight * kd
+    if not needs_gradient:
+        return [loss, ce, kd, ce_grad, kd_grad], None
+    if objective.ce_weight:
+        gradient.exp_().scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=gradient.dtype))
+        gradient.mul_(objective.ce_weight)
+        ce_grad = torch.linalg.vector_norm(gradient) ** 2
+    else:
+        gradient.zero_()
+    if slope is not None:
+        gradient[:, : objective.vocabulary] += slope
+    return [loss, ce, kd, ce_grad, kd_grad], gradient
+
+
+def project(rows: Tensor, head: Head) -> Tensor:
+    """The teacher's logits, in the numbers that its head has."""
+    weight = getattr(head, "weight", None)
+    return head(rows.to(weight.dtype) if weight is not None and weight.is_floating_point() else rows)
+
+
+def split_teacher(teacher: Teacher, chunk: int) -> Iterator[Teacher]:
+    """The teacher's part for each chunk of rows; endless where there is none."""
+    if teacher is None:
+        while True:
+            yield None
+    elif isinstance(teacher, ExactTeacher):
+        for part in teacher.rows.split(chunk):
+            yield ExactTeacher(part, teacher.head)
+    else:
+        for parts in zip(*(tensor.split(chunk) for tensor in teacher), strict=True):
+            yield TopKTeacher(*parts)
+
+
+class FusedTerms(torch.autograd.Function):
+    """`Terms` with the gradients of rows and head's weights, which the backward pass only scales."""
+
+    @staticmethod
+    def forward(ctx: Any, job: dict[str, Any], rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """See `distillation_loss`; `weights` are those of the head that gradients are wanted for."""
+        head, dtype, chunk = job["head"], job["dtype"], job["chunk"]
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        is_plain = type(head) is torch.nn.Linear
+        weight = head.weight.to(dtype) if is_plain else rows
+        sums = torch.zeros(len(Terms._fields), device=rows.device, dtype=exact)
+        of_rows = torch.empty_like(rows)
+        of_weights = [torch.zeros_like(one, dtype=exact) for one in weights] if job["needs_gradient"] else []
+        start = 0
+        for part, targets, teacher in zip(
+            rows.split(chunk), job["targets"].split(chunk), split_teacher(job["teacher"], chunk), strict=False
+        ):
+            part = part.to(dtype)
+            if is_plain:
+                logits = linear(part, weight, head.bias.to(dtype) if head.bias is not None else None)
+            else:
+                with torch.enable_grad():
+                    part = part.detach().requires_grad_()
+                    logits = head(part)
+            terms, gradient = chunk_terms(
+                logits.detach().to(exact), targets, teacher, job["objective"], job["needs_gradient"]
+            )
+            sums += torch.stack(terms)
+            if gradient is None:
+                continue
+            gradient = gradient.to(logits.dtype)
+            into = of_rows[start : start + len(part)]
+            start += len(part)
+            if is_plain:
+                torch.mm(gradient, weight, out=into) if into.dtype == dtype else into.copy_(gradient @ weight)
+                add_linear_gradients(of_weights, weights, head, gradient, part)
+            else:
+                found = torch.autograd.grad(logits, [part, *weights], gradient, allow_unused=True)
+                into.copy_(found[0])
+                for total, one in zip(of_weights, found[1:], strict=True):
+                    total += 0 if one is None else one
+        ctx.gradients = [of_rows, *of_weights]
+        ctx.dtypes = [rows.dtype, *(one.dtype for one in weights)]
+        outputs = tuple(sums.unbind())
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients by that of the loss, in place: they are used once."""
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a distillation loss are used up by its first backward pass")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [
+            one.mul_(of_outputs[0]).to(dtype) if one is not None else None
+            for one, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (None, *scaled)
+
+
+def add_linear_gradients(
+    totals: list[Tensor], weights: tuple[Tensor, ...], head: torch.nn.Linear, gradient: Tensor, part: Tensor
+) -> None:
+    """Add a chunk's gradients of a linear head's weight and bias to their totals, as far as they are wanted."""
+    for total, one in zip(totals, weights, strict=True):
+        if one is head.bias:
+            total += gradient.sum(0)
+        elif total.dtype == gradient.dtype:
+            total.addmm_(gradient.T, part)
+        else:
+            total += gradient.T @ part
+
+
+def distillation_loss(
+    rows: Tensor, head: Head, targets: Tensor, teacher: Teacher, objective: Objective, chunk: int | None = None
+) -> Terms:
+    """The objective over completion rows, with gradients for rows and head.
+
+    Args:
+        rows: (rows, width) hidden states of the student. Under autocast they are projected in its numbers.
+        head: projects them to logits, (rows, student's padded vocabulary). A plain linear layer is computed without
+            autograd; any other module (LoRA, soft-capping) by its own forward and autograd, chunk by chunk.
+        targets: (rows,) token ids.
+        teacher: for the same rows; None for `seqkd`.
+        chunk: rows projected at a time; by default as many as CHUNK_ELEMENTS logits.
+
+    Returns:
+        Sums over rows. Without a row they are 0 and `loss` still hangs on the graph.
+    """
+    weights = [one for one in head.parameters() if one.requires_grad] if isinstance(head, torch.nn.Module) else []
+    kind = rows.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
+    vocabulary = getattr(head, "out_features", None) or CHUNK_ELEMENTS
+    job = {
+        "head": head,
+        "targets": targets,
+        "teacher": teacher,
+        "objective": objective,
+        "dtype": dtype,
+        "chunk": chunk or max(16, CHUNK_ELEMENTS // vocabulary),
+        "needs_gradient": torch.is_grad_enabled() and (rows.requires_grad or bool(weights)),
+    }
+    with torch.autocast(kind, enabled=False):
+        return Terms(*FusedTerms.apply(job, rows, *weights))

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import build_tokenizer
+from tiny import build_tokenizer, save_model
+from training_runs import make_options
 
 # Models this small gain nothing from a second thread, and wait for it where the machine is busy.
 torch.set_num_threads(1)
@@ -11,6 +12,25 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer()
+
+
+@pytest.fixture
+def models(tmp_path, tokenizer):
+    """A teacher and a student with vocabularies padded to different sizes."""
+    return {
+        "teacher": save_model(tmp_path / "teacher", tokenizer, vocabulary=352, hidden=32, seed=1, scale=4.0),
+        "student": save_model(tmp_path / "student", tokenizer, vocabulary=336, hidden=16, seed=2),
+    }
+
+
+@pytest.fixture
+def options(tmp_path, models):
+    """Options of a training, with changes."""
+
+    def make(method="forward_kl", out="out", **changes):
+        return make_options(tmp_path, models, method, out) | changes
+
+    return make
 
 
 @pytest.fixture

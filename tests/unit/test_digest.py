@@ -177,7 +177,9 @@ def test_the_wording_of_messages_does_not_count(tmp_path):
 @pytest.mark.parametrize(
     ("script", "free_of"),
     [
-        ("train_student", {"generation", "batches", "likelihood", "teacher", "prediction", "cache"}),
+        # On-policy students write answers of their own, so that generation is theirs, too.
+        ("train_student", {"likelihood", "teacher", "prediction", "cache", "signal_jobs", "signal_teacher"}),
+        ("compute_signal", {"generation", "training", "student", "likelihood", "teacher", "prediction", "copied"}),
         # Predictions are kept by the teacher's means until all are there, so that its cache is theirs, too.
         ("predict_answers", {"losses", "training", "student", "teacher", "shards", "gathering", "cache_listing"}),
         ("generate_answers", {"losses", "likelihood", "training", "student", "prediction", "gathering"}),

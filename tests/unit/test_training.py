@@ -9,58 +9,19 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tiny import build_model, build_tokenizer, save_model
+from training_runs import Killed, assert_same_weights, log_lines, train_student, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
-import train_student as script
 from distill import losses
 from distill import student as student_module
+from distill.batching import StepBatches, collate
 from distill.chat import encode_completion, encode_prompt
 from distill.errors import InputError
-from distill.examples import Collator, encode_examples
-from distill.student import train_student
-from distill.training import last_checkpoint, training_arguments
+from distill.examples import encode_examples
+from distill.training_arguments import training_arguments
+from distill.watching import last_checkpoint
 
 METHODS = ["seqkd", "forward_kl", "reverse_kl", "jsd", "tvd"]
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing that follows is done."""
-
-
-@pytest.fixture
-def models(tmp_path, tokenizer):
-    """A teacher and a student with vocabularies padded to different sizes."""
-    return {
-        "teacher": save_model(tmp_path / "teacher", tokenizer, vocabulary=352, hidden=32, seed=1, scale=4.0),
-        "student": save_model(tmp_path / "student", tokenizer, vocabulary=336, hidden=16, seed=2),
-    }
-
-
-@pytest.fixture
-def options(tmp_path, models):
-    def make(method="forward_kl", out="out", **changes):
-        argv = ["--data", "unused", "--name", "s", "--category", "banks", "--model", models["student"]]
-        argv += ["--out", str(tmp_path / out), "--checkpoints", str(tmp_path / f"checkpoints_{out}")]
-        argv += ["--method", method, "--teacher-model", models["teacher"], "--teacher-dtype", "float32"]
-        argv += ["--precision", "fp32", "--device", "cpu", "--epochs", "2", "--batch-size", "2"]
-        argv += ["--gradient-accumulation-steps", "2", "--learning-rate", "1e-3", "--logging-steps", "2"]
-        return vars(script.parse_args(argv)) | changes
-
-    return make
-
-
-def weights(options):
-    return load_file(Path(options["out"]) / "model.safetensors")
-
-
-def log_lines(options):
-    return [json.loads(line) for line in (Path(options["out"]) / "training_log.jsonl").read_text().splitlines()]
-
-
-def assert_same_weights(one, other, **tolerance):
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], **tolerance)
 
 
 def expected_loss(options, records, tokenizer, alpha, tau):
@@ -136,7 +97,7 @@ def test_log_has_first_and_last_step_and_every_field(options, records):
     training = [line for line in log_lines(run) if "loss" in line]
     assert [line["step"] for line in training] == [1, 4, 6]
     fields = {"step", "epoch", "loss", "ce", "kd", "learning_rate", "grad_norm", "completion_tokens"}
-    fields |= {"tokens_per_second", "memory_mb"}
+    fields |= {"tokens_per_second", "memory_mb", "ce_grad", "kd_grad"}
     assert all(line.keys() == fields for line in training)
     assert sum("val_loss" in line for line in log_lines(run)) == 3
 
@@ -144,16 +105,16 @@ def test_log_has_first_and_last_step_and_every_field(options, records):
 def test_speed_leaves_validation_out(options, records, monkeypatch):
     clock = {"now": 0.0}
     monkeypatch.setattr("distill.training.time.monotonic", lambda: clock["now"])
-    terms = student_module.DistillTrainer._terms
+    score = student_module.DistillTrainer.score
     read = []
 
-    def take_a_second(self, model, inputs):
+    def take_a_second(self, model, examples):
         clock["now"] += 1.0 if model.training else 1000.0
         if model.training:
-            read.append(int(inputs["attention_mask"].sum()))
-        return terms(self, model, inputs)
+            read.append(sum(len(one["prompt"]) + len(one["completion"]) for one in examples))
+        return score(self, model, examples)
 
-    monkeypatch.setattr(student_module.DistillTrainer, "_terms", take_a_second)
+    monkeypatch.setattr(student_module.DistillTrainer, "score", take_a_second)
     run = options(epochs=2.0, logging_steps=3, eval_steps=2, gradient_accumulation_steps=1)  # validates between lines
     train_student(run, records[:6], records[6:])
     second = [line for line in log_lines(run) if "loss" in line][1]
@@ -260,7 +221,7 @@ def test_an_adapter_changes_the_teacher(options, records, tmp_path):
         LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "adapter")
-    run = options(epochs=1.0, teacher_adapter=str(tmp_path / "adapter"))
+    run = options(epochs=1.0, teacher_adapter=[str(tmp_path / "adapter")])
     train_student(plain, records, [])
     train_student(run, records, [])
     assert log_lines(run)[0]["kd"] != pytest.approx(log_lines(plain)[0]["kd"], rel=1e-3)
@@ -292,25 +253,55 @@ def test_a_missing_model_folder_is_named(options, records):
         train_student(options(model="no-such/deep/folder"), records, [])
 
 
-def test_a_broken_loss_stops_the_run(options, records, monkeypatch):
-    monkeypatch.setattr("distill.training.mix_terms", lambda ce, kd, alpha, temperature: ce * float("nan"))
-    with pytest.raises(FloatingPointError, match="step 1"):
-        train_student(options(), records, [])
+def break_loss(monkeypatch, when):
+    """Make the loss of a micro-batch infinite, where `when(trainer, examples)`."""
+    score = student_module.DistillTrainer.score
+
+    def broken(self, model, examples):
+        terms = score(self, model, examples)
+        return terms._replace(loss=terms.loss * float("inf")) if when(self, examples) else terms
+
+    monkeypatch.setattr(student_module.DistillTrainer, "score", broken)
+
+
+def test_a_broken_loss_stops_the_run_and_names_step_and_records(options, records, monkeypatch):
+    bad = records[4]["uid"]
+    run = options(epochs=4.0, save_steps=1, logging_steps=100)
+    break_loss(monkeypatch, lambda trainer, batch: trainer.state.global_step == 4 and bad in {x["uid"] for x in batch})
+    with pytest.raises(InputError, match="the loss is not finite") as error:
+        train_student(run, records, [])
+    text = str(error.value)
+    assert text.startswith("step 5:")
+    assert bad in text
+    (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
+    assert last_checkpoint(folder) == str(folder / "checkpoint-4")
+    assert f"the last checkpoint is {folder}/checkpoint-4" in text
+
+
+def test_a_broken_gradient_stops_the_run(options, records, monkeypatch):
+    run = options(epochs=4.0, save_steps=1)
+    clip = student_module.DistillTrainer._clip_grad_norm
+
+    def broken(self, model):
+        return clip(self, model) * (float("nan") if self.state.global_step == 2 else 1.0)
+
+    monkeypatch.setattr(student_module.DistillTrainer, "_clip_grad_norm", broken)
+    with pytest.raises(FloatingPointError, match="step 3: the gradient is not finite"):
+        train_student(run, records, [])
 
 
 def test_a_step_that_the_gradient_scaler_skips_is_no_broken_step(options, records, monkeypatch):
     """fp16: the first steps overflow until the scale fits; the Trainer skips them, and the run goes on."""
-    run = options(epochs=12.0)
+    run = options("seqkd", epochs=12.0)
     original = student_module.DistillTrainer
 
     def scaled(*args, **kwargs):
         trainer = original(*args, **kwargs)
+        # This scale times this loss is more than float32 holds, until the scale has been halved a few times.
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
         trainer.accelerator.native_amp = True
         return trainer
 
-    # This scale times this loss is more than float32 holds, until the scale has been halved a few times.
-    monkeypatch.setattr("distill.training.mix_terms", lambda ce, kd, alpha, temperature: 1000 * ce)
     monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
     monkeypatch.setattr(student_module, "DistillTrainer", scaled)
     train_student(run, records, [])
@@ -332,12 +323,6 @@ def test_settings_of_how_a_run_goes_do_not_begin_it_anew(options, records, monke
     assert "going on from" in caplog.text
 
 
-def test_several_processes_are_refused(options, records, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
-        train_student(options(), records, [])
-
-
 def test_every_gpu_but_the_first_is_left_alone(options, monkeypatch):
     def four_gpus(self):
         self._n_gpu = 4
@@ -345,25 +330,26 @@ def test_every_gpu_but_the_first_is_left_alone(options, monkeypatch):
 
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four_gpus))
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self.__dict__.setdefault("_n_gpu", 4)))
-    arguments = training_arguments(Path("unused"), options(), torch.device("cpu"), 10, 0)
+    arguments = training_arguments(Path("unused"), options(), torch.device("cpu"), StepBatches([3] * 10, 2, 1, 0), 0)
     assert arguments.train_batch_size == arguments.per_device_train_batch_size == 2
 
 
 def test_mixed_precision_leaves_the_teacher_as_configured(options, records, models, tokenizer):
     """The divergence's teacher is float32, though the student trains in bf16."""
     seen = []
-    original = losses.forward_kl
+    original = losses.compare_all
 
-    def spy(teacher, student):
-        seen.append(teacher.detach().clone())
-        return original(teacher, student)
+    def spy(logits, teacher_logits, objective):
+        seen.append(teacher_logits.clone())
+        return original(logits, teacher_logits, objective)
 
     mixed = options(precision="bf16", epochs=1.0, gradient_checkpointing=False, batch_size=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "forward_kl", spy)
+        patch.setattr(losses, "compare_all", spy)
         train_student(mixed, records, [])
         train_student(options(out="plain", epochs=1.0, gradient_checkpointing=False, batch_size=10), records, [])
     half = len(seen) // 2
+    assert half > 0
     torch.testing.assert_close(seen[0], seen[half], rtol=0, atol=0)
 
 
@@ -422,29 +408,34 @@ def test_an_adapter_of_another_model_is_refused(options, records, tmp_path):
     other = get_peft_model(build_model(hidden=64), LoraConfig(r=2, target_modules="all-linear"))
     other.save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="does not fit"):
-        train_student(options(teacher_adapter=str(tmp_path / "adapter")), records, [])
+        train_student(options(teacher_adapter=[str(tmp_path / "adapter")]), records, [])
     with pytest.raises(InputError, match="no adapter_config.json"):
-        train_student(options(teacher_adapter=str(tmp_path / "absent")), records, [])
+        train_student(options(teacher_adapter=[str(tmp_path / "absent")]), records, [])
 
 
 def test_each_model_reads_the_prompt_in_its_own_template(records, tokenizer):
     teacher = build_tokenizer(
         template="{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}[assistant] "
     )
-    examples = encode_examples(records, tokenizer, teacher, 1000, vocabulary=len(tokenizer))
-    batch = Collator(0, 0)(examples[:3])
-    assert (batch["labels"] != -100).sum() == (batch["teacher_labels"] != -100).sum()
-    assert batch["labels"][batch["labels"] != -100].equal(batch["teacher_labels"][batch["teacher_labels"] != -100])
-    text = tokenizer.decode(batch["teacher_input_ids"][0], skip_special_tokens=False)
+    examples = encode_examples(records, tokenizer, teacher, 1000, vocabulary=len(tokenizer))[:3]
+    completions = [example["completion"] for example in examples]
+    prompts = [[example[name] for example in examples] for name in ("prompt", "teacher_prompt")]
+    batches = [collate(some, completions, 0) for some in prompts]
+    assert batches[0]["targets"].equal(batches[1]["targets"])
+    text = tokenizer.decode(batches[1]["input_ids"][0], skip_special_tokens=False)
     assert text.startswith("[system] You are a manager.<|im_end|>[user]")
 
 
-def test_batches_mask_prompt_and_padding(records, tokenizer):
-    examples = encode_examples(records, tokenizer, None, 1000)
-    batch = Collator(0, None)(examples[:3])
-    for row, example in enumerate(examples[:3]):
-        start, end = len(example["prompt"]), len(example["prompt"]) + len(example["completion"])
-        assert batch["labels"][row, start:end].tolist() == example["completion"]
-        assert (batch["labels"][row, :start] == -100).all()
-        assert (batch["labels"][row, end:] == -100).all()
-        assert batch["attention_mask"][row].sum() == end
+def test_positions_are_those_before_each_completion_token(records, tokenizer):
+    """The trap of unshifted labels: the first token of an answer is predicted by the last one of the prompt."""
+    examples = encode_examples(records, tokenizer, None, 1000)[:3]
+    batch = collate([example["prompt"] for example in examples], [example["completion"] for example in examples], 0)
+    length = batch["input_ids"].shape[1]
+    found = [divmod(place, length) for place in batch["positions"].tolist()]
+    wanted = [
+        (row, len(example["prompt"]) + offset - 1)
+        for row, example in enumerate(examples)
+        for offset in range(len(example["completion"]))
+    ]
+    assert found == wanted
+    assert [batch["input_ids"][row, place + 1].item() for row, place in wanted] == batch["targets"].tolist()

@@ -1,14 +1,11 @@
-"""Training examples: records of a split as tokens for student and teacher, and their batches."""
+"""Training examples: records of a split as tokens for student and teacher."""
 
 import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from distill.chat import encode_completion, encode_prompt
 from distill.errors import InputError
-from distill.padding import pad_examples
 
 log = logging.getLogger(__name__)
 
@@ -59,22 +56,3 @@ def encode_examples(
     if left_out:
         log.warning("%d of %d records left out: longer than max_length = %d", left_out, len(records), max_length)
     return examples
-
-
-class Collator:
-    """Pads examples to a batch; the teacher gets tensors of its own where its prompts differ."""
-
-    def __init__(self, student_pad: int, teacher_pad: int | None):
-        self.student_pad = student_pad
-        self.teacher_pad = teacher_pad
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` of (rows, longest), and the same with `teacher_` before them."""
-        completions = [example["completion"] for example in examples]
-        prompts = [example["prompt"] for example in examples]
-        batch = pad_examples(prompts, completions, self.student_pad)
-        if self.teacher_pad is None:
-            return batch
-        teacher_prompts = [example["teacher_prompt"] for example in examples]
-        other = batch if teacher_prompts == prompts else pad_examples(teacher_prompts, completions, self.teacher_pad)
-        return batch | {f"teacher_{name}": tensor for name, tensor in other.items()}

@@ -116,14 +116,21 @@ def generate_requests(
             raise InputError(f"{found}, the model's context of {context} has no room for an answer")
     longest = [min(sampling.max_new_tokens, context - len(p)) if context else sampling.max_new_tokens for p in prompts]
     stops = stop_ids(model, tokenizer)
-    decode = decode_rolling if has_full_attention(model.config) else decode_padded
 
     def uniforms(index: int) -> np.ndarray:
         return record_uniforms(requests[index].key, sampling.seed, sampling.max_new_tokens)
 
     job = Job(prompts, longest, stops, uniforms if sampling.temperature else None, Draw(sampling, len(tokenizer)))
-    for ended in decode(model, tokenizer, job, batch_size):
+    for ended in decode_job(model, tokenizer, job, batch_size):
         yield [(requests[index], finish(tokenizer, new, stops, len(prompts[index]))) for index, new in ended]
+
+
+def decode_job(
+    model: Any, tokenizer: Any, job: Job, batch_size: int | None = None
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """New tokens of a job's prompts by index; those after the first that ends an answer are none of it."""
+    decode = decode_rolling if has_full_attention(model.config) else decode_padded
+    yield from decode(model, tokenizer, job, batch_size)
 
 
 def decode_rolling(

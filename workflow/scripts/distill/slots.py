@@ -44,8 +44,8 @@ class SlotLayer(CacheLayerMixin):
         """Add one token to each of the first rows; returns their keys and values up to the longest row's end."""
         rows = key_states.shape[0]
         places = self.slots.rows[:rows].to(self.keys.device), self.slots.positions[:rows].to(self.keys.device)
-        self.keys[places[0], :, places[1]] = key_states[:, :, 0]
-        self.values[places[0], :, places[1]] = value_states[:, :, 0]
+        self.keys[places[0], :, places[1]] = key_states[:, :, 0].to(self.keys.dtype)  # mixed under autocast
+        self.values[places[0], :, places[1]] = value_states[:, :, 0].to(self.values.dtype)
         length = self.slots.length
         return self.keys[:rows, :, :length], self.values[:rows, :, :length]
 

@@ -3,102 +3,145 @@
 import logging
 import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
-from distill.chat import shared_vocabulary_size
+from distill.batching import Example, StepBatches
 from distill.digest import digest_of
 from distill.errors import InputError
-from distill.examples import Collator, encode_examples
 from distill.files import dump_json, replace_directory
+from distill.losses import Objective
+from distill.memory import keep_freed_memory
 from distill.model_card import render_card
 from distill.model_files import fingerprint_model
-from distill.models import has_bfloat16, load_model, load_tokenizer, select_device, select_dtype
+from distill.models import has_bfloat16, load_model, load_tokenizer, select_device
+from distill.on_policy import OnPolicy, PolicyBuffer
 from distill.pace import PACE
-from distill.training import DistillTrainer, last_checkpoint, training_arguments
+from distill.teaching import LoadedTeacher, Record, balance, encode_folders, load_teacher
+from distill.training import DistillTrainer
+from distill.training_arguments import training_arguments
+from distill.watching import last_checkpoint
 
 log = logging.getLogger(__name__)
 
 SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # They say where things are, or how a run goes, not what it ends with.
-NOT_IN_RUN_DIGEST = ("data", "out", "checkpoints", "device", "name", *PACE)
+PLACES = ("data", "out", "checkpoints", "device", "name", "signal_folders")
+NOT_IN_RUN_DIGEST = (*PLACES, *PACE)
 
 
-def train_student(options: dict[str, Any], train: list[dict[str, Any]], val: list[dict[str, Any]]) -> None:
+def train_student(options: dict[str, Any], train: list[list[Record]], val: list[list[Record]]) -> None:
     """Train a student and write its folder: model, tokenizer, training_log.jsonl, README.md.
 
     Checkpoints lie in a folder of this very run (data, models and settings by content), so that a changed file or
-    setting never resumes from what belongs to another; they are removed when the student is written.
+    setting never resumes from what belongs to another; they are removed when the student is written. A run that SIGTERM
+    has stopped ends with exit code 143 (128 + SIGTERM) and its last step as a checkpoint.
 
     Args:
         options: of train_student.py, by name.
-        train, val: records of `read_split`; without `val` nothing is validated.
+        train, val: records of `read_split`, by folder of data; without `val` nothing is validated.
 
     Raises:
-        InputError: models or records do not fit together, or there are several processes.
+        InputError: models, records or signal do not fit together.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("expected one process: training on several GPUs or nodes is not supported yet")
     device = select_device(options["device"])
-    if options["precision"] == "fp16" and device.type == "cpu":
-        raise InputError("train.precision: fp16 needs a GPU; set bf16 or fp32")
-    if options["precision"] == "bf16" and not has_bfloat16(device):
-        log.warning("this GPU has no bfloat16; training is in fp32")
-        options = options | {"precision": "fp32"}
+    options = choose_precision(options, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     tokenizer = load_tokenizer(options["model"])
-    teacher, teacher_tokenizer, vocabulary = load_teacher(options, tokenizer, device)
-    examples = {
-        name: encode_examples(records, tokenizer, teacher_tokenizer, options["max_length"], vocabulary)
-        for name, records in (("train", train), ("val", val))
-    }
+    teacher = load_teacher(options, tokenizer, device)
+    sets = {"train": train, "val": val}
+    examples = {name: encode_folders(parts, tokenizer, teacher, options) for name, parts in sets.items()}
+    if options["pool_balance"] == "balanced":
+        examples["train"] = balance(examples["train"], options["seed"])
+    for index, example in enumerate(examples["train"]):
+        example["index"] = index
     set_seed(options["seed"])  # before the LoRA weights are drawn
     model = load_student(options, device)
     runs = Path(options["checkpoints"]) / options["name"] / options["category"]
-    folder = runs / run_digest(options, examples)
-    trainer = DistillTrainer(
-        model=model,
-        args=training_arguments(folder, options, device, len(examples["train"]), len(examples["val"])),
-        train_dataset=examples["train"],
-        eval_dataset=examples["val"] or None,
-        data_collator=Collator(tokenizer.pad_token_id, teacher_tokenizer.pad_token_id if teacher_tokenizer else None),
-        teacher=teacher,
-        objective={
-            "method": options["method"],
-            "temperature": options["temperature"],
-            "alpha": options["alpha"] if teacher is not None else 0.0,
-            "beta": options["beta"],
-            "vocabulary": vocabulary,
-        },
-    )
+    folder = runs / run_digest(options, examples, teacher)
+    trainer = build_trainer(options, folder, model, tokenizer, teacher, examples, device)
     checkpoint = last_checkpoint(folder)
     log.info("%d training and %d validation records", len(examples["train"]), len(examples["val"]))
     if checkpoint:
         log.info("going on from %s", checkpoint)
+        if trainer.policy is not None:
+            trainer.policy.load(Path(checkpoint), trainer.args.process_index)
+    trainer.preemption.listen()
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.preemption.has_stopped:
+        log.warning("stopped by SIGTERM; the same command goes on from step %d", trainer.state.global_step)
+        sys.exit(128 + signal.SIGTERM)
+    if options["best_checkpoint"] and trainer.state.best_model_checkpoint:
+        log.info("taking the model of step %d", trainer.state.best_global_step)
+        trainer._load_best_model()
+    counts = {f"{name}_records": len(kept) for name, kept in examples.items()}
+    write_student(options, trainer, tokenizer, counts)
     if trainer.is_world_process_zero():
-        counts = {f"{name}_records": len(kept) for name, kept in examples.items()}
-        write_student(options, trainer, tokenizer, counts)
         shutil.rmtree(runs, ignore_errors=True)
 
 
-def load_teacher(options: dict[str, Any], tokenizer: Any, device: torch.device) -> tuple[Any, Any, int | None]:
-    """(model, tokenizer, shared vocabulary) of the online teacher; three times None for seqkd."""
-    if options["method"] == "seqkd":
-        return None, None, None
-    teacher_tokenizer = load_tokenizer(options["teacher_model"])
-    vocabulary = shared_vocabulary_size(teacher_tokenizer, tokenizer)
-    teacher = load_model(
-        options["teacher_model"],
-        device,
-        select_dtype(options["teacher_dtype"], device),
-        options["teacher_quantization"],
-        options["teacher_adapter"],
-        for_generation=False,
+def choose_precision(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The options with a precision that the device has.
+
+    Raises:
+        InputError: fp16 without a GPU.
+    """
+    if options["precision"] == "fp16" and device.type == "cpu":
+        raise InputError("train.precision: fp16 needs a GPU; set bf16 or fp32")
+    if options["precision"] == "bf16" and not has_bfloat16(device):
+        log.warning("this GPU has no bfloat16; training is in fp32")
+        return options | {"precision": "fp32"}
+    return options
+
+
+def build_trainer(
+    options: dict[str, Any],
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    teacher: LoadedTeacher | None,
+    examples: dict[str, list[Example]],
+    device: torch.device,
+) -> DistillTrainer:
+    """A trainer of the options."""
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    batches = StepBatches(
+        [len(example["prompt"]) + len(example["completion"]) for example in examples["train"]],
+        options["batch_size"],
+        options["gradient_accumulation_steps"],
+        options["seed"],
+        rank,
+        world,
+        options["group_by_length"],
     )
-    return teacher, teacher_tokenizer, vocabulary
+    vocabulary = teacher.vocabulary if teacher else None
+    policy = None
+    if options["on_policy_fraction"] and teacher is not None:
+        names = ("fraction", "steps", "max_new_tokens", "temperature")
+        sampling = {name: options[f"on_policy_{name}"] for name in names}
+        settings = OnPolicy(
+            **sampling, seed=options["seed"], max_length=options["max_length"], vocabulary=teacher.vocabulary
+        )
+        policy = PolicyBuffer(settings, examples["train"], batches, tokenizer)
+    return DistillTrainer(
+        model=model,
+        args=training_arguments(folder, options, device, batches, len(examples["val"])),
+        train_dataset=examples["train"],
+        eval_dataset=examples["val"] or None,
+        batches=batches,
+        pad_id=tokenizer.pad_token_id,
+        signal=teacher.signal if teacher else None,
+        objective=Objective(options["method"], options["temperature"], options["alpha"], options["beta"], vocabulary),
+        policy=policy,
+        best=options["best_checkpoint"],
+        patience=options["early_stopping_patience"],
+    )
 
 
 def load_student(options: dict[str, Any], device: torch.device) -> Any:
@@ -126,23 +169,34 @@ def load_student(options: dict[str, Any], device: torch.device) -> Any:
         raise InputError(f"lora.target: {error}") from error
 
 
-def run_digest(options: dict[str, Any], examples: dict[str, list[dict[str, Any]]]) -> str:
+def run_digest(options: dict[str, Any], examples: dict[str, list[Example]], teacher: LoadedTeacher | None) -> str:
     """Digest of everything that decides the trained weights: settings, examples, both models by content."""
-    models = [fingerprint_model(options["model"])]
-    if options["method"] != "seqkd":
-        models.append(fingerprint_model(options["teacher_model"], options["teacher_adapter"]))
+    models = [fingerprint_model(options["model"]), *(teacher.fingerprints if teacher else [])]
     settings = {name: value for name, value in options.items() if name not in NOT_IN_RUN_DIGEST}
     return digest_of({"settings": settings, "examples": examples, "models": models})[:16]
 
 
+def gather_model(options: dict[str, Any], trainer: DistillTrainer) -> Any:
+    """The trained model as an ordinary one; put together from its shards under FSDP, by all processes at once."""
+    if not trainer.is_fsdp_enabled:
+        return trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    model = load_student(options, torch.device("cpu"))
+    if trainer.is_world_process_zero():
+        model.load_state_dict(state)
+    return model
+
+
 def write_student(options: dict[str, Any], trainer: DistillTrainer, tokenizer: Any, counts: dict[str, int]) -> None:
     """Write the student's folder, whole or not at all; a LoRA student is merged, its adapter kept in `adapter/`."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = gather_model(options, trainer)
+    if not trainer.is_world_process_zero():
+        return
     history = trainer.state.log_history
     final: dict[str, float] = {}
     for line in history:
         final |= {name: line[name] for name in ("loss", "ce", "kd", "val_loss", "val_ce") if line.get(name) is not None}
-    hidden = ("data", "out", "checkpoints", "device", "name", "category", "model", "method", "teacher_model")
+    hidden = (*PLACES, "category", "model", "method", "teacher_model")
     facts = {
         "base_model": options["model"],
         "teacher": options["teacher_model"] if options["method"] != "seqkd" else None,

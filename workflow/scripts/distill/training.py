@@ -1,116 +1,225 @@
 """Training a student: a transformers Trainer whose loss is the distillation objective."""
 
-import json
 import logging
 import math
-import sys
 import time
+import types
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer
 
-from distill.completions import completion_rows, completion_targets
-from distill.losses import distillation_terms, mix_terms
-from distill.models import decoder_and_head, memory_mb
+from distill.batches import is_out_of_memory
+from distill.batching import EpochLoader, Example, StepBatches, collate, to_device
+from distill.completions import take_rows
+from distill.errors import InputError
+from distill.losses import Objective, Terms, distillation_loss
+from distill.models import memory_mb
+from distill.on_policy import PolicyBuffer
+from distill.teachers import Signal
+from distill.watching import Preemption, ShowLastStep, Watch, find_best, format_numbers, root
 
 log = logging.getLogger(__name__)
 
-SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+NO_ROOM = (
+    "memory does not hold a single record of training: choose gradient_checkpointing: true, lora, optimizer "
+    "adamw_bnb_8bit, a smaller max_length, or a cached signal instead of online"
+)
 
 
-class ShowLastStep(TrainerCallback):
-    """The last step is always logged and validated, wherever `logging_steps` and `eval_steps` fall."""
+def score_completions(
+    self: Any,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    teacher: Any,
+    objective: Objective,
+    **_: Any,
+) -> tuple[torch.Tensor, ...]:
+    """`losses.Terms` of a micro-batch, in place of a causal model's own forward.
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Ask for both when training is about to end."""
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-            control.should_evaluate = args.eval_strategy != "no"
-        return control
+    All of it happens in the model's forward, so that DDP and FSDP see the gradients of decoder and head.
+    """
+    hidden = self.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    return tuple(
+        distillation_loss(take_rows(hidden, positions), self.get_output_embeddings(), targets, teacher, objective)
+    )
 
 
 class DistillTrainer(Trainer):
     """Trainer for `alpha · τ² · divergence + (1 − alpha) · cross-entropy` on completion tokens.
 
-    Sums are divided by the completion tokens of the whole optimizer step, so the gradient does not depend on how
-    it is split into micro-batches.
+    Sums are divided by the completion tokens of the whole optimizer step, over micro-batches and processes, so the
+    gradient does not depend on how it is split.
 
     Args:
-        teacher: model in evaluation mode, None for `seqkd`.
-        objective: `method`, `temperature`, `alpha`, `beta` and `vocabulary` (shared ids) as in
-            `losses.distillation_terms`.
+        batches: which examples a step has.
+        pad_id: the student's padding token.
+        signal: the teacher's side, None for `seqkd`.
+        objective: what is minimised.
+        policy: on-policy steps, None for none.
+        best: the model of the smallest validation loss is kept.
+        patience: validations without a smaller loss that end the training, None for none.
     """
 
     # What compute_loss returns is divided by the tokens of the step already.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, teacher: Any | None, objective: dict[str, Any], **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        batches: StepBatches,
+        pad_id: int,
+        signal: Signal | None,
+        objective: Objective,
+        policy: PolicyBuffer | None = None,
+        best: bool = False,
+        patience: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # Trainer then counts the labels of all micro-batches of a step
-        self._loss_shifts_labels = True
-        self.teacher = teacher
-        self.objective: dict[str, Any] = objective
+        self.model_accepts_loss_kwargs = True
+        self.batches, self.pad_id, self.signal, self.policy = batches, pad_id, signal, policy
+        self.objective: Objective = objective
+        self.best, self.patience = best, patience
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base.forward = types.MethodType(score_completions, base)
         self.remove_callback(PrinterCallback)
+        self.preemption = Preemption()
         self.add_callback(ShowLastStep())
+        self.add_callback(self.preemption)
+        self.watch = Watch()
+        self.rows_at_once: int | None = None  # of a micro-batch, once memory has run out
+        self.step_so_far: list[list[Example]] = []
         self._reset_sums()
+        self.step_sums = self.sums.clone(), list(self.counts)
         self.since: float | None = None  # what is loaded before the first step is not its time
 
     def _reset_sums(self) -> None:
-        self.sums = torch.zeros(4, device=self.args.device, dtype=torch.float64)
+        self.sums = torch.zeros(len(Terms._fields), device=self.args.device, dtype=torch.float64)
+        self.counts = [0, 0]  # completion tokens, and all that were read
 
-    def _terms(self, model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(cross-entropy sum, divergence sum, completion tokens) of a micro-batch."""
-        rows, head = self._rows(self.accelerator.unwrap_model(model), inputs, "")
-        teacher_rows, teacher_head = None, None
-        if self.teacher is not None:
-            # Mixed precision is the student's; the teacher computes in the numbers it is configured with.
-            with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-                teacher_rows, teacher_head = self._rows(self.teacher, inputs, "teacher_")
-        targets = completion_targets(inputs["labels"])
-        ce, kd = distillation_terms(
-            rows,
-            head,
-            targets,
-            teacher_rows,
-            teacher_head,
-            method=self.objective["method"],
-            temperature=self.objective["temperature"],
-            beta=self.objective["beta"],
-            vocabulary=self.objective["vocabulary"],
-        )
-        return ce, kd, torch.tensor(targets.shape[0], device=rows.device)
+    # ---- Batches ----
 
-    @staticmethod
-    def _rows(model: Any, inputs: dict[str, torch.Tensor], prefix: str) -> tuple[torch.Tensor, torch.nn.Module]:
-        decoder, head = decoder_and_head(model)
-        output = decoder(
-            input_ids=inputs[f"{prefix}input_ids"], attention_mask=inputs[f"{prefix}attention_mask"], use_cache=False
-        )
-        return completion_rows(output.last_hidden_state, inputs[f"{prefix}labels"]), head
+    def get_train_dataloader(self) -> EpochLoader:
+        """Lists of examples; they become tensors when it is their turn."""
+        examples: Any = self.train_dataset
+        return EpochLoader(examples, batch_sampler=self.batches, collate_fn=list)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """The micro-batch's share of the step's loss: its sums over the step's completion tokens."""
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """A step's micro-batches and its completion tokens over all processes."""
+        self.step_so_far, self.step_sums = [], (self.sums.clone(), list(self.counts))
+        found = list(islice(epoch_iterator, num_batches))
+        step = self.state.global_step
+        if self.policy is not None and self.policy.is_sampled(step):
+            policy, model = self.policy, self.accelerator.unwrap_model(self.model)
+            with self.accelerator.autocast():
+                found = [policy.take(model, step, self.state.max_steps, batch) if batch else [] for batch in found]
+        tokens = sum(len(example["completion"]) for batch in found for example in batch)
+        if self.args.world_size > 1:
+            tokens = int(self.accelerator.gather(torch.tensor([tokens], device=device)).sum())
+        return found, max(tokens, 1)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: micro-batches are lists."""
+        return 0
+
+    def score(self, model: Any, examples: Sequence[Example]) -> Terms:
+        """The terms of a micro-batch; of one without examples they are 0 and hang on the graph."""
+        all_examples: Any = self.train_dataset
+        shown = examples or all_examples[:1]
+        # A process without a record of its own reads one all the same, since the others wait for its gradients.
+        completions = [example["completion"] if examples else [] for example in shown]
+        batch = collate([example["prompt"] for example in shown], completions, self.pad_id)
+        batch = to_device(batch, self.args.device)
+        teacher = self.signal(examples, batch, self.args.device) if self.signal is not None and examples else None
+        objective = self.objective._replace(is_on_policy=any(one.get("is_sampled") for one in examples))
+        return Terms(*model(**batch, teacher=teacher, objective=objective))
+
+    # ---- The step ----
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Gradients of a micro-batch; where memory runs out, of this step's micro-batches again in halves."""
+        model.train()
         if self.since is None:
-            self.since = time.monotonic()
-        with self.accelerator.autocast():
-            ce, kd, tokens = self._terms(model, inputs)
-        read = inputs["attention_mask"].sum()
-        self.sums += torch.stack([ce.detach(), kd.detach(), tokens, read]).double()
-        loss = mix_terms(ce, kd, self.objective["alpha"], self.objective["temperature"])
-        # A step may hold no completion token at all; its loss is then 0, not 0 / 0.
-        return loss / torch.as_tensor(
-            num_items_in_batch if num_items_in_batch is not None else 1, device=loss.device
-        ).clamp(min=1)
+            self.since, self.watch.logged = time.monotonic(), self.state.global_step
+        self.step_so_far.append(inputs)
+        waiting = [inputs]
+        while True:
+            try:
+                return [self.add_gradients(model, batch, num_items_in_batch) for batch in waiting][-1]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.check_room(error)
+            # Not while the error is handled: it holds on to what the failed step had allocated.
+            self.make_room(model)
+            waiting = self.step_so_far
+
+    def check_room(self, error: RuntimeError) -> None:
+        """Halve the records that are trained on at a time.
+
+        Raises:
+            InputError: it is one, or the other processes of the step cannot follow.
+        """
+        most = max(map(len, self.step_so_far))
+        records = min(self.rows_at_once or most, most)
+        if records == 1:
+            raise InputError(NO_ROOM) from error
+        if self.args.world_size > 1:
+            raise InputError(f"out of memory with {records} records at a time: lower train.batch_size") from error
+        self.rows_at_once = records // 2
+
+    def make_room(self, model: Any) -> None:
+        """Forget the step's gradients and sums so far."""
+        log.warning(
+            "out of memory: going on with %d records at a time, and as many more micro-batches", self.rows_at_once
+        )
+        model.zero_grad()
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.sums, self.counts = self.step_sums[0].clone(), list(self.step_sums[1])
+
+    def add_gradients(self, model: Any, examples: list[Example], tokens: int) -> torch.Tensor:
+        """Backward of a micro-batch; returns its share of the step's loss."""
+        size = self.rows_at_once or max(len(examples), 1)
+        total = torch.zeros((), device=self.args.device)
+        if not examples and self.args.world_size == 1:
+            return total
+        for part in [examples[at : at + size] for at in range(0, max(len(examples), 1), size)]:
+            terms = self.score(model, part)
+            # DDP and FSDP average over processes what is to be a sum.
+            loss = terms.loss * (self.args.world_size / tokens)
+            self.accelerator.backward(loss)
+            self.sums += torch.stack([one.detach() for one in terms]).double()
+            completions = sum(len(example["completion"]) for example in part)
+            self.counts[0] += completions
+            self.counts[1] += completions + sum(len(example["prompt"]) for example in part)
+            total += loss.detach()
+        self.watch.note_loss(self.state.global_step + 1, [example["uid"] for example in examples], total)
+        return total
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None:  # which skips a step that overflows, and goes on
+            uids = [example["uid"] for batch in self.step_so_far for example in batch]
+            self.watch.note_gradient(self.state.global_step + 1, uids, norm)
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.watch.check(str(self.args.output_dir))
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.policy is not None:
+            self.policy.save(Path(output_dir), self.args.process_index)
+
+    # ---- Validation and log ----
 
     @torch.no_grad()
     def evaluate(
@@ -118,107 +227,67 @@ class DistillTrainer(Trainer):
     ) -> dict[str, float]:
         """`val_loss`, `val_ce` and `val_kd` a completion token, over all tokens of the validation split."""
         started = time.monotonic()
-        model: Any = self.model
+        model: Any = self.model_wrapped
         model.eval()
+        examples: Any = self.eval_dataset
+        size, processes = self.args.per_device_eval_batch_size, self.args.world_size
+        whole = math.ceil(len(examples) / (size * processes))
+        lengths = [len(example["prompt"]) + len(example["completion"]) for example in examples]
+        batches = StepBatches(lengths, size, whole * processes, 0, self.args.process_index, processes)
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-        for inputs in self.get_eval_dataloader(eval_dataset):
-            with self.accelerator.autocast():
-                sums += torch.stack(self._terms(model, self._prepare_inputs(inputs))).double()
+        for indices in batches:
+            if indices or processes > 1:
+                terms = self.score(model, [examples[index] for index in indices])
+                sums += torch.stack(terms[:3]).double()
         model.train()
-        ce, kd, tokens = sums.tolist()
-        loss = mix_terms(
-            torch.tensor(ce / tokens), torch.tensor(kd / tokens), self.objective["alpha"], self.objective["temperature"]
-        )
-        metrics: dict[str, Any] = {"val_loss": loss.item(), "val_ce": ce / tokens}
-        metrics |= {"val_kd": kd / tokens if self.teacher is not None else None, "val_tokens": int(tokens)}
+        tokens = sum(len(example["completion"]) for example in examples)
+        loss, ce, kd = (self.accelerator.reduce(sums, "sum") / tokens).tolist()
+        metrics: dict[str, Any] = {"val_loss": loss, "val_ce": ce}
+        metrics |= {"val_kd": kd if self.signal is not None else None, "val_tokens": tokens}
         self.log(metrics)
+        self.note_validation()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.since is not None:
             self.since += time.monotonic() - started  # time spent here is not the training's
         return metrics
 
+    def note_validation(self) -> None:
+        """Save what is best so far, and stop where nothing has become better for long enough."""
+        best, since = find_best(self.state.log_history)
+        if self.best and since == 0:
+            self.state.best_metric, self.state.best_global_step = best["val_loss"], best["step"]
+            self.control.should_save = True
+        if self.patience is not None and since >= self.patience:
+            log.info("stopped early: no better validation loss since step %d", best["step"])
+            self.control.should_training_stop = True
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add the terms, the speed and the memory to a training line; refuse to go on with a broken one.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; checkpoints of earlier steps stay. In fp16 a gradient
+            NotFiniteError: loss or gradient is not finite; checkpoints of earlier steps stay. In fp16 a gradient
                 may overflow: the scaler skips the step and tries a smaller scale, and `grad_norm` is null.
         """
         if "loss" in logs:
-            ce, kd, tokens, read = self.sums.tolist()
+            self.watch.check(str(self.args.output_dir))
+            counts = torch.tensor(self.counts, dtype=torch.float64, device=self.args.device)
+            found = self.accelerator.reduce(torch.cat([self.sums, counts]), "sum").tolist()
+            _, ce, kd, ce_grad, kd_grad, tokens, read = found
+            has_kd = self.signal is not None
             seconds = time.monotonic() - (self.since or 0.0)
-            logs |= {"ce": ce / max(tokens, 1), "kd": kd / max(tokens, 1) if self.teacher is not None else None}
+            logs |= {"ce": ce / max(tokens, 1), "kd": kd / max(tokens, 1) if has_kd else None}
+            steps = max(self.state.global_step - self.watch.logged, 1)
+            logs |= {
+                "ce_grad": root(ce_grad, tokens, steps),
+                "kd_grad": root(kd_grad, tokens, steps) if has_kd else None,
+            }
             logs |= {"completion_tokens": int(tokens), "tokens_per_second": round(read / seconds, 1)}
             logs |= {"memory_mb": memory_mb(self.args.device)}
+            self.watch.logged = self.state.global_step
             self._reset_sums()
             self.since = time.monotonic()
             if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
                 logs["grad_norm"] = None
-            if not all(math.isfinite(logs[name]) for name in ("loss", "grad_norm") if logs.get(name) is not None):
-                raise FloatingPointError(f"step {self.state.global_step}: loss or gradient is not finite: {logs}")
         if "train_runtime" not in logs:
             super().log(logs, start_time)
             log.info("step %d/%d: %s", self.state.global_step, self.state.max_steps, format_numbers(logs))
-
-
-def format_numbers(logs: dict[str, Any]) -> str:
-    """`name value` pairs for a line of the log."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, (int, float)))
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint, or None. trainer_state.json is written last, so one without it is torn."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            log.warning("%s: not whole, passed over", path)
-            continue
-        whole.append((state["global_step"], str(path)))
-    return max(whole)[1] if whole else None
-
-
-def training_arguments(
-    folder: Path, options: dict[str, Any], device: torch.device, train_records: int, val_records: int
-) -> TrainingArguments:
-    """Trainer's arguments from a student's `train` options (names and units in config/README.md)."""
-    step_records = options["batch_size"] * options["gradient_accumulation_steps"]
-    # Not the Trainer's own epoch strategy: it validates after the checkpoint of an epoch's last step is saved, so that
-    # a run resumed from there would miss a line of the log.
-    epoch_steps = math.ceil(train_records / step_records)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=options["epochs"],
-        per_device_train_batch_size=options["batch_size"],
-        per_device_eval_batch_size=options["batch_size"],
-        gradient_accumulation_steps=options["gradient_accumulation_steps"],
-        learning_rate=options["learning_rate"],
-        lr_scheduler_type=SCHEDULERS[options["lr_scheduler"]],
-        warmup_steps=options["warmup_ratio"],
-        weight_decay=options["weight_decay"],
-        max_grad_norm=options["max_grad_norm"],
-        optim=options["optimizer"],
-        bf16=options["precision"] == "bf16",
-        fp16=options["precision"] == "fp16",
-        activation_checkpointing=options["gradient_checkpointing"],
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        eval_strategy="steps" if val_records else "no",
-        eval_steps=options["eval_steps"] or epoch_steps,
-        logging_strategy="steps",
-        logging_steps=options["logging_steps"],
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=options["save_steps"],
-        save_total_limit=options["save_total_limit"],
-        seed=options["seed"],
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        disable_tqdm=not sys.stderr.isatty(),
-        report_to="none",
-    )
-    # One model on one GPU, however many there are: the Trainer would else multiply the batch by their number.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments

@@ -1,0 +1,49 @@
+"""Compare a cached teacher signal with the live teacher on a sample of its records.
+
+    python check_signal.py --signal teacher_signal/banks/topk_64 --data processed/banks --model Qwen/Qwen2.5-7B-Instruct
+
+Prints the largest difference of log-probabilities of each record, among tokens that either side finds likely; ends with
+exit code 1 where it is above --tolerance.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from distill.arguments import add_model_arguments, count
+from distill.errors import run_script
+from distill.splits import read_split
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--signal", type=Path, required=True, help="folder of index.json")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the splits")
+    add_model_arguments(parser)
+    parser.add_argument("--records", type=count, default=16, help="how many are compared")
+    parser.add_argument("--max-length", type=count, default=1_000_000, help="longer records are left out (tokens)")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--tolerance", type=float, default=0.25, help="in nats; bfloat16 and float16 round")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compare and print."""
+    args = parse_args(argv)
+    records = [record for name in ("train", "val") for record in read_split(args.data, name)]
+    from distill.signal_jobs import compare_signal  # torch: not before bad input ends it
+
+    found = compare_signal(vars(args), records)
+    print(f"{'uid':<34}{'tokens':>8}{'largest difference':>20}")
+    for uid, tokens, difference in found:
+        print(f"{uid:<34}{tokens:>8}{difference:>20.3g}")
+    largest = max(difference for *_, difference in found)
+    print(f"{len(found)} records, largest difference {largest:.3g} nats, tolerance {args.tolerance:g}")
+    if not largest <= args.tolerance:
+        print(f"error: {args.signal}: the signal is not this teacher's", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_script(main)

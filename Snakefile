@@ -35,4 +35,4 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
-        get_targets(),
+        experiment.get_targets(config, CATEGORIES),

@@ -24,6 +24,7 @@ wildcard_constraints:
     category=get_name_pattern(),
     student=get_name_pattern(),
     model=get_name_pattern(),
+    signal=get_name_pattern(),
 
 
 class Untracked:
@@ -62,6 +63,11 @@ def get_categories():
 
 CATEGORIES = get_categories()
 
+# What is about to take disk is said first.
+if workflow.is_main_process:
+    for line in experiment.describe_signals(config, CATEGORIES):
+        logger.info(line)
+
 
 def get_files(models):
     """Files of those models and adapters that the workflow makes itself."""
@@ -98,6 +104,28 @@ def get_shard_option(wildcards):
     return commands.flags({"shard": wildcards.get("scatteritem")})
 
 
+def get_signal_options(wildcards):
+    return commands.signal_flags(config, wildcards.category, wildcards.signal)
+
+
+def get_copy_options(wildcards):
+    return commands.copy_flags(config, wildcards.category)
+
+
+def get_training_categories(wildcards):
+    """Where a training's records are from: its category, or all of them for a pooled student."""
+    if wildcards.category not in experiment.get_training_categories(config, wildcards.student, CATEGORIES):
+        raise WorkflowError(
+            f"{wildcards.student} has no model for {wildcards.category}: see its `pool` and `categories`"
+        )
+    return CATEGORIES if wildcards.category == experiment.POOLED else [wildcards.category]
+
+
+def get_training_signals(wildcards):
+    """Name of the cached signal that a student learns from; none for the others."""
+    return experiment.get_signal(config, wildcards.student) or []
+
+
 def get_training_files(wildcards):
     return get_files(experiment.get_training_models(config, wildcards.student, wildcards.category))
 
@@ -107,7 +135,7 @@ def get_training_digests(wildcards):
 
 
 def get_training_options(wildcards):
-    return commands.training_flags(config, wildcards.student, wildcards.category)
+    return commands.training_flags(config, wildcards.student, get_training_categories(wildcards))
 
 
 def get_training_pace(wildcards):
@@ -138,16 +166,8 @@ def get_demo_data():
     return {source: [file[source] for file in files if source in file] for source in ("grpo", "sft")}
 
 
-def get_demo_options(part):
-    """Of a demo model; what the splits hold out, it does not learn."""
-    split = {"split_seed": config["split"]["seed"]} | {
-        name: config["split"][name] for name in ("val_fraction", "test_fraction")
-    }
-    return commands.flags({"seed": config["demo"]["seed"]} | config["demo"][part] | split)
-
-
 def get_demo_model_options(wildcards):
-    return get_demo_options(wildcards.demo_model)
+    return commands.demo_flags(config, wildcards.demo_model)
 
 
 def get_shared_predictions(wildcards):
@@ -175,19 +195,3 @@ def get_predictions_to_score(wildcards):
     """A category's predictions; those of all categories for `all`."""
     categories = CATEGORIES if wildcards.category == "all" else [wildcards.category]
     return [f"output/evaluation/{wildcards.model}/{category}.predictions.jsonl" for category in categories]
-
-
-def get_targets():
-    folders = expand("output/{student}/{category}", student=config["students"], category=CATEGORIES)
-    figures = [
-        "training.svg",
-        "scores.svg",
-        *(f"values/{category}.svg" for category in CATEGORIES),
-    ]
-    # Without an answer contract there are no values to compare.
-    kept = [name for name in figures if config["answer"]["key"] or not name.startswith("values/")]
-    return [
-        *(f"{folder}/model.safetensors" for folder in folders),
-        "output/report/metrics.csv",
-        *(f"output/report/{name}" for name in kept),
-    ]

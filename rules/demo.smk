@@ -76,7 +76,7 @@ rule train_demo_adapter:
         code=get_code("train_demo_adapter"),
         folder=subpath(output.config, parent=True),
         model=subpath(input.model, parent=True),
-        options=get_demo_options("adapter"),
+        options=commands.demo_flags(config, "adapter"),
     shell:
         "python {params.script} --model {params.model:q} --sft {input.sft:q} {params.options} --out {params.folder:q}"
         " > {log:q} 2>&1"

@@ -54,11 +54,7 @@ rule plot_scores:
 
 rule plot_training:
     input:
-        logs=expand(
-            "output/{student}/{category}/training_log.jsonl",
-            category=CATEGORIES,
-            student=config["students"],
-        ),
+        logs=expand("{student}/training_log.jsonl", student=experiment.get_student_folders(config, CATEGORIES)),
     output:
         figure=report(
             "output/report/training.svg",

@@ -1,13 +1,49 @@
+# A student that begins as evenly spaced layers of its teacher; {category} is `all` where the teacher is one for all.
+rule copy_layers:
+    input:
+        teacher=get_teacher_files,
+    output:
+        multiext(
+            "artifacts/initial_students/{layers}_layers/{category}/",
+            config="config.json",
+            generation="generation_config.json",
+            model="model.safetensors",
+            tokenizer="tokenizer_config.json",
+        ),
+    log:
+        "logs/copy_layers/{layers}_layers/{category}.log",
+    benchmark:
+        "logs/copy_layers/{layers}_layers/{category}.benchmark.tsv"
+    wildcard_constraints:
+        layers=r"\d+",
+    conda:
+        "../envs/torch.yaml"
+    threads: get_model_threads()
+    resources:
+        mem_mb=64000,
+        runtime=60,
+    params:
+        script=get_script("copy_layers"),
+        code=get_code("copy_layers"),
+        teacher=get_teacher_digests,
+        folder=subpath(output.config, parent=True),
+        options=get_copy_options,
+    shell:
+        "python {params.script} {params.options} --layers {wildcards.layers} --out {params.folder:q} > {log:q} 2>&1"
+
+
 rule train_student:
     input:
-        multiext(
-            "artifacts/distill_data/processed/{category}/",
-            train="train.jsonl",
-            train_source="train.source",
-            train_target="train.target",
-            val="val.jsonl",
-            val_source="val.source",
-            val_target="val.target",
+        splits=collect(
+            "artifacts/distill_data/processed/{member}/{split}.{kind}",
+            member=get_training_categories,
+            split=["train", "val"],
+            kind=["jsonl", "source", "target"],
+        ),
+        signals=collect(
+            "artifacts/distill_data/teacher_signal/{member}/{signal}/index.json",
+            member=get_training_categories,
+            signal=get_training_signals,
         ),
         models=get_training_files,
     output:
@@ -35,7 +71,7 @@ rule train_student:
         script=get_script("train_student"),
         code=get_code("train_student"),
         models=get_training_digests,
-        data=subpath(input.train, parent=True),
+        data=collect("artifacts/distill_data/processed/{member}", member=get_training_categories),
         folder=subpath(output.history, parent=True),
         options=get_training_options,
         pace=get_training_pace,

@@ -77,3 +77,44 @@ rule split_answers:
         options=commands.flags(config["split"]),
     shell:
         "python {params.script} --answers {input.answers:q} {params.options} --out {params.folder:q} > {log:q} 2>&1"
+
+
+# The teacher's distribution on a category's answers, for students that learn without a teacher in memory. Only what is
+# missing is computed: the data/ folder beside the outputs, which they point into, outlives a run that ends early.
+rule compute_signal:
+    input:
+        splits=collect(
+            "artifacts/distill_data/processed/{{category}}/{split}.{kind}",
+            split=["train", "val"],
+            kind=["jsonl", "source", "target"],
+        ),
+        teacher=get_teacher_files,
+    output:
+        multiext(
+            "artifacts/distill_data/teacher_signal/{category}/{signal}/",
+            index="index.json",
+            stats="stats.json",
+        ),
+    log:
+        "logs/compute_signal/{category}.{signal}.log",
+    benchmark:
+        "logs/compute_signal/{category}.{signal}.benchmark.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: get_model_threads()
+    resources:
+        gpu=get_gpus(),
+        mem_mb=64000,
+        runtime=2880,
+    params:
+        script=get_script("compute_signal"),
+        code=get_code("compute_signal"),
+        teacher=get_teacher_digests,
+        splits="artifacts/distill_data/processed/{category}",
+        folder=subpath(output.index, parent=True),
+        options=get_signal_options,
+        pace=Untracked(commands.signal_pace_flags(config)),
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} --data {params.splits:q} {params.options} {params.pace}"
+        " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"

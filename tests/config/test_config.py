@@ -56,7 +56,8 @@ def test_schema_is_a_schema_and_closed():
 
 
 def test_every_key_has_a_description_and_a_default_or_is_required():
-    required = {"categories", "teacher.model", "students.NAME.model"}
+    model = "students.NAME.model"
+    required = {"categories", "teacher.model", f"{model}.init", f"{model}.layers"}
     for place, schema in get_leaves().items():
         assert schema["description"], place
         assert ("default" in schema) != (place in required), place
@@ -115,6 +116,8 @@ def test_no_answer_contract():
     assert check_config(make_config("answer: {key: null, label_fields: []}"))["answer"]["key"] is None
 
 
+COPIED = "{init: copy_layers, layers: 2}"
+ADAPTERS = "{teacher: {adapter: 'a/{category}'}, students: {kd: {SETTINGS}}}"
 SERVED = "{teacher: {engine: openai, base_url: http://s/v1}, students: {kd: {method: seqkd}}}"
 
 ERRORS = [
@@ -142,7 +145,8 @@ ERRORS = [
     ("source: {format: alpaca}", "source.format", "expected messages, found 'alpaca'"),
     ("teacher: {engine: vllm}", "teacher.engine", "expected transformers | openai, found 'vllm'"),
     ("teacher: {shards: 0}", "teacher.shards", "expected an integer >= 1, found 0"),
-    ("students: {kd: {signal: topk}}", "students.kd.signal", "expected online, found 'topk'"),
+    ("students: {kd: {signal: cached}}", "students.kd.signal", "expected online | hidden | topk, found 'cached'"),
+    ("students: {kd: {top_k: 0}}", "students.kd.top_k", "expected an integer >= 1, found 0"),
     # the teacher's settings beside each other
     (SERVED.replace("base_url: http://s/v1", "base_url: null"), "teacher.base_url", "http://… or https://…"),
     (SERVED.replace("http://s/v1", "localhost:8000"), "teacher.base_url", "found 'localhost:8000'"),
@@ -156,6 +160,8 @@ ERRORS = [
     (SERVED.replace("engine", "adapter: a, engine"), "teacher.adapter", "the server loads the model, found 'a'"),
     (SERVED.replace("engine", "quantization: nf4, engine"), "teacher.quantization", "expected none with engine openai"),
     (SERVED.replace("seqkd", "jsd"), "students.kd.method", "expected seqkd with engine openai"),
+    (SERVED.replace("seqkd", "forward_kl, signal: topk"), "students.kd.method", "expected seqkd with engine openai"),
+    (SERVED.replace("seqkd", f"seqkd, model: {COPIED}"), "students.kd.model", "expected a hub id or local folder with"),
     (SERVED, "", None),
     ("teacher: {samples: 2, generation: {temperature: 0}}", "teacher.samples", "the same answer comes again), found 2"),
     ("teacher: {retries: 1, generation: {temperature: 0}}", "teacher.retries", "expected 0 where generation.temper"),
@@ -248,6 +254,74 @@ ERRORS = [
     ("teacher: {adapter: 'a/{student}'}", "teacher.adapter", "expected {category} as the only placeholder"),
     ("teacher: {model: 'a/{category}'}", "teacher.model", "expected no placeholder"),
     ("source: {grpo: 'a/{category}', sft: 'a/{category}'}", "source.sft", "expected another file than source.grpo"),
+    # students that are text or a mapping
+    (f"students: {{kd: {{model: {COPIED}}}}}", "", None),
+    ("students: {b: {model: null}}", "students.b.model", "expected text that is not empty | the keys init, layers, f"),
+    ("students: {b: {model: null}}", "students.b.model", "layers, found None"),
+    ("students: {b: {model: [s]}}", "students.b.model", "expected text that is not empty | the keys init, layers, f"),
+    ("students: {b: {model: ''}}", "students.b.model", "expected text that is not empty | the keys init, layers, f"),
+    ("students: {b: {model: 7}}", "students.b.model", '(a number: write "7" in quotes)'),
+    ("students: {b: {model: 'a/{category}'}}", "students.b.model", "expected no placeholder"),
+    ("students: {b: {model: {layers: 3}}}", "students.b.model.init", "missing, expected copy_layers"),
+    ("students: {b: {model: {init: copy_layers}}}", "students.b.model.layers", "missing, expected an integer >= 1"),
+    ("students: {b: {model: {init: copy, layers: 3}}}", "students.b.model.init", "expected copy_layers, found 'copy'"),
+    (
+        "students: {b: {model: {init: copy_layers, layers: 0}}}",
+        "students.b.model.layers",
+        "expected an integer >= 1, found 0",
+    ),
+    (
+        "students: {b: {model: {init: copy_layers, layer: 3, layers: 3}}}",
+        "students.b.model.layer",
+        "expected one of init, layers; did you mean layers?",
+    ),
+    # a student's settings beside each other
+    ("students: {kd: {on_policy_fraction: 0.5}}", "", None),
+    (
+        "students: {kd: {on_policy_fraction: 0.5, method: seqkd}}",
+        "students.kd.on_policy_fraction",
+        "expected 0 with method seqkd",
+    ),
+    (
+        "students: {kd: {on_policy_fraction: 1, signal: hidden}}",
+        "students.kd.on_policy_fraction",
+        "expected 0 with signal hidden (only a teacher in memory, online, reads new answers), found 1",
+    ),
+    ("students: {kd: {on_policy_fraction: 2}}", "students.kd.on_policy_fraction", "expected a number >= 0 and <= 1"),
+    ("students: {kd: {on_policy_temperature: 0}}", "students.kd.on_policy_temperature", "expected a number > 0"),
+    ("students: {kd: {pool_balance: balanced}}", "students.kd.pool_balance", "expected proportional without pool: tru"),
+    ("students: {kd: {pool: true, pool_balance: balanced}}", "", None),
+    ("students: {kd: {pool: 'yes'}}", "students.kd.pool", "expected true | false, found 'yes'"),
+    ("{teacher: {adapter: a}, students: {kd: {pool: true}}}", "", None),
+    (
+        ADAPTERS.replace("SETTINGS", "pool: true"),
+        "students.kd.signal",
+        "expected hidden | topk with pool: true and a te",
+    ),
+    (ADAPTERS.replace("SETTINGS", "pool: true, signal: topk"), "", None),
+    (ADAPTERS.replace("SETTINGS", "pool: true, method: seqkd"), "", None),
+    (
+        ADAPTERS.replace("SETTINGS", f"pool: true, signal: topk, model: {COPIED}"),
+        "students.kd.model",
+        "(there is no one teacher to copy)",
+    ),
+    (ADAPTERS.replace("SETTINGS", f"model: {COPIED}"), "", None),
+    (
+        "{split: {val_fraction: 0}, students: {kd: {train: {best_checkpoint: true}}}}",
+        "students.kd.train.best_checkpoint",
+        "expected false where split.val_fraction is 0 (there is no validation loss), found True",
+    ),
+    (
+        "{split: {val_fraction: 0}, students: {kd: {train: {early_stopping_patience: 2}}}}",
+        "students.kd.train.early_stopping_patience",
+        "expected null where split.val_fraction is 0",
+    ),
+    ("students: {kd: {train: {best_checkpoint: true, early_stopping_patience: 2}}}", "", None),
+    (
+        "students: {kd: {train: {early_stopping_patience: 0}}}",
+        "students.kd.train.early_stopping_patience",
+        "expected an integer >= 1 | null, found 0",
+    ),
     # values that do not fit together
     (
         "split: {val_fraction: 0.5, test_fraction: 0.5}",
@@ -329,7 +403,7 @@ def read_table() -> dict[str, list[str]]:
 
 def test_readme_explains_exactly_the_keys_of_the_schema():
     leaves = get_leaves()
-    assert set(read_table()) == set(leaves) | {"students.NAME.lora"}
+    assert set(read_table()) == set(leaves) | {"students.NAME.lora", "students.NAME.model"}
     for place, (default, allowed, meaning, *_) in read_table().items():
         schema = leaves.get(place) or {format_place(p): s for p, s in walk_schema(load_schema())}[place]
         assert default == (f"`{format_value(schema['default'])}`" if "default" in schema else "required"), place

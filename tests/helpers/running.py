@@ -52,7 +52,8 @@ CONFIG = {
 TEACHER = CONFIG["teacher"] | {"adapter": None}
 
 # Models this small need one thread each, and then run side by side.
-ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in ("generate_answers", "train_student", "predict_answers"))]
+LOADING = ("generate_answers", "compute_signal", "copy_layers", "train_student", "predict_answers")
+ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in LOADING)]
 
 
 def environment():

@@ -29,6 +29,90 @@ def test_jobs_load_the_models_that_they_name(config):
     assert found == [teacher, ["output/kd/banks"], ["owner/student"]]
 
 
+COPIED = {"init": "copy_layers", "layers": 3}
+
+
+def make_config(students, adapter="lora/{category}", quantization="none"):
+    teacher = {"model": "owner/t", "adapter": adapter, "quantization": quantization}
+    return check_config({"categories": ["banks", "funds"], "teacher": teacher, "students": students})
+
+
+def test_a_training_from_a_cached_signal_waits_for_no_teacher():
+    config = make_config({"one": {"model": "owner/s", "signal": "hidden"}})
+    assert experiment.get_training_models(config, "one", "banks") == ["owner/s"]
+
+
+@pytest.mark.parametrize(("adapter", "name"), [("lora/{category}", "banks"), ("lora", "all"), (None, "all")])
+def test_a_category_has_a_copy_of_its_own_where_its_teacher_is_another_one(adapter, name):
+    config = make_config({"one": {"model": COPIED}, "two": {"model": COPIED, "method": "seqkd"}}, adapter)
+    folder = f"artifacts/initial_students/3_layers/{name}"
+    for student in ("one", "two"):
+        assert experiment.get_training_models(config, student, "banks")[0] == folder
+        assert experiment.get_predicting_models(config, f"{student}_base", "banks") == [folder]
+    names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
+    assert experiment.get_made_files(config, folder) == [f"{folder}/{name}" for name in names]
+    assert experiment.get_made_files(config, "artifacts/initial_students/4_layers/banks") == []
+
+
+def test_a_pooled_student_is_one_model():
+    students = {"one": {"model": "s", "signal": "topk", "pool": True}, "two": {"model": "s"}}
+    config, categories = make_config(students), ["banks", "funds"]
+    assert experiment.get_training_categories(config, "one", categories) == ["all"]
+    assert experiment.get_training_categories(config, "two", categories) == categories
+    folders = ["output/one/all", "output/two/banks", "output/two/funds"]
+    assert experiment.get_student_folders(config, categories) == folders
+    assert experiment.get_predicting_models(config, "one", "funds") == ["output/one/all"]
+    assert "output/one/all/model.safetensors" in experiment.get_made_files(config, "output/one/all")
+    assert experiment.get_made_files(config, "output/one/banks") == []
+    assert experiment.get_made_files(config, "output/two/all") == []
+    targets = experiment.get_targets(config, categories)
+    assert targets[:3] == [f"{folder}/model.safetensors" for folder in folders]
+    assert "output/report/values/funds.svg" in targets
+
+
+@pytest.mark.parametrize(
+    ("student", "answering", "name"),
+    [
+        ({}, "none", None),
+        ({"signal": "topk", "method": "seqkd"}, "none", None),
+        ({"signal": "hidden"}, "none", "hidden"),
+        ({"signal": "hidden", "top_k": 8}, "int8", "hidden"),
+        ({"signal": "topk"}, "none", "topk_64"),
+        ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "none", "topk_8_int8"),
+        ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "int8", "topk_8"),
+        ({"signal": "hidden", "teacher_quantization": "none"}, "nf4", "hidden_none"),
+    ],
+)
+def test_signals_are_named_by_what_they_hold(student, answering, name):
+    config = make_config({"one": {"model": "s"} | student}, quantization=answering)
+    assert experiment.get_signal(config, "one") == name
+    assert list(experiment.get_signals(config)) == ([name] if name else [])
+
+
+def test_a_signal_serves_all_students_that_use_it():
+    topk = {"model": "s", "signal": "topk"}
+    students = {
+        "one": topk,
+        "two": topk | {"temperature": 1, "train": {"max_length": 512}},
+        "three": topk | {"temperature": 2.0, "train": {"max_length": 4096}, "method": "tvd"},
+        "other": topk | {"top_k": 8},
+        "answers": topk | {"method": "seqkd", "temperature": 9.0},
+    }
+    signals = experiment.get_signals(make_config(students, quantization="int8"))
+    assert list(signals) == ["topk_64", "topk_8"]
+    assert signals["topk_64"] == {
+        "kind": "topk",
+        "top_k": 64,
+        "temperatures": [1.0, 2.0],
+        "quantization": "int8",
+        "max_length": 4096,
+    }
+    assert (signals["topk_8"]["temperatures"], signals["topk_8"]["max_length"]) == ([2.0], 2048)
+    hidden = make_config({"one": {"model": "s", "signal": "hidden", "teacher_quantization": "nf4"}})
+    (signal,) = experiment.get_signals(hidden).values()
+    assert (signal["quantization"], signal["top_k"], signal["temperatures"]) == ("nf4", None, None)
+
+
 def test_a_servers_model_is_loaded_by_no_job(config):
     config["teacher"] |= {"engine": "openai", "adapter": None}
     assert experiment.get_teacher_models(config, "banks") == []

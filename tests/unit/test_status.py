@@ -47,8 +47,6 @@ def test_the_table_tells_done_from_to_do_and_why():
             "to",
             "do",
             "1/2",
-            "done",
-            "done",
             "answers:",
             "changed:",
             "models/x",
@@ -70,6 +68,33 @@ def test_shards_and_what_gathers_them_are_one_step():
     row = next(line for line in render_table(todo, every, colour=False).splitlines() if line.startswith("banks"))
     assert "to do 2/4" in row
     assert row.endswith("answers: not made yet")
+
+
+def test_a_step_without_jobs_is_no_column():
+    head = render_table("", ALL, colour=False).splitlines()[0]
+    assert head.split() == ["category", "mix", "prompts", "answers", "split", "train", "why"]
+
+
+def test_signals_and_copies_are_steps():
+    signals = "".join(
+        job("compute_signal", "Forced execution", category="banks", signal=s) for s in ("hidden", "topk_8")
+    )
+    every = ALL + signals + job("copy_layers", "Forced execution", category="households", layers=3)
+    todo = job("compute_signal", "Updated input files: train.jsonl", category="banks", signal="topk_8")
+    table = render_table(todo, every, colour=False)
+    rows = {line.split()[0]: line.split() for line in table.splitlines()}
+    assert rows["category"][5:8] == ["signal", "init", "train"]
+    assert rows["banks"][5:] == ["to", "do", "1/2", "–", "done", "signal:", "changed:", "train.jsonl"]
+    assert rows["households"][5:] == ["–", "done", "done"]
+
+
+def test_what_serves_all_categories_has_a_row_of_its_own():
+    pooled = job("train_student", "Missing output files: x", category="all", student="c")
+    every = ALL + pooled + job("score_predictions", "Forced execution", category="all", model="c")
+    lines = render_table(pooled, every, colour=False).splitlines()
+    assert [line.split()[0] for line in lines] == ["category", "banks", "households", "all", "pension_funds", "report"]
+    assert lines[3].split() == ["all", *"––––", "to", "do", "train:", "not", "made", "yet"]
+    assert "all" not in render_table("", ALL + job("score_predictions", category="all"), colour=False).split()
 
 
 def test_colour_is_for_terminals_only():

@@ -56,7 +56,8 @@ def test_no_placeholder_stands_in_a_target(real):
 
 def test_it_runs_through(real):
     text = (real / "output/report/metrics.csv").read_text()
-    for model in ("teacher", "student_kd", "student_kd_base", "student_seqkd", "student_seqkd_base"):
+    students = ("student_online", "student_hidden", "student_topk", "student_seqkd")
+    for model in ("teacher", *students, *(f"{student}_base" for student in students)):
         for category in ("banks", "mutual_funds", "all"):
             assert f"\n{model},{category},ppl," in text
     assert real.planned() == []

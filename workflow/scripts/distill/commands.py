@@ -4,10 +4,20 @@ A rule reruns when its options change, so an option that does not change what co
 """
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
-from distill.experiment import Config, get_adapter, get_student, is_base, is_served
-from distill.pace import PACE
+from distill.experiment import (
+    Config,
+    get_adapter,
+    get_initial_model,
+    get_predicting_models,
+    get_signal,
+    get_signals,
+    get_student,
+    is_served,
+)
+from distill.pace import get_pace
 
 
 def flags(settings: dict[str, Any]) -> str:
@@ -72,26 +82,62 @@ def server_flags(config: Config, model: str) -> dict[str, Any]:
     return {name: config["teacher"][name] for name in names} if is_served(config, model) else {}
 
 
-def training_flags(config: Config, name: str, category: str) -> str:
-    """Of train_student.py; the teacher and the divergence are none of seqkd's."""
+def copy_flags(config: Config, category: str) -> str:
+    """Of copy_layers.py."""
+    teacher = teacher_flags(config, category)
+    return flags({name: teacher[name] for name in ("model", "adapter", "dtype")})
+
+
+def signal_flags(config: Config, category: str, signal: str) -> str:
+    """Of compute_signal.py, for one of the signals' names."""
+    return flags(teacher_flags(config, category) | get_signals(config)[signal])
+
+
+def signal_pace_flags(config: Config) -> str:
+    """Of compute_signal.py: how fast; untracked."""
+    return flags({"batch_size": config["teacher"]["generation"]["batch_size"]})
+
+
+def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
+    """Of train_student.py, for a training on these categories; the teacher and the divergence are none of seqkd's."""
     student = config["students"][name]
-    settings = {"model": student["model"], "method": student["method"]}
+    settings = {"model": get_initial_model(config, name, categories[0]), "method": student["method"]}
+    settings |= {"pool_balance": student["pool_balance"]} if student["pool"] else {}
     if student["method"] != "seqkd":
-        teacher = teacher_flags(config, category)
-        teacher["quantization"] = student["teacher_quantization"] or teacher["quantization"]
-        settings |= {f"teacher_{option}": value for option, value in teacher.items()}
-        settings |= {option: student[option] for option in ("temperature", "alpha")}
-        settings |= {"beta": student["beta"]} if student["method"] == "jsd" else {}
+        settings |= divergence_flags(config, name, categories)
     if student["lora"]:
         target = student["lora"]["target"]
         lora = student["lora"] | {"target": target if isinstance(target, list) else [target]}
         settings |= {f"lora_{option}": value for option, value in lora.items()}
-    return flags(settings | {option: value for option, value in student["train"].items() if option not in PACE})
+    pace = get_pace(student["train"])
+    return flags(settings | {option: value for option, value in student["train"].items() if option not in pace})
+
+
+def divergence_flags(config: Config, name: str, categories: Sequence[str]) -> dict[str, Any]:
+    """What a student learns from besides the answers; of several categories' teachers, the adapters in their order."""
+    student = config["students"][name]
+    teachers = [teacher_flags(config, category) for category in categories]
+    adapters = list(dict.fromkeys(teacher["adapter"] for teacher in teachers))
+    teacher = teachers[0] | {"quantization": student["teacher_quantization"] or teachers[0]["quantization"]}
+    settings = {f"teacher_{option}": value for option, value in teacher.items()}
+    settings |= {"teacher_adapter": adapters} if len(adapters) > 1 else {}
+    settings |= {option: student[option] for option in ("temperature", "alpha")}
+    settings |= {"beta": student["beta"]} if student["method"] == "jsd" else {}
+    settings["signal"] = student["signal"]
+    if signal := get_signal(config, name):
+        settings |= {"top_k": student["top_k"]} if student["signal"] == "topk" else {}
+        folders = [f"artifacts/distill_data/teacher_signal/{category}/{signal}" for category in categories]
+        settings["signal_folders"] = folders
+    if student["on_policy_fraction"]:
+        names = ("fraction", "steps", "max_new_tokens", "temperature")
+        settings |= {f"on_policy_{option}": student[f"on_policy_{option}"] for option in names}
+    return settings
 
 
 def pace_flags(config: Config, name: str) -> str:
     """Of train_student.py: how a run goes; untracked."""
-    return flags({option: config["students"][name]["train"][option] for option in PACE})
+    train = config["students"][name]["train"]
+    return flags({option: train[option] for option in get_pace(train)})
 
 
 def predict_flags(config: Config, model: str, category: str) -> str:
@@ -100,10 +146,9 @@ def predict_flags(config: Config, model: str, category: str) -> str:
     if model == "teacher":
         source = teacher_flags(config, category) | {"engine": config["teacher"]["engine"]}
     else:
-        student = get_student(config, model)
-        folder = student["model"] if is_base(model) else f"output/{model}/{category}"
+        (folder,) = get_predicting_models(config, model, category)
         dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-        source = {"model": folder, "dtype": dtypes[student["train"]["precision"]]}
+        source = {"model": folder, "dtype": dtypes[get_student(config, model)["train"]["precision"]]}
     sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature")}
     if evaluation["temperature"]:  # nothing is drawn at 0
         sampling["seed"] = evaluation["seed"]
@@ -120,3 +165,10 @@ def score_flags(config: Config) -> str:
     """Of score_predictions.py."""
     kept = {name: config["evaluation"][name] for name in ("metrics", "bootstrap", "seed", "tokenize")}
     return flags(kept | {"answer_key": config["answer"]["key"]})
+
+
+def demo_flags(config: Config, part: str) -> str:
+    """Of the script that makes one of the demo's models; what the splits hold out, it does not learn."""
+    split = {"split_seed": config["split"]["seed"]}
+    split |= {name: config["split"][name] for name in ("val_fraction", "test_fraction")}
+    return flags({"seed": config["demo"]["seed"]} | config["demo"][part] | split)

@@ -96,7 +96,7 @@ def find_hint(value: Any, schema: Schema) -> str:
         return " (YAML 1.1 reads yes, no, on and off as true and false: put the word in quotes)"
     if isinstance(value, int | float) and "string" in kinds and not numeric:
         return f' (a number: write "{value}" in quotes)'
-    if value is None and "object" in kinds:
+    if value is None and "object" in kinds and "default" in resolve(schema):
         return " (nothing stands under the key: leave it out to have the defaults)"
     return ""
 

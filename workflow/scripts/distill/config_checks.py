@@ -76,6 +76,7 @@ def check_together(config: dict[str, Any], problems: Problems) -> None:
                 ("demo", model, "vocab_size"), f"expected at least tokenizer_size ({tokens}), found {rows}"
             )
     check_teacher(config, problems)
+    check_students(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
         problems.setdefault(("answer", "label_fields"), "expected at least one field name where answer.key is set")
 
@@ -98,13 +99,13 @@ def check_teacher(config: dict[str, Any], problems: Problems) -> None:
     if teacher.get("keep") == "best" and not has_contract:
         problems.setdefault(("teacher", "keep"), "expected all where answer.key is null (no label to be near to)")
     if teacher.get("engine") == "openai":
-        check_server(config, teacher, problems)
+        check_server(teacher, problems)
     elif teacher.get("engine") == "transformers" and teacher.get("base_url") is not None:
         text = "expected engine openai where base_url is set, found transformers"
         problems.setdefault(("teacher", "base_url"), text)
 
 
-def check_server(config: dict[str, Any], teacher: dict[str, Any], problems: Problems) -> None:
+def check_server(teacher: dict[str, Any], problems: Problems) -> None:
     """What a teacher behind a server needs, and what it cannot do."""
     if teacher.get("base_url") is None:
         text = "expected the server's address (http://… or https://…) with engine openai, found None"
@@ -119,8 +120,69 @@ def check_server(config: dict[str, Any], teacher: dict[str, Any], problems: Prob
         text = "expected error with engine openai, found skip: only the server knows its context"
         remedy = "start it with a longer one, or take the prompts that it refuses out of the raw files"
         problems.setdefault(("teacher", "overlong"), f"{text}; {remedy}")
-    students = get_value(config, problems, "students")
-    for name, student in (students if isinstance(students, dict) else {}).items():
-        if isinstance(student, dict) and student.get("method") not in (None, "seqkd"):
+
+
+def check_students(config: dict[str, Any], problems: Problems) -> None:
+    """Each student's settings beside each other, the teacher's and the splits'."""
+    teacher, students = get_value(config, problems, "teacher"), get_value(config, problems, "students")
+    is_served = isinstance(teacher, dict) and teacher.get("engine") == "openai"
+    adapter = get_value(config, problems, "teacher", "adapter")
+    has_adapters = isinstance(adapter, str) and "{category}" in adapter
+    for name in students if isinstance(students, dict) else {}:
+        student = get_value(config, problems, "students", name)
+        if not isinstance(student, dict):
+            continue
+        known = {key: get_value(config, problems, "students", name, key) for key in student}
+        is_copied, has_signal = isinstance(known.get("model"), dict), known.get("method") not in (None, "seqkd")
+        if is_served and has_signal:
             text = "expected seqkd with engine openai, which gives answers and no distributions"
-            problems.setdefault(("students", name, "method"), f"{text}, found {student['method']}")
+            problems.setdefault(("students", name, "method"), f"{text}, found {known['method']}")
+        if is_served and is_copied:
+            text = (
+                "expected a hub id or local folder with engine openai: the layers of a server's model are out of reach"
+            )
+            problems.setdefault(("students", name, "model"), text)
+        check_on_policy(name, known, problems)
+        check_pool(name, known, has_adapters, problems)
+        check_validation(config, name, problems)
+
+
+def check_on_policy(name: str, student: dict[str, Any], problems: Problems) -> None:
+    """Answers that the student samples while it trains need a teacher that reads them."""
+    place, fraction = ("students", name, "on_policy_fraction"), student.get("on_policy_fraction")
+    if not fraction:
+        return
+    if student.get("method") == "seqkd":
+        text = "expected 0 with method seqkd (no teacher is there to tell the student's answers from better ones)"
+        problems.setdefault(place, f"{text}, found {fraction}")
+    elif student.get("signal") in ("hidden", "topk"):
+        text = f"expected 0 with signal {student['signal']} (only a teacher in memory, online, reads new answers)"
+        problems.setdefault(place, f"{text}, found {fraction}")
+
+
+def check_pool(name: str, student: dict[str, Any], has_adapters: bool, problems: Problems) -> None:
+    """One model of all categories: what it can learn from a teacher that has an adapter for each."""
+    if not student.get("pool"):
+        if student.get("pool_balance") == "balanced":
+            text = "expected proportional without pool: true, found balanced"
+            problems.setdefault(("students", name, "pool_balance"), text)
+        return
+    why = "with pool: true and a teacher.adapter for each {category}"
+    if has_adapters and student.get("signal") == "online" and student.get("method") not in (None, "seqkd"):
+        text = f"expected hidden | topk {why} (one training has one teacher in memory), found online"
+        problems.setdefault(("students", name, "signal"), text)
+    if has_adapters and isinstance(student.get("model"), dict):
+        text = f"expected a hub id or local folder {why} (there is no one teacher to copy), found {student['model']}"
+        problems.setdefault(("students", name, "model"), text)
+
+
+def check_validation(config: dict[str, Any], name: str, problems: Problems) -> None:
+    """What goes by the validation loss needs one."""
+    if get_value(config, problems, "split", "val_fraction") != 0:
+        return
+    for key, without in (("best_checkpoint", False), ("early_stopping_patience", None)):
+        value = get_value(config, problems, "students", name, "train", key)
+        if value not in (None, False):
+            shown = "false" if without is False else "null"
+            text = f"expected {shown} where split.val_fraction is 0 (there is no validation loss), found {value}"
+            problems.setdefault(("students", name, "train", key), text)

@@ -1,9 +1,12 @@
-"""What an experiment consists of, read off its checked configuration: raw files, adapters, evaluated models."""
+"""What an experiment consists of, read off its checked configuration: raw files, models, signals, trainings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 Config = dict[str, Any]
+
+POOLED = "all"  # stands for all categories in the place of one
 
 
 def get_raw_files(config: Config, category: str) -> dict[str, str]:
@@ -30,6 +33,11 @@ def get_adapter(config: Config, category: str) -> str | None:
     return adapter.format(category=category) if adapter else None
 
 
+def has_adapters(config: Config) -> bool:
+    """Whether the teacher is another one in each category."""
+    return "{category}" in (config["teacher"]["adapter"] or "")
+
+
 def is_base(model: str) -> bool:
     """Whether an evaluated model's name stands for a student before distillation."""
     return model.endswith("_base")
@@ -46,26 +54,119 @@ def get_teacher_models(config: Config, category: str) -> list[str]:
     return [] if is_served(config, "teacher") else [model for model in found if model]
 
 
+def get_initial_model(config: Config, student: str, category: str) -> str:
+    """A student before distillation: hub id or folder; a copy of the teacher's layers where it has no model of its own.
+
+    A category of which the teacher is another one has a copy of its own, all others share one.
+    """
+    model = config["students"][student]["model"]
+    if isinstance(model, str):
+        return model
+    return f"artifacts/initial_students/{model['layers']}_layers/{category if has_adapters(config) else POOLED}"
+
+
+def get_training_categories(config: Config, student: str, categories: Sequence[str]) -> list[str]:
+    """What each of a student's trainings is named by: its category, or `all` of a pooled student's only one."""
+    return [POOLED] if config["students"][student]["pool"] else list(categories)
+
+
+def get_student_folder(config: Config, student: str, category: str) -> str:
+    """Where the trained model for a category's records is."""
+    return f"output/{student}/{get_training_categories(config, student, [category])[0]}"
+
+
+def get_student_folders(config: Config, categories: Sequence[str]) -> list[str]:
+    """Folders of all trained models."""
+    return [
+        f"output/{student}/{name}"
+        for student in config["students"]
+        for name in get_training_categories(config, student, categories)
+    ]
+
+
+def get_signal(config: Config, student: str) -> str | None:
+    """Name of the cached teacher signal that a student learns from: `hidden`, `topk_64`, `topk_64_int8`; None for none.
+
+    A quantization is part of it where it is not the answering teacher's.
+    """
+    settings = config["students"][student]
+    if settings["method"] == "seqkd" or settings["signal"] == "online":
+        return None
+    kept = f"_{settings['top_k']}" if settings["signal"] == "topk" else ""
+    quantization = settings["teacher_quantization"]
+    other = f"_{quantization}" if quantization not in (None, config["teacher"]["quantization"]) else ""
+    return f"{settings['signal']}{kept}{other}"
+
+
+def get_signals(config: Config) -> dict[str, dict[str, Any]]:
+    """What each cached signal must serve, by name: options of compute_signal.py for all students that use it."""
+    users: dict[str, list[dict[str, Any]]] = {}
+    for name, settings in config["students"].items():
+        if signal := get_signal(config, name):
+            users.setdefault(signal, []).append(settings)
+    signals = {}
+    for name, found in users.items():
+        kind, quantization = found[0]["signal"], found[0]["teacher_quantization"]
+        is_topk = kind == "topk"
+        signals[name] = {
+            "kind": kind,
+            "top_k": found[0]["top_k"] if is_topk else None,
+            "temperatures": sorted({float(student["temperature"]) for student in found}) if is_topk else None,
+            "quantization": quantization or config["teacher"]["quantization"],
+            "max_length": max(student["train"]["max_length"] for student in found),
+        }
+    return signals
+
+
+def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
+    """What the cached signals take on disk, a line for each of a category; none where no student uses one."""
+    signals, lines = get_signals(config), []
+    if not signals:
+        return []
+    from distill.storage import count_tokens, describe_storage, get_hidden_width
+
+    width = get_hidden_width(config["teacher"]["model"])
+    longest = config["teacher"]["generation"]["max_new_tokens"]
+    for category in categories:
+        data = "artifacts/distill_data"
+        answers = f"{data}/raw/teacher_outputs_{category}.jsonl"
+        prompts = f"{data}/raw/{category}_teacher_prompts_base.jsonl"
+        tokens, is_exact = count_tokens(f"{data}/processed/{category}", answers, prompts, longest)
+        for name, signal in signals.items():
+            kept = signal["kind"], width, signal["top_k"], signal["temperatures"] or []
+            lines.append(describe_storage(f"{name} of {category}", *kept, tokens, is_exact))
+    return lines
+
+
 def get_training_models(config: Config, student: str, category: str) -> list[str]:
     """Hub ids and folders that a training loads: the student, and the teacher where it is online."""
     settings = config["students"][student]
-    return [settings["model"], *([] if settings["method"] == "seqkd" else get_teacher_models(config, category))]
+    is_online = settings["method"] != "seqkd" and settings["signal"] == "online"
+    return [get_initial_model(config, student, category), *(get_teacher_models(config, category) if is_online else [])]
 
 
 def get_predicting_models(config: Config, model: str, category: str) -> list[str]:
     """Hub ids and folders that an evaluated model's answers come from."""
     if model == "teacher":
         return get_teacher_models(config, category)
-    return [get_student(config, model)["model"] if is_base(model) else f"output/{model}/{category}"]
+    if is_base(model):
+        return [get_initial_model(config, model.removesuffix("_base"), category)]
+    return [get_student_folder(config, model, category)]
 
 
 def get_made_files(config: Config, model: str) -> list[str]:
-    """Files of a model that the workflow itself makes: the demo's or a student's; none of the user's own."""
+    """Files of a model that the workflow itself makes: the demo's, a student's or a copy; none of the user's own."""
+    copies = {
+        get_initial_model(config, name, category)
+        for name, student in config["students"].items()
+        if not isinstance(student["model"], str)
+        for category in config["categories"]
+    }
     if "demo" in config and model in ("models/teacher", "models/student"):
         names = ["config.json", "model.safetensors"]
     elif "demo" in config and model.startswith("models/adapters/"):
         names = ["adapter_config.json", "adapter_model.safetensors"]
-    elif model in {f"output/{student}/{name}" for student in config["students"] for name in config["categories"]}:
+    elif model in {*copies, *get_student_folders(config, config["categories"])}:
         names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
     else:
         names = []
@@ -86,8 +187,8 @@ def get_first_base(config: Config, model: str) -> str:
     """The `_base` that is evaluated for this one: students of the same model and precision share it."""
 
     def identity(name: str) -> tuple[str, str]:
-        student = get_student(config, name)
-        return student["model"], student["train"]["precision"]
+        student = name.removesuffix("_base")
+        return get_initial_model(config, student, "{category}"), get_student(config, name)["train"]["precision"]
 
     return next(f"{student}_base" for student in config["students"] if identity(student) == identity(model))
 
@@ -100,3 +201,15 @@ def get_evaluated_models(config: Config) -> list[str]:
 def get_sharing_students(config: Config) -> list[str]:
     """Students whose `_base` is evaluated already, under another student's name."""
     return [student for student in config["students"] if f"{student}_base" not in get_evaluated_models(config)]
+
+
+def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
+    """What a whole run makes: students, the table of scores, figures."""
+    figures = ["training.svg", "scores.svg"]
+    if config["answer"]["key"]:  # without an answer contract there are no values to compare
+        figures += [f"values/{category}.svg" for category in categories]
+    return [
+        *(f"{folder}/model.safetensors" for folder in get_student_folders(config, categories)),
+        "output/report/metrics.csv",
+        *(f"output/report/{name}" for name in figures),
+    ]

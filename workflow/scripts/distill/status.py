@@ -8,17 +8,21 @@ from dataclasses import dataclass, field
 
 from distill.errors import InputError
 
-# The rules of a step; several jobs of a category may belong to one (a shard, a student, a model each).
+# The rules of a step; several jobs of a category may belong to one (a shard, a student, a model each). A step that an
+# experiment has no job of is not shown.
 STEPS = {
     "mix": ("mix_records",),
     "prompts": ("make_prompts",),
     "answers": ("generate_answers", "gather_answers"),
     "split": ("split_answers",),
+    "signal": ("compute_signal",),
+    "init": ("copy_layers",),
     "train": ("train_student",),
     "predict": ("predict_answers", "share_base_predictions"),
     "score": ("score_predictions",),
 }
-COLOURS = {"done": "32", "to do": "33", "missing input": "31"}
+POOLED = "all"
+COLOURS = {"done": "32", "to do": "33", "missing input": "31", "–": "90"}
 
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+):$")
 FIELD = re.compile(r"^    (?P<name>wildcards|reason): (?P<value>.*)$")
@@ -90,12 +94,12 @@ def run_dry(arguments: Sequence[str]) -> tuple[str, str]:
 
 
 def group_by_cell(jobs: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
-    """Jobs by (category, step); `all`, a category pooled from the others, is left out."""
+    """Jobs by (category, step), `all` being what is trained for all categories; scores over all are left out."""
     cells = defaultdict(list)
     for job in jobs:
-        category = job.wildcards.get("category", "all")
+        category = job.wildcards.get("category", POOLED)
         for step, rules in STEPS.items():
-            if job.rule in rules and category != "all":
+            if job.rule in rules and not (category == POOLED and step == "score"):
                 cells[category, step].append(job)
     return cells
 
@@ -107,22 +111,27 @@ def paint(text: str, state: str, width: int, colour: bool) -> str:
 
 
 def render_table(todo_text: str, all_text: str, colour: bool) -> str:
-    """The table: a row a category, a column a step, and why there is something to do."""
+    """The table: a row a category, a column a step, and why there is something to do.
+
+    What serves all categories has a row `all` after them, where there is any.
+    """
     jobs, _ = parse_dry_run(todo_text)
     every, skipped = parse_dry_run(all_text)
     todo, cells = group_by_cell(jobs), group_by_cell(every)
-    categories = list(dict.fromkeys([*sorted({category for category, _ in cells}), *sorted(skipped)]))
+    known = sorted({category for category, _ in cells}, key=lambda category: (category == POOLED, category))
+    categories = list(dict.fromkeys([*known, *sorted(skipped)]))
+    steps = [step for step in STEPS if any(step == other for _, other in cells)]
     width = max(len(name) for name in ["category", *categories]) + 2
-    lines = ["category".ljust(width) + "".join(step.ljust(12) for step in STEPS) + "why"]
+    lines = ["category".ljust(width) + "".join(step.ljust(12) for step in steps) + "why"]
     for category in categories:
         if category in skipped:
-            cell = paint("missing input", "missing input", 12 * len(STEPS), colour)
+            cell = paint("missing input", "missing input", 12 * len(steps), colour)
             lines.append(category.ljust(width) + cell + skipped[category])
             continue
         row = category.ljust(width)
-        for step in STEPS:
-            count, total = len(todo.get((category, step), [])), len(cells[category, step])
-            state = "to do" if count else "done"
+        for step in steps:
+            count, total = len(todo.get((category, step), [])), len(cells.get((category, step), []))
+            state = ("to do" if count else "done") if total else "–"
             row += paint(f"to do {count}/{total}" if count and total > 1 else state, state, 12, colour)
         lines.append(row + first_reason(category, todo))
     rest = [job.rule for job in jobs if job.rule.startswith(("tabulate", "plot"))]

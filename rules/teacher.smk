@@ -83,10 +83,10 @@ rule split_answers:
 # missing is computed: the data/ folder beside the outputs, which they point into, outlives a run that ends early.
 rule compute_signal:
     input:
+        train="artifacts/distill_data/processed/{category}/train.jsonl",
         splits=collect(
-            "artifacts/distill_data/processed/{{category}}/{split}.{kind}",
-            split=["train", "val"],
-            kind=["jsonl", "source", "target"],
+            "artifacts/distill_data/processed/{{category}}/{split}",
+            split=["train.source", "train.target", "val.jsonl", "val.source", "val.target"],
         ),
         teacher=get_teacher_files,
     output:
@@ -110,7 +110,7 @@ rule compute_signal:
         script=get_script("compute_signal"),
         code=get_code("compute_signal"),
         teacher=get_teacher_digests,
-        splits="artifacts/distill_data/processed/{category}",
+        splits=subpath(input.train, parent=True),
         folder=subpath(output.index, parent=True),
         options=get_signal_options,
         pace=Untracked(commands.signal_pace_flags(config)),

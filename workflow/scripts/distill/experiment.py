@@ -131,10 +131,10 @@ def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
         data = "artifacts/distill_data"
         answers = f"{data}/raw/teacher_outputs_{category}.jsonl"
         prompts = f"{data}/raw/{category}_teacher_prompts_base.jsonl"
-        tokens, is_exact = count_tokens(f"{data}/processed/{category}", answers, prompts, longest)
+        tokens, qualifier = count_tokens(answers, prompts, longest)
         for name, signal in signals.items():
             kept = signal["kind"], width, signal["top_k"], signal["temperatures"] or []
-            lines.append(describe_storage(f"{name} of {category}", *kept, tokens, is_exact))
+            lines.append(describe_storage(f"{name} of {category}", *kept, tokens, qualifier))
     return lines
 
 

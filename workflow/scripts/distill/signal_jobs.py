@@ -63,7 +63,7 @@ def state_storage(options: Options, width: int | None, tokens: int, missing: int
         InputError: the disk has not enough room for what is missing.
     """
     kept = options["kind"], width, options["top_k"], options["temperatures"]
-    log.info("%s", describe_storage(str(options["out"]), *kept, tokens, True))
+    log.info("%s", describe_storage(str(options["out"]), *kept, tokens))
     needed = bytes_per_token(*kept) * missing
     free = shutil.disk_usage(options["out"]).free
     log.info("%.3g GB of it to compute, %.3g GB free on the disk", needed / 1e9, free / 1e9)

@@ -27,21 +27,18 @@ def bytes_per_token(
     return (ID_BYTES + HALF_BYTES) * (top_k or 0) + HALF_BYTES * len(temperatures) + ID_BYTES
 
 
-def count_tokens(splits: str | Path, answers: str | Path, prompts: str | Path, max_new_tokens: int) -> tuple[int, bool]:
-    """Completion tokens of a category, and whether they are known rather than bounded from above.
+def count_tokens(answers: str | Path, prompts: str | Path, max_new_tokens: int) -> tuple[int, str]:
+    """Completion tokens of a category, and what qualifies them.
 
-    Those of the usable answers where the teacher has answered (the test split's are among them); else as many as its
-    prompts may be answered with at most; (0, False) where there is neither.
-
-    Args:
-        splits: folder of the category's splits; not looked at while it does not say how many tokens an answer has.
+    `about` those of the usable answers where the teacher has answered (the test split's are among them, the tokens
+    that end a turn are not); else `at most` what its prompts may be answered with; 0 where there is neither.
     """
     if Path(answers).exists():
-        return sum(record["generated_tokens"] for _, record in read_jsonl(answers) if record.get("usable", True)), True
+        return sum(record["generated_tokens"] for _, record in read_jsonl(answers) if record.get("usable", True)), "about "
     if Path(prompts).exists():
         with open(prompts, "rb") as file:
-            return sum(1 for line in file if line.strip()) * max_new_tokens, False
-    return 0, False
+            return sum(1 for line in file if line.strip()) * max_new_tokens, "at most "
+    return 0, ""
 
 
 def get_hidden_width(model: str) -> int | None:
@@ -72,13 +69,17 @@ def describe_storage(
     top_k: int | None,
     temperatures: Sequence[float],
     tokens: int,
-    is_exact: bool,
+    qualifier: str = "",
 ) -> str:
-    """A line: bytes a token, tokens, gigabytes (10⁹ bytes)."""
+    """A line: bytes a token, tokens, gigabytes (10⁹ bytes).
+
+    Args:
+        qualifier: before the tokens, with a space: `about `, `at most `.
+    """
     if kind == "hidden" and width is None:
         return f"teacher signal {name}: 2 bytes for each number of a hidden state (the width is not known yet)"
     size = bytes_per_token(kind, width, top_k, temperatures)
     if not tokens:
         return f"teacher signal {name}: {size:,} bytes a completion token (how many, the prompts will tell)"
-    bound = "" if is_exact else "at most "
-    return f"teacher signal {name}: {size:,} bytes a token, {bound}{tokens:,} tokens, {size * tokens / 1e9:.3g} GB"
+    total = f"{qualifier}{tokens:,} tokens, {size * tokens / 1e9:.3g} GB"
+    return f"teacher signal {name}: {size:,} bytes a token, {total}"

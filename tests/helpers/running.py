@@ -145,6 +145,7 @@ def make_records(path, grpo=30, sft=40):
 
 def make_models(path):
     """Teacher, student and an adapter a category, all tiny and random, over one tokenizer."""
+    import torch
     from peft import LoraConfig, get_peft_model
     from tiny import build_model
     from transformers import AutoTokenizer
@@ -157,6 +158,8 @@ def make_models(path):
     for name, hidden, vocabulary in (("teacher", 32, 640), ("student", 16, 624)):
         build_model(vocabulary, hidden, scale=6.0).save_pretrained(path / "models" / name)
         tokenizer.save_pretrained(path / "models" / name)
-    for category in ("banks", "households"):
+    for seed, category in enumerate(("banks", "households"), start=1):
+        teacher = build_model(640, 32, scale=6.0)
+        torch.manual_seed(seed)
         lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
-        get_peft_model(build_model(640, 32, scale=6.0), lora).save_pretrained(path / "models/adapters" / category)
+        get_peft_model(teacher, lora).save_pretrained(path / "models/adapters" / category)

@@ -1,0 +1,147 @@
+"""Cached signals, copied layers and pooled students in the workflow."""
+
+import json
+import os
+import re
+import shutil
+import time
+
+import pytest
+from running import CONFIG, Directory, merge, planned
+
+KD = CONFIG["students"]["student_kd"]
+STUDENTS = {
+    "hidden": KD | {"signal": "hidden"},
+    "topk": KD | {"signal": "topk", "top_k": 8},
+    "copied": KD | {"model": {"init": "copy_layers", "layers": 1}, "signal": "topk", "top_k": 8},
+    "pooled": KD | {"pool": True, "signal": "topk", "top_k": 8},
+}
+STUDENTS_CONFIG = CONFIG | {"categories": ["banks", "households"], "students": STUDENTS}
+TRAINED = ["--until", "train_student"]
+CATEGORIES = ("banks", "households")
+
+
+@pytest.fixture(scope="module")
+def trained(fresh, tmp_path_factory):
+    """All students trained, nothing evaluated."""
+    directory = fresh.copy(tmp_path_factory.mktemp("trained") / "run")
+    directory.configure(STUDENTS_CONFIG)
+    directory.output = directory.run(*TRAINED)
+    return directory
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return trained.copy(tmp_path / "copy")
+
+
+def plan(directory, *arguments):
+    """Jobs of a dry run up to the trained students."""
+    return [job for job in planned(directory.run("--dry-run", *TRAINED, *arguments)) if job[0] != "all"]
+
+
+def read_stats(directory, category, signal):
+    path = directory / f"artifacts/distill_data/teacher_signal/{category}/{signal}/stats.json"
+    return json.loads(path.read_text())
+
+
+def test_everything_is_there(trained):
+    for category in CATEGORIES:
+        for signal in ("hidden", "topk_8"):
+            stats = read_stats(trained, category, signal)
+            assert stats["records"] == stats["computed"] > 10
+        for student in ("hidden", "topk", "copied"):
+            assert (trained / f"output/{student}/{category}/model.safetensors").exists()
+        copied = json.loads((trained / f"artifacts/initial_students/1_layers/{category}/config.json").read_text())
+        assert copied["num_hidden_layers"] == 1
+    assert (trained / "output/pooled/all/model.safetensors").exists()
+    assert not (trained / "output/pooled/banks").exists()
+
+
+def test_storage_is_said_before_it_is_spent(trained, fresh, tmp_path):
+    """Nothing to count yet, then prompts, then answers."""
+    known = trained.run("--dry-run")
+    for category in CATEGORIES:
+        for signal, size in (("hidden", 68), ("topk_8", 54)):
+            assert re.search(
+                rf"teacher signal {signal} of {category}: {size} bytes a token, about [\d,]+ tokens, .* GB", known
+            )
+    new = fresh.copy(tmp_path / "new")
+    new.configure(STUDENTS_CONFIG)
+    assert "teacher signal topk_8 of banks: 54 bytes a completion token" in new.run("--dry-run")
+
+
+def test_a_changed_record_computes_its_own_signal_only(copy):
+    path = copy / "artifacts/sft/sft_train_banks.jsonl"
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):  # of those that are in the mix, one will do
+        record = json.loads(line)
+        record["messages"][1]["content"] += " " if number == 0 else ""
+        lines[number] = json.dumps(record)
+    path.write_text("\n".join(lines) + "\n")
+    before = {category: read_stats(copy, category, "topk_8") for category in CATEGORIES}
+    jobs = plan(copy)
+    assert {category for rule, category in jobs if rule == "compute_signal"} == {"banks"}
+    assert {category for rule, category in jobs if rule == "train_student"} == {"banks", "all"}
+    assert "copy_layers" not in {rule for rule, _ in jobs}
+    copy.run("artifacts/distill_data/teacher_signal/banks/topk_8/index.json")
+    stats = read_stats(copy, "banks", "topk_8")
+    assert stats["computed"] <= 1
+    assert stats["from_cache"] >= before["banks"]["records"] - 1
+    assert read_stats(copy, "households", "topk_8") == before["households"]
+
+
+def test_new_time_stamps_rerun_nothing(copy):
+    assert plan(copy) == []  # it is a copy
+    later = time.time() + 10
+    for path in (copy / "artifacts").rglob("*"):
+        if path.is_file() and "distill_data" not in path.parts and "initial_students" not in path.parts:
+            os.utime(path, (later, later))
+    for path in (copy / "models").rglob("*"):
+        os.utime(path, (later, later))
+    assert plan(copy) == []
+
+
+def test_one_more_student_of_a_signal_computes_none(copy):
+    more = KD | {"method": "jsd", "signal": "topk", "top_k": 8}
+    copy.configure(copy.config | {"students": STUDENTS | {"more": more}})
+    assert plan(copy) == [("train_student", "banks"), ("train_student", "households")]
+
+
+def test_another_k_or_adapter_computes_what_it_changes(copy):
+    copy.configure(merge(copy.config, {"students": {"topk": {"top_k": 4}}}))
+    assert [job for job in plan(copy) if job[0] == "compute_signal"] == [
+        ("compute_signal", "banks"),
+        ("compute_signal", "households"),
+    ]
+    copy.configure(STUDENTS_CONFIG)
+    shutil.rmtree(copy / "models/adapters/banks")
+    shutil.copytree(copy / "models/adapters/households", copy / "models/adapters/banks")
+    jobs = plan(copy)
+    assert [job for job in jobs if job[0] in ("compute_signal", "copy_layers")] == [
+        ("compute_signal", "banks"),
+        ("compute_signal", "banks"),
+        ("copy_layers", "banks"),
+    ]
+
+
+def test_a_signal_that_is_made_anew_finds_what_snakemake_left(copy):
+    index = "artifacts/distill_data/teacher_signal/banks/topk_8/index.json"
+    copy.run("--forcerun", index, "--until", "compute_signal")
+    stats = read_stats(copy, "banks", "topk_8")
+    assert (stats["computed"], stats["from_cache"]) == (0, stats["records"])
+
+
+def test_status_has_a_column_for_each_step(trained):
+    from distill.status import render_table
+
+    output = trained.run("--dry-run", "--nocolor", "--forceall")
+    table = render_table(trained.run("--dry-run", "--nocolor"), output, colour=False)
+    assert re.search(r"mix +prompts +answers +split +signal +init +train +predict +score", table)
+    assert re.search(r"^banks( +done){7}", table, re.MULTILINE)
+    assert re.search(r"^all ", table, re.MULTILINE)
+
+
+def test_a_pooled_student_has_no_model_of_a_category(trained):
+    assert "pooled has no model for banks" in trained.run("output/pooled/banks/config.json", "--dry-run", check=False)
+    assert Directory(trained.path, trained.config).run("--dry-run", "output/pooled/all/config.json")

@@ -348,7 +348,7 @@ def test_no_tensor_of_all_rows_by_vocabulary_is_held(monkeypatch):
             return result
 
     vocabulary, count = 4096, 1000
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 64 * vocabulary)
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 64 * vocabulary, "cuda": 64 * vocabulary})
     rows = torch.randn(count, 4, requires_grad=True)
     head = torch.nn.Linear(4, vocabulary)
     teacher = ExactTeacher(torch.randn(count, 4), torch.nn.Linear(4, vocabulary).requires_grad_(False))

@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from distill.completions import Head
 from distill.divergences import divergence
 
-CHUNK_ELEMENTS = 2**24  # logits of a chunk: 64 MiB in float32, of which a few copies live at a time
+# Logits that are projected at a time, enough for a fast product of matrices, and of these the ones whose softmax is
+# taken at a time, on a CPU few enough to stay in its caches.
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**25}
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+LEAST_ROWS = 16  # of a chunk
 LEAST = torch.finfo(torch.float32).tiny  # of a probability whose logarithm is taken
 
 
@@ -135,13 +138,14 @@ def compare_buckets(logits: Tensor, teacher: TopKTeacher, objective: Objective) 
     return value.sum(), gradient.div_(objective.temperature)
 
 
-def chunk_terms(
-    logits: Tensor, targets: Tensor, teacher: Teacher, objective: Objective, needs_gradient: bool
+def block_terms(
+    logits: Tensor, targets: Tensor, teacher: Tensor | TopKTeacher | None, objective: Objective, needs_gradient: bool
 ) -> tuple[list[Tensor], Tensor | None]:
-    """The five `Terms` of a chunk, and the gradient of its loss by the logits.
+    """The five `Terms` of a block of rows, and the gradient of their loss by the logits.
 
     Args:
-        logits: (rows, vocabulary) of the student, in float32 or float64; they are overwritten.
+        logits: (rows, vocabulary) of the student, in float32 or float64.
+        teacher: its logits, which are overwritten, or what is kept of them.
     """
     zero = logits.new_zeros(())
     kd, kd_grad, slope = zero, zero, None
@@ -150,8 +154,7 @@ def chunk_terms(
         if isinstance(teacher, TopKTeacher):
             kd, slope = compare_buckets(shared, teacher, objective)
         else:
-            teacher_logits = project(teacher.rows, teacher.head).to(logits.dtype)[:, : objective.vocabulary]
-            kd, slope = compare_all(shared, teacher_logits, objective)
+            kd, slope = compare_all(shared, teacher.to(logits.dtype)[:, : objective.vocabulary], objective)
         slope.mul_(objective.kd_weight)
         kd_grad = torch.linalg.vector_norm(slope) ** 2
     gradient = logits.log_softmax(dim=-1)
@@ -177,17 +180,54 @@ def project(rows: Tensor, head: Head) -> Tensor:
     return head(rows.to(weight.dtype) if weight is not None and weight.is_floating_point() else rows)
 
 
-def split_teacher(teacher: Teacher, chunk: int) -> Iterator[Teacher]:
-    """The teacher's part for each chunk of rows; endless where there is none."""
+def is_plain(head: Head) -> bool:
+    """Whether a head is a linear layer and nothing more: LoRA, quantized and soft-capping heads are not."""
+    return type(head) is torch.nn.Linear
+
+
+class Projection:
+    """Chunks of rows to logits by a plain linear head, without autograd and into memory that is taken once.
+
+    Args:
+        dtype: of the product.
+        chunk: most rows.
+    """
+
+    def __init__(self, head: torch.nn.Linear, dtype: torch.dtype, chunk: int):
+        self.weight = head.weight.to(dtype)
+        self.bias = head.bias.to(dtype) if head.bias is not None else None
+        self.logits = self.weight.new_empty((chunk, len(self.weight)))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(rows, vocabulary), until the next call."""
+        out = self.logits[: len(rows)]
+        if self.bias is None:
+            return torch.mm(rows.to(out.dtype), self.weight.T, out=out)
+        return torch.addmm(self.bias, rows.to(out.dtype), self.weight.T, out=out)
+
+
+def split_teacher(teacher: Teacher, chunk: int) -> Iterator[Tensor | TopKTeacher | None]:
+    """The teacher's logits, or what is kept of them, for each chunk of rows; endless where there is no teacher."""
     if teacher is None:
         while True:
             yield None
-    elif isinstance(teacher, ExactTeacher):
-        for part in teacher.rows.split(chunk):
-            yield ExactTeacher(part, teacher.head)
-    else:
+    elif isinstance(teacher, TopKTeacher):
         for parts in zip(*(tensor.split(chunk) for tensor in teacher), strict=True):
             yield TopKTeacher(*parts)
+    elif is_plain(teacher.head):
+        head: Any = teacher.head
+        projection = Projection(head, head.weight.dtype, min(chunk, len(teacher.rows)))
+        yield from map(projection, teacher.rows.split(chunk))
+    else:
+        for part in teacher.rows.split(chunk):
+            yield project(part, teacher.head)
+
+
+def take_block(teacher: Tensor | TopKTeacher | None, block: slice) -> Tensor | TopKTeacher | None:
+    """Some rows of a chunk's teacher."""
+    if isinstance(teacher, TopKTeacher):
+        return TopKTeacher(*(tensor[block] for tensor in teacher))
+    return teacher[block] if teacher is not None else None
 
 
 class FusedTerms(torch.autograd.Function):
@@ -196,34 +236,39 @@ class FusedTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, job: dict[str, Any], rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """See `distillation_loss`; `weights` are those of the head that gradients are wanted for."""
-        head, dtype, chunk = job["head"], job["dtype"], job["chunk"]
+        head, dtype, chunk, needs_gradient = job["head"], job["dtype"], job["chunk"], job["needs_gradient"]
         exact = torch.promote_types(rows.dtype, torch.float32)
-        is_plain = type(head) is torch.nn.Linear
-        weight = head.weight.to(dtype) if is_plain else rows
+        projection = Projection(head, dtype, min(chunk, len(rows))) if is_plain(head) else None
         sums = torch.zeros(len(Terms._fields), device=rows.device, dtype=exact)
         of_rows = torch.empty_like(rows)
-        of_weights = [torch.zeros_like(one, dtype=exact) for one in weights] if job["needs_gradient"] else []
+        of_weights = [torch.zeros_like(one, dtype=exact) for one in weights] if needs_gradient else []
         start = 0
         for part, targets, teacher in zip(
             rows.split(chunk), job["targets"].split(chunk), split_teacher(job["teacher"], chunk), strict=False
         ):
             part = part.to(dtype)
-            if is_plain:
-                logits = linear(part, weight, head.bias.to(dtype) if head.bias is not None else None)
+            if projection is not None:
+                logits = gradient = projection(part)  # which the gradient takes the place of
             else:
                 with torch.enable_grad():
                     part = part.detach().requires_grad_()
                     logits = head(part)
-            terms, gradient = chunk_terms(
-                logits.detach().to(exact), targets, teacher, job["objective"], job["needs_gradient"]
-            )
-            sums += torch.stack(terms)
-            if gradient is None:
+                gradient = torch.empty_like(logits, requires_grad=False)
+            for at in range(0, len(part), job["block"]):
+                block = slice(at, at + job["block"])
+                of_block = logits[block].detach().to(exact)
+                terms, slope = block_terms(
+                    of_block, targets[block], take_block(teacher, block), job["objective"], needs_gradient
+                )
+                sums += torch.stack(terms)
+                if slope is not None:
+                    gradient[block] = slope
+            if not needs_gradient:
                 continue
-            gradient = gradient.to(logits.dtype)
             into = of_rows[start : start + len(part)]
             start += len(part)
-            if is_plain:
+            if projection is not None:
+                weight = projection.weight
                 torch.mm(gradient, weight, out=into) if into.dtype == dtype else into.copy_(gradient @ weight)
                 add_linear_gradients(of_weights, weights, head, gradient, part)
             else:
@@ -274,7 +319,7 @@ def distillation_loss(
             autograd; any other module (LoRA, soft-capping) by its own forward and autograd, chunk by chunk.
         targets: (rows,) token ids.
         teacher: for the same rows; None for `seqkd`.
-        chunk: rows projected at a time; by default as many as CHUNK_ELEMENTS logits.
+        chunk: rows projected at a time; by default as many as CHUNK_ELEMENTS allows.
 
     Returns:
         Sums over rows. Without a row they are 0 and `loss` still hangs on the graph.
@@ -282,14 +327,16 @@ def distillation_loss(
     weights = [one for one in head.parameters() if one.requires_grad] if isinstance(head, torch.nn.Module) else []
     kind = rows.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
-    vocabulary = getattr(head, "out_features", None) or CHUNK_ELEMENTS
+    vocabulary = getattr(head, "out_features", None) or 1
+    most, at_once = (sizes.get(kind, sizes["cuda"]) // vocabulary for sizes in (CHUNK_ELEMENTS, BLOCK_ELEMENTS))
     job = {
         "head": head,
         "targets": targets,
         "teacher": teacher,
         "objective": objective,
         "dtype": dtype,
-        "chunk": chunk or max(16, CHUNK_ELEMENTS // vocabulary),
+        "chunk": chunk or max(LEAST_ROWS, most),
+        "block": max(1, at_once),
         "needs_gradient": torch.is_grad_enabled() and (rows.requires_grad or bool(weights)),
     }
     with torch.autocast(kind, enabled=False):

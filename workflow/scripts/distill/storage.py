@@ -34,7 +34,9 @@ def count_tokens(answers: str | Path, prompts: str | Path, max_new_tokens: int) 
     that end a turn are not); else `at most` what its prompts may be answered with; 0 where there is neither.
     """
     if Path(answers).exists():
-        return sum(record["generated_tokens"] for _, record in read_jsonl(answers) if record.get("usable", True)), "about "
+        return sum(
+            record["generated_tokens"] for _, record in read_jsonl(answers) if record.get("usable", True)
+        ), "about "
     if Path(prompts).exists():
         with open(prompts, "rb") as file:
             return sum(1 for line in file if line.strip()) * max_new_tokens, "at most "

@@ -1,0 +1,339 @@
+"""The ways of a distillation step that kd_step.py measures, on one batch of one pair of models with random weights."""
+
+import argparse
+import json
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from distill.batching import Example, collate, to_device
+from distill.completions import take_rows
+from distill.files import write_json
+from distill.losses import ExactTeacher, Objective, distillation_loss
+from distill.models import decoder_and_head, load_model
+from distill.signal_shards import ShardWriter, save_whole
+from distill.signal_teacher import SignalTeacher
+from distill.signals import HEAD, INDEX, SignalReader, fingerprint_parts, signal_key
+from distill.teachers import HiddenSignal, OnlineTeacher, Signal, TopKSignal
+from distill.training import score_completions
+
+
+def qwen2(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Any:
+    """Configuration of a Qwen2 model."""
+    return Qwen2Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        intermediate_size=intermediate,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        max_position_embeddings=4096,
+    )
+
+
+# Teacher, student, and the vocabulary that both share. As with Qwen2.5, a large model has a head of its own and a small
+# one its embeddings' weights.
+SHAPES = {
+    "small": (qwen2(512, 8, 2048, 8, 4, 151936, False), qwen2(256, 6, 1024, 4, 2, 151936, True), 151936),
+    "qwen2.5-7b-1.5b": (
+        qwen2(3584, 28, 18944, 28, 4, 152064, False),
+        qwen2(1536, 28, 8960, 12, 2, 151936, True),
+        151936,
+    ),
+    # Qwen1.5-1.8B, and what the workflow's two-node users have for a teacher.
+    "qwen2.5-7b-1.8b": (
+        qwen2(3584, 28, 18944, 28, 4, 152064, False),
+        qwen2(2048, 24, 5504, 16, 16, 151936, False),
+        151936,
+    ),
+    "tiny": (qwen2(64, 2, 128, 4, 2, 640, False), qwen2(32, 2, 64, 4, 2, 640, False), 640),
+}
+
+OURS = ("online", "hidden", "topk")
+OTHERS = ("plain", "trl_gkd", "trl_distillation", "liger")
+Step = Callable[[], Tensor]
+
+
+def build(config: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model with seeded random weights; its head is scaled so that distributions have an opinion."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = Qwen2ForCausalLM._from_config(config, dtype=dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(3.0)
+    return model
+
+
+def build_student(args: argparse.Namespace, device: torch.device) -> Any:
+    """Float32 weights, as the Trainer has them; precision is autocast's."""
+    student = build(SHAPES[args.shape][1], 1, torch.float32, device).train()
+    if args.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
+    return student
+
+
+def build_teacher(args: argparse.Namespace, device: torch.device, folder: Path) -> Any:
+    """In the precision of the run, quantized where it is asked for (through a folder, as the library loads one)."""
+    dtype = torch.float32 if args.precision == "fp32" else torch.bfloat16
+    config = SHAPES[args.shape][0]
+    if args.teacher_quantization == "none":
+        return build(config, 2, dtype, device).eval().requires_grad_(False)
+    saved = folder / "teacher"
+    if not saved.exists():
+        build(config, 2, dtype, torch.device("cpu")).save_pretrained(saved)
+    return load_model(str(saved), device, dtype, args.teacher_quantization, for_generation=False)
+
+
+def make_examples(args: argparse.Namespace) -> list[Example]:
+    """Random token ids, all prompts and all completions of one length."""
+    torch.manual_seed(0)
+    sizes = args.prompt_tokens, args.completion_tokens
+    rows = torch.randint(0, SHAPES[args.shape][2], (args.batch, sum(sizes))).tolist()
+    parts = [(row[: sizes[0]], row[sizes[0] :]) for row in rows]
+    return [
+        {"uid": str(n), "prompt": p, "teacher_prompt": p, "completion": c, "signal": (0, signal_key(p, c))}
+        for n, (p, c) in enumerate(parts)
+    ]
+
+
+# ---- What others do ----
+
+
+def padded(examples: list[Example], device: torch.device) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `labels` with -100 on the prompt, as data collators give them."""
+    tokens = torch.tensor([one["prompt"] + one["completion"] for one in examples], device=device)
+    labels = tokens.clone()
+    labels[:, : len(examples[0]["prompt"])] = -100
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+
+
+def make_plain(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
+    """Whole logits of both models, float32 softmax, a mask: the step of a loose script."""
+    shared = SHAPES[args.shape][2]
+
+    def step() -> Tensor:
+        logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+        with torch.no_grad():
+            of_teacher = teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        labels = batch["labels"][:, 1:]
+        mask = labels != -100
+        q = torch.log_softmax(logits[..., :shared] / args.temperature, dim=-1)
+        p = torch.softmax(of_teacher[..., :shared].float() / args.temperature, dim=-1)
+        kd = (kl_div(q, p, reduction="none").sum(-1) * mask).sum() / mask.sum()
+        ce = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return args.alpha * args.temperature**2 * kd + (1 - args.alpha) * ce
+
+    return step
+
+
+def make_trl_gkd(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
+    """GKDTrainer.compute_loss at beta 0 (forward KL); it takes no temperature and no cross-entropy."""
+    from trl.experimental.gkd import GKDTrainer
+
+    trainer = types.SimpleNamespace(
+        teacher_model=teacher, beta=0.0, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss
+    )
+    tokens = (batch["labels"] != -100).sum()
+    return lambda: GKDTrainer.compute_loss(trainer, student, batch, num_items_in_batch=tokens)
+
+
+def make_trl_distillation(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
+    """DistillationTrainer's loss (chunks of rows and vocabulary; Triton on a GPU), without τ² and cross-entropy."""
+    from accelerate import Accelerator
+    from trl import DistillationTrainer
+
+    trainer = types.SimpleNamespace(
+        teacher_model=teacher,
+        beta=0.0,
+        temperature=args.temperature,
+        model_kwarg_keys=("logits_to_keep",),
+        _is_vlm=False,
+        accelerator=Accelerator(cpu=args.device == "cpu"),
+        _forward_redirection=lambda wrapper, model, method, *arguments, **named: method(*arguments, **named),
+    )
+    trainer._get_last_hidden_state = types.MethodType(DistillationTrainer._get_last_hidden_state, trainer)
+    prompt = args.prompt_tokens
+    inputs = {
+        "prompt_ids": batch["input_ids"][:, :prompt],
+        "completion_ids": batch["input_ids"][:, prompt:],
+        "prompt_mask": batch["attention_mask"][:, :prompt],
+        "completion_mask": batch["attention_mask"][:, prompt:],
+    }
+    tokens = inputs["completion_mask"].sum()
+    return lambda: DistillationTrainer._compute_loss(trainer, student, inputs, tokens)[0]
+
+
+def make_liger(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
+    """Liger's chunked linear JSD at beta 0 over all positions, prompts ignored by their label."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    shared = SHAPES[args.shape][2]
+    loss = LigerFusedLinearJSDLoss(
+        weight_hard_loss=1 - args.alpha,
+        weight_soft_loss=args.alpha,
+        beta=0.0,
+        temperature=args.temperature,
+        compiled=args.device == "cuda",
+    )
+    labels = batch["labels"][:, 1:].flatten()
+
+    def step() -> Tensor:
+        masks = {"attention_mask": batch["attention_mask"], "use_cache": False}
+        rows = student.model(input_ids=batch["input_ids"], **masks).last_hidden_state[:, :-1].flatten(0, 1)
+        with torch.no_grad():
+            of_teacher = teacher.model(input_ids=batch["input_ids"], **masks).last_hidden_state[:, :-1].flatten(0, 1)
+        heads = student.lm_head.weight[:shared].to(rows.dtype), teacher.lm_head.weight[:shared]
+        return loss(rows, heads[0], of_teacher, heads[1], labels)
+
+    return step
+
+
+# ---- Ours ----
+
+
+def objective_of(args: argparse.Namespace, **changes: Any) -> Objective:
+    """The run's."""
+    objective = Objective("forward_kl", args.temperature, args.alpha, vocabulary=SHAPES[args.shape][2])
+    return objective._replace(**changes)
+
+
+class Tokenizer:
+    """What a signal's fingerprint asks of a tokenizer."""
+
+    chat_template = ""
+
+    def __init__(self, vocabulary: int):
+        self.vocabulary = vocabulary
+
+    def get_vocab(self) -> dict[str, int]:
+        """One token, the last."""
+        return {"last": self.vocabulary - 1}
+
+
+def write_signal(kind: str, teacher: Any, examples: list[Example], args: argparse.Namespace, folder: Path) -> None:
+    """The batch's signal in the files that train_student.py reads, by the library's own computation."""
+    signal_teacher = SignalTeacher.__new__(SignalTeacher)
+    signal_teacher.model, signal_teacher.pad_id, signal_teacher.vocabulary = teacher, 0, SHAPES[args.shape][2]
+    signal_teacher.decoder, signal_teacher.head = decoder_and_head(teacher)
+    signal_teacher.options = {"kind": kind, "top_k": args.top_k, "temperatures": [args.temperature]}
+    out = folder / kind
+    data = out / "data/benchmark"
+    data.mkdir(parents=True)
+    writer = ShardWriter(data)
+    for example, tensors in zip(examples, signal_teacher.compute(examples), strict=True):
+        writer.add(example["signal"][1], tensors)
+    writer.flush()
+    if kind == "hidden":
+        save_whole(data / HEAD, signal_teacher.effective_head())
+    parts = fingerprint_parts(
+        kind=kind,
+        top_k=args.top_k,
+        temperatures=[args.temperature],
+        weights="benchmark",
+        dtype=teacher.dtype,
+        quantization=args.teacher_quantization,
+        tokenizer=Tokenizer(SHAPES[args.shape][2]),
+    )
+    width = teacher.config.hidden_size if kind == "hidden" else None
+    index = {"fingerprint": "benchmark", "parts": parts, "names": {}, "width": width, "records": writer.places}
+    write_json(out / INDEX, index)
+
+
+def make_ours(
+    signal: Signal, student: Any, examples: list[Example], args: argparse.Namespace, device: torch.device
+) -> Step:
+    """What DistillTrainer does with a micro-batch."""
+    student.forward = types.MethodType(score_completions, student)
+    objective, tokens = objective_of(args), sum(len(one["completion"]) for one in examples)
+
+    def step() -> Tensor:
+        prompts, completions = ([one[name] for one in examples] for name in ("prompt", "completion"))
+        batch = to_device(collate(prompts, completions, 0), device)
+        return student(**batch, teacher=signal(examples, batch, device), objective=objective)[0] / tokens
+
+    return step
+
+
+def make_step(way: str, args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Any, Step]:
+    """The student of a way, and a function that gives its loss with gradients to come."""
+    examples = make_examples(args)
+    student = build_student(args, device)
+    if way in ("hidden", "topk"):
+        reader = SignalReader(folder / way)
+        dtype = torch.float32 if args.precision == "fp32" else torch.bfloat16
+        signal = HiddenSignal([reader], device, dtype) if way == "hidden" else TopKSignal([reader], args.temperature)
+        return student, make_ours(signal, student, examples, args, device)
+    teacher = build_teacher(args, device, folder)
+    if way == "online":
+        return student, make_ours(OnlineTeacher(teacher, 0), student, examples, args, device)
+    make = {"plain": make_plain, "trl_gkd": make_trl_gkd, "trl_distillation": make_trl_distillation}.get(
+        way, make_liger
+    )
+    return student, make(student, teacher, padded(examples, device), args)
+
+
+@torch.no_grad()
+def expected_losses(args: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, float]:
+    """What each way's first loss should be, from the library's terms; writes the cached signals beside it."""
+    examples = make_examples(args)
+    teacher, student = build_teacher(args, device, folder), build_student(args, device)
+    for kind in ("hidden", "topk"):
+        write_signal(kind, teacher, examples, args, folder)
+    prompts, completions = ([one[name] for one in examples] for name in ("prompt", "completion"))
+    batch = to_device(collate(prompts, completions, 0), device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+        rows = take_rows(student.model(input_ids=batch["input_ids"]).last_hidden_state, batch["positions"])
+        of_teacher: ExactTeacher = OnlineTeacher(teacher, 0)(examples, batch, device)
+        sums = {
+            name: distillation_loss(rows, student.lm_head, batch["targets"], of_teacher, objective)
+            for name, objective in (("run", objective_of(args)), ("tau_1", objective_of(args, temperature=1.0)))
+        }
+    tokens = len(batch["targets"])
+    loss, kd, kd_at_1 = (x.item() / tokens for x in (sums["run"].loss, sums["run"].kd, sums["tau_1"].kd))
+    return {"plain": loss, "online": loss, "hidden": loss, "trl_gkd": kd_at_1, "trl_distillation": kd}
+
+
+# ---- Counting operations ----
+
+
+def block_operations(config: Any, tokens: int, length: int) -> float:
+    """Multiplications and additions of a forward pass through the decoder's layers (causal attention)."""
+    head = config.hidden_size // config.num_attention_heads
+    attention = 2 * config.hidden_size**2 + 2 * config.hidden_size * head * config.num_key_value_heads
+    weights = attention + 3 * config.hidden_size * config.intermediate_size
+    mixing = 2 * config.hidden_size * length / 2  # scores and values, half of them masked
+    return 2.0 * config.num_hidden_layers * tokens * (weights + mixing)
+
+
+def count_operations(shape: str, batch: int, prompt: int, completion: int) -> dict[str, float]:
+    """Operations of a step (without checkpointing) by way; a backward pass is two forward ones."""
+    teacher, student, _ = SHAPES[shape]
+    length = prompt + completion
+    tokens, rows = batch * length, batch * completion
+    blocks = {name: block_operations(one, tokens, length) for name, one in (("t", teacher), ("s", student))}
+    heads = {name: 2.0 * one.hidden_size * one.vocab_size for name, one in (("t", teacher), ("s", student))}
+    ours = 3 * blocks["s"] + 3 * rows * heads["s"]
+    return {
+        "plain": 3 * blocks["s"] + 3 * tokens * heads["s"] + blocks["t"] + tokens * heads["t"],
+        "online": ours + blocks["t"] + rows * heads["t"],
+        "hidden": ours + rows * heads["t"],
+        "topk": ours,
+    }
+
+
+def describe_models(args: argparse.Namespace) -> dict[str, Any]:
+    """Shapes as JSON."""
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "tie_word_embeddings")
+    teacher, student, shared = SHAPES[args.shape]
+    found = {
+        name: {key: getattr(config, key) for key in names}
+        for name, config in (("teacher", teacher), ("student", student))
+    }
+    return json.loads(json.dumps(found | {"shared_vocabulary": shared}))

@@ -273,12 +273,14 @@ def test_without_the_tail_bucket_mass_elsewhere_would_go_unseen():
 
 @pytest.mark.parametrize("top_k", [None, 5])
 @pytest.mark.parametrize("method", METHODS)
-def test_chunk_size_changes_nothing(problem, method, top_k):
+def test_sizes_of_chunks_and_blocks_change_nothing(problem, monkeypatch, method, top_k):
     rows, head, targets, teacher = problem
     given = top_k_teacher(logits_of(teacher), top_k, 2.0) if top_k else teacher
     objective = Objective(method, 2.0, vocabulary=SHARED)
     found = []
-    for chunk in (1, 3, 11, 100, None):
+    for chunk, block in ((1, 1), (3, 1), (11, 4), (11, 100), (100, 3), (None, None)):
+        if block:
+            monkeypatch.setattr(losses, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
         terms = distillation_loss(rows, head, targets, given, objective, chunk)
         found.append([*(one.detach() for one in terms), *torch.autograd.grad(terms.loss, [rows, head.weight])])
     for other in found[1:]:

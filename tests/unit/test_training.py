@@ -16,6 +16,7 @@ from distill import losses
 from distill import student as student_module
 from distill.batching import StepBatches, collate
 from distill.chat import encode_completion, encode_prompt
+from distill.completions import take_rows
 from distill.errors import InputError
 from distill.examples import encode_examples
 from distill.training_arguments import training_arguments
@@ -439,3 +440,35 @@ def test_positions_are_those_before_each_completion_token(records, tokenizer):
     ]
     assert found == wanted
     assert [batch["input_ids"][row, place + 1].item() for row, place in wanted] == batch["targets"].tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_side_of_the_padding_changes_nothing(models, records, tokenizer, method):
+    """Left padding with a mask and positions of its own, beside what `collate` makes: right padding without either."""
+    model, teacher = (AutoModelForCausalLM.from_pretrained(models[name]) for name in ("student", "teacher"))
+    examples = encode_examples(records, tokenizer, None, 1000)
+    prompts, completions = ([example[name] for example in examples] for name in ("prompt", "completion"))
+    batch = collate(prompts, completions, 0)
+    length = batch["input_ids"].shape[1]
+    sizes = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    assert len(set(sizes)) > 1
+    shifts = [length - size for size in sizes]
+    tokens = torch.stack([row.roll(shift) for row, shift in zip(batch["input_ids"], shifts, strict=True)])
+    mask = torch.stack([(torch.arange(length) >= shift).long() for shift in shifts])
+    moved = torch.cat(
+        [
+            place + shift
+            for place, shift in zip(batch["positions"].split(list(map(len, completions))), shifts, strict=True)
+        ]
+    )
+    objective = losses.Objective(method, 2.0, 0.5, vocabulary=len(tokenizer))
+    left = {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    found = []
+    for inputs, positions in (({"input_ids": batch["input_ids"]}, batch["positions"]), (left, moved)):
+        rows = take_rows(model.model(**inputs).last_hidden_state, positions)
+        with torch.no_grad():
+            of_teacher = take_rows(teacher.model(**inputs).last_hidden_state, positions)
+        known = losses.ExactTeacher(of_teacher, teacher.lm_head) if method != "seqkd" else None
+        terms = losses.distillation_loss(rows, model.lm_head, batch["targets"], known, objective)
+        found.append([terms.loss, *torch.autograd.grad(terms.loss, list(model.parameters()))])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)

@@ -530,6 +530,24 @@ def test_bytes_a_token_are_those_of_the_shards(signal, records, kind, width):
     assert found["tokens"] == len(tensors["completion"])
 
 
+def test_what_the_kept_tokens_leave_out_is_measured_and_said(signal, models, records, tokenizer, caplog):
+    kept = signal(temperatures=[1.0, 2.0])
+    compute_signal(kept, records, [])
+    model = AutoModelForCausalLM.from_pretrained(models["teacher"]).double()
+    tails = []
+    for prompt, completion in (encode(record, tokenizer) for record in records):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1, : len(tokenizer)]
+        tails += [[1 - (logits / tau).softmax(-1).topk(8).values.sum(-1) for tau in (1.0, 2.0)]]
+    wanted = [torch.cat(column).mean().item() for column in zip(*tails, strict=True)]
+    found = stats(kept)["tail_probability"]
+    assert list(found) == ["1", "2"]
+    assert list(found.values()) == [pytest.approx(one, abs=2e-3) for one in wanted]
+    assert wanted[1] > 0.1
+    assert "at temperature 2 the 8 likeliest tokens have" in caplog.text
+    assert "hidden is nearer" in caplog.text
+
+
 def test_bytes_a_token_of_a_7b_teacher():
     assert bytes_per_token("hidden", width=3584) == 7168 + 4
     assert bytes_per_token("topk", top_k=64, temperatures=[2.0]) == 64 * (4 + 2) + 2 + 4

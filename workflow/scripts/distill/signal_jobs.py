@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from distill.storage import bytes_per_token, describe_storage
 log = logging.getLogger(__name__)
 
 COMPARED = 4  # cached records that are computed again where a run goes on
+LARGE_TAIL = 0.1  # probability outside the k likeliest tokens from which on it is said that this is much
 
 
 def encode(records: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> tuple[dict[str, Example], int]:
@@ -122,6 +124,24 @@ def check_cached(
             )
 
 
+def measure_tails(reader: SignalReader) -> dict[str, float]:
+    """Mean probability of all tokens but the k likeliest, by temperature; says so where it is large."""
+    places = reader.records.values()
+    parts = [reader.open_shard(shard).get_slice("log_tail")[start : start + rows] for shard, start, rows, _ in places]
+    tails = torch.cat(parts).double().exp().mean(0).tolist()
+    found = {f"{at:g}": round(tail, 4) for at, tail in zip(reader.temperatures, tails, strict=True)}
+    for at, tail in found.items():
+        if tail > LARGE_TAIL:
+            log.warning(
+                "at temperature %s the %d likeliest tokens have %.0f %% of the probability, and students see the rest "
+                "as one: a lower temperature, a larger top_k or signal hidden is nearer to the teacher",
+                at,
+                reader.top_k,
+                100 * (1 - tail),
+            )
+    return found
+
+
 def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict[str, Any]]) -> None:
     """Compute the signal of the records that have none yet, and write the folder's index.json and stats.json.
 
@@ -162,7 +182,9 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     counts = {"records": len(examples), "from_cache": len(examples) - len(new), "computed": len(new)}
     log.info("%d records = %d from the cache + %d computed; %d left out", *counts.values(), left_out)
     tokens = sum(sizes.values())
-    stored = {"tokens": tokens, "bytes_per_token": size, "bytes": size * tokens}
+    stored: dict[str, Any] = {"tokens": tokens, "bytes_per_token": size, "bytes": size * tokens}
+    if options["kind"] == "topk":
+        stored["tail_probability"] = measure_tails(SignalReader(out))
     write_json(out / "stats.json", counts | {"left_out": left_out} | stored | figures)
 
 

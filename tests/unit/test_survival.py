@@ -291,11 +291,11 @@ def test_on_policy_answers_leave_room_in_the_context(options, records, tokenizer
 
 
 def test_a_pooled_student_learns_from_all_folders(options, records):
-    run = options(epochs=30.0, learning_rate=1e-2)
+    run = options(epochs=30.0, learning_rate=1e-2, category="all")
     student_module.train_student(run, [records[:6], records[6:]], [records[:1], records[6:7]])
     lines = log_lines(run)
     assert lines[-1]["val_loss"] < 0.8 * next(line for line in lines if "val_loss" in line)["val_loss"]
-    assert "10 training and\n2 validation" in (Path(run["out"]) / "README.md").read_text()
+    assert "10 training and\n2 validation records of all categories." in (Path(run["out"]) / "README.md").read_text()
 
 
 def test_balanced_pools_take_as_many_records_of_each_folder():

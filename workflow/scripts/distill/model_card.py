@@ -4,6 +4,8 @@ from typing import Any
 
 import yaml
 
+POOLED = "all"  # the category of a student of all of them
+
 
 def render_card(student: str, category: str, facts: dict[str, Any]) -> str:
     """Model card with metadata block.
@@ -20,6 +22,7 @@ def render_card(student: str, category: str, facts: dict[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["distillation", facts["method"], "stillhouse"],
     }
+    records = "all categories" if category == POOLED else f"the category `{category}`"
     teacher = f" with `{facts['teacher']}` as teacher" if facts["teacher"] else " on the teacher's answers"
     settings = "\n".join(f"| `{name}` | `{value}` |" for name, value in facts["options"].items())
     results = "\n".join(f"| {name} | {value:.6g} |" for name, value in facts["final"].items())
@@ -29,7 +32,7 @@ def render_card(student: str, category: str, facts: dict[str, Any]) -> str:
 # {student}: {category}
 
 `{facts["base_model"]}` distilled by `{facts["method"]}`{teacher}, on {facts["train_records"]} training and
-{facts["val_records"]} validation records of the category `{category}`.
+{facts["val_records"]} validation records of {records}.
 
 ## Training
 

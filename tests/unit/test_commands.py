@@ -65,7 +65,7 @@ def test_students_of_a_cached_signal_are_told_where_it_is():
     config = make_config(students=students, teacher={"model": "owner/t", "adapter": "lora/{category}"})
     args = parse_training(config, "topk", ["banks"])
     assert (args.signal, args.top_k) == ("topk", 16)
-    assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/topk_16_int8"]
+    assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/topk_16_t2_int8"]
     assert (args.teacher_model, args.teacher_quantization) == ("owner/t", "int8")
     args = parse_training(config, "hidden", ["banks"])
     assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/hidden"]
@@ -125,7 +125,7 @@ def test_a_copy_is_of_the_teacher_in_its_own_numbers():
     assert "--model artifacts/initial_students/4_layers/banks " in text
 
 
-def test_signal_options_are_those_of_all_students_that_use_it():
+def test_signal_options_are_those_of_its_name():
     train = {"max_length": 4096}
     students = {
         "one": {"model": "s", "signal": "topk"},
@@ -134,13 +134,13 @@ def test_signal_options_are_those_of_all_students_that_use_it():
     }
     teacher = {"model": "owner/t", "adapter": "lora/{category}", "generation": {"batch_size": 5}}
     config = make_config(students=students, teacher=teacher)
-    text = commands.signal_flags(config, "banks", "topk_64")
-    assert text == (
-        "--model owner/t --adapter lora/banks --dtype bfloat16 --quantization none --kind topk --top-k 64 "
-        "--temperatures 1.0 2.0 --max-length 4096"
-    )
+    for name, temperature in (("topk_64_t2", 2.0), ("topk_64_t1", 1.0)):
+        assert commands.signal_flags(config, "banks", name) == (
+            "--model owner/t --adapter lora/banks --dtype bfloat16 --quantization none --kind topk --top-k 64 "
+            f"--temperatures {temperature}"
+        )
     text = commands.signal_flags(config, "banks", "hidden_nf4")
-    assert text.endswith("--quantization nf4 --kind hidden --max-length 2048")
+    assert text.endswith("--quantization nf4 --kind hidden")
     assert commands.signal_pace_flags(config) == "--batch-size 5"
 
 

@@ -77,9 +77,9 @@ def test_a_pooled_student_is_one_model():
         ({"signal": "topk", "method": "seqkd"}, "none", None),
         ({"signal": "hidden"}, "none", "hidden"),
         ({"signal": "hidden", "top_k": 8}, "int8", "hidden"),
-        ({"signal": "topk"}, "none", "topk_64"),
-        ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "none", "topk_8_int8"),
-        ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "int8", "topk_8"),
+        ({"signal": "topk"}, "none", "topk_64_t2"),
+        ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "none", "topk_8_t2_int8"),
+        ({"signal": "topk", "temperature": 1.5, "teacher_quantization": "int8"}, "int8", "topk_64_t1_5"),
         ({"signal": "hidden", "teacher_quantization": "none"}, "nf4", "hidden_none"),
     ],
 )
@@ -89,7 +89,7 @@ def test_signals_are_named_by_what_they_hold(student, answering, name):
     assert list(experiment.get_signals(config)) == ([name] if name else [])
 
 
-def test_a_signal_serves_all_students_that_use_it():
+def test_a_signal_serves_all_students_of_its_name():
     topk = {"model": "s", "signal": "topk"}
     students = {
         "one": topk,
@@ -99,15 +99,11 @@ def test_a_signal_serves_all_students_that_use_it():
         "answers": topk | {"method": "seqkd", "temperature": 9.0},
     }
     signals = experiment.get_signals(make_config(students, quantization="int8"))
-    assert list(signals) == ["topk_64", "topk_8"]
-    assert signals["topk_64"] == {
-        "kind": "topk",
-        "top_k": 64,
-        "temperatures": [1.0, 2.0],
-        "quantization": "int8",
-        "max_length": 4096,
-    }
-    assert (signals["topk_8"]["temperatures"], signals["topk_8"]["max_length"]) == ([2.0], 2048)
+    assert list(signals) == ["topk_64_t2", "topk_64_t1", "topk_8_t2"]
+    assert signals["topk_64_t1"] == {"kind": "topk", "top_k": 64, "temperatures": [1.0], "quantization": "int8"}
+    # No student's setting changes what another one's signal is.
+    alone = experiment.get_signals(make_config({"one": topk}, quantization="int8"))
+    assert alone == {"topk_64_t2": signals["topk_64_t2"]}
     hidden = make_config({"one": {"model": "s", "signal": "hidden", "teacher_quantization": "nf4"}})
     (signal,) = experiment.get_signals(hidden).values()
     assert (signal["quantization"], signal["top_k"], signal["temperatures"]) == ("nf4", None, None)

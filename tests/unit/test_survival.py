@@ -19,7 +19,7 @@ from training_runs import (
     weights,
     write_splits,
 )
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, TrainerCallback
 
 from distill import student as student_module
 from distill.batching import StepBatches
@@ -95,6 +95,77 @@ def test_sigterm_reaches_the_script(tmp_path, models, records):
     assert list((tmp_path / "checkpoints_out").glob("s/banks/*/checkpoint-*/trainer_state.json"))
 
 
+def test_sigterm_does_not_wait_for_a_validation(options, records, monkeypatch):
+    """The run that goes on does it first: the same weights, and the same log."""
+    settings = {"epochs": 3.0, "save_steps": 100, "gradient_checkpointing": False, "eval_steps": 3, "logging_steps": 1}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="told", **settings)
+    train_student(undisturbed, records, records[:2])
+    validated = []
+    evaluate = TRAINER.evaluate
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                TRAINER, "evaluate", lambda self: (validated.append(self.state.global_step), evaluate(self))[1]
+            )
+            callback_at(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                train_student(run, records, records[:2])
+            assert validated == []
+        train_student(run, records, records[:2])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+    one, other = ([line["step"] for line in log_lines(x) if "val_loss" in line] for x in (run, undisturbed))
+    assert one == other
+
+
+def test_sigterm_ends_a_validation(options, records, monkeypatch):
+    settings = {"epochs": 3.0, "save_steps": 100, "gradient_checkpointing": False, "eval_steps": 3}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="told", **settings)
+    train_student(undisturbed, records, records)
+    scored = []
+    score = TRAINER.score
+
+    def told(self, model, examples):
+        if not model.training:
+            scored.append(examples)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, model, examples)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(TRAINER, "score", told)
+            with pytest.raises(SystemExit) as stopped:
+                train_student(run, records, records)
+        assert (stopped.value.code, len(scored)) == (143, 1)
+        (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
+        assert last_checkpoint(folder) == str(folder / "checkpoint-3")
+        train_student(run, records, records)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+    assert len(log_lines(run)) == len(log_lines(undisturbed))
+
+
+def test_torn_checkpoints_are_removed_before_they_are_counted(options, records, monkeypatch):
+    """save_total_limit keeps the highest numbers; torn ones among them would be all that is left."""
+    run = options(epochs=4.0, save_steps=2, save_total_limit=1)
+    with monkeypatch.context() as patch:
+        callback_at(patch, 3, kill)
+        with pytest.raises(Killed):
+            train_student(run, records, [])
+    (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
+    for number in (90, 95):
+        (folder / f"checkpoint-{number}").mkdir()
+    with monkeypatch.context() as patch:
+        callback_at(patch, 5, kill)
+        with pytest.raises(Killed):
+            train_student(run, records, [])
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-4"]
+
+
 # ---- Memory ----
 
 
@@ -132,6 +203,32 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing(
     assert len(said) == {8: 2, 4: 1}[size]  # 8 → 4 → 2: once for each halving
 
 
+def test_memory_that_runs_out_in_a_validation_halves_its_batches(options, records, monkeypatch):
+    settings = {"batch_size": 8, "gradient_accumulation_steps": 1}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="short", **settings)
+    train_student(undisturbed, records, records)
+    score = TRAINER.score
+
+    def limited(self, model, examples):
+        if len(examples) > 3 and not model.training:
+            raise torch.OutOfMemoryError("out of memory")
+        return score(self, model, examples)
+
+    monkeypatch.setattr(TRAINER, "score", limited)
+    train_student(run, records, records)
+    one, other = ([line["val_loss"] for line in log_lines(x) if "val_loss" in line] for x in (run, undisturbed))
+    assert one == [pytest.approx(loss, rel=1e-4) for loss in other]
+
+
+def test_memory_that_runs_out_in_the_optimizer_ends_with_advice(options, records, monkeypatch):
+    def step(self, *_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(InputError, match="adamw_bnb_8bit"):
+        train_student(options(), records, [])
+
+
 def test_memory_for_no_record_ends_with_advice(options, records, monkeypatch):
     run_out(monkeypatch, most=0)
     with pytest.raises(InputError, match="gradient_checkpointing: true, lora"):
@@ -164,6 +261,38 @@ def test_training_ends_when_validation_has_long_not_become_better(options, recor
     scripted_validation(monkeypatch, [3.0, 2.0, 2.5, 2.0, 1.0, 1.0])
     train_student(run, records, records[:2])
     assert [line["val_loss"] for line in log_lines(run) if "val_loss" in line] == [3.0, 2.0, 2.5, 2.0]
+
+
+def test_a_run_that_had_stopped_early_stays_stopped(options, records, monkeypatch):
+    """Killed after its last step and before the student is written."""
+    settings = {"epochs": 10.0, "early_stopping_patience": 1, "eval_steps": 2, "save_steps": 2}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="killed", **settings)
+    losses = [3.0, 2.0, 2.5, 0.5, 0.4]
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses)
+        train_student(undisturbed, records, records[:2])
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses)
+        patch.setattr(student_module, "write_student", lambda *_: kill())
+        with pytest.raises(Killed):
+            train_student(run, records, records[:2])
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses[3:])
+        train_student(run, records, records[:2])
+    assert [line["step"] for line in log_lines(run) if "val_loss" in line] == [2, 4, 6]
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(options, records, monkeypatch):
+    score = TRAINER.score
+
+    def broken(self, model, examples):
+        terms = score(self, model, examples)
+        return terms if model.training else terms._replace(loss=terms.loss * float("nan"))
+
+    monkeypatch.setattr(TRAINER, "score", broken)
+    with pytest.raises(InputError, match="step 3: the validation loss is not finite"):
+        train_student(options(), records, records[:2])
 
 
 def test_the_best_model_is_kept_and_survives_a_kill(options, records, monkeypatch):
@@ -275,6 +404,20 @@ def test_an_on_policy_run_that_was_killed_ends_with_the_same_weights(options, re
             train_student(run, records, [])
     train_student(run, records, [])
     assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+
+
+def test_on_policy_works_where_layers_look_at_a_window(options, records, tokenizer, tmp_path):
+    """Such models are generated by transformers' own means, which call the model's forward."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=336, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, eos_token_id=2, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    tokenizer.save_pretrained(tmp_path / "mistral")
+    run = options("jsd", model=str(tmp_path / "mistral"), epochs=1.0, **(ON_POLICY | {"on_policy_fraction": 1.0}))
+    train_student(run, records, [])
+    assert log_lines(run)[-1]["kd"] > 0
 
 
 def test_on_policy_answers_leave_room_in_the_context(options, records, tokenizer):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import build_model, build_tokenizer, save_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import Killed, assert_same_weights, log_lines, train_student, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
@@ -472,3 +474,54 @@ def test_the_side_of_the_padding_changes_nothing(models, records, tokenizer, met
         terms = losses.distillation_loss(rows, model.lm_head, batch["targets"], known, objective)
         found.append([terms.loss, *torch.autograd.grad(terms.loss, list(model.parameters()))])
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for: reading a number out of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", ["seqkd", "forward_kl"])
+def test_no_number_is_waited_for_within_a_step(options, records, monkeypatch, method, checkpointing):
+    waits = []
+    step = student_module.DistillTrainer.training_step
+
+    def watched(self, *arguments):
+        with Waits() as mode:
+            loss = step(self, *arguments)
+        waits.append(mode.count)
+        return loss
+
+    monkeypatch.setattr(student_module.DistillTrainer, "training_step", watched)
+    train_student(options(method, gradient_checkpointing=checkpointing), records, [])
+    assert waits == [0] * len(waits)
+    with Waits() as mode:
+        assert torch.ones(2).sum() == 2  # what is counted
+    assert mode.count == 1
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lora_on_the_head_is_merged_into_the_head_alone(options, records, tokenizer, tmp_path, precision, tied):
+    student = save_model(tmp_path / "with_head", tokenizer, vocabulary=336, hidden=16, seed=2, tied=tied)
+    run = options(model=student, lora_rank=2, lora_target=["lm_head", "q_proj"], lora_dropout=0.0, epochs=20.0)
+    run |= {"precision": precision, "learning_rate": 3e-2}
+    train_student(run, records, [])
+    assert log_lines(run)[-1]["loss"] < 0.9 * log_lines(run)[0]["loss"]
+    merged = AutoModelForCausalLM.from_pretrained(run["out"], dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(student)
+    before = base.get_input_embeddings().weight.clone()
+    adapted = PeftModel.from_pretrained(base, Path(run["out"]) / "adapter").eval()
+    tokens = torch.arange(10, 40)[None]
+    with torch.no_grad():
+        found, wanted = merged(tokens).logits, adapted(tokens).logits
+    rounding = {"fp32": 1e-4, "bf16": 0.05}[precision]
+    assert (found - wanted).norm() < rounding * wanted.norm()
+    torch.testing.assert_close(merged.get_input_embeddings().weight, before, rtol=2**-8, atol=1e-4)
+    assert (merged.get_output_embeddings().weight - before).abs().max() > 1e-3 or not tied

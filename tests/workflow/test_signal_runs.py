@@ -47,7 +47,7 @@ def read_stats(directory, category, signal):
 
 def test_everything_is_there(trained):
     for category in CATEGORIES:
-        for signal in ("hidden", "topk_8"):
+        for signal in ("hidden", "topk_8_t2"):
             stats = read_stats(trained, category, signal)
             assert stats["records"] == stats["computed"] > 10
         for student in ("hidden", "topk", "copied"):
@@ -62,13 +62,13 @@ def test_storage_is_said_before_it_is_spent(trained, fresh, tmp_path):
     """Nothing to count yet, then prompts, then answers."""
     known = trained.run("--dry-run")
     for category in CATEGORIES:
-        for signal, size in (("hidden", 68), ("topk_8", 54)):
+        for signal, size in (("hidden", 68), ("topk_8_t2", 54)):
             assert re.search(
                 rf"teacher signal {signal} of {category}: {size} bytes a token, about [\d,]+ tokens, .* GB", known
             )
     new = fresh.copy(tmp_path / "new")
     new.configure(STUDENTS_CONFIG)
-    assert "teacher signal topk_8 of banks: 54 bytes a completion token" in new.run("--dry-run")
+    assert "teacher signal topk_8_t2 of banks: 54 bytes a completion token" in new.run("--dry-run")
 
 
 def test_a_changed_record_computes_its_own_signal_only(copy):
@@ -79,16 +79,16 @@ def test_a_changed_record_computes_its_own_signal_only(copy):
         record["messages"][1]["content"] += " " if number == 0 else ""
         lines[number] = json.dumps(record)
     path.write_text("\n".join(lines) + "\n")
-    before = {category: read_stats(copy, category, "topk_8") for category in CATEGORIES}
+    before = {category: read_stats(copy, category, "topk_8_t2") for category in CATEGORIES}
     jobs = plan(copy)
     assert {category for rule, category in jobs if rule == "compute_signal"} == {"banks"}
     assert {category for rule, category in jobs if rule == "train_student"} == {"banks", "all"}
     assert "copy_layers" not in {rule for rule, _ in jobs}
-    copy.run("artifacts/distill_data/teacher_signal/banks/topk_8/index.json")
-    stats = read_stats(copy, "banks", "topk_8")
+    copy.run("artifacts/distill_data/teacher_signal/banks/topk_8_t2/index.json")
+    stats = read_stats(copy, "banks", "topk_8_t2")
     assert stats["computed"] <= 1
     assert stats["from_cache"] >= before["banks"]["records"] - 1
-    assert read_stats(copy, "households", "topk_8") == before["households"]
+    assert read_stats(copy, "households", "topk_8_t2") == before["households"]
 
 
 def test_new_time_stamps_rerun_nothing(copy):
@@ -126,9 +126,9 @@ def test_another_k_or_adapter_computes_what_it_changes(copy):
 
 
 def test_a_signal_that_is_made_anew_finds_what_snakemake_left(copy):
-    index = "artifacts/distill_data/teacher_signal/banks/topk_8/index.json"
+    index = "artifacts/distill_data/teacher_signal/banks/topk_8_t2/index.json"
     copy.run("--forcerun", index, "--until", "compute_signal")
-    stats = read_stats(copy, "banks", "topk_8")
+    stats = read_stats(copy, "banks", "topk_8_t2")
     assert (stats["computed"], stats["from_cache"]) == (0, stats["records"])
 
 

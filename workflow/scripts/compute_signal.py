@@ -1,7 +1,7 @@
 """Compute the teacher's signal on a category's answers once, so that students train without a teacher in memory.
 
     python compute_signal.py --data processed/banks --kind topk --top-k 64 --temperatures 2.0 \
-        --model Qwen/Qwen2.5-7B-Instruct --out teacher_signal/banks/topk_64
+        --model Qwen/Qwen2.5-7B-Instruct --out teacher_signal/banks/topk_64_t2
 
 Signals that are there already are not computed again, whatever ended the run that made them.
 """
@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[], help="that students use, of topk")
     add_model_arguments(parser)
     parser.add_argument("--batch-size", type=batch_size, help="auto or a number of records")
-    parser.add_argument("--max-length", type=count, default=2048, help="longer records are left out (tokens)")
+    parser.add_argument("--max-length", type=count, default=1_000_000, help="longer records are left out (tokens)")
     parser.add_argument("--out", type=Path, required=True, help="folder of index.json, stats.json and the data")
     args = parser.parse_args(argv)
     if args.kind == "topk" and not (args.top_k and args.temperatures):

@@ -1,15 +1,35 @@
 """Completion positions: their hidden states, their tokens, and how likely a model finds these."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
 from distill.padding import IGNORE
 
 CHUNK_ROWS = 256  # rows projected to logits at a time
 
 Head = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def without_packing() -> Iterator[None]:
+    """Have transformers not look whether sequences are packed, which each forward pass would wait for on a GPU."""
+    found = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
+
+
+def read_hidden(decoder: Any, input_ids: Tensor) -> Tensor:
+    """(batch, length, width) last hidden states of sequences that are padded on the right, one a row: no mask."""
+    with without_packing():
+        return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
 
 
 def completion_rows(hidden: Tensor, labels: Tensor) -> Tensor:

@@ -85,36 +85,33 @@ def get_student_folders(config: Config, categories: Sequence[str]) -> list[str]:
 
 
 def get_signal(config: Config, student: str) -> str | None:
-    """Name of the cached teacher signal that a student learns from: `hidden`, `topk_64`, `topk_64_int8`; None for none.
+    """Name of the cached teacher signal that a student learns from: `hidden`, `topk_64_t2`; None for none.
 
-    A quantization is part of it where it is not the answering teacher's.
+    `t2` is the student's temperature, `t1_5` of 1.5. A quantization is part of the name (`hidden_int8`) where it is not
+    the answering teacher's. Students of one name share the signal, and none of their settings changes it.
     """
     settings = config["students"][student]
     if settings["method"] == "seqkd" or settings["signal"] == "online":
         return None
-    kept = f"_{settings['top_k']}" if settings["signal"] == "topk" else ""
+    temperature = f"{settings['temperature']:g}".replace(".", "_")
+    kept = f"_{settings['top_k']}_t{temperature}" if settings["signal"] == "topk" else ""
     quantization = settings["teacher_quantization"]
     other = f"_{quantization}" if quantization not in (None, config["teacher"]["quantization"]) else ""
     return f"{settings['signal']}{kept}{other}"
 
 
 def get_signals(config: Config) -> dict[str, dict[str, Any]]:
-    """What each cached signal must serve, by name: options of compute_signal.py for all students that use it."""
-    users: dict[str, list[dict[str, Any]]] = {}
+    """The cached signals, by name: options of compute_signal.py, the same for all students of a name."""
+    signals = {}
     for name, settings in config["students"].items():
         if signal := get_signal(config, name):
-            users.setdefault(signal, []).append(settings)
-    signals = {}
-    for name, found in users.items():
-        kind, quantization = found[0]["signal"], found[0]["teacher_quantization"]
-        is_topk = kind == "topk"
-        signals[name] = {
-            "kind": kind,
-            "top_k": found[0]["top_k"] if is_topk else None,
-            "temperatures": sorted({float(student["temperature"]) for student in found}) if is_topk else None,
-            "quantization": quantization or config["teacher"]["quantization"],
-            "max_length": max(student["train"]["max_length"] for student in found),
-        }
+            is_topk = settings["signal"] == "topk"
+            signals[signal] = {
+                "kind": settings["signal"],
+                "top_k": settings["top_k"] if is_topk else None,
+                "temperatures": [float(settings["temperature"])] if is_topk else None,
+                "quantization": settings["teacher_quantization"] or config["teacher"]["quantization"],
+            }
     return signals
 
 

@@ -181,8 +181,11 @@ def project(rows: Tensor, head: Head) -> Tensor:
 
 
 def is_plain(head: Head) -> bool:
-    """Whether a head is a linear layer and nothing more: LoRA, quantized and soft-capping heads are not."""
-    return type(head) is torch.nn.Linear
+    """Whether a head is a linear layer and nothing more.
+
+    LoRA, quantized and soft-capping heads are more, and so is one that accelerate moves between devices.
+    """
+    return type(head) is torch.nn.Linear and not hasattr(head, "_hf_hook")
 
 
 class Projection:
@@ -246,11 +249,11 @@ class FusedTerms(torch.autograd.Function):
         for part, targets, teacher in zip(
             rows.split(chunk), job["targets"].split(chunk), split_teacher(job["teacher"], chunk), strict=False
         ):
-            part = part.to(dtype)
             if projection is not None:
+                part = part.to(dtype)
                 logits = gradient = projection(part)  # which the gradient takes the place of
             else:
-                with torch.enable_grad():
+                with torch.enable_grad(), torch.autocast(rows.device.type, dtype, enabled=job["is_autocast"]):
                     part = part.detach().requires_grad_()
                     logits = head(part)
                 gradient = torch.empty_like(logits, requires_grad=False)
@@ -335,6 +338,7 @@ def distillation_loss(
         "teacher": teacher,
         "objective": objective,
         "dtype": dtype,
+        "is_autocast": torch.is_autocast_enabled(kind),
         "chunk": chunk or max(LEAST_ROWS, most),
         "block": max(1, at_once),
         "needs_gradient": torch.is_grad_enabled() and (rows.requires_grad or bool(weights)),

@@ -165,6 +165,7 @@ def load_model(
     adapter: str | None = None,
     trainable: bool = False,
     for_generation: bool = True,
+    is_alone: bool | None = None,
 ) -> Any:
     """A causal language model on its device, or over all GPUs where one is too small.
 
@@ -176,6 +177,7 @@ def load_model(
         adapter: a LoRA checkpoint; merged into the weights unless they are quantized.
         trainable: for training: in training mode; otherwise in evaluation mode, without gradients.
         for_generation: as of `choose_attention`; a trainable model never is.
+        is_alone: as of `place_model`; by default a model for generation is.
 
     Raises:
         InputError: model or adapter cannot be loaded, the weights take more memory than there is, or the model
@@ -186,7 +188,9 @@ def load_model(
     attention = choose_attention(skeleton, device, dtype, for_generation and not trainable)
     placed: dict[str, Any] = {"device_map": None}  # a student is placed by the Trainer
     if not trainable:
-        placed = place_model(model, skeleton, device, dtype, quantization, is_alone=for_generation)
+        placed = place_model(
+            model, skeleton, device, dtype, quantization, for_generation if is_alone is None else is_alone
+        )
     log.info("%s: attention by %s", model, attention)
     try:
         result: Any = AutoModelForCausalLM.from_pretrained(
@@ -258,7 +262,18 @@ def load_adapter(model: Any, adapter: str, merge: bool) -> Any:
         with_adapter = PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{adapter}: the adapter does not fit the model: {error}") from error
+    untie_adapted_head(with_adapter)
     return with_adapter.merge_and_unload() if merge else with_adapter
+
+
+def untie_adapted_head(model: Any) -> None:
+    """Give a head with an adapter a weight of its own where it shares the embeddings': merging would change both."""
+    base = model.get_base_model()
+    head = base.get_output_embeddings()
+    weight = head.get_base_layer().weight if hasattr(head, "get_base_layer") else None
+    if weight is not None and weight is base.get_input_embeddings().weight:
+        head.get_base_layer().weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
 
 
 def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:

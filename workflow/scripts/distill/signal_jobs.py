@@ -117,10 +117,11 @@ def check_cached(
         shard, start, rows = cached[key]
         with safe_open(str(data / shard), framework="pt") as file:
             kept = {name: file.get_slice(name)[start : start + rows] for name in NAMES[options["kind"]]}
-        if not (found := teacher.compare(examples[key], kept)) <= TOLERANCE:
+        found, _ = teacher.compare(examples[key], kept)
+        if not found <= TOLERANCE:
             raise InputError(
-                f"{data / shard}: expected the signal of this very teacher, found log-probabilities that differ by "
-                f"{found:.3g} (uid {examples[key]['uid']}; {TOLERANCE} is rounding); delete {data} to compute it anew"
+                f"{data / shard}: expected the signal of this very teacher, found one that diverges by {found:.3g} "
+                f"nats a token (uid {examples[key]['uid']}; {TOLERANCE} is rounding); delete {data} to compute it anew"
             )
 
 
@@ -188,8 +189,8 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     write_json(out / "stats.json", counts | {"left_out": left_out} | stored | figures)
 
 
-def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
-    """(uid, tokens, largest difference of log-probabilities) of a sample of a signal's records, by the live teacher.
+def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tuple[str, int, float, float]]:
+    """(uid, tokens, divergence, largest difference) of a sample of a signal's records, by `SignalTeacher.compare`.
 
     Args:
         options: of check_signal.py, by name.
@@ -217,6 +218,6 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
     chosen = random.Random(options["seed"]).sample(there, min(options["records"], len(there)))
     teacher = SignalTeacher(options | kept, tokenizer, reader.vocabulary)
     return [
-        (examples[key]["uid"], len(examples[key]["completion"]), teacher.compare(examples[key], reader.read(key)))
+        (examples[key]["uid"], len(examples[key]["completion"]), *teacher.compare(examples[key], reader.read(key)))
         for key in chosen
     ]

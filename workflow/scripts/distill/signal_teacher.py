@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
 
 from distill.batching import Example, collate, to_device
-from distill.completions import CHUNK_ROWS, take_rows
+from distill.completions import CHUNK_ROWS, read_hidden, take_rows
 from distill.losses import project
 from distill.models import decoder_and_head, load_model, select_device, select_dtype
-from distill.signals import NAMES
+from distill.signals import NAMES, topk_at
 
-# Largest difference of log-probabilities that is rounding: of bfloat16 states through a head, of float16
-# log-probabilities, in a batch of another shape.
-TOLERANCE = 0.25
-LIKELY = (
-    -8.0
-)  # log-probability from which on tokens are compared: rounding moves others by more, and they count for less
+# Divergence a token (nats) that is rounding: numbers of 16 bits, in a batch of another shape. Single log-probabilities
+# may differ by some tenths then; the signal of another record or teacher diverges by whole nats.
+TOLERANCE = 0.05
+LIKELY = -8.0  # log-probability from which on single tokens are compared
 LEAST_LOG = -60000.0  # float16 holds it
+LEAST = -100.0  # of log-probabilities that are compared: of less, no sum of probabilities knows
 
 Options = dict[str, Any]
 
@@ -53,7 +53,7 @@ class SignalTeacher:
         device = select_device(options["device"])
         dtype = select_dtype(options["dtype"], device)
         settings = options["quantization"], options["adapter"]
-        self.model = load_model(options["model"], device, dtype, *settings, for_generation=False)
+        self.model = load_model(options["model"], device, dtype, *settings, for_generation=False, is_alone=True)
         self.decoder, self.head = decoder_and_head(self.model)
         self.options, self.pad_id, self.vocabulary = options, tokenizer.pad_token_id, vocabulary
 
@@ -61,10 +61,7 @@ class SignalTeacher:
     def compute(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
         """The signal of each example, on the CPU."""
         completions = [example["completion"] for example in examples]
-        batch = collate([example["prompt"] for example in examples], completions, self.pad_id)
-        batch = to_device(batch, self.model.device)
-        hidden = self.decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
-        rows = take_rows(hidden, batch["positions"])
+        rows, targets = self.read_rows(examples)
         if self.options["kind"] == "hidden":
             found = {"hidden": rows.bfloat16()}
         else:
@@ -73,11 +70,17 @@ class SignalTeacher:
                 for part in rows.split(CHUNK_ROWS)
             ]
             found = {name: torch.cat([part[name] for part in parts]) for name in NAMES["topk"]}
-        found["completion"] = batch["targets"].int()
+        found["completion"] = targets.int()
         sizes = list(map(len, completions))
         split = {name: tensor.cpu().split(sizes) for name, tensor in found.items()}
         # Clones: a part would else keep the whole batch in memory.
         return [{name: split[name][row].clone() for name in split} for row in range(len(examples))]
+
+    def read_rows(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Hidden states that predict the completions' tokens, and these; (rows, width) and (rows,)."""
+        prompts, completions = ([example[name] for example in examples] for name in ("prompt", "completion"))
+        batch = to_device(collate(prompts, completions, self.pad_id), self.model.device)
+        return take_rows(read_hidden(self.decoder, batch["input_ids"]), batch["positions"]), batch["targets"]
 
     def project(self, rows: Tensor) -> Tensor:
         """(rows, vocabulary) float32 logits of hidden states."""
@@ -87,38 +90,43 @@ class SignalTeacher:
     def effective_head(self) -> dict[str, Tensor]:
         """Weight and bias of one linear layer that does what the head does, an adapter on it included."""
         head: Any = self.head
-        if hasattr(head, "get_delta_weight"):
-            base = head.get_base_layer()
-            names = [name for name in head.active_adapters if name in head.lora_A]
-            weight = base.weight + sum(head.get_delta_weight(name) for name in names)
-            head = torch.nn.Linear(1, 1, bias=base.bias is not None)
-            head.weight, head.bias = torch.nn.Parameter(weight), base.bias
-        tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
-        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        base = head.get_base_layer() if hasattr(head, "get_delta_weight") else head
+        with align_module_device(base, "cpu"):  # it may lie where accelerate has put it
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in base.named_parameters(recurse=False)}
+        if head is not base:
+            for name in head.active_adapters:
+                if name in head.lora_A:
+                    tensors["weight"] += head.get_delta_weight(name).to(tensors["weight"])
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
-    def compare(self, example: Example, kept: dict[str, Tensor]) -> float:
-        """Largest difference of log-probabilities between a kept signal and the live one."""
-        (live,) = self.compute([example])
-        with torch.inference_mode():
-            if self.options["kind"] == "hidden":
-                one, other = (
-                    self.project(part["hidden"].to(self.model.device)).log_softmax(-1) for part in (kept, live)
-                )
-                return compare_likely(one, other)
-            # On the tokens that are kept now and then: of near ties at the end either may be kept.
-            one, other = (dense_log_probabilities(part, self.vocabulary) for part in (kept, live))
-            both = one.isfinite() & other.isfinite()
-            likely = both & (torch.maximum(one, other) > LIKELY)
-            tails = (kept["log_tail"].float().exp() - live["log_tail"].float().exp()).abs().max().item()
-            return max((one - other)[likely].abs().max().item() if likely.any() else torch.inf, tails)
+    @torch.inference_mode()
+    def compare(self, example: Example, kept: dict[str, Tensor]) -> tuple[float, float]:
+        """How far a kept signal is from the live one.
 
+        Returns:
+            The divergence of the kept distribution from the live one in nats a token (of `topk`: over its buckets, at
+            its first temperature), and the largest difference of a log-probability among tokens that either finds
+            likely.
+        """
+        rows, _ = self.read_rows([example])
+        divergences, largest = [], 0.0
+        parts = {name: tensor.to(rows.device).split(CHUNK_ROWS) for name, tensor in kept.items()}
+        for at, part in enumerate(rows.split(CHUNK_ROWS)):
+            live = self.project(part)
+            p, q = self.compare_parts(live, {name: tensors[at] for name, tensors in parts.items()})
+            divergences.append((p.exp() * (p - q)).sum(-1))
+            likely = torch.maximum(p, q) > LIKELY
+            largest = max(largest, (p - q)[likely].abs().max().item())
+        return torch.cat(divergences).mean().item(), largest
 
-def compare_likely(one: Tensor, other: Tensor) -> float:
-    """Largest difference among tokens that either side finds likely."""
-    return (one - other)[torch.maximum(one, other) > LIKELY].abs().max().item()
-
-
-def dense_log_probabilities(kept: dict[str, Tensor], vocabulary: int) -> Tensor:
-    """(rows, vocabulary) of a top-k signal, -inf for all that is not kept."""
-    rows = torch.full((len(kept["ids"]), vocabulary), -torch.inf)
-    return rows.scatter_(1, kept["ids"].long(), kept["logprobs"].float())
+    def compare_parts(self, live: Tensor, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the same tokens or buckets, live and kept, of some rows."""
+        if self.options["kind"] == "hidden":
+            return live.log_softmax(-1), self.project(kept["hidden"]).log_softmax(-1)
+        temperature = self.options["temperatures"][0]
+        live, ids = (live / temperature).log_softmax(-1), kept["ids"].long()
+        rest = live.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        top, tail = topk_at(kept["logprobs"], kept["log_tail"][:, 0], temperature)
+        both = torch.cat([live.gather(1, ids), rest], -1), torch.cat([top, tail[:, None]], -1)
+        p, q = (one.clamp(min=LEAST) for one in both)
+        return p, q

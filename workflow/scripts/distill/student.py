@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from distill.batches import is_out_of_memory
 from distill.batching import Example, StepBatches
 from distill.digest import digest_of
 from distill.errors import InputError
@@ -19,13 +20,13 @@ from distill.losses import Objective
 from distill.memory import keep_freed_memory
 from distill.model_card import render_card
 from distill.model_files import fingerprint_model
-from distill.models import has_bfloat16, load_model, load_tokenizer, select_device
+from distill.models import has_bfloat16, load_model, load_tokenizer, select_device, untie_adapted_head
 from distill.on_policy import OnPolicy, PolicyBuffer
 from distill.pace import PACE
 from distill.teaching import LoadedTeacher, Record, balance, encode_folders, load_teacher
-from distill.training import DistillTrainer
+from distill.training import NO_ROOM, DistillTrainer
 from distill.training_arguments import training_arguments
-from distill.watching import last_checkpoint
+from distill.watching import find_stop, last_checkpoint, remove_torn
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +67,24 @@ def train_student(options: dict[str, Any], train: list[list[Record]], val: list[
     runs = Path(options["checkpoints"]) / options["name"] / options["category"]
     folder = runs / run_digest(options, examples, teacher)
     trainer = build_trainer(options, folder, model, tokenizer, teacher, examples, device)
+    if trainer.is_world_process_zero():
+        remove_torn(folder)
+    trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(folder)
+    if stopped := find_stop(checkpoint, options["early_stopping_patience"]):
+        trainer.args.max_steps = stopped
     log.info("%d training and %d validation records", len(examples["train"]), len(examples["val"]))
     if checkpoint:
         log.info("going on from %s", checkpoint)
         if trainer.policy is not None:
             trainer.policy.load(Path(checkpoint), trainer.args.process_index)
     trainer.preemption.listen()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # in the optimizer; a step and a validation try with fewer records
+            raise InputError(NO_ROOM) from error
+        raise
     if trainer.preemption.has_stopped:
         log.warning("stopped by SIGTERM; the same command goes on from step %d", trainer.state.global_step)
         sys.exit(128 + signal.SIGTERM)
@@ -164,16 +175,20 @@ def load_student(options: dict[str, Any], device: torch.device) -> Any:
         target_modules="all-linear" if target == ["all"] else target,
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"lora.target: {error}") from error
+    untie_adapted_head(adapted)
+    return adapted
 
 
 def run_digest(options: dict[str, Any], examples: dict[str, list[Example]], teacher: LoadedTeacher | None) -> str:
     """Digest of everything that decides the trained weights: settings, examples, both models by content."""
     models = [fingerprint_model(options["model"]), *(teacher.fingerprints if teacher else [])]
     settings = {name: value for name, value in options.items() if name not in NOT_IN_RUN_DIGEST}
-    return digest_of({"settings": settings, "examples": examples, "models": models})[:16]
+    # One by one: as a single text they would take many times their memory.
+    digests = {name: [digest_of(example) for example in kept] for name, kept in examples.items()}
+    return digest_of({"settings": settings, "examples": digests, "models": models})[:16]
 
 
 def gather_model(options: dict[str, Any], trainer: DistillTrainer) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from distill.batching import Example, collate, to_device
-from distill.completions import take_rows
+from distill.completions import read_hidden, take_rows
 from distill.errors import InputError
 from distill.losses import ExactTeacher, TopKTeacher
 from distill.models import decoder_and_head
@@ -49,7 +49,7 @@ class OnlineTeacher:
             completions = [example["completion"] for example in examples]
             batch = to_device(collate(prompts, completions, self.pad_id), self.device)
         with torch.autocast(device.type, enabled=False):  # mixed precision is the student's
-            hidden = self.decoder(input_ids=batch["input_ids"].to(self.device), use_cache=False).last_hidden_state
+            hidden = read_hidden(self.decoder, batch["input_ids"].to(self.device))
         return ExactTeacher(take_rows(hidden, batch["positions"].to(self.device)), self.head)
 
 

@@ -112,7 +112,7 @@ def add_signals(examples: list[Example], reader: SignalReader, number: int) -> N
     if missing:
         raise InputError(
             f"{reader.folder}: expected the teacher signal of every record, {len(missing)} of {len(examples)} have "
-            f"none, first uid {missing[0]['uid']}: splits, max_length or how an answer ends in the template "
+            f"none, first uid {missing[0]['uid']}: splits, or how an answer ends in the template, "
             "are not those that it was computed for; run compute_signal again (snakemake does where the splits changed)"
         )
 

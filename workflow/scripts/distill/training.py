@@ -10,17 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from transformers import PrinterCallback, Trainer
 
 from distill.batches import is_out_of_memory
 from distill.batching import EpochLoader, Example, StepBatches, collate, to_device
-from distill.completions import take_rows
+from distill.completions import read_hidden, take_rows
 from distill.errors import InputError
 from distill.losses import Objective, Terms, distillation_loss
 from distill.models import memory_mb
 from distill.on_policy import PolicyBuffer
 from distill.teachers import Signal
-from distill.watching import Preemption, ShowLastStep, Watch, find_best, format_numbers, root
+from distill.watching import (
+    NOT_FINITE,
+    NotFiniteError,
+    Preemption,
+    ShowLastStep,
+    ValidateFirst,
+    Watch,
+    find_best,
+    format_numbers,
+    root,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +41,18 @@ NO_ROOM = (
 )
 
 
-def score_completions(
-    self: Any,
-    input_ids: torch.Tensor,
-    positions: torch.Tensor,
-    targets: torch.Tensor,
-    teacher: Any,
-    objective: Objective,
-    **_: Any,
-) -> tuple[torch.Tensor, ...]:
-    """`losses.Terms` of a micro-batch, in place of a causal model's own forward.
+def score_completions(self: Any, *args: Any, objective: Objective | None = None, **inputs: Any) -> Any:
+    """`losses.Terms` of a micro-batch, in a causal model's own forward, so that DDP and FSDP see all gradients.
 
-    All of it happens in the model's forward, so that DDP and FSDP see the gradients of decoder and head.
+    Args:
+        inputs: `input_ids`, `positions` and `targets` of `collate`, and `teacher` of `distillation_loss`.
+        objective: without it the model's forward is what it was, as `generate` expects.
     """
-    hidden = self.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
-    return tuple(
-        distillation_loss(take_rows(hidden, positions), self.get_output_embeddings(), targets, teacher, objective)
-    )
+    if objective is None:
+        return type(self).forward(self, *args, **inputs)
+    hidden = read_hidden(self.get_decoder(), inputs["input_ids"])
+    rows = take_rows(hidden, inputs["positions"])
+    return tuple(distillation_loss(rows, self.get_output_embeddings(), inputs["targets"], inputs["teacher"], objective))
 
 
 class DistillTrainer(Trainer):
@@ -88,9 +94,12 @@ class DistillTrainer(Trainer):
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         base.forward = types.MethodType(score_completions, base)
+        # A copy of all weights in 16 bits, kept until a forward pass has ended, costs more than casting them twice.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.remove_callback(PrinterCallback)
         self.preemption = Preemption()
         self.add_callback(ShowLastStep())
+        self.add_callback(ValidateFirst(self))
         self.add_callback(self.preemption)
         self.watch = Watch()
         self.rows_at_once: int | None = None  # of a micro-batch, once memory has run out
@@ -117,7 +126,7 @@ class DistillTrainer(Trainer):
         step = self.state.global_step
         if self.policy is not None and self.policy.is_sampled(step):
             policy, model = self.policy, self.accelerator.unwrap_model(self.model)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(AutocastKwargs()):
                 found = [policy.take(model, step, self.state.max_steps, batch) if batch else [] for batch in found]
         tokens = sum(len(example["completion"]) for batch in found for example in batch)
         if self.args.world_size > 1:
@@ -166,9 +175,19 @@ class DistillTrainer(Trainer):
         Raises:
             InputError: it is one, or the other processes of the step cannot follow.
         """
-        most = max(map(len, self.step_so_far))
+        self.halve(max(map(len, self.step_so_far)), error)
+        log.warning(
+            "out of memory: going on with %d records at a time, and as many more micro-batches", self.rows_at_once
+        )
+
+    def halve(self, most: int, error: RuntimeError) -> None:
+        """Read half as many records at a time, of `most` that there are.
+
+        Raises:
+            InputError: it is one already, or the other processes cannot follow.
+        """
         records = min(self.rows_at_once or most, most)
-        if records == 1:
+        if records <= 1:
             raise InputError(NO_ROOM) from error
         if self.args.world_size > 1:
             raise InputError(f"out of memory with {records} records at a time: lower train.batch_size") from error
@@ -176,9 +195,6 @@ class DistillTrainer(Trainer):
 
     def make_room(self, model: Any) -> None:
         """Forget the step's gradients and sums so far."""
-        log.warning(
-            "out of memory: going on with %d records at a time, and as many more micro-batches", self.rows_at_once
-        )
         model.zero_grad()
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -236,12 +252,16 @@ class DistillTrainer(Trainer):
         batches = StepBatches(lengths, size, whole * processes, 0, self.args.process_index, processes)
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         for indices in batches:
+            if self.preemption.is_told and processes == 1:
+                model.train()
+                return self.leave_validation()
             if indices or processes > 1:
-                terms = self.score(model, [examples[index] for index in indices])
-                sums += torch.stack(terms[:3]).double()
+                sums += self.add_up(model, [examples[index] for index in indices])
         model.train()
         tokens = sum(len(example["completion"]) for example in examples)
         loss, ce, kd = (self.accelerator.reduce(sums, "sum") / tokens).tolist()
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"step {self.state.global_step}: the validation loss is not finite; {NOT_FINITE}")
         metrics: dict[str, Any] = {"val_loss": loss, "val_ce": ce}
         metrics |= {"val_kd": kd if self.signal is not None else None, "val_tokens": tokens}
         self.log(metrics)
@@ -250,6 +270,25 @@ class DistillTrainer(Trainer):
         if self.since is not None:
             self.since += time.monotonic() - started  # time spent here is not the training's
         return metrics
+
+    def add_up(self, model: Any, examples: list[Example]) -> torch.Tensor:
+        """Sums of loss and both terms over examples, in as many parts as memory asks for."""
+        try:
+            size = self.rows_at_once or max(len(examples), 1)
+            parts = [examples[at : at + size] for at in range(0, max(len(examples), 1), size)]
+            return torch.stack([torch.stack(self.score(model, part)[:3]).double() for part in parts]).sum(0)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.halve(len(examples), error)
+        return self.add_up(model, examples)
+
+    def leave_validation(self) -> dict[str, float]:
+        """SIGTERM has come: save what is trained, and validate it when the run goes on."""
+        log.warning("SIGTERM: saving the checkpoint of step %d, before its validation", self.state.global_step)
+        self.preemption.has_stopped = True
+        self.control.should_save = self.control.should_training_stop = True
+        return {}
 
     def note_validation(self) -> None:
         """Save what is best so far, and stop where nothing has become better for long enough."""

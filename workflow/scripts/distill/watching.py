@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from distill.errors import InputError
 log = logging.getLogger(__name__)
 
 SHOWN = 20  # records named in a message
+NOT_FINITE = "lower train.learning_rate, or choose precision bf16 or fp32"
 
 
 class NotFiniteError(InputError, FloatingPointError):
@@ -33,6 +35,26 @@ class ShowLastStep(TrainerCallback):
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
         return control
+
+
+class ValidateFirst(TrainerCallback):
+    """A validation that a stopped run owes to its last step is done before the run goes on.
+
+    Args:
+        trainer: has `evaluate`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look into the history of a checkpoint."""
+        step = state.global_step
+        is_due = args.eval_strategy != "no" and step > 0 and step % int(args.eval_steps or 1) == 0
+        if is_due and not any(line["step"] == step and "val_loss" in line for line in state.log_history):
+            self.trainer.evaluate()
 
 
 class Preemption(TrainerCallback):
@@ -63,6 +85,7 @@ class Preemption(TrainerCallback):
         if is_told and state.global_step < state.max_steps:
             log.warning("SIGTERM: saving the checkpoint of step %d", state.global_step)
             control.should_save = control.should_training_stop = self.has_stopped = True
+            control.should_evaluate = False  # there may be no time for it: the run that goes on does it first
         return control
 
 
@@ -101,9 +124,8 @@ class Watch:
                 listed = ", ".join(uids[:SHOWN]) + (f" and {len(uids) - SHOWN} more" if len(uids) > SHOWN else "")
                 kept = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
                 last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-                advice = "lower train.learning_rate, or choose precision bf16 or fp32"
                 raise NotFiniteError(
-                    f"step {step}: the {what} is not finite, with the records (uid) {listed}; {last}; {advice}"
+                    f"step {step}: the {what} is not finite, with the records (uid) {listed}; {last}; {NOT_FINITE}"
                 )
 
 
@@ -128,14 +150,31 @@ def format_numbers(logs: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, (int, float)))
 
 
+def read_state(checkpoint: Path) -> dict[str, Any] | None:
+    """trainer_state.json, which is written last: a checkpoint without it is torn."""
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint, or None. trainer_state.json is written last, so one without it is torn."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            log.warning("%s: not whole, passed over", path)
-            continue
-        whole.append((state["global_step"], str(path)))
+    """The newest whole checkpoint, or None."""
+    whole = [(state["global_step"], str(path)) for path in folder.glob("checkpoint-*") if (state := read_state(path))]
     return max(whole)[1] if whole else None
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove checkpoints that are not whole: `save_total_limit` would count them, and remove whole ones."""
+    for path in folder.glob("checkpoint-*"):
+        if read_state(path) is None:
+            log.warning("%s: not whole, removed", path)
+            shutil.rmtree(path)
+
+
+def find_stop(checkpoint: str | None, patience: int | None) -> int | None:
+    """The step after which a run had stopped early before it was ended; None where it had not."""
+    state = read_state(Path(checkpoint)) if checkpoint and patience is not None else None
+    if not state or not any("val_loss" in line for line in state["log_history"]):
+        return None
+    return state["global_step"] if find_best(state["log_history"])[1] >= (patience or 0) else None

@@ -135,14 +135,13 @@ def check_losses(ways: dict[str, dict[str, Any]], expected: dict[str, float], pr
         InputError: names the way.
     """
     for way, found in ways.items():
-        if way in expected and "first_loss" in found:
-            rounding = ROUNDING[precision].get(way, USUAL_ROUNDING[precision])
-            if not abs(found["first_loss"] - expected[way]) <= rounding * abs(expected[way]):
-                raise InputError(
-                    f"{way}: expected a first loss of {expected[way]:.6g}, found {found['first_loss']:.6g}"
-                )
-        if way == "topk" and not 0 < found.get("first_loss", 1) <= expected["online"] * (1 + rounding):
-            raise InputError(f"topk: expected a loss below the exact one {expected['online']:.6g}")
+        if "first_loss" not in found:
+            continue
+        first, rounding = found["first_loss"], ROUNDING[precision].get(way, USUAL_ROUNDING[precision])
+        if way in expected and not abs(first - expected[way]) <= rounding * abs(expected[way]):
+            raise InputError(f"{way}: expected a first loss of {expected[way]:.6g}, found {first:.6g}")
+        if way == "topk" and not 0 < first <= expected["online"] * (1 + rounding):
+            raise InputError(f"topk: expected a loss below the exact one {expected['online']:.6g}, found {first:.6g}")
 
 
 def ratios(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:

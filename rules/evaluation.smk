@@ -59,6 +59,8 @@ rule score_predictions:
         predictions=get_predictions_to_score,
     output:
         metrics="output/evaluation/{model}/{category}.metrics.json",
+        answers="output/evaluation/{model}/{category}.hyp.txt",
+        references="output/evaluation/{model}/{category}.ref.txt",
     log:
         "logs/score_predictions/{model}/{category}.log",
     benchmark:
@@ -74,4 +76,4 @@ rule score_predictions:
         options=commands.score_flags(config),
     shell:
         "python {params.script} --predictions {input.predictions:q} {params.options} --out {output.metrics:q}"
-        " > {log:q} 2>&1"
+        " --answers-out {output.answers:q} --references-out {output.references:q} > {log:q} 2>&1"

@@ -1,4 +1,6 @@
-r"""Score predictions: coverage and errors of the value, perplexity, BLEU and ROUGE, with 95 % bootstrap intervals.
+r"""Score predictions: coverage and errors of the value, perplexity, BLEU, ROUGE, chrF and the answers' shape.
+
+Scores have 95 % bootstrap intervals over the records.
 
 Several prediction files are pooled into one set of scores.
 
@@ -13,7 +15,7 @@ import logging
 
 from distill.errors import run_script
 from distill.files import write_json
-from distill.scores import METRIC_GROUPS, TOKENIZERS, load_predictions, score_records
+from distill.scores import METRIC_GROUPS, TOKENIZERS, load_predictions, score_records, write_lines
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +24,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="predictions.jsonl")
-    parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=list(METRIC_GROUPS))
+    parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=["answer", "ppl", "bleu", "rouge"])
     parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
     parser.add_argument("--tokenize", choices=TOKENIZERS, default="13a", help="of sacreBLEU; zh for Chinese")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals")
     parser.add_argument("--seed", type=int, default=42, help="of the bootstrap")
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
+    parser.add_argument("--answers-out", metavar="FILE", help="text file of the answers, one a line, for other scorers")
+    parser.add_argument("--references-out", metavar="FILE", help="the same of the references, in the same order")
     return parser.parse_args(argv)
 
 
@@ -36,6 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     records = load_predictions(args.predictions, args.metrics)
     scores = score_records(records, args.metrics, args.answer_key, args.tokenize, args.bootstrap, args.seed)
+    for field, path in (("prediction", args.answers_out), ("reference", args.references_out)):
+        if path:
+            write_lines(records, field, path)
     write_json(args.out, scores)
     counts = scores["counts"]
     logger.info(

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from distill.bootstrap import Estimate, Floats, Statistic, estimate_all
 from distill.errors import InputError, format_problem, raise_problems
-from distill.files import read_jsonl
+from distill.files import read_jsonl, write_atomically
 from distill.rouge import rouge_f1
+from distill.text_shape import build_shape_statistics
 
 logger = logging.getLogger(__name__)
 
-METRIC_GROUPS = ("answer", "ppl", "bleu", "rouge")
+METRIC_GROUPS = ("answer", "ppl", "bleu", "rouge", "chrf", "shape")
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 FEWEST = 3  # records below which R² and a rank correlation say nothing
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -173,6 +175,30 @@ def corpus_bleu(weights: Floats, matches: Floats) -> Floats:
     return np.array([score.score for score in scores])
 
 
+def count_chrf_matches(chrf: CHRF, records: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """What corpus chrF needs of each record: n-grams of answer and reference and those in both, for each order."""
+    answers, references = ([record[name] for record in records] for name in ("prediction", "reference"))
+    return np.array(chrf._extract_corpus_statistics(answers, [references]), dtype=np.float64)
+
+
+def corpus_chrf(weights: Floats, matches: Floats, chrf: CHRF) -> Floats:
+    """sacreBLEU's corpus chrF2, 0 to 100, of each resample; right for any script, since it counts characters.
+
+    Args:
+        weights: (resamples, records).
+        matches: (records, 18) from `count_chrf_matches`.
+    """
+    totals = np.rint(weights @ matches).astype(int).tolist()
+    return np.array([chrf._compute_f_score(row) for row in totals])
+
+
+def describe_chrf() -> str:
+    """sacreBLEU's signature of chrF with one reference."""
+    chrf = CHRF()
+    chrf.num_refs = 1
+    return str(chrf.get_signature())
+
+
 def pick_values(records: Sequence[dict[str, Any]]) -> tuple[Floats, Floats]:
     """Predicted and true values, shape (records,), NaN in both where either is not there or the answer not usable."""
     scored = [r["usable"] and r["parsed_value"] is not None and r["label"] is not None for r in records]
@@ -203,7 +229,7 @@ def build_answer_statistics(records: Sequence[dict[str, Any]]) -> dict[str, Stat
 def build_text_statistics(
     records: Sequence[dict[str, Any]], metrics: Iterable[str], bleu: BLEU
 ) -> dict[str, Statistic]:
-    """Perplexity, BLEU and ROUGE against the reference, over all records, also those whose answer is not usable."""
+    """Perplexity, BLEU, ROUGE, chrF and shape, over all records, also those whose answer is not usable."""
     count, statistics = len(records), {}
     if "ppl" in metrics:
         nll = np.array([record["nll"] for record in records], dtype=np.float64)
@@ -216,7 +242,17 @@ def build_text_statistics(
         for name in ("rouge1", "rouge2", "rougeL"):
             values = np.array([scores[name] for scores in rouge])
             statistics[name] = Statistic(partial(weighted_mean, values=values), count)
-    return statistics
+    if "chrf" in metrics:
+        chrf = CHRF()
+        matches = count_chrf_matches(chrf, records)
+        statistics["chrf"] = Statistic(partial(corpus_chrf, matches=matches, chrf=chrf), count)
+    return statistics | (build_shape_statistics(records) if "shape" in metrics else {})
+
+
+def write_lines(records: Iterable[dict[str, Any]], field: str, path: str | PathLike[str]) -> None:
+    """A field of each record as one line of a text file, as other scorers read it: all blanks become one space."""
+    with write_atomically(path) as file:
+        file.writelines(" ".join(record[field].split()) + "\n" for record in records)
 
 
 def warn_of_unsplit_chinese(records: Sequence[dict[str, Any]], tokenize: str) -> None:
@@ -257,6 +293,7 @@ def score_records(
         "settings": {
             "answer_key": answer_key,
             "bleu_signature": str(bleu.get_signature()) if "bleu" in metrics else None,
+            **({"chrf_signature": describe_chrf()} if "chrf" in metrics else {}),
             "bootstrap": resamples,
             "seed": seed,
         }

@@ -17,6 +17,16 @@ include: "rules/evaluation.smk"
 include: "rules/report.smk"
 
 
+# Of questions in Alpaca format all are taken, of messages a mix.
+if config["source"]["format"] == "alpaca":
+
+    include: "rules/alpaca.smk"
+
+else:
+
+    include: "rules/mix.smk"
+
+
 # What one job answers needs no gathering.
 if is_sharded():
 

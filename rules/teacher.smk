@@ -74,7 +74,7 @@ rule split_answers:
         script=get_script("split_answers"),
         code=get_code("split_answers"),
         folder=subpath(output.train, parent=True),
-        options=commands.flags(config["split"]),
+        options=commands.split_flags(config),
     shell:
         "python {params.script} --answers {input.answers:q} {params.options} --out {params.folder:q} > {log:q} 2>&1"
 

@@ -58,6 +58,7 @@ def test_schema_is_a_schema_and_closed():
 def test_every_key_has_a_description_and_a_default_or_is_required():
     model = "students.NAME.model"
     required = {"categories", "teacher.model", f"{model}.init", f"{model}.layers"}
+    required |= {"mix_targets.teacher", "mix_targets.original"}
     for place, schema in get_leaves().items():
         assert schema["description"], place
         assert ("default" in schema) != (place in required), place
@@ -133,7 +134,7 @@ ERRORS = [
     ),
     ("students: {kd: {train: {learning_rat: 1.0}}}", "students.kd.train.learning_rat", "; did you mean learning_rate?"),
     ("mix: {zzz: 3}", "mix.zzz", "unknown key (value 3), expected one of grpo_fraction, sft_fraction, seed"),
-    ("mix_targets: {teacher: 0.7}", "mix_targets", "unknown key"),
+    ("targets: {teacher: 0.7}", "targets", "unknown key"),
     # missing and empty
     ("students: {b: {}}", "students.b.model", "missing, expected text that is not empty"),
     ("students: null", "students", "expected a mapping of keys, found None"),
@@ -142,7 +143,7 @@ ERRORS = [
     ("teacher: {model: ''}", "teacher.model", "expected text that is not empty, found ''"),
     ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name where answer.key is set"),
     # not in this version
-    ("source: {format: alpaca}", "source.format", "expected messages, found 'alpaca'"),
+    ("source: {format: parquet}", "source.format", "expected messages | alpaca, found 'parquet'"),
     ("teacher: {engine: vllm}", "teacher.engine", "expected transformers | openai, found 'vllm'"),
     ("teacher: {shards: 0}", "teacher.shards", "expected an integer >= 1, found 0"),
     ("students: {kd: {signal: cached}}", "students.kd.signal", "expected online | hidden | topk, found 'cached'"),
@@ -212,10 +213,14 @@ ERRORS = [
     (
         "evaluation: {metrics: [bleu, rougeL]}",
         "evaluation.metrics[1]",
-        "expected bleu | rouge | ppl | answer, found 'rougeL'",
+        "expected bleu | rouge | ppl | answer | chrf | shape, found 'rougeL'",
     ),
     ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
-    ("evaluation: {metrics: bleu}", "evaluation.metrics", "expected a list of bleu, rouge, ppl, answer, found 'bleu'"),
+    (
+        "evaluation: {metrics: bleu}",
+        "evaluation.metrics",
+        "expected a list of bleu, rouge, ppl, answer, chrf, shape, found 'bleu'",
+    ),
     # what YAML makes of it
     ("students: {kd: {train: {learning_rate: 5e-5}}}", "students.kd.train.learning_rate", "text: write 5.0e-5)"),
     ("students: {kd: {train: {learning_rate: 5.e-5}}}", "students.kd.train.learning_rate", None),
@@ -403,7 +408,7 @@ def read_table() -> dict[str, list[str]]:
 
 def test_readme_explains_exactly_the_keys_of_the_schema():
     leaves = get_leaves()
-    assert set(read_table()) == set(leaves) | {"students.NAME.lora", "students.NAME.model"}
+    assert set(read_table()) == set(leaves) | {"students.NAME.lora", "students.NAME.model", "mix_targets"}
     for place, (default, allowed, meaning, *_) in read_table().items():
         schema = leaves.get(place) or {format_place(p): s for p, s in walk_schema(load_schema())}[place]
         assert default == (f"`{format_value(schema['default'])}`" if "default" in schema else "required"), place
@@ -421,3 +426,23 @@ def test_readme_names_every_example():
 def test_unbalanced_braces_are_told_of(path):
     with pytest.raises(InputError, match="source.grpo"):
         check_config(make_config(f"source: {{grpo: '{path}'}}"))
+
+
+ALPACA = "source: {format: alpaca, path: 'data/{category}.json', system: Be brief.}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source: {format: alpaca, system: Be brief.}", "source.path: expected text, since source.format is alpaca"),
+        ("source: {format: alpaca, path: 'd/{category}.json'}", "source.system: expected text"),
+        ("source: {format: alpaca, path: d.json, system: x}", "source.path: expected a path with {category} in it"),
+        ("mix_targets: {teacher: 0.7, original: 0.3}", "mix_targets: expected null: only source.format alpaca"),
+        (ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.2}", "mix_targets: expected shares that sum to 1"),
+        (ALPACA + "\nmix_targets: {teacher: 0.7}", "original"),
+    ],
+)
+def test_what_alpaca_needs_and_what_needs_alpaca(text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_config(make_config(text))
+    check_config(make_config(ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.3}"))

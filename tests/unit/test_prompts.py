@@ -47,7 +47,7 @@ def test_prompts_and_labels(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"origin": "web"}, "origin: expected grpo | sft, found 'web'"),
+        ({"origin": "web"}, "origin: expected grpo | sft | alpaca, found 'web'"),
         ({"uid": "0" * 32}, "(hash of system and user text), found '00"),
         ({"messages": []}, "messages: expected one system message"),
         ({KEY: "x"}, "holding_log_delta: expected a finite number, found 'x'"),

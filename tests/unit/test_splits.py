@@ -165,9 +165,8 @@ def test_train_takes_all_answers_of_a_prompt_and_the_others_its_first(tmp_path, 
     rejected = sum(not answer["usable"] for answer in answers)
     further = len(answers) - rejected - counts.total()
     assert further > 10
-    assert (
-        f"{counts['test']} test + {further} further ones of val and test prompts + {rejected} unusable" in caplog.text
-    )
+    more = f"{further} further ones of prompts that count once"
+    assert f"{counts['test']} test + {more} + {rejected} unusable" in caplog.text
 
 
 def test_the_sample_stands_in_the_split(tmp_path):

@@ -6,6 +6,7 @@ python workflow/scripts/split_answers.py --answers artifacts/distill_data/raw/te
 
 import argparse
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from distill.errors import run_script
@@ -20,6 +21,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--val-fraction", required=True, type=parse_fraction, help="share of the records, 0 to 1")
     parser.add_argument("--test-fraction", required=True, type=parse_fraction, help="share of the records, 0 to 1")
     parser.add_argument("--seed", required=True, type=int, help="decides where a record goes")
+    share = "share of the prompts in train and val whose target is the original answer, 0 to 1"
+    parser.add_argument("--original-fraction", type=parse_fraction, default=Fraction(0), help=share)
     parser.add_argument("--out", required=True, type=Path, help="folder of the nine files")
     return parser.parse_args(argv)
 
@@ -27,7 +30,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Split the answers of one category."""
     args = parse_args(argv)
-    split_answers(args.answers, args.val_fraction, args.test_fraction, args.seed, args.out)
+    split_answers(args.answers, args.val_fraction, args.test_fraction, args.seed, args.out, args.original_fraction)
 
 
 if __name__ == "__main__":

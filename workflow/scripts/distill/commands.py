@@ -43,6 +43,17 @@ def mix_flags(config: Config) -> str:
     return flags(config["mix"]) + " " + prompt_flags(config)
 
 
+def alpaca_flags(config: Config) -> str:
+    """Of read_alpaca.py."""
+    return flags({"system": config["source"]["system"]})
+
+
+def split_flags(config: Config) -> str:
+    """Of split_answers.py."""
+    targets = config["mix_targets"]
+    return flags(config["split"] | {"original_fraction": targets["original"] if targets else None})
+
+
 def prompt_flags(config: Config) -> str:
     """Of make_prompts.py."""
     answer = config["answer"]

@@ -13,7 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from distill.config_checks import Place, Problems, check_names, check_paths, check_together
+from distill.config_checks import Place, Problems, check_alpaca, check_names, check_paths, check_together
 from distill.errors import InputError, describe
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
@@ -204,6 +204,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     check_names(filled, problems, get_name_pattern())
     check_paths(filled, problems)
     check_together(filled, problems)
+    check_alpaca(filled, problems)
     if problems:
         listed = "\n".join(f"  {format_place(place)}: {text}" for place, text in problems.items())
         raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")

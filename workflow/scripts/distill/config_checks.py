@@ -41,7 +41,8 @@ def check_paths(config: dict[str, Any], problems: Problems) -> None:
     """The only placeholder is {category}; a raw file's path must hold it, a model's may not."""
     students = get_value(config, problems, "students")
     models = [("students", name, "model") for name in (students if isinstance(students, dict) else {})]
-    for place in [("source", "grpo"), ("source", "sft"), ("teacher", "adapter"), ("teacher", "model"), *models]:
+    raw = [("source", "grpo"), ("source", "sft"), ("source", "path")]
+    for place in [*raw, ("teacher", "adapter"), ("teacher", "model"), *models]:
         path = get_value(config, problems, *place)
         if not isinstance(path, str):
             continue
@@ -57,6 +58,23 @@ def check_paths(config: dict[str, Any], problems: Problems) -> None:
     grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
     if grpo is not None and grpo == sft:
         problems.setdefault(("source", "sft"), "expected another file than source.grpo")
+
+
+def check_alpaca(config: dict[str, Any], problems: Problems) -> None:
+    """What format alpaca needs, and what needs format alpaca."""
+    source = {name: get_value(config, problems, "source", name) for name in ("format", "path", "system")}
+    for name in ("path", "system"):
+        if source["format"] == "alpaca" and source[name] is None:
+            problems.setdefault(("source", name), "expected text, since source.format is alpaca, found nothing")
+    targets = get_value(config, problems, "mix_targets")
+    if not targets:
+        return
+    teacher, original = (get_value(config, problems, "mix_targets", name) for name in ("teacher", "original"))
+    if teacher is not None and original is not None and abs(teacher + original - 1) > 1e-9:
+        text = f"expected shares that sum to 1, found {teacher} + {original}"
+        problems.setdefault(("mix_targets",), text)
+    if source["format"] == "messages":
+        problems.setdefault(("mix_targets",), "expected null: only source.format alpaca has original answers")
 
 
 def check_together(config: dict[str, Any], problems: Problems) -> None:

@@ -23,8 +23,8 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def format_problem(path: str | PathLike[str], line: int, field: str, expected: str, found: Any) -> str:
-    """One problem as `file:line: field: expected …, found …`."""
+def format_problem(path: str | PathLike[str], line: int | str, field: str, expected: str, found: Any) -> str:
+    """One problem as `file:line: field: expected …, found …`; `line` may be another place, `record 3`."""
     return f"{path}:{line}: {field}: expected {expected}, found {describe(found)}"
 
 

@@ -10,7 +10,9 @@ POOLED = "all"  # stands for all categories in the place of one
 
 
 def get_raw_files(config: Config, category: str) -> dict[str, str]:
-    """Raw files of a category that the mix takes something from, by source (`grpo`, `sft`)."""
+    """Raw files of a category that something is taken from, by source (`grpo`, `sft`, or `questions` of alpaca)."""
+    if config["source"]["format"] == "alpaca":
+        return {"questions": config["source"]["path"].format(category=category)}
     return {
         source: config["source"][source].format(category=category)
         for source in ("grpo", "sft")

@@ -30,6 +30,8 @@ def check_mixed(record: Record, label_fields: Sequence[str], path: Path, line: i
 def read_prompts(path: Path, label_fields: Sequence[str], answer_key: str | None) -> Iterator[dict[str, Any]]:
     """Yield `{"id", "uid", "system", "prompt", "label", "origin"}` of each mixed record; id counts from 0.
 
+    An `original_output` that a record has stays with it.
+
     No assistant turn becomes part of a prompt, and that of a GRPO record, a placeholder, never its label.
 
     Raises:
@@ -40,7 +42,8 @@ def read_prompts(path: Path, label_fields: Sequence[str], answer_key: str | None
         system, user = get_texts(record)
         label = get_label(record, record["origin"], label_fields, answer_key)
         known = {"id": number, "uid": record["uid"], "system": system, "prompt": user}
-        yield {**known, "label": label, "origin": record["origin"]}
+        original = {"original_output": record["original_output"]} if "original_output" in record else {}
+        yield {**known, "label": label, "origin": record["origin"], **original}
 
 
 def make_prompts(mix: Path, label_fields: Sequence[str], answer_key: str | None, out: Path) -> int:

@@ -10,7 +10,7 @@ from distill.answers import parse_answer
 from distill.errors import format_problem
 
 ROLES = ("system", "user", "assistant")
-ORIGINS = ("grpo", "sft")
+ORIGINS = ("grpo", "sft", "alpaca")
 SEPARATOR = "\x1f"
 
 Record = dict[str, Any]

@@ -83,12 +83,32 @@ def read_usable(path: Path, unusable: Counter[str]) -> Iterator[dict[str, Any]]:
             unusable[record["problem"] or "unknown"] += 1
 
 
-def get_chat(record: dict[str, Any]) -> dict[str, Any]:
-    """The line of a split's .jsonl: the teacher's raw output is the assistant turn."""
-    texts = {"system": record["system"], "user": record["prompt"], "assistant": record["raw_output"]}
+def get_chat(record: dict[str, Any], target: str | None = None) -> dict[str, Any]:
+    """The line of a split's .jsonl: the teacher's raw output is the assistant turn.
+
+    Args:
+        target: `original` takes the record's original output instead. Where it is given, the line says which it has.
+    """
+    answer = record["original_output"] if target == "original" else record["raw_output"]
+    texts = {"system": record["system"], "user": record["prompt"], "assistant": answer}
     messages = [{"role": role, "content": text} for role, text in texts.items()]
     known = {key: record[key] for key in ("id", "uid", "sample", "origin", "label", "finish_reason")}
-    return {**known, "messages": messages}
+    if target == "original":
+        known["finish_reason"] = "stop"  # a person's answer is whole
+    mixed = {"target": target} if target else {}
+    original = {"original_output": record["original_output"]} if "original_output" in record else {}
+    return {**known, **mixed, **original, "messages": messages}
+
+
+def choose_target(record: dict[str, Any], split: str, original_fraction: Fraction, seed: int) -> str | None:
+    """What a record is trained on, `teacher` or `original`; None where targets are not mixed.
+
+    Test is the teacher's answer always, and so is a record without an original one.
+    """
+    if not original_fraction:
+        return None
+    is_original = hash_uid("target", seed, record["uid"]) < original_fraction * HASHES
+    return "original" if split != "test" and is_original and record.get("original_output") else "teacher"
 
 
 def get_lines(chat: dict[str, Any]) -> tuple[str, str]:
@@ -105,10 +125,21 @@ def write_chat(chat: dict[str, Any], files: dict[str, IO[str]]) -> None:
     files["jsonl"].write(dump_json(chat) + "\n")
 
 
-def split_answers(answers: Path, val_fraction: Fraction, test_fraction: Fraction, seed: int, out: Path) -> Counter[str]:
+def split_answers(
+    answers: Path,
+    val_fraction: Fraction,
+    test_fraction: Fraction,
+    seed: int,
+    out: Path,
+    original_fraction: Fraction = Fraction(0),
+) -> Counter[str]:
     """Write `{train,val,test}.{source,target,jsonl}` of the usable answers into `out`.
 
-    Of a prompt with several, train takes all; val and test take the first, so that each prompt counts once.
+    Of a prompt with several, train takes all; val and test take the first, so that each prompt counts once. Of a prompt
+    whose target is the original answer each split takes one.
+
+    Args:
+        original_fraction: share of the prompts in train and val whose target is the original answer.
 
     Each file appears whole or not at all, the .jsonl files last; on an error none of them is touched.
 
@@ -128,16 +159,20 @@ def split_answers(answers: Path, val_fraction: Fraction, test_fraction: Fraction
         for kind in ("jsonl", "target", "source"):
             for split in SPLITS:
                 files[split][kind] = stack.enter_context(write_atomically(out / f"{split}.{kind}"))
-        further, last = 0, ""
+        further, originals, last = 0, 0, ""
         for record in read_usable(answers, unusable):
             split = get_split(record["uid"], seed, val_fraction, test_fraction)
-            if split != "train" and record["uid"] == last:
+            target = choose_target(record, split, original_fraction, seed)
+            if (split != "train" or target == "original") and record["uid"] == last:
                 further += 1
                 continue
             last = record["uid"]
-            write_chat(get_chat(record), files[split])
+            write_chat(get_chat(record, target), files[split])
             counts[split] += 1
+            originals += target == "original"
         check_counts(answers, counts, further, unusable, val_fraction, test_fraction)
+        if original_fraction:
+            logger.info("%s: %d of the records in train and val have the original answer as target", answers, originals)
     return counts
 
 
@@ -152,14 +187,14 @@ def check_counts(
     """Log the summary; an empty val that was asked for is a warning.
 
     Args:
-        further: usable answers to val and test prompts beyond each one's first.
+        further: usable answers to prompts that count once, beyond each one's first.
 
     Raises:
         InputError: train or test holds no record.
     """
     shares = " + ".join(f"{counts[split]} {split}" for split in SPLITS)
     reasons = "".join(f"; {n} {problem}" for problem, n in unusable.most_common())
-    shares += f" + {further} further ones of val and test prompts" if further else ""
+    shares += f" + {further} further ones of prompts that count once" if further else ""
     total = counts.total() + further + unusable.total()
     summary = f"{answers}: {total} answers = {shares} + {unusable.total()} unusable{reasons}"
     if not counts["train"] or not counts["test"]:

@@ -72,7 +72,7 @@ def answer_prompts(
     """The teacher's answer to every prompt, from the cache where it is there.
 
     Args:
-        prompts: each with `id`, `uid`, `system`, `prompt`, `label` and `origin`.
+        prompts: each with `id`, `uid`, `system`, `prompt`, `label` and `origin`; `original_output` where there is one.
         cache: folder of all teachers' answers.
 
     Returns:
@@ -130,4 +130,5 @@ def to_output(prompt: Prompt, answer: dict[str, Any], answer_key: str | None) ->
         "origin": prompt["origin"],
         "finish_reason": answer["finish_reason"],
         "generated_tokens": answer["generated_tokens"],
+        **({"original_output": prompt["original_output"]} if "original_output" in prompt else {}),
     }

@@ -1,0 +1,21 @@
+rule read_alpaca:
+    input:
+        unpack(get_mix_input),
+    output:
+        mix="artifacts/distill_data/raw/train_mix_{category}.jsonl",
+    log:
+        "logs/read_alpaca/{category}.log",
+    benchmark:
+        "logs/read_alpaca/{category}.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        script=get_script("read_alpaca"),
+        code=get_code("read_alpaca"),
+        options=commands.alpaca_flags(config),
+    shell:
+        "python {params.script} --category {wildcards.category} --questions {input.questions:q}"
+        " {params.options} --out {output.mix:q} > {log:q} 2>&1"

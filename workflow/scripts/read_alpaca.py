@@ -1,0 +1,34 @@
+"""Check a category's questions in Alpaca format and write them as records with messages.
+
+python workflow/scripts/read_alpaca.py --category scriptures --questions data/scriptures.json \
+    --system "You answer questions about scriptures." --out artifacts/distill_data/raw/train_mix_scriptures.jsonl
+
+The file is a JSON array or JSONL of objects with instruction, input and output; it may be larger than memory.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.alpaca import read_alpaca
+from distill.errors import run_script
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--category", required=True, help="name of the category, for messages")
+    parser.add_argument("--questions", required=True, type=Path, help="JSON array or JSONL in Alpaca format")
+    parser.add_argument("--system", required=True, help="system text of questions that have none of their own")
+    parser.add_argument("--out", required=True, type=Path, help="mixed records (JSONL)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the records of one category."""
+    args = parse_args(argv)
+    read_alpaca(args.category, args.questions, args.system, args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -15,6 +15,7 @@ include: "rules/teacher.smk"
 include: "rules/student.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
+include: "rules/export.smk"
 
 
 # Of questions in Alpaca format all are taken, of messages a mix.

@@ -1,17 +1,9 @@
 """Working directories that the tests of the workflow start from."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 from running import LEFT_BEHIND, ROOT, Directory, make_models, make_records
-
-
-def pytest_collection_modifyitems(items):
-    """One process runs all of them, since they share a finished run; the other one runs the tests of the library."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("workflow"))
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from distill.batching import Example, collate, to_device
+from distill.batching import Example
 from distill.completions import take_rows
 from distill.files import write_json
 from distill.losses import ExactTeacher, Objective, distillation_loss
 from distill.models import decoder_and_head, load_model
+from distill.padding import collate, to_device
 from distill.signal_shards import ShardWriter, save_whole
 from distill.signal_teacher import SignalTeacher
 from distill.signals import HEAD, INDEX, SignalReader, fingerprint_parts, signal_key

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from machine import describe_machine
 
-from distill.batching import collate
 from distill.bootstrap import Statistic, estimate_all
 from distill.completions import take_rows
 from distill.errors import InputError, run_script
@@ -35,6 +34,7 @@ from distill.examples import encode_examples
 from distill.files import write_json, write_jsonl
 from distill.losses import ExactTeacher, Objective, TopKTeacher, distillation_loss
 from distill.models import decoder_and_head, load_model, load_tokenizer
+from distill.padding import collate
 from distill.records import get_uid
 from distill.signal_teacher import top_log_probabilities
 from distill.signals import topk_at, vocabulary_size

@@ -13,8 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from distill.batching import StepBatches, collate
+from distill.batching import StepBatches
 from distill.losses import Objective
+from distill.padding import collate
 from distill.teachers import OnlineTeacher
 from distill.training import score_completions
 

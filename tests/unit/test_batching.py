@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from distill.batching import EpochLoader, StepBatches, collate
+from distill.batching import EpochLoader, StepBatches
+from distill.padding import collate
 
 
 def draw_lengths(count, low, high):

@@ -8,6 +8,7 @@ import torch
 from distill import completions, losses
 from distill.divergences import divergence
 from distill.losses import ExactTeacher, Objective, TopKTeacher, distillation_loss
+from distill.padding import collate
 
 METHODS = ["forward_kl", "reverse_kl", "jsd", "tvd"]
 SHARED = 17
@@ -365,7 +366,7 @@ def test_an_unknown_method_is_refused():
 
 
 def test_completion_rows_predict_the_next_token():
-    hidden = torch.arange(10.0).reshape(2, 5, 1)
-    labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, 5, -100, -100, -100]])
-    assert completions.completion_rows(hidden, labels).flatten().tolist() == [1, 2, 5]
-    assert completions.completion_targets(labels).tolist() == [7, 8, 5]
+    hidden = torch.arange(15.0).reshape(3, 5, 1)
+    batch = collate([[1, 2], [1], [1, 2, 3, 4, 5]], [[7, 8], [5], []], 0)
+    assert completions.take_rows(hidden, batch["positions"]).flatten().tolist() == [1, 2, 5]
+    assert batch["targets"].tolist() == [7, 8, 5]

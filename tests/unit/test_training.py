@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 
 from distill import losses
 from distill import student as student_module
-from distill.batching import StepBatches, collate
+from distill.batching import StepBatches
 from distill.chat import encode_completion, encode_prompt
 from distill.completions import take_rows
 from distill.errors import InputError
 from distill.examples import encode_examples
+from distill.padding import collate
 from distill.training_arguments import training_arguments
 from distill.watching import last_checkpoint
 

@@ -1,4 +1,4 @@
-"""Which records an optimizer step has, how they are dealt into micro-batches, and micro-batches as tensors."""
+"""Which records an optimizer step has, and how they are dealt into micro-batches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-
-from distill.padding import right_pad
 
 MEGA_STEPS = 16  # optimizer steps among which records are sorted with `group_by_length`
 
@@ -98,29 +96,3 @@ class EpochLoader(DataLoader):
         """See StepBatches."""
         sampler: Any = self.batch_sampler
         sampler.set_epoch(epoch)
-
-
-def collate(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """A micro-batch: `input_ids` (batch, longest), padded on the right; `positions` and `targets` (completion tokens,).
-
-    A causal model needs no attention mask then: no token looks at what is right of it. `positions` are those that
-    predict the `targets`, in the batch's tokens counted row by row.
-    """
-    both = zip(prompts, completions, strict=True)
-    tokens = right_pad([[*prompt, *completion] for prompt, completion in both], pad_id)
-    length = tokens.shape[1]
-    starts = [row * length + len(prompt) - 1 for row, prompt in enumerate(prompts)]
-    places = [
-        torch.arange(start, start + len(completion)) for start, completion in zip(starts, completions, strict=True)
-    ]
-    targets = torch.tensor([token for completion in completions for token in completion], dtype=torch.long)
-    return {"input_ids": tokens, "positions": torch.cat(places), "targets": targets}
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Tensors on their device; to a GPU without waiting for the copy."""
-    if device.type != "cuda":
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}

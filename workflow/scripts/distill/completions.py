@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
-from distill.padding import IGNORE
-
 CHUNK_ROWS = 256  # rows projected to logits at a time
 
 Head = Callable[[Tensor], Tensor]
@@ -30,25 +28,6 @@ def read_hidden(decoder: Any, input_ids: Tensor) -> Tensor:
     """(batch, length, width) last hidden states of sequences that are padded on the right, one a row: no mask."""
     with without_packing():
         return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-
-
-def completion_rows(hidden: Tensor, labels: Tensor) -> Tensor:
-    """Hidden states of the positions that predict a completion token.
-
-    Args:
-        hidden: (batch, length, width).
-        labels: (batch, length) token ids, IGNORE wherever the token is not of the completion.
-
-    Returns:
-        (rows, width), in the order of `completion_targets`.
-    """
-    return hidden[:, :-1][labels[:, 1:] != IGNORE]
-
-
-def completion_targets(labels: Tensor) -> Tensor:
-    """The completion tokens themselves, (rows,): the label of a position is predicted by the one before it."""
-    following = labels[:, 1:]
-    return following[following != IGNORE]
 
 
 def take_rows(hidden: Tensor, positions: Tensor) -> Tensor:

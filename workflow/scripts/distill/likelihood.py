@@ -7,9 +7,9 @@ import torch
 
 from distill.batches import AUTO_BATCH_SIZE, in_batches
 from distill.chat import encode_completion, encode_prompt
-from distill.completions import completion_rows, completion_targets, cross_entropy_rows
+from distill.completions import cross_entropy_rows, read_hidden, take_rows
 from distill.models import decoder_and_head
-from distill.padding import pad_examples
+from distill.padding import collate, to_device
 
 
 def reference_likelihoods(
@@ -30,13 +30,10 @@ def reference_likelihoods(
 
     @torch.inference_mode()
     def score(rows: list[int]) -> list[tuple[int, float]]:
-        batch = pad_examples([prompts[row] for row in rows], [completions[row] for row in rows], tokenizer.pad_token_id)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        hidden = decoder(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
-        targets = completion_targets(batch["labels"])
-        losses = cross_entropy_rows(completion_rows(hidden, batch["labels"]), head, targets)
+        batch = collate([prompts[row] for row in rows], [completions[row] for row in rows], tokenizer.pad_token_id)
+        batch = to_device(batch, model.device)
+        hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
+        losses = cross_entropy_rows(hidden, head, batch["targets"])
         sizes = [len(completions[row]) for row in rows]
         return [(row, part.double().sum().item()) for row, part in zip(rows, losses.split(sizes), strict=True)]
 

@@ -26,10 +26,10 @@ from distill.signals import (
     FILES,
     HEAD,
     INDEX,
-    NAMES,
     SignalReader,
     check_signal_fits,
     fingerprint_parts,
+    read_signal,
     signal_key,
     stat_files,
 )
@@ -116,7 +116,7 @@ def check_cached(
     for key in sorted(set(cached) & set(examples))[:COMPARED]:
         shard, start, rows = cached[key]
         with safe_open(str(data / shard), framework="pt") as file:
-            kept = {name: file.get_slice(name)[start : start + rows] for name in NAMES[options["kind"]]}
+            kept = read_signal(file, options["kind"], start, rows)
         found, _ = teacher.compare(examples[key], kept)
         if not found <= TOLERANCE:
             raise InputError(

@@ -7,10 +7,11 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
 
-from distill.batching import Example, collate, to_device
+from distill.batching import Example
 from distill.completions import CHUNK_ROWS, read_hidden, take_rows
 from distill.losses import project
 from distill.models import decoder_and_head, load_model, select_device, select_dtype
+from distill.padding import collate, to_device
 from distill.signals import NAMES, topk_at
 
 # Divergence a token (nats) that is rounding: numbers of 16 bits, in a batch of another shape. Single log-probabilities

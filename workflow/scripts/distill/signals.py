@@ -82,6 +82,11 @@ def vocabulary_size(tokenizer: Any) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def read_signal(shard: Any, kind: str, start: int, rows: int) -> dict[str, Tensor]:
+    """A record's tensors in an open shard: `hidden` (rows, width), or `ids`, `logprobs` (rows, k) and `log_tail`."""
+    return {name: shard.get_slice(name)[start : start + rows] for name in NAMES[kind]}
+
+
 class SignalReader:
     """The signals of a category, read from the disk as they are asked for.
 
@@ -149,8 +154,7 @@ class SignalReader:
     def read(self, key: str) -> dict[str, Tensor]:
         """A record's signal: `hidden` (rows, width), or `ids` and `logprobs` (rows, k) and `log_tail` (rows, T)."""
         shard, start, rows = self.records[key][:3]
-        file = self.open_shard(shard)
-        return {name: file.get_slice(name)[start : start + rows] for name in NAMES[self.kind]}
+        return read_signal(self.open_shard(shard), self.kind, start, rows)
 
     def head(self, device: torch.device, dtype: torch.dtype | None = None) -> torch.nn.Linear:
         """The teacher's head, frozen; of `hidden`."""

@@ -5,11 +5,12 @@ from typing import Any, Protocol
 
 import torch
 
-from distill.batching import Example, collate, to_device
+from distill.batching import Example
 from distill.completions import read_hidden, take_rows
 from distill.errors import InputError
 from distill.losses import ExactTeacher, TopKTeacher
 from distill.models import decoder_and_head
+from distill.padding import collate, to_device
 from distill.signals import SignalReader, topk_at
 
 

@@ -52,7 +52,7 @@ def load_teacher(options: dict[str, Any], tokenizer: Any, device: torch.device) 
     source = {name: options[f"teacher_{name}"] for name in ("model", "quantization")}
     adapters = options["teacher_adapter"] or [None]
     if options["signal"] == "online":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if is_distributed(device) else device
+        place = training_device(device) if is_distributed(device) else device
         model = load_model(source["model"], place, dtype, source["quantization"], adapters[0], for_generation=False)
         fingerprint = fingerprint_model(source["model"], adapters[0])
         online = OnlineTeacher(model, teacher_tokenizer.pad_token_id)

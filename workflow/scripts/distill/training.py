@@ -14,12 +14,13 @@ from accelerate.utils import AutocastKwargs
 from transformers import PrinterCallback, Trainer
 
 from distill.batches import is_out_of_memory
-from distill.batching import EpochLoader, Example, StepBatches, collate, to_device
+from distill.batching import EpochLoader, Example, StepBatches
 from distill.completions import read_hidden, take_rows
 from distill.errors import InputError
 from distill.losses import Objective, Terms, distillation_loss
 from distill.models import memory_mb
 from distill.on_policy import PolicyBuffer
+from distill.padding import collate, to_device
 from distill.teachers import Signal
 from distill.watching import (
     NOT_FINITE,

@@ -25,6 +25,7 @@ wildcard_constraints:
     student=get_name_pattern(),
     model=get_name_pattern(),
     signal=get_name_pattern(),
+    kind="predictions|questions|judged",
 
 
 class Untracked:
@@ -79,67 +80,8 @@ def get_digests(models):
     return [fingerprint_folder(model) for model in models if not experiment.get_made_files(config, model)]
 
 
-def get_teacher_files(wildcards):
-    return get_files(experiment.get_teacher_models(config, wildcards.category))
-
-
-def get_teacher_digests(wildcards):
-    return get_digests(experiment.get_teacher_models(config, wildcards.category))
-
-
-def get_mix_input(wildcards):
-    """Raw files of the mix; a source with fraction 0 is not read."""
-    return {"grpo": [], "sft": []} | experiment.get_raw_files(config, wildcards.category)
-
-
-def get_generate_options(wildcards):
-    return commands.generate_flags(config, wildcards.category)
-
-
 def is_sharded():
     return config["teacher"]["shards"] > 1
-
-
-def get_shard_option(wildcards):
-    return commands.flags({"shard": wildcards.get("scatteritem")})
-
-
-def get_signal_options(wildcards):
-    return commands.signal_flags(config, wildcards.category, wildcards.signal)
-
-
-def get_copy_options(wildcards):
-    return commands.copy_flags(config, wildcards.category)
-
-
-def get_training_categories(wildcards):
-    """Where a training's records are from: its category, or all of them for a pooled student."""
-    if wildcards.category not in experiment.get_training_categories(config, wildcards.student, CATEGORIES):
-        raise WorkflowError(
-            f"{wildcards.student} has no model for {wildcards.category}: see its `pool` and `categories`"
-        )
-    return CATEGORIES if wildcards.category == experiment.POOLED else [wildcards.category]
-
-
-def get_training_signals(wildcards):
-    """Name of the cached signal that a student learns from; none for the others."""
-    return experiment.get_signal(config, wildcards.student) or []
-
-
-def get_training_files(wildcards):
-    return get_files(experiment.get_training_models(config, wildcards.student, wildcards.category))
-
-
-def get_training_digests(wildcards):
-    return get_digests(experiment.get_training_models(config, wildcards.student, wildcards.category))
-
-
-def get_training_options(wildcards):
-    return commands.training_flags(config, wildcards.student, get_training_categories(wildcards))
-
-
-def get_training_pace(wildcards):
-    return Untracked(commands.pace_flags(config, wildcards.student))
 
 
 def get_gpus():
@@ -149,49 +91,3 @@ def get_gpus():
 def get_model_threads():
     """A few, to feed a GPU and not to load a model a core without one; the demo's models are small enough for that."""
     return 1 if "demo" in config else 4
-
-
-def get_asking_gpus(wildcards):
-    """None where a server answers."""
-    return 0 if experiment.is_served(config, wildcards.get("model", "teacher")) else get_gpus()
-
-
-def get_asking_threads(wildcards):
-    return 1 if experiment.is_served(config, wildcards.get("model", "teacher")) else get_model_threads()
-
-
-def get_demo_data():
-    """Raw files that the demo's models learn from."""
-    files = [experiment.get_raw_files(config, category) for category in CATEGORIES]
-    return {source: [file[source] for file in files if source in file] for source in ("grpo", "sft")}
-
-
-def get_demo_model_options(wildcards):
-    return commands.demo_flags(config, wildcards.demo_model)
-
-
-def get_shared_predictions(wildcards):
-    first = experiment.get_first_base(config, f"{wildcards.student}_base")
-    return f"output/evaluation/{first}/{wildcards.category}.predictions.jsonl"
-
-
-def get_predicting_files(wildcards):
-    return get_files(experiment.get_predicting_models(config, wildcards.model, wildcards.category))
-
-
-def get_predicting_digests(wildcards):
-    return get_digests(experiment.get_predicting_models(config, wildcards.model, wildcards.category))
-
-
-def get_predict_options(wildcards):
-    return commands.predict_flags(config, wildcards.model, wildcards.category)
-
-
-def get_predict_pace(wildcards):
-    return Untracked(commands.predict_pace_flags(config, wildcards.model))
-
-
-def get_predictions_to_score(wildcards):
-    """A category's predictions; those of all categories for `all`."""
-    categories = CATEGORIES if wildcards.category == "all" else [wildcards.category]
-    return [f"output/evaluation/{wildcards.model}/{category}.predictions.jsonl" for category in categories]

@@ -34,15 +34,78 @@ rule predict_answers:
         " {params.pace} --device {params.device} --out {output.predictions:q} > {log:q} 2>&1"
 
 
-rule share_base_predictions:
+# Fixed questions, to be read side by side.
+rule answer_questions:
     input:
-        get_shared_predictions,
+        model=get_predicting_files,
     output:
-        "output/evaluation/{student}_base/{category}.predictions.jsonl",
+        answers="output/evaluation/{model}/{category}.questions.jsonl",
     log:
-        "logs/share_base_predictions/{student}/{category}.log",
+        "logs/answer_questions/{model}/{category}.log",
     benchmark:
-        "logs/share_base_predictions/{student}/{category}.benchmark.tsv"
+        "logs/answer_questions/{model}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(experiment.get_evaluated_models(config)),
+    conda:
+        "../envs/torch.yaml"
+    threads: get_asking_threads
+    resources:
+        gpu=get_asking_gpus,
+        mem_mb=32000,
+        runtime=720,
+    params:
+        script=get_script("answer_questions"),
+        code=get_code("answer_questions"),
+        models=get_predicting_digests,
+        options=get_question_options,
+        pace=get_predict_pace,
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} --category {wildcards.category} {params.options} {params.pace}"
+        " --device {params.device} --out {output.answers:q} > {log:q} 2>&1"
+
+
+# How likely the teacher finds the answers of the others.
+rule judge_answers:
+    input:
+        predictions="output/evaluation/{model}/{category}.predictions.jsonl",
+        teacher=get_teacher_files,
+    output:
+        judged="output/evaluation/{model}/{category}.judged.jsonl",
+    log:
+        "logs/judge_answers/{model}/{category}.log",
+    benchmark:
+        "logs/judge_answers/{model}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(experiment.get_evaluated_models(config)),
+    conda:
+        "../envs/torch.yaml"
+    threads: get_model_threads()
+    resources:
+        gpu=get_gpus(),
+        mem_mb=64000,
+        runtime=720,
+    params:
+        script=get_script("judge_answers"),
+        code=get_code("judge_answers"),
+        teacher=get_teacher_digests,
+        options=get_judge_options,
+        pace=Untracked(commands.judge_pace_flags(config)),
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} --predictions {input.predictions:q} {params.options} {params.pace}"
+        " --device {params.device} --out {output.judged:q} > {log:q} 2>&1"
+
+
+rule share_base_answers:
+    input:
+        get_shared_answers,
+    output:
+        "output/evaluation/{student}_base/{category}.{kind}.jsonl",
+    log:
+        "logs/share_base_answers/{student}/{category}.{kind}.log",
+    benchmark:
+        "logs/share_base_answers/{student}/{category}.{kind}.benchmark.tsv"
     wildcard_constraints:
         student="|".join(experiment.get_sharing_students(config)) or "(?!)",
     conda:
@@ -56,7 +119,14 @@ rule share_base_predictions:
 
 rule score_predictions:
     input:
-        predictions=get_predictions_to_score,
+        predictions=collect(
+            "output/evaluation/{{model}}/{member}.predictions.jsonl",
+            member=get_scored_categories,
+        ),
+        judged=collect(
+            "output/evaluation/{{model}}/{member}.judged.jsonl",
+            member=get_judged_categories,
+        ),
     output:
         metrics="output/evaluation/{model}/{category}.metrics.json",
         answers="output/evaluation/{model}/{category}.hyp.txt",
@@ -74,6 +144,8 @@ rule score_predictions:
         script=get_script("score_predictions"),
         code=get_code("score_predictions"),
         options=commands.score_flags(config),
+        judged="--judged" if experiment.is_judging(config) else "",
     shell:
-        "python {params.script} --predictions {input.predictions:q} {params.options} --out {output.metrics:q}"
+        "python {params.script} --predictions {input.predictions:q} {params.judged} {input.judged:q}"
+        " {params.options} --out {output.metrics:q}"
         " --answers-out {output.answers:q} --references-out {output.references:q} > {log:q} 2>&1"

@@ -213,14 +213,16 @@ ERRORS = [
     (
         "evaluation: {metrics: [bleu, rougeL]}",
         "evaluation.metrics[1]",
-        "expected bleu | rouge | ppl | answer | chrf | shape, found 'rougeL'",
+        "expected bleu | rouge | ppl | answer | chrf | shape | fdistill, found 'rougeL'",
     ),
     ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
     (
         "evaluation: {metrics: bleu}",
         "evaluation.metrics",
-        "expected a list of bleu, rouge, ppl, answer, chrf, shape, found 'bleu'",
+        "expected a list of bleu, rouge, ppl, answer, chrf, shape, fdistill, found 'bleu'",
     ),
+    ("evaluation: {questions: [Why]}", "evaluation.system", "expected text, since there are evaluation.questions"),
+    ("evaluation: {questions: [Why, Why], system: s}", "evaluation.questions", "expected each value once"),
     # what YAML makes of it
     ("students: {kd: {train: {learning_rate: 5e-5}}}", "students.kd.train.learning_rate", "text: write 5.0e-5)"),
     ("students: {kd: {train: {learning_rate: 5.e-5}}}", "students.kd.train.learning_rate", None),

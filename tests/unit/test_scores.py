@@ -16,11 +16,11 @@ from scipy import stats
 import score_predictions
 from distill.bootstrap import Statistic, draw_weights, estimate_all, percentile_interval
 from distill.errors import InputError
+from distill.prediction_files import load_predictions
 from distill.rouge import AnyScriptTokenizer, rouge_f1
 from distill.scores import (
     corpus_bleu,
     count_bleu_matches,
-    load_predictions,
     perplexity,
     r_squared,
     score_records,
@@ -53,6 +53,7 @@ def make_record(number=0, **changes):
         "problem": None,
         "nll": 3.0,
         "nll_tokens": 6,
+        "nll_hits": 4,
     }
     return record | changes
 
@@ -72,7 +73,8 @@ def make_records(count, seed=0):
                 usable=usable,
                 finish_reason="stop" if usable else "length",
                 nll=rng.uniform(1, 50),
-                nll_tokens=rng.randrange(1, 40),
+                nll_tokens=rng.randrange(20, 40),
+                nll_hits=rng.randrange(20),
             )
         )
     return records
@@ -109,7 +111,7 @@ def test_answer_metrics_equal_plain_formulas():
         "coverage": 60,
         **dict.fromkeys(["mae", "rmse", "r2", "ic"], len(pairs)),
         "direction_accuracy": len(signed),
-        **dict.fromkeys(["ppl", "bleu", "rouge1", "rouge2", "rougeL"], 60),
+        **dict.fromkeys(["ppl", "agreement", "bleu", "rouge1", "rouge2", "rougeL"], 60),
     }
     assert scores["counts"] == {
         "records": 60,
@@ -122,6 +124,11 @@ def test_answer_metrics_equal_plain_formulas():
 def test_perplexity_weighs_tokens_not_records():
     records = [make_record(0, nll=10.0, nll_tokens=1), make_record(1, nll=10.0, nll_tokens=99)]
     assert score(records)["ppl"] == pytest.approx(math.exp(20 / 100))
+
+
+def test_agreement_is_the_share_of_all_tokens():
+    records = [make_record(0, nll_hits=1, nll_tokens=1), make_record(1, nll_hits=33, nll_tokens=99)]
+    assert score(records)["agreement"] == pytest.approx(34 / 100)
 
 
 def test_bleu_equals_sacrebleu():
@@ -178,7 +185,7 @@ def test_chinese_under_13a_is_warned_of(caplog):
         ([{"label": 0.1, "parsed_value": v} for v in (0.1, 0.2, 0.3, 0.4)], {"r2", "ic"}),
         ([{"label": v, "parsed_value": 0.1} for v in (0.1, 0.2, 0.3, 0.4)], {"ic"}),
         ([{"label": 0, "parsed_value": v} for v in (0.1, 0.2, 0.3, 0.4)], {"r2", "ic", "direction_accuracy"}),
-        ([{"nll_tokens": 0}] * 5, {"ppl", "r2", "ic"}),
+        ([{"nll_tokens": 0}] * 5, {"ppl", "agreement", "r2", "ic"}),
         ([{"nll": 1e300}] * 5, {"ppl", "r2", "ic"}),
     ],
 )
@@ -203,7 +210,7 @@ def test_one_record_has_no_interval():
 
 def test_without_an_answer_key_no_answer_metrics():
     scores = score(make_records(10), key="")
-    assert list(scores["n"]) == ["ppl", "bleu", "rouge1", "rouge2", "rougeL"]
+    assert list(scores["n"]) == ["ppl", "agreement", "bleu", "rouge1", "rouge2", "rougeL"]
 
 
 # The bootstrap

@@ -25,7 +25,7 @@ from distill import student as student_module
 from distill.batching import StepBatches
 from distill.errors import InputError
 from distill.examples import encode_examples
-from distill.likelihood import reference_likelihoods
+from distill.likelihood import answer_likelihoods
 from distill.on_policy import OnPolicy, PolicyBuffer
 from distill.teaching import balance
 from distill.watching import last_checkpoint
@@ -455,11 +455,11 @@ def test_a_distilled_student_is_likelier_to_give_the_answers(options, records, t
     run = options(epochs=40.0, learning_rate=1e-2)
     train_student(run, records, [])
     tests = [
-        {"system": m[0]["content"], "prompt": m[1]["content"], "reference": m[2]["content"], "is_whole": True}
+        {"system": m[0]["content"], "prompt": m[1]["content"], "answer": m[2]["content"], "is_whole": True}
         for m in (record["messages"] for record in records)
     ]
     before, after = (
-        sum(nll for nll, _ in reference_likelihoods(AutoModelForCausalLM.from_pretrained(x), tokenizer, tests))
+        sum(one.nll for one in answer_likelihoods(AutoModelForCausalLM.from_pretrained(x), tokenizer, tests))
         for x in (run["model"], run["out"])
     )
     assert after < 0.5 * before

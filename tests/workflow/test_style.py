@@ -45,7 +45,7 @@ def test_every_rule_that_does_work_is_whole_and_named_as_its_script():
         name = rule.split(":", 1)[0]
         for directive in ("log", "benchmark", "resources", "conda"):
             assert f"    {directive}:" in rule, (name, directive)
-        if name != "share_base_predictions":
+        if name != "share_base_answers":
             assert f'get_script("{name}")' in rule
 
 

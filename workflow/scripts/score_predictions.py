@@ -1,4 +1,4 @@
-r"""Score predictions: coverage and errors of the value, perplexity, BLEU, ROUGE, chrF and the answers' shape.
+r"""Score predictions: errors of the value, likelihoods, BLEU, ROUGE, chrF and the answers' shape.
 
 Scores have 95 % bootstrap intervals over the records.
 
@@ -15,7 +15,8 @@ import logging
 
 from distill.errors import run_script
 from distill.files import write_json
-from distill.scores import METRIC_GROUPS, TOKENIZERS, load_predictions, score_records, write_lines
+from distill.prediction_files import add_judgements, load_predictions, write_lines
+from distill.scores import METRIC_GROUPS, TOKENIZERS, score_records
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="predictions.jsonl")
+    parser.add_argument("--judged", nargs="+", metavar="FILE", help="files of judge_answers.py, for fdistill")
     parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=["answer", "ppl", "bleu", "rouge"])
     parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
     parser.add_argument("--tokenize", choices=TOKENIZERS, default="13a", help="of sacreBLEU; zh for Chinese")
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     """Score the predictions and write one metrics file."""
     args = parse_args(argv)
     records = load_predictions(args.predictions, args.metrics)
+    if args.judged:
+        add_judgements(records, args.judged)
     scores = score_records(records, args.metrics, args.answer_key, args.tokenize, args.bootstrap, args.seed)
     for field, path in (("prediction", args.answers_out), ("reference", args.references_out)):
         if path:

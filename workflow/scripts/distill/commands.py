@@ -12,6 +12,7 @@ from distill.experiment import (
     get_adapter,
     get_initial_model,
     get_predicting_models,
+    get_questions_system,
     get_signal,
     get_signals,
     get_student,
@@ -151,8 +152,8 @@ def pace_flags(config: Config, name: str) -> str:
     return flags({option: train[option] for option in get_pace(train)})
 
 
-def predict_flags(config: Config, model: str, category: str) -> str:
-    """Of predict_answers.py, for `teacher`, a student, or a student's `_base`."""
+def evaluated_flags(config: Config, model: str, category: str) -> dict[str, Any]:
+    """Which model answers, `teacher`, a student, or a student's `_base`, and how."""
     evaluation = config["evaluation"]
     if model == "teacher":
         source = teacher_flags(config, category) | {"engine": config["teacher"]["engine"]}
@@ -163,12 +164,34 @@ def predict_flags(config: Config, model: str, category: str) -> str:
     sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature")}
     if evaluation["temperature"]:  # nothing is drawn at 0
         sampling["seed"] = evaluation["seed"]
-    is_measured = "ppl" in evaluation["metrics"] and not is_served(config, model)
-    return flags(source | sampling | {"likelihood": is_measured, "answer_key": config["answer"]["key"]})
+    return source | sampling
+
+
+def predict_flags(config: Config, model: str, category: str) -> str:
+    """Of predict_answers.py, for an evaluated model's name."""
+    is_measured = not is_served(config, model) and not {"ppl", "fdistill"}.isdisjoint(config["evaluation"]["metrics"])
+    measured = {"likelihood": is_measured, "answer_key": config["answer"]["key"]}
+    return flags(evaluated_flags(config, model, category) | measured)
+
+
+def question_flags(config: Config, model: str, category: str) -> str:
+    """Of answer_questions.py, for an evaluated model's name."""
+    questions = {"questions": config["evaluation"]["questions"], "system": get_questions_system(config)}
+    return flags(evaluated_flags(config, model, category) | questions)
+
+
+def judge_flags(config: Config, category: str) -> str:
+    """Of judge_answers.py."""
+    return flags(teacher_flags(config, category))
+
+
+def judge_pace_flags(config: Config) -> str:
+    """Of judge_answers.py: how fast; untracked."""
+    return flags({"batch_size": config["evaluation"]["batch_size"]})
 
 
 def predict_pace_flags(config: Config, model: str) -> str:
-    """Of predict_answers.py: where answers come from and how fast; untracked."""
+    """Of predict_answers.py and answer_questions.py: where answers come from and how fast; untracked."""
     return flags({"batch_size": config["evaluation"]["batch_size"]} | server_flags(config, model))
 
 

@@ -43,11 +43,20 @@ def take_rows(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_select(0, positions)
 
 
-def cross_entropy_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROWS) -> Tensor:
-    """Negative log-likelihood in nats of each target, (rows,), in float32; for scoring, without gradients."""
+def score_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROWS) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each target, and whether it is the likeliest token; for scoring, without gradients.
+
+    Args:
+        rows: (rows, width) hidden states.
+        targets: (rows,) token ids.
+
+    Returns:
+        (rows,) float32 in nats, and (rows,) bool.
+    """
+    losses, hits = [torch.zeros(0, device=rows.device)], [torch.zeros(0, dtype=torch.bool, device=rows.device)]
     with torch.no_grad():
-        parts = [
-            torch.nn.functional.cross_entropy(head(part).float(), target, reduction="none")
-            for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True)
-        ]
-    return torch.cat(parts) if parts else torch.zeros(0, device=rows.device)
+        for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
+            logits = head(part).float()
+            losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+            hits.append(logits.argmax(dim=-1) == target)
+    return torch.cat(losses), torch.cat(hits)

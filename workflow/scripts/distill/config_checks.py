@@ -77,6 +77,15 @@ def check_alpaca(config: dict[str, Any], problems: Problems) -> None:
         problems.setdefault(("mix_targets",), "expected null: only source.format alpaca has original answers")
 
 
+def check_questions(config: dict[str, Any], problems: Problems) -> None:
+    """Fixed questions are asked with a system text, as all prompts are."""
+    texts = [get_value(config, problems, *place) for place in (("evaluation", "system"), ("source", "system"))]
+    if get_value(config, problems, "evaluation", "questions") and not any(texts):
+        problems.setdefault(
+            ("evaluation", "system"), "expected text, since there are evaluation.questions, found nothing"
+        )
+
+
 def check_together(config: dict[str, Any], problems: Problems) -> None:
     """Values that fit each on its own but not together."""
     val, test = (get_value(config, problems, "split", f"{name}_fraction") for name in ("val", "test"))
@@ -93,6 +102,7 @@ def check_together(config: dict[str, Any], problems: Problems) -> None:
             problems.setdefault(
                 ("demo", model, "vocab_size"), f"expected at least tokenizer_size ({tokens}), found {rows}"
             )
+    check_questions(config, problems)
     check_teacher(config, problems)
     check_students(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:

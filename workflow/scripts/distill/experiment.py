@@ -202,6 +202,22 @@ def get_sharing_students(config: Config) -> list[str]:
     return [student for student in config["students"] if f"{student}_base" not in get_evaluated_models(config)]
 
 
+def get_questions_system(config: Config) -> str | None:
+    """System text of the fixed questions: their own, or that of the Alpaca questions."""
+    return config["evaluation"]["system"] or config["source"]["system"]
+
+
+def is_judging(config: Config) -> bool:
+    """Whether the teacher reads the answers of the other models; one behind a server cannot."""
+    return "fdistill" in config["evaluation"]["metrics"] and not is_served(config, "teacher")
+
+
+def get_answer_kinds(config: Config) -> list[str]:
+    """What there is of each evaluated model and category under output/evaluation, by the files' names."""
+    questions = ["questions"] if config["evaluation"]["questions"] else []
+    return ["predictions", *questions, *(["judged"] if is_judging(config) else [])]
+
+
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
     """What a whole run makes: students, the table of scores, figures."""
     figures = ["training.svg", "scores.svg"]

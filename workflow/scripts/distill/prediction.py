@@ -5,6 +5,7 @@ from typing import Any
 
 from distill.answers import parse_answer
 from distill.ledger import Engine, Ledger
+from distill.records import get_uid
 from distill.sampling import Request
 
 
@@ -22,11 +23,12 @@ def predict(
 
     Returns:
         For each record its own fields with `reference` (the teacher's answer), `prediction` and what was parsed of
-        it, and with `likelihood` `nll`, `nll_tokens`: the reference's negative log-likelihood in nats and its tokens.
+        it, and with `likelihood` of the reference `nll` (negative log-likelihood in nats), `nll_tokens` (its tokens)
+        and `nll_hits` (those of them that are the model's likeliest).
     """
     tests = [get_test(record) for record in records]
     answers = generate_answers(tests, engine, journal)
-    likelihoods = measure_likelihoods(tests, engine) if likelihood else []
+    likelihoods = measure_likelihoods(tests, "reference", engine) if likelihood else []
     predictions = []
     for position, test in enumerate(tests):
         generated = answers[test["uid"]]
@@ -36,7 +38,7 @@ def predict(
         found |= {"problem": parsed.problem}
         found |= {name: generated[name] for name in ("finish_reason", "generated_tokens")}
         if likelihood:
-            found["nll"], found["nll_tokens"] = likelihoods[position]
+            found |= likelihoods[position]
         predictions.append({name: value for name, value in test.items() if name != "is_whole"} | found)
     return predictions
 
@@ -58,8 +60,37 @@ def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path)
     return {uid: ledger.take(uid)[0] for uid in uids}
 
 
-def measure_likelihoods(tests: list[dict[str, Any]], engine: Any) -> list[tuple[float, int]]:
-    """(negative log-likelihood in nats, tokens) of each test's reference."""
-    from distill.likelihood import reference_likelihoods  # torch: not where a server answers
+def measure_likelihoods(tests: list[dict[str, Any]], field: str, engine: Any) -> list[dict[str, Any]]:
+    """`nll`, `nll_tokens` and `nll_hits` of a field of each test: see `predict`."""
+    from distill.likelihood import answer_likelihoods  # torch: not where a server answers
 
-    return reference_likelihoods(engine.model, engine.tokenizer, tests, engine.batch_size)
+    answers = [test | {"answer": test[field]} for test in tests]
+    found = answer_likelihoods(engine.model, engine.tokenizer, answers, engine.batch_size)
+    return [{"nll": one.nll, "nll_tokens": one.tokens, "nll_hits": one.hits} for one in found]
+
+
+def judge(predictions: list[dict[str, Any]], engine: Any) -> list[dict[str, Any]]:
+    """How likely the engine's model finds another model's answers.
+
+    Args:
+        predictions: of `load_predictions`.
+        engine: a LocalEngine.
+
+    Returns:
+        For each its `category`, `uid` and `nll`, `nll_tokens`, `nll_hits` of its `prediction`.
+    """
+    tests = [one | {"is_whole": one["finish_reason"] != "length"} for one in predictions]
+    found = measure_likelihoods(tests, "prediction", engine) if tests else []
+    names = ("category", "uid")
+    return [{name: test[name] for name in names} | one for test, one in zip(tests, found, strict=True)]
+
+
+def answer_questions(questions: list[str], system: str, engine: Engine, journal: Path) -> list[dict[str, Any]]:
+    """Answer questions that have no reference, in their order; `id` counts from 1. See `predict`."""
+    asked: list[dict[str, Any]] = [
+        {"id": number, "uid": get_uid(system, question), "system": system, "prompt": question}
+        for number, question in enumerate(questions, start=1)
+    ]
+    answers = generate_answers(asked, engine, journal)
+    names = {"raw_output": "prediction", "finish_reason": "finish_reason", "generated_tokens": "generated_tokens"}
+    return [one | {new: answers[one["uid"]][old] for old, new in names.items()} for one in asked]

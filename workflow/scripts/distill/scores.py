@@ -3,9 +3,8 @@
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -14,79 +13,17 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from distill.bootstrap import Estimate, Floats, Statistic, estimate_all
-from distill.errors import InputError, format_problem, raise_problems
-from distill.files import read_jsonl, write_atomically
+from distill.errors import InputError
+from distill.prediction_files import PPL_FIELDS, has_likelihoods, is_judged
 from distill.rouge import rouge_f1
-from distill.text_shape import build_shape_statistics
+from distill.text_shape import build_shape_statistics, ratio_of_sums
 
 logger = logging.getLogger(__name__)
 
-METRIC_GROUPS = ("answer", "ppl", "bleu", "rouge", "chrf", "shape")
+METRIC_GROUPS = ("answer", "ppl", "bleu", "rouge", "chrf", "shape", "fdistill")
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 FEWEST = 3  # records below which R² and a rank correlation say nothing
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-
-
-def is_number(value: Any) -> bool:
-    """A finite int or float; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_number_or_null(value: Any) -> bool:
-    """A finite number or null."""
-    return value is None or is_number(value)
-
-
-def is_count(value: Any) -> bool:
-    """A whole number from 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "uid": ("a string", lambda value: isinstance(value, str)),
-    "category": ("a string", lambda value: isinstance(value, str)),
-    "reference": ("a string", lambda value: isinstance(value, str)),
-    "prediction": ("a string", lambda value: isinstance(value, str)),
-    "finish_reason": ('"stop" or "length"', lambda value: value in ("stop", "length")),
-    "usable": ("true or false", lambda value: isinstance(value, bool)),
-    "label": ("a finite number or null", is_number_or_null),
-    "parsed_value": ("a finite number or null", is_number_or_null),
-}
-PPL_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "nll": ("a finite number (nats)", is_number),
-    "nll_tokens": ("a whole number from 0", is_count),
-}
-
-
-def has_likelihoods(records: Iterable[dict[str, Any]]) -> bool:
-    """Whether the likelihood of the references was measured; a model behind a server does not tell it."""
-    return any(field in record for record in records for field in PPL_FIELDS)
-
-
-def load_predictions(paths: Sequence[str | PathLike[str]], metrics: Iterable[str]) -> list[dict[str, Any]]:
-    """The records of all files, pooled, in an order that does not depend on that of the files or of their lines.
-
-    Likelihoods, which `ppl` needs, are missing only where another record has them: see `has_likelihoods`.
-
-    Raises:
-        InputError: a file without records, or a record with a field missing or of another type; names all of them.
-    """
-    found = {path: list(read_jsonl(path)) for path in paths}
-    records = [record for lines in found.values() for _, record in lines]
-    fields = FIELDS | PPL_FIELDS if "ppl" in metrics and has_likelihoods(records) else FIELDS
-    problems: list[str] = []
-    for path, lines in found.items():
-        for line, record in lines:
-            for field, (expected, is_right) in fields.items():
-                if field not in record:
-                    problems.append(f"{path}:{line}: {field}: expected {expected}, but the field is missing")
-                elif not is_right(record[field]):
-                    problems.append(format_problem(path, line, field, expected, record[field]))
-        if not lines:
-            problems.append(f"{path}: expected at least one prediction, found an empty file")
-    raise_problems(problems, "predictions")
-    records.sort(key=lambda record: (record["category"], record["uid"], record["prediction"], record["reference"]))
-    return records
 
 
 def weighted_mean(weights: Floats, values: Floats) -> Floats:
@@ -226,15 +163,37 @@ def build_answer_statistics(records: Sequence[dict[str, Any]]) -> dict[str, Stat
     }
 
 
+def take_column(records: Iterable[dict[str, Any]], field: str) -> Floats:
+    """A number of each record, (records,)."""
+    return np.array([record[field] for record in records], dtype=np.float64)
+
+
+def build_likelihood_statistics(records: Sequence[dict[str, Any]], metrics: Iterable[str]) -> dict[str, Statistic]:
+    """Of `ppl`: perplexity and agreement; of `fdistill`: likelihood and coverage of that package (arXiv 2307.15190).
+
+    `ppl` and `fdistill_likelihood` are the model's perplexity of the teacher's answers, and `agreement` is the share of
+    their tokens that are the model's likeliest; `fdistill_coverage` is the teacher's perplexity of the model's answers.
+    """
+    statistics: dict[str, Statistic] = {}
+    if has_likelihoods(records):
+        nll, tokens, hits = (take_column(records, field) for field in PPL_FIELDS)
+        likelihood = Statistic(partial(perplexity, nll=nll, tokens=tokens), len(records))
+        if "ppl" in metrics:
+            statistics["ppl"] = likelihood
+            statistics["agreement"] = Statistic(partial(ratio_of_sums, above=hits, below=tokens), len(records))
+        if "fdistill" in metrics:
+            statistics["fdistill_likelihood"] = likelihood
+    if "fdistill" in metrics and is_judged(records):
+        nll, tokens = (take_column(records, field) for field in ("teacher_nll", "teacher_nll_tokens"))
+        statistics["fdistill_coverage"] = Statistic(partial(perplexity, nll=nll, tokens=tokens), len(records))
+    return statistics
+
+
 def build_text_statistics(
     records: Sequence[dict[str, Any]], metrics: Iterable[str], bleu: BLEU
 ) -> dict[str, Statistic]:
-    """Perplexity, BLEU, ROUGE, chrF and shape, over all records, also those whose answer is not usable."""
-    count, statistics = len(records), {}
-    if "ppl" in metrics:
-        nll = np.array([record["nll"] for record in records], dtype=np.float64)
-        tokens = np.array([record["nll_tokens"] for record in records], dtype=np.float64)
-        statistics["ppl"] = Statistic(partial(perplexity, nll=nll, tokens=tokens), count)
+    """Likelihoods, BLEU, ROUGE, chrF and shape, over all records, also those whose answer is not usable."""
+    count, statistics = len(records), build_likelihood_statistics(records, metrics)
     if "bleu" in metrics:
         statistics["bleu"] = Statistic(partial(corpus_bleu, matches=count_bleu_matches(bleu, records)), count)
     if "rouge" in metrics:
@@ -247,12 +206,6 @@ def build_text_statistics(
         matches = count_chrf_matches(chrf, records)
         statistics["chrf"] = Statistic(partial(corpus_chrf, matches=matches, chrf=chrf), count)
     return statistics | (build_shape_statistics(records) if "shape" in metrics else {})
-
-
-def write_lines(records: Iterable[dict[str, Any]], field: str, path: str | PathLike[str]) -> None:
-    """A field of each record as one line of a text file, as other scorers read it: all blanks become one space."""
-    with write_atomically(path) as file:
-        file.writelines(" ".join(record[field].split()) + "\n" for record in records)
 
 
 def warn_of_unsplit_chinese(records: Sequence[dict[str, Any]], tokenize: str) -> None:
@@ -269,8 +222,8 @@ def score_records(
 
     Args:
         records: from `load_predictions`, at least one.
-        metrics: of METRIC_GROUPS; `answer` is left out where `answer_key` is empty (no contract to keep), `ppl` where
-            no likelihood was measured.
+        metrics: of METRIC_GROUPS; `answer` is left out where `answer_key` is empty (no contract to keep), `ppl` and
+            `fdistill` where no likelihood was measured.
         tokenize: sacreBLEU's tokenizer, of TOKENIZERS.
         resamples: of the bootstrap; 0 for no intervals.
         seed: of the bootstrap.
@@ -282,7 +235,6 @@ def score_records(
         raise InputError("expected at least one prediction, found none")
     if "ppl" in metrics and not has_likelihoods(records):
         logger.info("the predictions hold no likelihoods: no perplexity")
-        metrics = [metric for metric in metrics if metric != "ppl"]
     bleu = BLEU(tokenize=tokenize)
     statistics = build_answer_statistics(records) if "answer" in metrics and answer_key else {}
     statistics |= build_text_statistics(records, metrics, bleu)

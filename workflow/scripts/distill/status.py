@@ -18,7 +18,7 @@ STEPS = {
     "signal": ("compute_signal",),
     "init": ("copy_layers",),
     "train": ("train_student",),
-    "predict": ("predict_answers", "share_base_predictions"),
+    "predict": ("predict_answers", "share_base_answers", "answer_questions", "judge_answers"),
     "score": ("score_predictions",),
 }
 POOLED = "all"

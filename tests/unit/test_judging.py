@@ -1,0 +1,112 @@
+"""The teacher's likelihood of other models' answers, and answers to fixed questions."""
+
+import json
+import math
+
+import pytest
+import torch
+from running import read_lines
+from training_runs import write_splits
+from transformers import AutoModelForCausalLM
+
+import answer_questions
+import judge_answers
+import predict_answers
+import score_predictions
+from distill.chat import encode_completion, encode_prompt
+from distill.errors import InputError
+from distill.files import write_jsonl
+from distill.models import load_tokenizer
+
+FP32 = ["--dtype", "float32", "--device", "cpu"]
+
+
+@pytest.fixture
+def judged(tmp_path, models, records):
+    """A student's predictions and what the teacher makes of them."""
+    write_splits(tmp_path / "data", records, records[:2])
+    paths = {name: tmp_path / f"scores/banks.{name}" for name in ("predictions.jsonl", "judged.jsonl", "metrics.json")}
+    argv = ["--test", tmp_path / "data/train.jsonl", "--category", "banks", "--model", models["student"]]
+    argv += ["--max-new-tokens", "9", "--temperature", "2", "--out", paths["predictions.jsonl"]]
+    predict_answers.main([*map(str, argv), *FP32])
+    argv = ["--predictions", paths["predictions.jsonl"], "--model", models["teacher"], "--out", paths["judged.jsonl"]]
+    judge_answers.main([*map(str, argv), *FP32, "--batch-size", "3"])
+    return paths
+
+
+def score(paths):
+    argv = ["--predictions", paths["predictions.jsonl"], "--judged", paths["judged.jsonl"]]
+    argv += ["--out", paths["metrics.json"], "--metrics", "ppl", "fdistill", "--bootstrap", "50"]
+    score_predictions.main(list(map(str, argv)))
+    return json.loads(paths["metrics.json"].read_text())
+
+
+def plain_perplexity(model, texts):
+    """exp of the mean negative log-likelihood of all completion tokens, one record at a time in float64."""
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model).double(), load_tokenizer(model)
+    total = tokens = 0
+    for record, answer, is_whole in texts:
+        start = encode_prompt(tokenizer, record["system"], record["prompt"])
+        end = encode_completion(tokenizer, answer, is_whole)
+        with torch.no_grad():
+            logp = loaded(torch.tensor([start + end])).logits[0].log_softmax(dim=-1)
+        total -= sum(logp[len(start) + i - 1, token].item() for i, token in enumerate(end))
+        tokens += len(end)
+    return math.exp(total / tokens)
+
+
+def test_coverage_and_likelihood_are_the_two_perplexities(judged, models):
+    scores = score(judged)
+    predictions = read_lines(judged["predictions.jsonl"])
+    answers = [(one, one["prediction"], one["finish_reason"] == "stop") for one in predictions]
+    references = [(one, one["reference"], True) for one in predictions]
+    assert "length" in {one["finish_reason"] for one in predictions}
+    assert scores["fdistill_coverage"] == pytest.approx(plain_perplexity(models["teacher"], answers), rel=1e-4)
+    assert scores["fdistill_likelihood"] == pytest.approx(plain_perplexity(models["student"], references), rel=1e-4)
+    assert scores["fdistill_likelihood"] == scores["ppl"]
+    low, high = scores["intervals"]["fdistill_coverage"]
+    assert low < scores["fdistill_coverage"] < high
+
+
+def test_without_judgements_there_is_likelihood_alone(judged):
+    predictions = ["--predictions", str(judged["predictions.jsonl"]), "--out", str(judged["metrics.json"])]
+    score_predictions.main([*predictions, "--metrics", "fdistill"])
+    assert list(json.loads(judged["metrics.json"].read_text())["n"]) == ["fdistill_likelihood"]
+
+
+def test_every_prediction_must_have_been_judged(judged):
+    first, *rest = read_lines(judged["judged.jsonl"])
+    write_jsonl(judged["judged.jsonl"], rest)
+    with pytest.raises(InputError, match=f"expected a record of each prediction, found none of uid {first['uid']}"):
+        score(judged)
+    write_jsonl(judged["judged.jsonl"], [first | {"nll": "much"}, *rest])
+    with pytest.raises(InputError, match="judged.jsonl:1: nll: expected a finite number"):
+        score(judged)
+
+
+def test_questions_are_answered_in_their_order_and_go_on_where_they_were(tmp_path, models, monkeypatch):
+    out = tmp_path / "scores/banks.questions.jsonl"
+    questions = ["me=9: why", "profit", "me=1", "'; drop"]
+    argv = ["--questions", *questions, "--system", "You are a manager.", "--category", "banks", "--out", str(out)]
+    argv += ["--model", models["student"], "--max-new-tokens", "8", "--temperature", "0", "--batch-size", "1", *FP32]
+    from distill import ledger
+
+    answered = []
+
+    def stop_at_the_third(request, generated):
+        answered.append(request.prompt)
+        if len(answered) == 3:
+            raise KeyboardInterrupt
+        return original(request, generated)
+
+    original = ledger.to_record
+    monkeypatch.setattr(ledger, "to_record", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        answer_questions.main(argv)
+    assert not out.exists()
+    answer_questions.main(argv)
+    assert len(answered) == 5  # the third was asked again, the first two were not
+    found = read_lines(out)
+    assert [(one["id"], one["prompt"]) for one in found] == list(enumerate(questions, start=1))
+    assert all(one["generated_tokens"] and one["system"] == "You are a manager." for one in found)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]

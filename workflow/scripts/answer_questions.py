@@ -1,0 +1,45 @@
+"""Answer fixed questions, which have no reference, with a model: what is read side by side.
+
+    python answer_questions.py --questions "What is rain?" --system "Answer briefly." --category banks \
+        --model output/student_kd/banks --out output/evaluation/student_kd/banks.questions.jsonl
+"""
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+from distill.arguments import add_engine_arguments, add_model_arguments, add_sampling_arguments
+from distill.engines import build_engine
+from distill.errors import run_script
+from distill.files import write_jsonl
+from distill.prediction import answer_questions
+
+log = logging.getLogger("answer_questions")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", nargs="+", required=True, metavar="TEXT")
+    parser.add_argument("--system", required=True, help="system text of all questions")
+    parser.add_argument("--category", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    add_engine_arguments(parser)
+    add_model_arguments(parser)
+    add_sampling_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Answer and write."""
+    args = parse_args(argv)
+    journal = args.out.with_name(f".{args.out.name}.answers")
+    answers = answer_questions(args.questions, args.system, build_engine(args), journal)
+    write_jsonl(args.out, ({"category": args.category} | answer for answer in answers))
+    shutil.rmtree(journal)
+    log.info("%d answers -> %s", len(answers), args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -218,12 +218,6 @@ def is_judging(config: Config) -> bool:
     return "fdistill" in config["evaluation"]["metrics"] and not is_served(config, "teacher")
 
 
-def get_answer_kinds(config: Config) -> list[str]:
-    """What there is of each evaluated model and category under output/evaluation, by the files' names."""
-    questions = ["questions"] if config["evaluation"]["questions"] else []
-    return ["predictions", *questions, *(["judged"] if is_judging(config) else [])]
-
-
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
     """What a whole run makes: students, the table of scores, figures."""
     figures = ["training.svg", "scores.svg"]

@@ -16,6 +16,7 @@ from distill.experiment import (
     get_signal,
     get_signals,
     get_student,
+    get_teacher,
     is_served,
 )
 from distill.pace import get_pace
@@ -65,9 +66,9 @@ def teacher_flags(config: Config, category: str) -> dict[str, Any]:
     """Which teacher, and in which numbers; those of a server are its own."""
     teacher = config["teacher"]
     if is_served(config, "teacher"):
-        return {"model": teacher["model"]}
+        return {"model": get_teacher(config)}
     return {
-        "model": teacher["model"],
+        "model": get_teacher(config),
         "adapter": get_adapter(config, category),
         "dtype": teacher["dtype"],
         "quantization": teacher["quantization"],

@@ -213,7 +213,7 @@ def test_far_perplexities_stand_on_a_log_axis(tmp_path, drawn):
 
 def test_scores_without_a_known_metric(tmp_path):
     with pytest.raises(InputError, match="no metric to draw"):
-        draw_scores([Score("teacher", "banks", "chrf", 1.0, None, None, 5)], tmp_path / "scores.svg")
+        draw_scores([Score("teacher", "banks", "rouge1", 1.0, None, None, 5)], tmp_path / "scores.svg")
 
 
 def test_a_base_has_the_colour_of_its_student():

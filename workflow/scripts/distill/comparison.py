@@ -19,6 +19,7 @@ SUFFIX = ".predictions.jsonl"
 JUDGED_SUFFIX = ".judged.jsonl"
 
 Pair = tuple[str, str]
+Record = dict[str, Any]
 Files = dict[str, dict[str, str | PathLike[str]]]  # category to model to file
 
 
@@ -83,14 +84,14 @@ def sort_files(paths: Iterable[str | PathLike[str]], suffix: str) -> Files:
     return found
 
 
-def load_models(files: Files, judged: Files, metrics: Sequence[str]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def load_models(files: Files, judged: Files, metrics: Sequence[str]) -> dict[str, dict[str, list[Record]]]:
     """Records by category and model, those of a category in the same order for all models; `all` pools them.
 
     Raises:
         InputError: a broken record, a model that lacks a category, or records that are not those of the others.
     """
     models = list(dict.fromkeys(model for of_category in files.values() for model in of_category))
-    loaded: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    loaded: dict[str, dict[str, list[Record]]] = {}
     for category, of_category in files.items():
         if lacking := [model for model in models if model not in of_category]:
             raise InputError(f"{category}: expected predictions of {', '.join(models)}, found none of {lacking[0]}")
@@ -102,8 +103,27 @@ def load_models(files: Files, judged: Files, metrics: Sequence[str]) -> dict[str
     return loaded | {POOLED: pooled}
 
 
+def score_once(
+    records: Sequence[Record], scoring: Scoring, kept: list[tuple[Sequence[Record], dict[str, Resampled]]]
+) -> dict[str, Resampled]:
+    """A model's scores and their resamples, those in `kept` for records that were scored before, as a shared `_base`'s.
+
+    Args:
+        records: one model's, at least one.
+        scoring: metrics and bootstrap.
+        kept: records and their scores; those found are added.
+    """
+    for known, scores in kept:
+        if known == records:
+            return scores
+    statistics = build_statistics(records, scoring.metrics, scoring.answer_key, BLEU(tokenize=scoring.tokenize))
+    scores = resample_all(statistics, len(records), scoring.resamples, scoring.seed)
+    kept.append((records, scores))
+    return scores
+
+
 def compare_models(
-    records: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]], pairs: Sequence[Pair], scoring: Scoring
+    records: Mapping[str, Mapping[str, Sequence[Record]]], pairs: Sequence[Pair], scoring: Scoring
 ) -> list[Comparison]:
     """Every pair in every category, metric by metric, those that both models have.
 
@@ -118,16 +138,9 @@ def compare_models(
         InputError: a pair names a model that has no records.
     """
     rows = []
+    kept: list[tuple[Sequence[Record], dict[str, Resampled]]] = []
     for category in order_categories(records):
-        scores = {
-            model: resample_all(
-                build_statistics(found, scoring.metrics, scoring.answer_key, BLEU(tokenize=scoring.tokenize)),
-                len(found),
-                scoring.resamples,
-                scoring.seed,
-            )
-            for model, found in records[category].items()
-        }
+        scores = {model: score_once(found, scoring, kept) for model, found in records[category].items()}
         for model, other in pairs:
             if unknown := [name for name in (model, other) if name not in scores]:
                 raise InputError(f"pair {model}:{other}: expected one of {', '.join(scores)}, found {unknown[0]}")

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from distill.comparison_table import Comparison
 from distill.errors import InputError
-from distill.figures import LOG_METRICS, LOG_RATIO, METRICS, TICK_STEPS
+from distill.figures import LOG_METRICS, LOG_RATIO, METRICS, TICK_STEPS, choose_metrics
 from distill.panels import GREY, choose_colors, drawing, make_metric_panels
 from distill.tables import order_categories
 
@@ -19,7 +19,7 @@ def draw_comparisons(rows: Sequence[Comparison], path: str | PathLike[str]) -> N
     """Every difference with its 95 % interval: a row a category, a column a metric, a line of the panel a pair."""
     categories = order_categories(row.category for row in rows)
     pairs = list(dict.fromkeys((row.model, row.other) for row in rows))
-    metrics = [metric for metric in METRICS if any(row.metric == metric for row in rows)]
+    metrics = choose_metrics(row.metric for row in rows)
     if not metrics:
         raise InputError(f"no difference to draw: expected at least one of {', '.join(METRICS)}")
     colors = choose_colors([*dict.fromkeys(model for model, _ in pairs), *(other for _, other in pairs)])

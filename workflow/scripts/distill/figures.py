@@ -3,7 +3,7 @@
 All are grids of small panels, a row a category.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,11 +120,18 @@ def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> Non
         add_legend(figure, [Line2D([], [], color=colors[student]) for student in students], students)
 
 
+def choose_metrics(found: Iterable[str]) -> list[str]:
+    """What is drawn of the metrics that there are, in order; fdistill's likelihood is the perplexity over again."""
+    names = set(found)
+    twice = {"fdistill_likelihood"} if "ppl" in names else set()
+    return [metric for metric in METRICS if metric in names - twice]
+
+
 def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
     """Every metric with its 95 % interval: a row a category, a column a metric, a line of the panel a model."""
     categories = order_categories(score.category for score in scores)
     models = order_models(score.model for score in scores)
-    metrics = [metric for metric in METRICS if any(score.metric == metric for score in scores)]
+    metrics = choose_metrics(score.metric for score in scores)
     if not metrics:
         raise InputError(f"no metric to draw: expected at least one of {', '.join(METRICS)}")
     colors = choose_colors(models)

@@ -101,7 +101,7 @@ def test_questions_come_first_and_models_stand_in_order(tmp_path):
     assert [text for tag, _, text in page.texts if tag == "details" and text.startswith("system")] == [
         "system text请简短回答。"
     ] * 3
-    assert {tags["lang"] for _, tags in page.tags if "lang" in tags} == {"en", "zh"}
+    assert {tags["lang"] for _, tags in page.tags if tags.get("class") == "text prompt"} == {"zh"}
 
 
 def test_texts_are_inert_and_come_out_whole(tmp_path):
@@ -197,7 +197,7 @@ def test_a_base_stands_before_its_student_and_shares_its_colour():
         ("什么是空性？", "zh"),
         ("これは水です", "ja"),
         ("물은 무엇입니까", "ko"),
-        ("What is emptiness, 空?", ""),
+        ("What is a cause, 空?", ""),
         ("", ""),
     ],
 )

@@ -18,6 +18,8 @@
   const marks = window.Highlight && CSS.highlights ? new Highlight() : null;
   if (marks) CSS.highlights.set("found", marks);
 
+  const scrolled = [];
+
   const isOn = (id) => Boolean(get(id)?.checked);
   const escape = (word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
 
@@ -46,6 +48,7 @@
     if (first && body.scrollHeight > body.clientHeight) {
       const above = first.getBoundingClientRect().top - body.getBoundingClientRect().top;
       body.scrollTop += above - body.clientHeight / 3;
+      scrolled.push(body);
     }
   }
 
@@ -54,6 +57,7 @@
     const chosen = new Set(find("#models input:checked").map((box) => box.value));
     document.body.classList.toggle("whole", isOn("whole"));
     marks?.clear();
+    for (const body of scrolled.splice(0)) body.scrollTop = 0;
     let count = 0;
     for (const card of cards) {
       for (const answer of card.answers) answer.element.hidden = !chosen.has(answer.model);

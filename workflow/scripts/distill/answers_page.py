@@ -96,7 +96,7 @@ def order_columns(models: Sequence[str]) -> list[Column]:
         else:
             places.append(model)
     students = [model for model in models if model != TEACHER and not is_base(model, models)]
-    columns = [Column(REFERENCE, "reference", "teacher’s answer in the data", 0, False)]
+    columns = [Column(REFERENCE, "reference", "what scores are against", 0, False)]
     for model in places:
         base = is_base(model, models)
         role = "before distillation" if base else ""

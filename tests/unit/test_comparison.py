@@ -160,6 +160,8 @@ def test_undefined_figures_have_no_interval():
     assert compare_metric(nan, Resampled(1.0, np.array([]), 3)) == (None, None, None, None)
     sparse = Resampled(1.0, np.where(np.arange(100) < 6, np.nan, 1.0), 100)
     assert compare_metric(sparse, Resampled(0.5, np.full(100, 0.5), 100)) == (0.5, None, None, None)
+    rounded = Resampled(0.1 + 0.2, np.full(100, 0.1 + 0.2), 100)
+    assert compare_metric(rounded, Resampled(0.3, np.full(100, 0.3), 100)) == (0, 0, 0, 1)
     single = Resampled(1.0, np.ones(100), 1)
     assert compare_metric(single, single) == (0, None, None, None)
 

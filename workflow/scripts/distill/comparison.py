@@ -17,6 +17,7 @@ from distill.tables import POOLED, order_categories
 
 SUFFIX = ".predictions.jsonl"
 JUDGED_SUFFIX = ".judged.jsonl"
+ROUNDING = 1e-12  # relative
 
 Pair = tuple[str, str]
 Record = dict[str, Any]
@@ -44,9 +45,15 @@ def two_sided_p(differences: Floats, difference: float) -> float:
         differences: d*, (resamples,), finite.
         difference: d.
     """
-    tolerance = 1e-12 * max(abs(difference), 1e-300)  # a d* of 0 lies exactly |d| from d, but for rounding
-    count = int((np.abs(differences - difference) >= abs(difference) - tolerance).sum())
+    least = abs(difference) * (1 - ROUNDING)  # a d* of 0 lies |d| from d
+    count = int((np.abs(differences - difference) >= least).sum())
     return (1 + count) / (1 + len(differences))
+
+
+def subtract(first: Floats, second: Floats) -> Floats:
+    """first − second, 0 where only rounding is left of it: no interval shall leave out 0 by that."""
+    difference = first - second
+    return np.where(np.abs(difference) <= ROUNDING * np.maximum(np.abs(first), np.abs(second)), 0.0, difference)
 
 
 def compare_metric(model: Resampled, other: Resampled) -> tuple[float | None, float | None, float | None, float | None]:
@@ -56,10 +63,10 @@ def compare_metric(model: Resampled, other: Resampled) -> tuple[float | None, fl
         model: figure and values of the first model; see `resample_all`.
         other: of the second, on the same resamples of the same records.
     """
-    difference = model.value - other.value
+    difference = float(subtract(np.array(model.value), np.array(other.value)))
     if not np.isfinite(difference):
         return None, None, None, None
-    resampled = model.resampled - other.resampled
+    resampled = subtract(model.resampled, other.resampled)
     interval = percentile_interval(resampled) if min(model.n, other.n) > 1 else None
     if interval is None:
         return difference, None, None, None

@@ -62,4 +62,6 @@ def set_difference_scale(axes: Axes, metric: str, rows: Sequence[Comparison]) ->
         axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=sizes[len(sizes) // 2]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=TICK_STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=TICK_STEPS))
+    if not any(end for row in rows for end in (row.difference, row.ci_low, row.ci_high)):
+        axes.set_xlim(-1, 1)

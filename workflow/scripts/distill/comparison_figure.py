@@ -1,10 +1,11 @@
 """The figure of comparisons: a forest plot of the differences between two models' scores."""
 
+import math
 from collections.abc import Sequence
 from os import PathLike
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from distill.comparison_table import Comparison
 from distill.errors import InputError
@@ -59,7 +60,10 @@ def set_difference_scale(axes: Axes, metric: str, rows: Sequence[Comparison]) ->
     sizes = sorted(abs(row.difference) for row in rows if row.difference)
     if metric in LOG_METRICS and sizes and sizes[-1] > LOG_RATIO * sizes[len(sizes) // 2]:
         axes.set_xscale("symlog", linthresh=sizes[len(sizes) // 2])
-        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=sizes[len(sizes) // 2]))
+        differences = [row.difference for row in rows if row.difference]
+        ends = {min(0.0, *differences), 0.0, max(0.0, *differences)}  # more ticks would not fit a panel
+        axes.set_xticks([math.copysign(10 ** math.floor(math.log10(abs(end))), end) if end else 0 for end in ends])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return
     axes.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=TICK_STEPS))

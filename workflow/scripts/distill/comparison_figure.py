@@ -59,10 +59,11 @@ def set_difference_scale(axes: Axes, metric: str, rows: Sequence[Comparison]) ->
     """A linear axis with 0 on it; a logarithmic one on both sides of 0 where errors or perplexities lie far apart."""
     sizes = sorted(abs(row.difference) for row in rows if row.difference)
     if metric in LOG_METRICS and sizes and sizes[-1] > LOG_RATIO * sizes[len(sizes) // 2]:
-        axes.set_xscale("symlog", linthresh=sizes[len(sizes) // 2])
+        axes.set_xscale("symlog", linthresh=(middle := sizes[len(sizes) // 2]))
         differences = [row.difference for row in rows if row.difference]
-        ends = {min(0.0, *differences), 0.0, max(0.0, *differences)}  # more ticks would not fit a panel
-        axes.set_xticks([math.copysign(10 ** math.floor(math.log10(abs(end))), end) if end else 0 for end in ends])
+        # Both ends and 0: more ticks would not fit a panel.
+        ends = [end for end in (min(differences), max(differences)) if abs(end) > 10 * middle]
+        axes.set_xticks([0, *(math.copysign(10 ** math.floor(math.log10(abs(end))), end) for end in ends)])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return

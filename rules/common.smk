@@ -25,7 +25,7 @@ wildcard_constraints:
     student=get_name_pattern(),
     model=get_name_pattern(),
     signal=get_name_pattern(),
-    kind="predictions|questions|judged",
+    kind="predictions|questions",
 
 
 class Untracked:

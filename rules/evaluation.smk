@@ -65,19 +65,21 @@ rule answer_questions:
         " --device {params.device} --out {output.answers:q} > {log:q} 2>&1"
 
 
-# How likely the teacher finds the answers of the others.
+# How likely the teacher finds the answers of all models: it is loaded once for them.
 rule judge_answers:
     input:
-        predictions="output/evaluation/{model}/{category}.predictions.jsonl",
+        predictions=expand(
+            "output/evaluation/{model}/{category}.predictions.jsonl",
+            model=experiment.get_models(config),
+            allow_missing=True,
+        ),
         teacher=get_teacher_files,
     output:
-        judged="output/evaluation/{model}/{category}.judged.jsonl",
+        judged="output/evaluation/teacher/{category}.judged.jsonl",
     log:
-        "logs/judge_answers/{model}/{category}.log",
+        "logs/judge_answers/{category}.log",
     benchmark:
-        "logs/judge_answers/{model}/{category}.benchmark.tsv"
-    wildcard_constraints:
-        model="|".join(experiment.get_evaluated_models(config)),
+        "logs/judge_answers/{category}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
     threads: get_model_threads()
@@ -124,7 +126,7 @@ rule score_predictions:
             member=get_scored_categories,
         ),
         judged=collect(
-            "output/evaluation/{{model}}/{member}.judged.jsonl",
+            "output/evaluation/teacher/{member}.judged.jsonl",
             member=get_judged_categories,
         ),
     output:

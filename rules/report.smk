@@ -155,9 +155,8 @@ rule compare_models:
             model=experiment.get_models(config),
         ),
         judged=expand(
-            "output/evaluation/{model}/{category}.judged.jsonl",
-            category=CATEGORIES,
-            model=experiment.get_judged_models(config),
+            "output/evaluation/teacher/{category}.judged.jsonl",
+            category=CATEGORIES if experiment.is_judging(config) else [],
         ),
     output:
         table=report(

@@ -172,7 +172,11 @@ def test_categories_are_pooled_and_the_teacher_judges(tmp_path):
         for category, count in (("zebras", 12), ("banks", 8))
         for model in ("a", "b")
     ]
-    judged = [write(tmp_path, model, records, "judged") for model, records in found]
+    judged = [
+        write(tmp_path / "judged", category, [r | {"model": m} for m, records in found for r in records
+                                              if r["category"] == category], "judged")
+        for category in ("zebras", "banks")
+    ]  # fmt: skip
     rows = compare(tmp_path, found, "--metrics", "fdistill", "shape", judged=judged)
     assert list(dict.fromkeys(category for category, _, _ in rows)) == ["zebras", "banks", "all"]
     assert [rows[name, "a:b", "fdistill_coverage"].n for name in ("zebras", "banks", "all")] == [12, 8, 20]
@@ -181,6 +185,7 @@ def test_categories_are_pooled_and_the_teacher_judges(tmp_path):
     )
     row = rows["all", "a:b", "fdistill_likelihood"]
     assert row.difference == pytest.approx(first["ppl"] - second["ppl"], rel=1e-12)
+    assert rows["all", "a:b", "fdistill_coverage"].difference == pytest.approx(row.difference, rel=1e-12)
     distinct = rows["all", "a:b", "distinct1"]
     assert (distinct.ci_low, distinct.p_value) == (None, None)
 

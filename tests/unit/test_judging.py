@@ -13,32 +13,36 @@ import answer_questions
 import judge_answers
 import predict_answers
 import score_predictions
+from distill import prediction
 from distill.chat import encode_completion, encode_prompt
 from distill.errors import InputError
 from distill.files import write_jsonl
 from distill.models import load_tokenizer
 
 FP32 = ["--dtype", "float32", "--device", "cpu"]
+SHORT = ["--max-new-tokens", "9", "--temperature", "2"]
 
 
 @pytest.fixture
 def judged(tmp_path, models, records):
-    """A student's predictions and what the teacher makes of them."""
+    """Predictions of a student and of the teacher, and a way to have the teacher read them."""
     write_splits(tmp_path / "data", records, records[:2])
-    paths = {name: tmp_path / f"scores/banks.{name}" for name in ("predictions.jsonl", "judged.jsonl", "metrics.json")}
-    argv = ["--test", tmp_path / "data/train.jsonl", "--category", "banks", "--model", models["student"]]
-    argv += ["--max-new-tokens", "9", "--temperature", "2", "--out", paths["predictions.jsonl"]]
-    predict_answers.main([*map(str, argv), *FP32])
-    argv = ["--predictions", paths["predictions.jsonl"], "--model", models["teacher"], "--out", paths["judged.jsonl"]]
-    judge_answers.main([*map(str, argv), *FP32, "--batch-size", "3"])
+    paths = {"out": tmp_path / "scores/teacher/banks.judged.jsonl", "metrics": tmp_path / "banks.metrics.json"}
+    for model in models:
+        paths[model] = tmp_path / f"scores/{model}/banks.predictions.jsonl"
+        argv = ["--test", tmp_path / "data/train.jsonl", "--category", "banks", "--model", models[model]]
+        predict_answers.main([*map(str, argv), *SHORT, "--out", str(paths[model]), *FP32])
+    argv = ["--predictions", paths["student"], paths["teacher"], "--model", models["teacher"], "--out", paths["out"]]
+    paths["argv"] = [*map(str, argv), "--journal", str(tmp_path / "journal"), *FP32, "--batch-size", "1"]
+    judge_answers.main(paths["argv"])
     return paths
 
 
 def score(paths):
-    argv = ["--predictions", paths["predictions.jsonl"], "--judged", paths["judged.jsonl"]]
-    argv += ["--out", paths["metrics.json"], "--metrics", "ppl", "fdistill", "--bootstrap", "50"]
+    argv = ["--predictions", paths["student"], "--judged", paths["out"]]
+    argv += ["--out", paths["metrics"], "--metrics", "ppl", "fdistill", "--bootstrap", "50"]
     score_predictions.main(list(map(str, argv)))
-    return json.loads(paths["metrics.json"].read_text())
+    return json.loads(paths["metrics"].read_text())
 
 
 def plain_perplexity(model, texts):
@@ -57,7 +61,7 @@ def plain_perplexity(model, texts):
 
 def test_coverage_and_likelihood_are_the_two_perplexities(judged, models):
     scores = score(judged)
-    predictions = read_lines(judged["predictions.jsonl"])
+    predictions = read_lines(judged["student"])
     answers = [(one, one["prediction"], one["finish_reason"] == "stop") for one in predictions]
     references = [(one, one["reference"], True) for one in predictions]
     assert "length" in {one["finish_reason"] for one in predictions}
@@ -69,19 +73,45 @@ def test_coverage_and_likelihood_are_the_two_perplexities(judged, models):
 
 
 def test_without_judgements_there_is_likelihood_alone(judged):
-    predictions = ["--predictions", str(judged["predictions.jsonl"]), "--out", str(judged["metrics.json"])]
+    predictions = ["--predictions", str(judged["student"]), "--out", str(judged["metrics"])]
     score_predictions.main([*predictions, "--metrics", "fdistill"])
-    assert list(json.loads(judged["metrics.json"].read_text())["n"]) == ["fdistill_likelihood"]
+    assert list(json.loads(judged["metrics"].read_text())["n"]) == ["fdistill_likelihood"]
 
 
 def test_every_prediction_must_have_been_judged(judged):
-    first, *rest = read_lines(judged["judged.jsonl"])
-    write_jsonl(judged["judged.jsonl"], rest)
-    with pytest.raises(InputError, match=f"expected a record of each prediction, found none of uid {first['uid']}"):
+    first, *rest = read_lines(judged["out"])
+    write_jsonl(judged["out"], rest)
+    with pytest.raises(InputError, match=f"found none of student's uid {first['uid']}"):
         score(judged)
-    write_jsonl(judged["judged.jsonl"], [first | {"nll": "much"}, *rest])
+    write_jsonl(judged["out"], [first | {"nll": "much"}, *rest])
     with pytest.raises(InputError, match="judged.jsonl:1: nll: expected a finite number"):
         score(judged)
+
+
+def test_a_killed_reading_goes_on_and_only_what_changed_is_read(judged, monkeypatch):
+    before = judged["out"].read_text()
+    read = []
+    measure = prediction.measure_likelihoods
+
+    def note(tests, field, engine):
+        read.extend(test["uid"] for test in tests)
+        return measure(tests, field, engine)
+
+    monkeypatch.setattr(prediction, "measure_likelihoods", note)
+    judge_answers.main(judged["argv"])
+    assert not read  # all of it is known
+    (journal,) = (judged["out"].parents[2] / "journal").iterdir()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 12
+    journal.write_bytes(b"".join(lines[:-10]) + lines[-10][:30])  # as a kill in the middle of a line leaves it
+    monkeypatch.setattr("distill.judging.BATCHES_AT_ONCE", 4)
+    judge_answers.main(judged["argv"])
+    assert len(read) == 10
+    assert judged["out"].read_text() == before
+    first, *rest = read_lines(judged["student"])
+    write_jsonl(judged["student"], [first | {"prediction": "me ↑"}, *rest])
+    judge_answers.main(judged["argv"])
+    assert read[10:] == [first["uid"]]
 
 
 def test_questions_are_answered_in_their_order_and_go_on_where_they_were(tmp_path, models, monkeypatch):

@@ -7,42 +7,55 @@ import yaml
 from training_runs import write_splits
 
 import export_llamafactory as script
+import write_alpaca
 from distill.splits import read_split
 
 
 @pytest.fixture
 def export(tmp_path, records):
-    """Export with options of train_student.py; the folder and its settings."""
+    """Write the datasets of a folder with splits, and the YAML for them; the folder and the settings."""
     write_splits(tmp_path / "data", records[:7], records[7:])
 
     def run(*more, data="data"):
-        out = tmp_path / "out"
-        argv = ["--data", str(tmp_path / data), "--out", str(out), "--name", "kd", "--category", "banks"]
+        folder = str(tmp_path / data)
+        write_alpaca.main(["--data", folder, "--name", "banks", "--out", folder])
+        argv = ["--data", folder, "--out", str(tmp_path / "out"), "--name", "kd", "--category", "banks"]
         script.main([*argv, "--model", "owner/student", "--method", "seqkd", *more])
-        return out, yaml.safe_load((out / "train.yaml").read_text())
+        return tmp_path / data, yaml.safe_load((tmp_path / "out/train.yaml").read_text())
 
     return run
 
 
-def test_records_are_those_of_the_splits(export, tmp_path):
-    out, settings = export()
-    info = json.loads((out / "dataset_info.json").read_text())
-    assert settings["dataset"] == "kd_banks_train"
-    assert settings["eval_dataset"] == "kd_banks_val"
+def get_texts(folder, name):
+    """System, prompt, input and answer of each record of a dataset, by its own description of the columns."""
+    entry = json.loads((folder / "dataset_info.json").read_text())[name]
+    records = json.loads((folder / entry["file_name"]).read_text(encoding="utf-8"))
+    return [[one[entry["columns"][key]] for key in ("system", "prompt", "query", "response")] for one in records]
+
+
+def test_records_are_those_of_the_splits(export):
+    folder, settings = export()
+    assert (settings["dataset"], settings["eval_dataset"]) == ("banks_train", "banks_val")
     for share in ("train", "val"):
-        entry = info[f"kd_banks_{share}"]
-        found = json.loads((out / entry["file_name"]).read_text())
-        columns = entry["columns"]
-        texts = [[one[columns[name]] for name in ("system", "prompt", "query", "response")] for one in found]
-        wanted = [[m["content"] for m in record["messages"]] for record in read_split(tmp_path / "data", share)]
-        assert texts == [[system, prompt, "", answer] for system, prompt, answer in wanted]
+        wanted = [[m["content"] for m in record["messages"]] for record in read_split(folder, share)]
+        texts = [[system, prompt, "", answer] for system, prompt, answer in wanted]
+        assert get_texts(folder, f"banks_{share}") == texts
+
+
+def test_a_pooled_student_has_the_records_of_all_its_folders(tmp_path, records):
+    write_splits(tmp_path / "a", records[:3], records[3:4])
+    write_splits(tmp_path / "b", records[4:9], records[9:])
+    folders = [str(tmp_path / name) for name in "ab"]
+    write_alpaca.main(["--data", *folders, "--name", "all", "--out", str(tmp_path / "all")])
+    prompts = [text[1] for text in get_texts(tmp_path / "all", "all_train")]
+    assert prompts == [record["messages"][1]["content"] for record in [*records[:3], *records[4:9]]]
 
 
 def test_settings_are_those_of_the_student(export):
     lora = ["--lora-rank", "64", "--lora-alpha", "128", "--lora-dropout", "0.05"]
     more = ["--batch-size", "4", "--gradient-accumulation-steps", "4", "--learning-rate", "5e-5", "--epochs", "3"]
     more += ["--eval-steps", "500", "--optimizer", "adamw_bnb_8bit", "--lr-scheduler", "constant"]
-    out, settings = export(*lora, *more, "--template", "qwen")
+    folder, settings = export(*lora, *more, "--template", "qwen")
     expected = {
         "model_name_or_path": "owner/student",
         "finetuning_type": "lora",
@@ -63,7 +76,7 @@ def test_settings_are_those_of_the_student(export):
         "fp16": False,
         "disable_gradient_checkpointing": False,
         "warmup_steps": 1,  # a tenth of the three steps that seven records are, an epoch each
-        "dataset_dir": str(out),
+        "dataset_dir": str(folder),
         "template": "qwen",
     }
     assert {name: settings[name] for name in expected} == expected
@@ -71,11 +84,11 @@ def test_settings_are_those_of_the_student(export):
 
 def test_a_student_of_all_weights_without_validation(export, tmp_path, records):
     write_splits(tmp_path / "other", records, [])
-    out, settings = export(data="other")
+    folder, settings = export(data="other")
     assert settings["finetuning_type"] == "full"
     assert not {"lora_rank", "eval_dataset", "eval_strategy"} & settings.keys()
-    assert list(json.loads((out / "dataset_info.json").read_text())) == ["kd_banks_train"]
-    assert json.loads((out / "val.json").read_text()) == []
+    assert list(json.loads((folder / "dataset_info.json").read_text())) == ["banks_train"]
+    assert json.loads((folder / "alpaca_val.json").read_text()) == []
 
 
 def test_llamafactory_reads_it_itself(export, tmp_path, models, records, monkeypatch):

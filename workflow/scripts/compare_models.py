@@ -11,8 +11,6 @@ import argparse
 import logging
 
 from distill.comparison import (
-    JUDGED_SUFFIX,
-    SUFFIX,
     Pair,
     Scoring,
     compare_models,
@@ -44,7 +42,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--predictions", nargs="+", required=True, metavar="FILE", help=".../MODEL/CATEGORY.predictions.jsonl"
     )
-    parser.add_argument("--judged", nargs="+", default=[], metavar="FILE", help=".../MODEL/CATEGORY.judged.jsonl")
+    parser.add_argument(
+        "--judged", nargs="+", default=[], metavar="FILE", help="files of judge_answers.py, for fdistill"
+    )
     parser.add_argument("--pairs", nargs="+", type=parse_pair, required=True, metavar="MODEL:OTHER")
     parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=["answer", "ppl", "bleu", "rouge"])
     parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     """Read all predictions and write one table."""
     args = parse_args(argv)
     scoring = Scoring(args.metrics, args.answer_key, args.tokenize, args.bootstrap, args.seed)
-    files = sort_files(args.predictions, SUFFIX)
-    records = load_models(files, sort_files(args.judged, JUDGED_SUFFIX), args.metrics)
+    files = sort_files(args.predictions)
+    records = load_models(files, args.judged, args.metrics)
     rows = compare_models(records, args.pairs, scoring)
     write_comparisons(args.out, rows)
     logger.info("%d pairs in %d categories: %d rows -> %s", len(args.pairs), len(files), len(rows), args.out)

@@ -1,21 +1,17 @@
-"""Write a student's training for LLaMA-Factory: data, dataset_info.json and the YAML of `llamafactory-cli train`.
+"""Write a student's training for LLaMA-Factory: the YAML of `llamafactory-cli train`.
 
-    python export_llamafactory.py --template qwen --data processed/banks --out output/llamafactory/student/banks \
-        --name student --category banks --model Qwen/Qwen2.5-7B-Instruct --method seqkd
+    python export_llamafactory.py --template qwen --data artifacts/distill_data/processed/banks --name student \
+        --category banks --out output/llamafactory/student/banks --model Qwen/Qwen2.5-7B-Instruct --method seqkd
 
-Takes the options of train_student.py. The targets and the settings are the same; the divergence from the teacher is not
-part of it, since LLaMA-Factory trains on the answers alone.
+Takes the options of train_student.py; --data holds what write_alpaca.py has written. The targets and the settings are
+the same; the divergence from the teacher is not part of it, since LLaMA-Factory trains on the answers alone.
 """
 
 import argparse
-import logging
 
 import train_student
 from distill.errors import run_script
 from distill.llamafactory import export_training
-from distill.splits import read_split
-
-logger = logging.getLogger(__name__)
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:
@@ -29,9 +25,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Nam
 def main(argv: list[str] | None = None) -> None:
     """Write."""
     args, training = parse_args(argv)
-    splits = {name: [r for folder in training.data for r in read_split(folder, name)] for name in ("train", "val")}
-    counts = export_training(vars(training), splits, training.out, args.template)
-    logger.info("%s: %d training and %d validation records", training.out, counts["train"], counts["val"])
+    (data,) = training.data
+    export_training(vars(training), data, training.out, args.template)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Measure how likely the teacher finds another model's answers to the test prompts.
+r"""Measure how likely the teacher finds the answers of all models to a category's test prompts.
 
-    python judge_answers.py --predictions output/evaluation/student_kd/banks.predictions.jsonl \
-        --model Qwen/Qwen2.5-7B-Instruct --out output/evaluation/student_kd/banks.judged.jsonl
+    python judge_answers.py --predictions output/evaluation/*/banks.predictions.jsonl \
+        --model Qwen/Qwen2.5-7B-Instruct --out output/evaluation/teacher/banks.judged.jsonl
 
-Its perplexity is fdistill's coverage: low where a student says nothing that the teacher would not say.
+Its perplexity is fdistill's coverage: low where a student says nothing that the teacher would not say. The teacher is
+loaded once for all of them, and reads only what it has not read before.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from distill.arguments import add_model_arguments, batch_size
 from distill.errors import run_script
 from distill.files import write_jsonl
-from distill.prediction import judge
+from distill.judging import find_models, judge
 from distill.prediction_files import load_predictions
 
 log = logging.getLogger("judge_answers")
@@ -22,8 +23,11 @@ log = logging.getLogger("judge_answers")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--predictions", type=Path, required=True)
+    parser.add_argument(
+        "--predictions", type=Path, nargs="+", required=True, help=".../MODEL/CATEGORY.predictions.jsonl"
+    )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--journal", type=Path, default=Path("artifacts/judged"), help="folder of what was read before")
     parser.add_argument("--batch-size", type=batch_size, help="auto or a number of answers")
     add_model_arguments(parser)
     return parser.parse_args(argv)
@@ -32,15 +36,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Judge and write."""
     args = parse_args(argv)
-    predictions = load_predictions([args.predictions], [])
+    predictions = {model: load_predictions([path], []) for model, path in find_models(args.predictions).items()}
     from distill.local_engine import LocalEngine  # torch: not before bad input ends it
     from distill.model_source import ModelSource
     from distill.sampling import Sampling
 
     source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
-    judged = judge(predictions, LocalEngine(source, Sampling(), args.batch_size))
-    write_jsonl(args.out, judged)
-    log.info("judged %d answers -> %s", len(judged), args.out)
+    engine = LocalEngine(source, Sampling(max_new_tokens=1, temperature=0), args.batch_size)
+    count = write_jsonl(args.out, judge(predictions, engine, args.journal))
+    log.info("%d judged answers of %d models -> %s", count, len(predictions), args.out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Several prediction files are pooled into one set of scores.
 
 import argparse
 import logging
+from pathlib import Path
 
 from distill.errors import run_script
 from distill.files import write_json
@@ -42,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     records = load_predictions(args.predictions, args.metrics)
     if args.judged:
-        add_judgements(records, args.judged)
+        (model,) = {Path(path).parent.name for path in args.predictions}
+        add_judgements(records, model, args.judged)
     scores = score_records(records, args.metrics, args.answer_key, args.tokenize, args.bootstrap, args.seed)
     for field, path in (("prediction", args.answers_out), ("reference", args.references_out)):
         if path:

@@ -16,7 +16,6 @@ from distill.scores import build_statistics
 from distill.tables import POOLED, order_categories
 
 SUFFIX = ".predictions.jsonl"
-JUDGED_SUFFIX = ".judged.jsonl"
 ROUNDING = 1e-12  # relative
 
 Pair = tuple[str, str]
@@ -73,8 +72,8 @@ def compare_metric(model: Resampled, other: Resampled) -> tuple[float | None, fl
     return difference, *interval, two_sided_p(resampled[np.isfinite(resampled)], difference)
 
 
-def sort_files(paths: Iterable[str | PathLike[str]], suffix: str) -> Files:
-    """Files by category and model, in the order of their first appearance; both come from `…/{model}/{category}suffix`.
+def sort_files(paths: Iterable[str | PathLike[str]]) -> Files:
+    """Files by category and model, from their paths `…/{model}/{category}.predictions.jsonl`, in their order.
 
     Raises:
         InputError: another path, or two for one model and category.
@@ -82,17 +81,24 @@ def sort_files(paths: Iterable[str | PathLike[str]], suffix: str) -> Files:
     found: Files = {}
     for path in paths:
         name, model = Path(path).name, Path(path).absolute().parent.name
-        if not name.endswith(suffix) or name == suffix:
-            raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{suffix}")
-        files = found.setdefault(name.removesuffix(suffix), {})
+        if not name.endswith(SUFFIX) or name == SUFFIX:
+            raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{SUFFIX}")
+        files = found.setdefault(name.removesuffix(SUFFIX), {})
         if model in files:
             raise InputError(f"{path}: model and category are those of {files[model]}")
         files[model] = path
     return found
 
 
-def load_models(files: Files, judged: Files, metrics: Sequence[str]) -> dict[str, dict[str, list[Record]]]:
+def load_models(
+    files: Files, judged: Sequence[str | PathLike[str]], metrics: Sequence[str]
+) -> dict[str, dict[str, list[Record]]]:
     """Records by category and model, those of a category in the same order for all models; `all` pools them.
+
+    Args:
+        files: of `sort_files`.
+        judged: files of judge_answers.py, which `fdistill` needs; may be none.
+        metrics: groups of scores.
 
     Raises:
         InputError: a broken record, a model that lacks a category, or records that are not those of the others.
@@ -104,9 +110,9 @@ def load_models(files: Files, judged: Files, metrics: Sequence[str]) -> dict[str
             raise InputError(f"{category}: expected predictions of {', '.join(models)}, found none of {lacking[0]}")
         loaded[category] = {model: load_predictions([of_category[model]], metrics) for model in models}
         check_same_records({str(of_category[model]): records for model, records in loaded[category].items()})
-        for model, path in judged.get(category, {}).items():
-            add_judgements(loaded[category].get(model, []), [path])
     pooled = {model: [record for category in sorted(files) for record in loaded[category][model]] for model in models}
+    for model in models if judged else []:
+        add_judgements(pooled[model], model, judged)  # the records of its categories are the same objects
     return loaded | {POOLED: pooled}
 
 

@@ -86,6 +86,12 @@ def get_student_folders(config: Config, categories: Sequence[str]) -> list[str]:
     ]
 
 
+def get_training_data(config: Config, categories: Sequence[str]) -> list[str]:
+    """Folders of what all trainings together read: a category's splits, or those of all for pooled students."""
+    names = [name for student in config["students"] for name in get_training_categories(config, student, categories)]
+    return [f"artifacts/distill_data/processed/{name}" for name in dict.fromkeys(names)]
+
+
 def get_signal(config: Config, student: str) -> str | None:
     """Name of the cached teacher signal that a student learns from: `hidden`, `topk_64_t2`; None for none.
 
@@ -212,17 +218,6 @@ def is_judging(config: Config) -> bool:
     return "fdistill" in config["evaluation"]["metrics"] and not is_served(config, "teacher")
 
 
-def get_judged_models(config: Config) -> list[str]:
-    """Models whose answers the teacher reads: all of them, or none."""
-    return get_models(config) if is_judging(config) else []
-
-
-def get_answer_kinds(config: Config) -> list[str]:
-    """What there is of each evaluated model and category under output/evaluation, by the files' names."""
-    questions = ["questions"] if config["evaluation"]["questions"] else []
-    return ["predictions", *questions, *(["judged"] if is_judging(config) else [])]
-
-
 def get_asked_models(config: Config) -> list[str]:
     """Models that answer the fixed questions: all of them, or none where there is no question."""
     return get_models(config) if config["evaluation"]["questions"] else []
@@ -250,8 +245,10 @@ def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
         figures += [f"answers/{category}.html" for category in categories]
     if config["answer"]["key"]:  # without an answer contract there are no values to compare
         figures += [f"values/{category}.svg" for category in categories]
+    is_alpaca = config["source"]["format"] == "alpaca"
     return [
         *(f"{folder}/model.safetensors" for folder in get_student_folders(config, categories)),
+        *(f"{folder}/dataset_info.json" for folder in get_training_data(config, categories) if is_alpaca),
         "output/report/metrics.csv",
         *(f"output/report/{name}" for name in figures),
     ]

@@ -1,5 +1,6 @@
 """A student's training for LLaMA-Factory: the same targets in Alpaca format, and the same settings in its words."""
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from distill.alpaca import read_array
 from distill.files import dump_json, write_atomically, write_json
 
 OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit"}
@@ -37,14 +39,29 @@ def warmup_steps(options: dict[str, Any], records: int) -> int:
     return math.ceil(options["warmup_ratio"] * math.ceil(math.ceil(records / size) * options["epochs"]))
 
 
-def render_training(
-    options: dict[str, Any], names: dict[str, str], records: int, out: Path, template: str
-) -> dict[str, Any]:
+def write_datasets(name: str, splits: dict[str, list[dict[str, Any]]], out: Path) -> dict[str, int]:
+    """Write alpaca_train.json, alpaca_val.json and dataset_info.json; returns the records of each split.
+
+    An empty split is a file without records, and no dataset.
+
+    Args:
+        name: of the datasets, `{name}_train` and `{name}_val`.
+        splits: records of `read_split`, by `train` and `val`.
+    """
+    files = {share: f"alpaca_{share}.json" for share in SHARES}
+    counts = {share: write_array(out / files[share], map(to_alpaca, splits[share])) for share in SHARES}
+    info = {f"{name}_{share}": {"file_name": files[share], "columns": COLUMNS} for share in SHARES if counts[share]}
+    write_json(out / "dataset_info.json", info)
+    return counts
+
+
+def render_training(options: dict[str, Any], data: Path, has_val: bool, records: int, template: str) -> dict[str, Any]:
     """Arguments of `llamafactory-cli train`.
 
     Args:
         options: of train_student.py, by name.
-        names: of the datasets in dataset_info.json, `train` and, where there is one, `val`.
+        data: folder of `write_datasets`, named as the options' category.
+        has_val: whether there are validation records.
         records: to train on.
         template: LLaMA-Factory's name of the model's chat template.
     """
@@ -54,8 +71,8 @@ def render_training(
         "do_train": True,
         "model_name_or_path": options["model"],
         "template": template,
-        "dataset_dir": str(out),
-        "dataset": names["train"],
+        "dataset_dir": str(data),
+        "dataset": f"{options['category']}_train",
         "cutoff_len": options["max_length"],
         "finetuning_type": "lora" if is_lora else "full",
     }
@@ -63,7 +80,7 @@ def render_training(
         settings |= {name: options[name] for name in ("lora_rank", "lora_dropout")}
         settings |= {"lora_alpha": int(options["lora_alpha"]), "lora_target": ",".join(options["lora_target"])}
     settings |= {
-        "output_dir": str(out / "output"),
+        "output_dir": str(Path(options["out"]) / "output"),
         "num_train_epochs": options["epochs"],
         "per_device_train_batch_size": options["batch_size"],
         "gradient_accumulation_steps": options["gradient_accumulation_steps"],
@@ -81,28 +98,18 @@ def render_training(
         "save_steps": options["save_steps"],
         "save_total_limit": options["save_total_limit"],
     }
-    if "val" in names:
+    if has_val:
         by_step = {"eval_strategy": "steps", "eval_steps": options["eval_steps"]}
-        settings |= {"eval_dataset": names["val"], "per_device_eval_batch_size": options["batch_size"]}
+        settings |= {"eval_dataset": f"{options['category']}_val", "per_device_eval_batch_size": options["batch_size"]}
         settings |= by_step if options["eval_steps"] else {"eval_strategy": "epoch"}
     return settings
 
 
-def export_training(
-    options: dict[str, Any], splits: dict[str, list[dict[str, Any]]], out: Path, template: str
-) -> dict[str, int]:
-    """Write train.json, val.json, dataset_info.json and train.yaml; returns the records of each split.
-
-    Args:
-        splits: records of `read_split`, by `train` and `val`.
-    """
-    counts = {share: write_array(out / f"{share}.json", map(to_alpaca, splits[share])) for share in SHARES}
-    label = f"{options['name']}_{options['category']}"
-    names = {share: f"{label}_{share}" for share in SHARES if counts[share]}
-    info = {name: {"file_name": f"{share}.json", "columns": COLUMNS} for share, name in names.items()}
-    write_json(out / "dataset_info.json", info)
+def export_training(options: dict[str, Any], data: Path, out: Path, template: str) -> None:
+    """Write train.yaml for the datasets in a folder; arguments as of `render_training`."""
+    info = json.loads((data / "dataset_info.json").read_text(encoding="utf-8"))
+    records = sum(1 for _ in read_array(data / "alpaca_train.json"))
+    has_val = f"{options['category']}_val" in info
+    settings = render_training(options, data, has_val, records, template)
     with write_atomically(out / "train.yaml") as file:
-        yaml.safe_dump(
-            render_training(options, names, counts["train"], out, template), file, sort_keys=False, allow_unicode=True
-        )
-    return counts
+        yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)

@@ -69,22 +69,6 @@ def measure_likelihoods(tests: list[dict[str, Any]], field: str, engine: Any) ->
     return [{"nll": one.nll, "nll_tokens": one.tokens, "nll_hits": one.hits} for one in found]
 
 
-def judge(predictions: list[dict[str, Any]], engine: Any) -> list[dict[str, Any]]:
-    """How likely the engine's model finds another model's answers.
-
-    Args:
-        predictions: of `load_predictions`.
-        engine: a LocalEngine.
-
-    Returns:
-        For each its `category`, `uid` and `nll`, `nll_tokens`, `nll_hits` of its `prediction`.
-    """
-    tests = [one | {"is_whole": one["finish_reason"] != "length"} for one in predictions]
-    found = measure_likelihoods(tests, "prediction", engine) if tests else []
-    names = ("category", "uid")
-    return [{name: test[name] for name in names} | one for test, one in zip(tests, found, strict=True)]
-
-
 def answer_questions(questions: list[str], system: str, engine: Engine, journal: Path) -> list[dict[str, Any]]:
     """Answer questions that have no reference, in their order; `id` counts from 1. See `predict`."""
     asked: list[dict[str, Any]] = [

@@ -90,27 +90,29 @@ def find_problems(
     return problems
 
 
-def add_judgements(records: Sequence[dict[str, Any]], paths: Sequence[str | PathLike[str]]) -> None:
+def add_judgements(records: Sequence[dict[str, Any]], model: str, paths: Sequence[str | PathLike[str]]) -> None:
     """Give each prediction the teacher's likelihood of its answer, as `teacher_nll` and `teacher_nll_tokens`.
 
     Args:
         records: of `load_predictions`.
+        model: whose they are.
         paths: files of judge_answers.py.
 
     Raises:
         InputError: a broken record, or a prediction that was not judged.
     """
-    problems: list[str] = []
+    needed = {"model": FIELDS["uid"]} | {name: FIELDS[name] for name in ("uid", "category")} | PPL_FIELDS
     judged: dict[tuple[str, str], dict[str, Any]] = {}
     for path in paths:
         lines = list(read_jsonl(path))
-        problems += find_problems(path, lines, {name: FIELDS[name] for name in ("uid", "category")} | PPL_FIELDS)
-        judged |= {(str(record.get("category")), str(record.get("uid"))): record for _, record in lines}
-    raise_problems(problems, "judged answers")
+        raise_problems(find_problems(path, lines, needed), "judged answers")
+        judged |= {(line["category"], line["uid"]): line for _, line in lines if line.get("model") == model}
     for record in records:
         if (found := judged.get((record["category"], record["uid"]))) is None:
             names = ", ".join(map(str, paths))
-            raise InputError(f"{names}: expected a record of each prediction, found none of uid {record['uid']}")
+            raise InputError(
+                f"{names}: expected a record of each prediction, found none of {model}'s uid {record['uid']}"
+            )
         record["teacher_nll"], record["teacher_nll_tokens"] = found["nll"], found["nll_tokens"]
 
 

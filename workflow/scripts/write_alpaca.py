@@ -1,0 +1,38 @@
+r"""Write the targets of train and val in Alpaca format, and the dataset_info.json that LLaMA-Factory reads beside them.
+
+    python write_alpaca.py --data artifacts/distill_data/processed/qa --name qa \
+        --out artifacts/distill_data/processed/qa
+
+Several folders are put together, for a student of all categories.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from distill.errors import run_script
+from distill.llamafactory import SHARES, write_datasets
+from distill.splits import read_split
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="with the splits")
+    parser.add_argument("--name", required=True, help="of the datasets: NAME_train, NAME_val")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write."""
+    args = parse_args(argv)
+    splits = {share: [record for folder in args.data for record in read_split(folder, share)] for share in SHARES}
+    counts = write_datasets(args.name, splits, args.out)
+    logger.info("%s: %d training and %d validation records", args.out, counts["train"], counts["val"])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -10,6 +10,7 @@ from typing import Any
 from distill.experiment import (
     Config,
     get_adapter,
+    get_compared_models,
     get_initial_model,
     get_predicting_models,
     get_questions_system,
@@ -200,6 +201,11 @@ def score_flags(config: Config) -> str:
     """Of score_predictions.py."""
     kept = {name: config["evaluation"][name] for name in ("metrics", "bootstrap", "seed", "tokenize")}
     return flags(kept | {"answer_key": config["answer"]["key"]})
+
+
+def compare_flags(config: Config) -> str:
+    """Of compare_models.py."""
+    return score_flags(config) + " " + flags({"pairs": [":".join(pair) for pair in get_compared_models(config)]})
 
 
 def demo_flags(config: Config, part: str) -> str:

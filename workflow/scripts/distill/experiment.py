@@ -228,9 +228,31 @@ def is_judging(config: Config) -> bool:
     return "fdistill" in config["evaluation"]["metrics"] and not is_served(config, "teacher")
 
 
+def get_asked_models(config: Config) -> list[str]:
+    """Models that answer the fixed questions: all of them, or none where there is no question."""
+    return get_models(config) if config["evaluation"]["questions"] else []
+
+
+def has_page(config: Config) -> bool:
+    """Whether there is anything to read side by side."""
+    return bool(config["evaluation"]["questions"] or config["evaluation"]["page_records"])
+
+
+def get_compared_models(config: Config) -> list[tuple[str, str]]:
+    """Pairs whose scores are compared: a student with its `_base`, with the teacher and with each student after it."""
+    students = list(config["students"])
+    return [
+        (student, other)
+        for place, student in enumerate(students, start=1)
+        for other in (f"{student}_base", "teacher", *students[place:])
+    ]
+
+
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
-    """What a whole run makes: students, the table of scores, figures."""
-    figures = ["training.svg", "scores.svg"]
+    """What a whole run makes: students, the table of scores, figures, pages."""
+    figures = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg"]
+    if has_page(config):
+        figures += [f"answers/{category}.html" for category in categories]
     if config["answer"]["key"]:  # without an answer contract there are no values to compare
         figures += [f"values/{category}.svg" for category in categories]
     is_alpaca = config["source"]["format"] == "alpaca"

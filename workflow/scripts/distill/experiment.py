@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.model_names import SCORED, get_variant, get_weights_name, is_base, split_name
+
 Config = dict[str, Any]
 
 POOLED = "all"  # stands for all categories in the place of one
@@ -38,11 +40,6 @@ def get_adapter(config: Config, category: str) -> str | None:
 def has_adapters(config: Config) -> bool:
     """Whether the teacher is another one in each category."""
     return "{category}" in (config["teacher"]["adapter"] or "")
-
-
-def is_base(model: str) -> bool:
-    """Whether an evaluated model's name stands for a student before distillation."""
-    return model.endswith("_base")
 
 
 def is_served(config: Config, model: str) -> bool:
@@ -148,13 +145,34 @@ def get_predicting_models(config: Config, model: str, category: str) -> list[str
     """Hub ids and folders that an evaluated model's answers come from."""
     if model == "teacher":
         return get_teacher_models(config, category)
+    student, _ = split_name(model)
     if is_base(model):
-        return [get_initial_model(config, model.removesuffix("_base"), category)]
+        return [get_initial_model(config, student, category)]
+    if variant := get_variant(model):
+        return [get_export_folder(config, student, category, variant)]
     return [get_student_folder(config, model, category)]
 
 
+def get_export_folder(config: Config, student: str, category: str, variant: str) -> str:
+    """Where a variant of the trained model for a category's records is."""
+    return f"output/export/{student}/{get_training_categories(config, student, [category])[0]}/{variant}"
+
+
+def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
+    """Folder to variant of all exported models of a whole run; none where nothing is exported."""
+    variants = config["export"]["variants"] if config["export"] else []
+    return {
+        get_export_folder(config, student, name, variant): variant
+        for student in config["students"]
+        for name in get_training_categories(config, student, categories)
+        for variant in variants
+    }
+
+
 def get_made_files(config: Config, model: str) -> list[str]:
-    """Files of a model that the workflow itself makes: the demo's, a student's or a copy; none of the user's own."""
+    """Files of a model that the workflow itself makes: the demo's, a student's, its variant's or a copy; none of the
+    user's own.
+    """
     copies = {
         get_initial_model(config, name, category)
         for name, student in config["students"].items()
@@ -167,6 +185,8 @@ def get_made_files(config: Config, model: str) -> list[str]:
         names = ["adapter_config.json", "adapter_model.safetensors"]
     elif model in {*copies, *get_student_folders(config, config["categories"])}:
         names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
+    elif variant := get_exports(config, config["categories"]).get(model):
+        names = ["config.json", "generation_config.json", get_weights_name(variant), "tokenizer_config.json"]
     else:
         names = []
     return [f"{model}/{name}" for name in names]
@@ -174,19 +194,21 @@ def get_made_files(config: Config, model: str) -> list[str]:
 
 def get_student(config: Config, model: str) -> dict[str, Any]:
     """Configuration of the student behind an evaluated model's name."""
-    return config["students"][model.removesuffix("_base")]
+    return config["students"][split_name(model)[0]]
 
 
 def get_models(config: Config) -> list[str]:
-    """Names under output/evaluation: the teacher, then each student followed by itself before distillation."""
-    return ["teacher", *(name for student in config["students"] for name in (student, f"{student}_base"))]
+    """Names under output/evaluation: the teacher, then each student, itself before distillation, and its variants."""
+    variants = config["export"]["variants"] if config["export"] else []
+    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if variant in SCORED)]
+    return ["teacher", *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
 
 
 def get_first_base(config: Config, model: str) -> str:
     """The `_base` that is evaluated for this one: students of the same model and precision share it."""
 
     def identity(name: str) -> tuple[str, str]:
-        student = name.removesuffix("_base")
+        student, _ = split_name(name)
         return get_initial_model(config, student, "{category}"), get_student(config, name)["train"]["precision"]
 
     return next(f"{student}_base" for student in config["students"] if identity(student) == identity(model))
@@ -203,12 +225,13 @@ def get_sharing_students(config: Config) -> list[str]:
 
 
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
-    """What a whole run makes: students, the table of scores, figures."""
+    """What a whole run makes: students, exported models, the table of scores, figures."""
     figures = ["training.svg", "scores.svg"]
     if config["answer"]["key"]:  # without an answer contract there are no values to compare
         figures += [f"values/{category}.svg" for category in categories]
     return [
         *(f"{folder}/model.safetensors" for folder in get_student_folders(config, categories)),
+        *(f"{folder}/README.md" for folder in get_exports(config, categories)),
         "output/report/metrics.csv",
         *(f"output/report/{name}" for name in figures),
     ]

@@ -15,6 +15,7 @@ include: "rules/teacher.smk"
 include: "rules/student.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
+include: "rules/common_export.smk"
 include: "rules/export.smk"
 
 

@@ -1,14 +1,16 @@
 # make demo     the whole workflow on synthetic data and tiny models
 # make test     all tests
 # make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake
+# make serve    an exported model by the OpenAI API: MODEL=output/export/… [PORT=8000], until Ctrl-C
 # make cache    teacher answers that are kept, and who uses them; ARGS="prune …" removes what is not used (README.md)
 # All of them set up .venv first, where it is not there yet or requirements.txt has changed.
 
 PYTHON ?= python3
 ARGS ?=
+PORT ?= 8000
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 
-.PHONY: demo test status cache setup
+.PHONY: demo test status serve cache setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -37,6 +39,11 @@ test: setup
 status: setup
 	@source .venv/bin/activate
 	python workflow/scripts/status.py --profile local $(ARGS)
+
+serve: setup
+	@[ -n "$(MODEL)" ] || { echo "error: name an exported model, MODEL=output/export/…" >&2; exit 1; }
+	source .venv/bin/activate
+	python workflow/scripts/serve_model.py --model "$(MODEL)" --port $(PORT)
 
 cache: setup
 	@source .venv/bin/activate

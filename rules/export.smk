@@ -1,3 +1,116 @@
+# A student to deploy: as it was trained, or in fewer bits. Each variant has been loaded again before it is there.
+rule export_model:
+    input:
+        multiext(
+            "output/{student}/{category}/",
+            config="config.json",
+            generation="generation_config.json",
+            model="model.safetensors",
+            tokenizer="tokenizer_config.json",
+        ),
+    output:
+        multiext(
+            "output/export/{student}/{category}/{variant}/",
+            config="config.json",
+            generation="generation_config.json",
+            model="model.safetensors",
+            tokenizer="tokenizer_config.json",
+        ),
+    log:
+        "logs/export_model/{student}/{category}.{variant}.log",
+    benchmark:
+        "logs/export_model/{student}/{category}.{variant}.benchmark.tsv"
+    wildcard_constraints:
+        variant="full|nf4|int8",
+    conda:
+        "../envs/torch.yaml"
+    threads: get_model_threads()
+    resources:
+        gpu=get_gpus(),
+        mem_mb=64000,
+        runtime=240,
+    params:
+        script=get_script("export_model"),
+        code=get_code("export_model"),
+        student=subpath(input.config, parent=True),
+        folder=subpath(output.config, parent=True),
+        options=get_export_options,
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} --student {params.student:q} --variant {wildcards.variant} {params.options}"
+        " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule export_gguf:
+    input:
+        multiext(
+            "output/{student}/{category}/",
+            config="config.json",
+            generation="generation_config.json",
+            model="model.safetensors",
+            tokenizer="tokenizer_config.json",
+        ),
+    output:
+        multiext(
+            "output/export/{student}/{category}/gguf/",
+            config="config.json",
+            generation="generation_config.json",
+            model="model.gguf",
+            tokenizer="tokenizer_config.json",
+        ),
+    log:
+        "logs/export_gguf/{student}/{category}.log",
+    benchmark:
+        "logs/export_gguf/{student}/{category}.benchmark.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: get_model_threads()
+    resources:
+        gpu=get_gpus(),
+        mem_mb=64000,
+        runtime=240,
+    params:
+        script=get_script("export_gguf"),
+        code=get_code("export_gguf"),
+        student=subpath(input.config, parent=True),
+        folder=subpath(output.config, parent=True),
+        options=get_export_options,
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} --student {params.student:q} {params.options}"
+        " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule write_model_card:
+    input:
+        model="output/export/{student}/{category}/{variant}/config.json",
+        training="output/{student}/{category}/README.md",
+        metrics=collect(
+            "output/evaluation/{model}/{{category}}.metrics.json",
+            model=get_card_models,
+        ),
+    output:
+        card="output/export/{student}/{category}/{variant}/README.md",
+    log:
+        "logs/write_model_card/{student}/{category}.{variant}.log",
+    benchmark:
+        "logs/write_model_card/{student}/{category}.{variant}.benchmark.tsv"
+    wildcard_constraints:
+        variant="full|nf4|int8|gguf",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        script=get_script("write_model_card"),
+        code=get_code("write_model_card"),
+        options=get_card_options,
+    shell:
+        "python {params.script} --variant {wildcards.variant} --training {input.training:q}"
+        " --metrics {input.metrics:q} {params.options} --out {output.card:q} > {log:q} 2>&1"
+
+
 # The targets in the format that LLaMA-Factory reads, beside the splits.
 rule write_alpaca:
     input:

@@ -114,3 +114,17 @@ def get_scored_categories(wildcards):
 def get_judged_categories(wildcards):
     """Those of which the teacher reads the answers, where it does."""
     return get_scored_categories(wildcards) if experiment.is_judging(config) else []
+
+
+def get_export_options(wildcards):
+    return commands.export_flags(config, wildcards.student)
+
+
+def get_card_options(wildcards):
+    return commands.card_flags(config, wildcards.student, wildcards.category)
+
+
+def get_card_models(wildcards):
+    """Models that stand in a card's table of scores: the teacher, the student before and after, and the variant."""
+    variant = [] if wildcards.variant == "full" else [f"{wildcards.student}_{wildcards.variant}"]
+    return ["teacher", wildcards.student, f"{wildcards.student}_base", *variant]

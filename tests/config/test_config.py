@@ -65,7 +65,7 @@ def test_every_key_has_a_description_and_a_default_or_is_required():
 
 
 def test_defaults_are_valid():
-    filled = check_config(make_config("demo: {}\nstudents: {kd: {lora: {}}}"))
+    filled = check_config(make_config("demo: {}\nexport: {}\nstudents: {kd: {lora: {}}}"))
     assert check_config(filled) == filled
 
 
@@ -253,10 +253,16 @@ ERRORS = [
     (
         "students: {teacher: {model: s}}",
         "students.teacher",
-        "expected another name, reserved are evaluation, report, teacher",
+        "expected another name, reserved are evaluation, export, report, teacher",
     ),
     ("students: {report: {model: s}}", "students.report", "expected another name"),
     ("students: {kd_base: {model: s}}", "students.kd_base", "expected another name"),
+    ("students: {kd_gguf: {model: s}}", "students.kd_gguf", "names that end in _base, _nf4, _int8, _gguf"),
+    ("export: {}", "", None),
+    ("export: {variants: []}", "export.variants", "expected at least 1, found []"),
+    ("export: {variants: [q4]}", "export.variants[0]", "expected full | nf4 | int8 | gguf, found 'q4'"),
+    ("export: {language: [English]}", "export.language[0]", "expected text that matches ^[a-z]{2,3}$"),
+    ("export: [full]", "export", "expected the keys variants, license, datasets, language | null, found ['full']"),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
     # paths
     ("source: {grpo: a.jsonl}", "source.grpo", "expected a path with {category} in it, found 'a.jsonl'"),
@@ -413,7 +419,7 @@ def read_table() -> dict[str, list[str]]:
 
 def test_readme_explains_exactly_the_keys_of_the_schema():
     leaves = get_leaves()
-    assert set(read_table()) == set(leaves) | {"students.NAME.lora", "students.NAME.model", "mix_targets"}
+    assert set(read_table()) == set(leaves) | {"students.NAME.lora", "students.NAME.model", "mix_targets", "export"}
     for place, (default, allowed, meaning, *_) in read_table().items():
         schema = leaves.get(place) or {format_place(p): s for p, s in walk_schema(load_schema())}[place]
         assert default == (f"`{format_value(schema['default'])}`" if "default" in schema else "required"), place

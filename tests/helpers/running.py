@@ -52,7 +52,15 @@ CONFIG = {
 TEACHER = CONFIG["teacher"] | {"adapter": None}
 
 # Models this small need one thread each, and then run side by side.
-LOADING = ("generate_answers", "compute_signal", "copy_layers", "train_student", "predict_answers")
+LOADING = (
+    "generate_answers",
+    "compute_signal",
+    "copy_layers",
+    "train_student",
+    "predict_answers",
+    "export_model",
+    "export_gguf",
+)
 ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in LOADING)]
 
 

@@ -122,3 +122,22 @@ def test_only_the_workflows_own_models_are_files_to_wait_for(config):
     assert experiment.get_made_files(demo, "models/teacher")[1] == "models/teacher/model.safetensors"
     assert experiment.get_made_files(demo, "models/adapters/banks")[1].endswith("banks/adapter_model.safetensors")
     assert experiment.get_made_files(demo, "models/mine") == []
+
+
+def test_exports_are_targets_models_to_score_and_files_to_wait_for():
+    students = {"one": {"model": "s", "signal": "topk", "pool": True}, "two": {"model": "s"}}
+    config, categories = make_config(students), ["banks", "funds"]
+    assert experiment.get_exports(config, categories) == {}
+    config["export"] = {"variants": ["full", "gguf"]}
+    folders = [f"output/export/{name}/{variant}" for name in ("one/all", "two/banks", "two/funds")
+               for variant in ("full", "gguf")]  # fmt: skip
+    assert list(experiment.get_exports(config, categories)) == folders
+    assert {f"{folder}/README.md" for folder in folders} < set(experiment.get_targets(config, categories))
+    models = ["teacher", "one", "one_base", "one_gguf", "two", "two_base", "two_gguf"]
+    assert experiment.get_models(config) == models
+    assert experiment.get_evaluated_models(config) == [name for name in models if name != "two_base"]
+    assert experiment.get_predicting_models(config, "one_gguf", "funds") == ["output/export/one/all/gguf"]
+    assert experiment.get_student(config, "one_gguf") is config["students"]["one"]
+    assert "output/export/two/funds/gguf/model.gguf" in experiment.get_made_files(config, folders[-1])
+    assert "output/export/two/funds/full/model.safetensors" in experiment.get_made_files(config, folders[-2])
+    assert experiment.get_made_files(config, "output/export/two/funds/nf4") == []

@@ -51,6 +51,8 @@ def make_scores(models=("teacher", "small", "small_base"), categories=("banks", 
         (["data_base", "teacher"], ["teacher", "data_base"]),
         (["qwen_base_base", "qwen_base"], ["qwen_base", "qwen_base_base"]),
         (["a", "a", "teacher"], ["teacher", "a"]),
+        (["a_nf4", "a_gguf", "b", "a_base", "a"], ["a", "a_base", "a_nf4", "a_gguf", "b"]),
+        (["x_nf4", "a"], ["x_nf4", "a"]),
     ],
 )
 def test_order_of_models(models, expected):

@@ -56,6 +56,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """--student, --out, --dtype, --device."""
+    parser.add_argument("--student", required=True, help="the trained model's folder")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to deploy")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """--max-new-tokens, --temperature, --top-p, --top-k, --seed."""
     parser.add_argument("--max-new-tokens", type=int, default=512)

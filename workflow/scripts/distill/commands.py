@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from distill.config_digest import digest_settings
 from distill.experiment import (
     Config,
     get_adapter,
@@ -20,6 +21,7 @@ from distill.experiment import (
     get_teacher,
     is_served,
 )
+from distill.hubs import get_public_name
 from distill.pace import get_pace
 
 
@@ -154,6 +156,28 @@ def pace_flags(config: Config, name: str) -> str:
     return flags({option: train[option] for option in get_pace(train)})
 
 
+def get_dtype(config: Config, model: str) -> str:
+    """Numbers of a student, its `_base` or a variant when it answers: those of the training."""
+    dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    return dtypes[get_student(config, model)["train"]["precision"]]
+
+
+def export_flags(config: Config, student: str) -> str:
+    """Of export_model.py and export_gguf.py."""
+    return flags({"dtype": get_dtype(config, student)})
+
+
+def card_flags(config: Config, student: str, category: str) -> str:
+    """Of write_model_card.py."""
+    export = config["export"] or {}
+    kept = {name: export.get(name) or None for name in ("license", "datasets", "language")}
+    base = config["students"][student]["model"]
+    models = {"base_model": get_public_name(base) if isinstance(base, str) else None}
+    models |= {"teacher": get_public_name(config["teacher"]["model"])}
+    names = {"name": student, "category": category}
+    return flags(names | models | kept | {"config_digest": digest_settings(config, student)})
+
+
 def evaluated_flags(config: Config, model: str, category: str) -> dict[str, Any]:
     """Which model answers, `teacher`, a student, or a student's `_base`, and how."""
     evaluation = config["evaluation"]
@@ -161,8 +185,7 @@ def evaluated_flags(config: Config, model: str, category: str) -> dict[str, Any]
         source = teacher_flags(config, category) | {"engine": config["teacher"]["engine"]}
     else:
         (folder,) = get_predicting_models(config, model, category)
-        dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-        source = {"model": folder, "dtype": dtypes[get_student(config, model)["train"]["precision"]]}
+        source = {"model": folder, "dtype": get_dtype(config, model)}
     sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature")}
     if evaluation["temperature"]:  # nothing is drawn at 0
         sampling["seed"] = evaluation["seed"]

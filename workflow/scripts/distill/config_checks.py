@@ -5,11 +5,13 @@ from typing import Any
 
 from distill.addresses import find_address_problem
 from distill.hubs import find_source_problem
+from distill.model_names import SUFFIXES
 
 Place = tuple[str | int, ...]
 Problems = dict[Place, str]
 RESERVED_CATEGORIES = {"all"}
-RESERVED_STUDENTS = {"teacher", "evaluation", "report"}  # the last two are folders beside the students'
+RESERVED_STUDENTS = {"teacher", "evaluation", "export", "report"}  # all but the first are folders beside the students'
+RESERVED_ENDINGS = tuple(f"_{suffix}" for suffix in SUFFIXES)
 
 
 def get_value(config: dict[str, Any], problems: Problems, *place: str) -> Any:
@@ -33,8 +35,8 @@ def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> Non
     for name in students if isinstance(students, dict) else {}:
         if not re.fullmatch(pattern, name):
             problems.setdefault(("students", name), f"expected a name that matches ^{pattern}$")
-        elif name in RESERVED_STUDENTS or name.endswith("_base"):
-            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in _base"
+        elif name in RESERVED_STUDENTS or name.endswith(RESERVED_ENDINGS):
+            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(RESERVED_ENDINGS)}"
             problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
 
 

@@ -39,15 +39,20 @@ def raise_problems(problems: Iterable[str], what: str = "input") -> None:
     raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {what}:\n{shown}{tail}")
 
 
+def start_logging() -> None:
+    """Log lines with their time to standard error."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main: log lines to standard error.
 
     An InputError, or an OSError that names a file (not there, not allowed, disk full), ends it with its text alone
     and exit code 1; anything else is a fault of the program and shows where.
     """
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-    )
+    start_logging()
     try:
         main()
     except InputError as error:

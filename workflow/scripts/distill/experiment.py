@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.hubs import MANIFEST, get_folder, is_download
+from distill.model_names import SCORED, get_variant, get_weights_name, is_base, split_name
 
 Config = dict[str, Any]
 
@@ -46,11 +47,6 @@ def get_teacher(config: Config) -> str:
 def has_adapters(config: Config) -> bool:
     """Whether the teacher is another one in each category."""
     return "{category}" in (config["teacher"]["adapter"] or "")
-
-
-def is_base(model: str) -> bool:
-    """Whether an evaluated model's name stands for a student before distillation."""
-    return model.endswith("_base")
 
 
 def is_served(config: Config, model: str) -> bool:
@@ -162,13 +158,32 @@ def get_predicting_models(config: Config, model: str, category: str) -> list[str
     """Hub ids and folders that an evaluated model's answers come from."""
     if model == "teacher":
         return get_teacher_models(config, category)
+    student, _ = split_name(model)
     if is_base(model):
-        return [get_initial_model(config, model.removesuffix("_base"), category)]
+        return [get_initial_model(config, student, category)]
+    if variant := get_variant(model):
+        return [get_export_folder(config, student, category, variant)]
     return [get_student_folder(config, model, category)]
 
 
+def get_export_folder(config: Config, student: str, category: str, variant: str) -> str:
+    """Where a variant of the trained model for a category's records is."""
+    return f"output/export/{student}/{get_training_categories(config, student, [category])[0]}/{variant}"
+
+
+def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
+    """Folder to variant of all exported models of a whole run; none where nothing is exported."""
+    variants = config["export"]["variants"] if config["export"] else []
+    return {
+        get_export_folder(config, student, name, variant): variant
+        for student in config["students"]
+        for name in get_training_categories(config, student, categories)
+        for variant in variants
+    }
+
+
 def get_made_files(config: Config, model: str) -> list[str]:
-    """Files of a model that the workflow itself makes: the demo's, a student's, a copy or a download; no others."""
+    """Files of a model that the workflow itself makes: the demo's, a student's, a variant, a copy or a download."""
     copies = {
         get_initial_model(config, name, category)
         for name, student in config["students"].items()
@@ -183,6 +198,8 @@ def get_made_files(config: Config, model: str) -> list[str]:
         names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
     elif is_download(model):
         names = [MANIFEST]
+    elif variant := get_exports(config, config["categories"]).get(model):
+        names = ["config.json", "generation_config.json", get_weights_name(variant), "tokenizer_config.json"]
     else:
         names = []
     return [f"{model}/{name}" for name in names]
@@ -190,19 +207,21 @@ def get_made_files(config: Config, model: str) -> list[str]:
 
 def get_student(config: Config, model: str) -> dict[str, Any]:
     """Configuration of the student behind an evaluated model's name."""
-    return config["students"][model.removesuffix("_base")]
+    return config["students"][split_name(model)[0]]
 
 
 def get_models(config: Config) -> list[str]:
-    """Names under output/evaluation: the teacher, then each student followed by itself before distillation."""
-    return ["teacher", *(name for student in config["students"] for name in (student, f"{student}_base"))]
+    """Names under output/evaluation: the teacher, then each student, itself before distillation, and its variants."""
+    variants = config["export"]["variants"] if config["export"] else []
+    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if variant in SCORED)]
+    return ["teacher", *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
 
 
 def get_first_base(config: Config, model: str) -> str:
     """The `_base` that is evaluated for this one: students of the same model and precision share it."""
 
     def identity(name: str) -> tuple[str, str]:
-        student = name.removesuffix("_base")
+        student, _ = split_name(name)
         return get_initial_model(config, student, "{category}"), get_student(config, name)["train"]["precision"]
 
     return next(f"{student}_base" for student in config["students"] if identity(student) == identity(model))
@@ -239,17 +258,20 @@ def has_page(config: Config) -> bool:
 
 
 def get_compared_models(config: Config) -> list[tuple[str, str]]:
-    """Pairs whose scores are compared: a student with its `_base`, with the teacher and with each student after it."""
+    """Pairs whose scores are compared: a student with its `_base`, the teacher and each student after it, and a variant
+    of fewer bits with its student.
+    """
     students = list(config["students"])
-    return [
+    pairs = [
         (student, other)
         for place, student in enumerate(students, start=1)
         for other in (f"{student}_base", "teacher", *students[place:])
     ]
+    return pairs + [(model, split_name(model)[0]) for model in get_models(config) if get_variant(model)]
 
 
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
-    """What a whole run makes: students, the table of scores, figures, pages."""
+    """What a whole run makes: students, exported models, the table of scores, figures, pages."""
     figures = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg"]
     if has_page(config):
         figures += [f"answers/{category}.html" for category in categories]
@@ -259,6 +281,7 @@ def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
     return [
         *(f"{folder}/model.safetensors" for folder in get_student_folders(config, categories)),
         *(f"{folder}/dataset_info.json" for folder in get_training_data(config, categories) if is_alpaca),
+        *(f"{folder}/README.md" for folder in get_exports(config, categories)),
         "output/report/metrics.csv",
         *(f"output/report/{name}" for name in figures),
     ]

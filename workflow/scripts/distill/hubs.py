@@ -20,6 +20,12 @@ def get_folder(model: str) -> str:
     return "models/" + model.replace(":", "/", 1) if found else model
 
 
+def get_public_name(model: str) -> str:
+    """What a model is called on the Hugging Face hub, of a source or a folder of it; any other name as it is."""
+    found = SOURCE.fullmatch(model) or FOLDER.fullmatch(model)
+    return f"{found['owner']}/{found['name']}" if found and found["hub"] == "hf" else model
+
+
 def is_download(folder: str) -> bool:
     """Whether a folder is one that the workflow downloads."""
     return FOLDER.fullmatch(folder) is not None

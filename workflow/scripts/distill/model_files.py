@@ -17,6 +17,7 @@ DECIDING = (
     "*.index.json",
     "pytorch_model*.bin",
     "adapter_model.bin",
+    "*.gguf",
     "config.json",
     "generation_config.json",
     "adapter_config.json",
@@ -28,7 +29,7 @@ DECIDING = (
     "*.tiktoken",
     "chat_template*",
 )
-WEIGHTS = (".safetensors", ".bin")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
 READ_WHOLE = 2**20  # weights of up to this many bytes are read whole
 SAMPLE = 64  # bytes
 SAMPLES = 1024  # of a file whose tensors are not known
@@ -39,6 +40,14 @@ def list_model_files(folder: str | Path) -> list[Path]:
     """Weights, configurations, tokenizer and template of a folder, sorted; what a training left beside them is none."""
     found = (path for path in Path(folder).glob("*") if any(fnmatch(path.name, name) for name in DECIDING))
     return sorted(path for path in found if not path.is_dir())
+
+
+def find_gguf(model: str | Path) -> str | None:
+    """Name of the GGUF file that a folder's weights are in; None where they are in other files, too, or several."""
+    files = list_model_files(model)
+    found = [path.name for path in files if path.suffix == ".gguf"]
+    has_others = any(path.suffix in WEIGHTS and path.suffix != ".gguf" for path in files)
+    return found[0] if len(found) == 1 and not has_others else None
 
 
 def read_header(path: Path, file: int, size: int) -> tuple[bytes, dict[str, Any]]:

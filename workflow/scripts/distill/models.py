@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
 from distill.errors import InputError
 from distill.memory import build_skeleton, place_model, quantized_layers, stored_quantization
-from distill.model_files import check_adapter
+from distill.model_files import check_adapter, find_gguf
 
 log = logging.getLogger(__name__)
 if not sys.stderr.isatty():
@@ -102,7 +102,7 @@ def check_quantization(model: str, skeleton: Any, quantization: str, device: tor
     """
     if quantization == "none":
         return
-    if stored := stored_quantization(skeleton.config):
+    if stored := "gguf" if find_gguf(model) else stored_quantization(skeleton.config):
         raise InputError(
             f"{model}: quantization: expected none, since the weights are quantized already ({stored}), "
             f"found {quantization}"
@@ -125,17 +125,26 @@ def check_quantization(model: str, skeleton: Any, quantization: str, device: tor
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
     """bitsandbytes settings: `int8` (LLM.int8), `nf4` (double quantization, computing in `dtype`), or none."""
+    # Of int8 it says at every call of every layer that it computes in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
-        # It says at every call of every layer that it computes in float16.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def weights_settings(model: str, quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told of the weights: how they are quantized, or the GGUF file that holds them."""
+    if name := find_gguf(model):
+        return {"gguf_file": name, "quantization_config": GgufConfig(dequantize=True)}
+    chosen = quantization_config(quantization, dtype)
+    # A None that is passed hides how stored weights are quantized, which are then read as if they were not.
+    return {} if chosen is None else {"quantization_config": chosen}
 
 
 def choose_attention(skeleton: Any, device: torch.device, dtype: torch.dtype, for_generation: bool) -> str:
@@ -169,6 +178,7 @@ def load_model(
 ) -> Any:
     """A causal language model on its device, or over all GPUs where one is too small.
 
+    A folder whose weights are one GGUF file is loaded as that file describes it, its weights unpacked to `dtype`.
     Inputs go to `model.device`, where the embeddings are, and outputs come back there.
 
     Args:
@@ -196,7 +206,7 @@ def load_model(
         result: Any = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=dtype,
-            quantization_config=quantization_config(quantization, dtype),
+            **weights_settings(model, quantization, dtype),
             attn_implementation=attention,
             output_loading_info=True,
             **placed,

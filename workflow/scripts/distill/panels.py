@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill.errors import InputError
-from distill.tables import BASE_SUFFIX, TEACHER, is_base, order_models
+from distill.tables import TEACHER, get_owner, order_models
 
 # Okabe and Ito's palette, told apart by colour-blind readers; black is the teacher's.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -73,10 +73,10 @@ def drawing(path: str | PathLike[str]) -> Iterator[Figure]:
 
 
 def choose_colors(models: Sequence[str]) -> dict[str, str]:
-    """Black for the teacher, one colour a student, the same for the student's `_base`."""
-    students = [model for model in order_models(models) if model != TEACHER and not is_base(model, models)]
+    """Black for the teacher, one colour a student, the same for the student's `_base` and variants."""
+    students = [model for model in order_models(models) if model != TEACHER and get_owner(model, models) == model]
     colors = {student: COLORS[i % len(COLORS)] for i, student in enumerate(students)}
-    colors |= {model: colors[model.removesuffix(BASE_SUFFIX)] for model in models if is_base(model, models)}
+    colors |= {model: colors[get_owner(model, models)] for model in models if model != TEACHER}
     return colors | {TEACHER: "black"}
 
 

@@ -20,6 +20,7 @@ STEPS = {
     "train": ("train_student",),
     "predict": ("predict_answers", "share_base_answers", "answer_questions", "judge_answers"),
     "score": ("score_predictions",),
+    "export": ("export_model", "export_gguf", "write_model_card"),
 }
 POOLED = "all"
 COLOURS = {"done": "32", "to do": "33", "missing input": "31", "–": "90"}

@@ -16,6 +16,7 @@ from distill.batching import Example, StepBatches
 from distill.digest import digest_of
 from distill.errors import InputError
 from distill.files import dump_json, replace_directory
+from distill.hubs import get_public_name
 from distill.losses import Objective
 from distill.memory import keep_freed_memory
 from distill.model_card import render_card
@@ -213,8 +214,8 @@ def write_student(options: dict[str, Any], trainer: DistillTrainer, tokenizer: A
         final |= {name: line[name] for name in ("loss", "ce", "kd", "val_loss", "val_ce") if line.get(name) is not None}
     hidden = (*PLACES, "category", "model", "method", "teacher_model")
     facts = {
-        "base_model": options["model"],
-        "teacher": options["teacher_model"] if options["method"] != "seqkd" else None,
+        "base_model": get_public_name(options["model"]),
+        "teacher": get_public_name(options["teacher_model"]) if options["method"] != "seqkd" else None,
         "method": options["method"],
         "options": {name: value for name, value in options.items() if name not in hidden},
         "final": {"steps": trainer.state.global_step, **final},

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from distill.errors import InputError
 from distill.files import write_atomically
+from distill.model_names import BASE, split_name
 
 FIELDS = ("model", "category", "metric", "value", "ci_low", "ci_high", "n")
 SUFFIX = ".metrics.json"
 TEACHER = "teacher"
-BASE_SUFFIX = "_base"
 POOLED = "all"
 SHOWN = {
     "coverage": "coverage %",
@@ -50,18 +50,29 @@ class Score(NamedTuple):
 
 
 def order_models(models: Iterable[str]) -> list[str]:
-    """The teacher, then each student in order of first appearance, directly followed by its `_base`."""
+    """The teacher, then each student in order of first appearance, followed by its `_base` and its variants."""
     seen = list(dict.fromkeys(models))
-    owners = {model: model.removesuffix(BASE_SUFFIX) if is_base(model, seen) else model for model in seen}
+    owners = {model: get_owner(model, seen) for model in seen}
     first: dict[str, int] = {}
     for position, model in enumerate(seen):
         first.setdefault(owners[model], position)
-    return sorted(seen, key=lambda model: (model != TEACHER, first[owners[model]], model != owners[model]))
+
+    def place(model: str) -> tuple[bool, int, bool, bool]:
+        is_own = model == owners[model]
+        return model != TEACHER, first[owners[model]], not is_own, not (is_own or is_base(model, seen))
+
+    return sorted(seen, key=place)
+
+
+def get_owner(model: str, models: Iterable[str]) -> str:
+    """The student of `models` that the model is before distillation, or a variant of; itself where it is neither."""
+    student, suffix = split_name(model)
+    return student if suffix and student in models else model
 
 
 def is_base(model: str, models: Iterable[str]) -> bool:
     """Whether the model is another one of `models` before distillation."""
-    return model.endswith(BASE_SUFFIX) and model.removesuffix(BASE_SUFFIX) in models
+    return split_name(model)[1] == BASE and get_owner(model, models) != model
 
 
 def order_categories(categories: Iterable[str]) -> list[str]:

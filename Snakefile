@@ -11,6 +11,7 @@ if not workflow.overwrite_configfiles:
 
 include: "rules/common.smk"
 include: "rules/inputs.smk"
+include: "rules/download.smk"
 include: "rules/data.smk"
 include: "rules/teacher.smk"
 include: "rules/student.smk"

@@ -8,9 +8,9 @@ from snakemake.logging import logger
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from distill import commands, experiment
+from distill import answers_page, commands, experiment
 from distill.config import check_config, get_name_pattern
-from distill.digest import code_digest
+from distill.digest import code_digest, files_digest
 from distill.errors import InputError
 from distill.model_files import fingerprint_folder
 
@@ -46,6 +46,11 @@ def get_script(name):
 def get_code(name):
     """Digest of a script and the library modules it uses; comments and docstrings do not count."""
     return code_digest(SCRIPTS / f"{name}.py")
+
+
+def get_page_digest():
+    """Digest of an HTML page's template, style and script."""
+    return files_digest(answers_page.PARTS)
 
 
 def get_categories():

@@ -107,3 +107,102 @@ rule plot_values:
     shell:
         "python {params.script} --predictions {input.predictions:q} {params.options} --out {output.figure:q}"
         " > {log:q} 2>&1"
+
+
+rule render_answers:
+    input:
+        predictions=expand(
+            "output/evaluation/{model}/{category}.predictions.jsonl",
+            model=experiment.get_models(config),
+            allow_missing=True,
+        ),
+        questions=expand(
+            "output/evaluation/{model}/{category}.questions.jsonl",
+            model=experiment.get_asked_models(config),
+            allow_missing=True,
+        ),
+    output:
+        page=report(
+            "output/report/answers/{category}.html",
+            caption="../workflow/report/answers.rst",
+            category="Answers side by side",
+            labels={"category": "{category}"},
+        ),
+    log:
+        "logs/render_answers/{category}.log",
+    benchmark:
+        "logs/render_answers/{category}.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        script=get_script("render_answers"),
+        code=get_code("render_answers"),
+        template=get_page_digest(),
+        options=commands.flags({"records": config["evaluation"]["page_records"]}),
+    shell:
+        "python {params.script} --category {wildcards.category} --predictions {input.predictions:q}"
+        " --questions {input.questions:q} {params.options} --out {output.page:q} > {log:q} 2>&1"
+
+
+rule compare_models:
+    input:
+        predictions=expand(
+            "output/evaluation/{model}/{category}.predictions.jsonl",
+            category=CATEGORIES,
+            model=experiment.get_models(config),
+        ),
+        judged=expand(
+            "output/evaluation/teacher/{category}.judged.jsonl",
+            category=CATEGORIES if experiment.is_judging(config) else [],
+        ),
+    output:
+        table=report(
+            "output/report/comparisons.csv",
+            caption="../workflow/report/comparisons.rst",
+            category="Comparisons",
+        ),
+    log:
+        "logs/compare_models.log",
+    benchmark:
+        "logs/compare_models.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        script=get_script("compare_models"),
+        code=get_code("compare_models"),
+        options=commands.compare_flags(config),
+        judged="--judged" if experiment.is_judging(config) else "",
+    shell:
+        "python {params.script} --predictions {input.predictions:q} {params.judged} {input.judged:q}"
+        " {params.options} --out {output.table:q} > {log:q} 2>&1"
+
+
+rule plot_comparisons:
+    input:
+        comparisons="output/report/comparisons.csv",
+    output:
+        figure=report(
+            "output/report/comparisons.svg",
+            caption="../workflow/report/comparisons.rst",
+            category="Comparisons",
+        ),
+    log:
+        "logs/plot_comparisons.log",
+    benchmark:
+        "logs/plot_comparisons.benchmark.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        script=get_script("plot_comparisons"),
+        code=get_code("plot_comparisons"),
+    shell:
+        "python {params.script} --comparisons {input.comparisons:q} --out {output.figure:q} > {log:q} 2>&1"

@@ -221,6 +221,9 @@ ERRORS = [
         "evaluation.metrics",
         "expected a list of bleu, rouge, ppl, answer, chrf, shape, fdistill, found 'bleu'",
     ),
+    ("teacher: {model: 'hf:Qwen'}", "teacher.model", "expected hf:OWNER/NAME | modelscope:OWNER/NAME, with @REVISION"),
+    ("teacher: {adapter: 'hg:a/lora-{category}'}", "teacher.adapter", "expected hf:OWNER/NAME | modelscope:OWNER/NAME"),
+    ("students: {kd: {model: 'hf:a/b/c'}}", "students.kd.model", "with @REVISION where it matters, found 'hf:a/b/c'"),
     ("evaluation: {questions: [Why]}", "evaluation.system", "expected text, since there are evaluation.questions"),
     ("evaluation: {questions: [Why, Why], system: s}", "evaluation.questions", "expected each value once"),
     # what YAML makes of it

@@ -211,9 +211,22 @@ def test_far_perplexities_stand_on_a_log_axis(tmp_path, drawn):
     assert "10000" in read_texts(tmp_path / "scores.svg")  # not as 10^4, which would need markup
 
 
+def test_many_metrics_stand_in_blocks(tmp_path, drawn):
+    names = ["ppl", "agreement", "bleu", "chrf", "rougeL", "length_ratio", "repetition", "distinct1", "distinct2"]
+    names += ["fdistill_coverage", "fdistill_likelihood"]
+    scores = [Score("teacher", category, name, 0.5, 0.4, 0.6, 20) for category in ("banks", "all") for name in names]
+    draw_scores(scores, tmp_path / "scores.svg")
+    panels = [axes for axes in drawn[0].axes if axes.axison]
+    assert len(panels) == 2 * 10  # fdistill's likelihood is the perplexity
+    assert drawn[0].get_size_inches()[0] < 10
+    assert sum(axes.get_ylabel() == "all" for axes in panels) == 2
+    (chrf,) = [axes for axes in panels if axes.get_title() == "chrF"]
+    assert [axes.get_xlim() for axes in chrf.get_shared_x_axes().get_siblings(chrf)] == [(-4.0, 104.0)] * 2
+
+
 def test_scores_without_a_known_metric(tmp_path):
     with pytest.raises(InputError, match="no metric to draw"):
-        draw_scores([Score("teacher", "banks", "chrf", 1.0, None, None, 5)], tmp_path / "scores.svg")
+        draw_scores([Score("teacher", "banks", "rouge1", 1.0, None, None, 5)], tmp_path / "scores.svg")
 
 
 def test_a_base_has_the_colour_of_its_student():

@@ -159,6 +159,25 @@ def test_scores_without_an_answer_contract():
         assert "MAE" not in text
 
 
+def test_agreement_stands_for_the_contract_where_there_is_none():
+    text = {"ppl": 1.5, "agreement": 0.625, "length_ratio": 0.987, "repetition": 0.0125, "fdistill_coverage": 12.345}
+    text |= {"distinct1": 0.1, "distinct2": 0.2, "chrf": 33.0, "bleu": 20.0, "rougeL": 25.0}
+    scores = [Score("teacher", "qa", metric, value, None, None, 20) for metric, value in text.items()]
+    _, header, row = (re.split(r"  +", line) for line in format_text(scores, width=200).splitlines())
+    assert dict(zip(header, row, strict=True)) == {
+        "model": "teacher", "n": "20", "PPL": "1.50", "agreement %": "62.5", "BLEU": "20.0", "chrF": "33.0",
+        "ROUGE-L": "25.0", "PPL by teacher": "12.3", "length ratio": "0.99", "repetition %": "1.2",
+        "distinct-1 %": "10.0", "distinct-2 %": "20.0",
+    }  # fmt: skip
+    narrow = format_text(scores, width=100).splitlines()[1]
+    assert len(narrow) <= 100
+    assert "length ratio" in narrow
+    assert "distinct" not in narrow
+    assert "distinct-1 %" in format_markdown(scores)
+    contract = [*scores, Score("teacher", "qa", "coverage", 1.0, None, None, 20)]
+    assert "agreement" not in format_text(contract) + format_markdown(contract)
+
+
 def test_markdown_is_one_table():
     lines = format_markdown(make_scores(models=["teacher", "a|b"])).splitlines()
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]

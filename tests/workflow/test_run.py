@@ -87,13 +87,32 @@ def test_a_base_that_students_share_is_evaluated_once(finished):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_models_are_compared_in_pairs_and_read_side_by_side(finished):
+    with open(finished / "output/report/comparisons.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["category"], row["metric"]) == ("all", "ppl")]
+    pairs = [("student_kd", "student_kd_base"), ("student_kd", "teacher"), ("student_kd", "student_seqkd")]
+    pairs += [("student_seqkd", "student_seqkd_base"), ("student_seqkd", "teacher")]
+    assert [(row["model"], row["other"]) for row in rows] == pairs
+    with open(finished / "output/report/metrics.csv", newline="") as file:
+        scores = {
+            row["model"]: row for row in csv.DictReader(file) if (row["category"], row["metric"]) == ("all", "ppl")
+        }
+    for row, (model, other) in zip(rows, pairs, strict=True):
+        difference = float(scores[model]["value"]) - float(scores[other]["value"])
+        assert float(row["difference"]) == pytest.approx(difference, rel=1e-9)
+    page = (finished / "output/report/answers/banks.html").read_text(encoding="utf-8")
+    tests = len(read_lines(finished / "artifacts/distill_data/processed/banks/test.jsonl"))
+    assert page.count('<article class="card"') == tests
+    assert page.count('data-model="student_seqkd_base"') == tests
+
+
 def test_the_report_holds_figures_and_captions(finished, tmp_path):
     report = tmp_path / "report.html"
     finished.run("--report", report)
     text = report.read_text()
     assert "System Message" not in text  # of docutils, where a caption is not well-formed
     assert len(text) > 100_000
-    for name in ("scores.svg", "training.svg", "metrics.csv"):
+    for name in ("scores.svg", "training.svg", "metrics.csv", "comparisons.csv", "comparisons.svg", "banks.html"):
         assert name in text
     assert "Predicted and true values" not in text  # without an answer contract there are none
     assert "student_kd" in text

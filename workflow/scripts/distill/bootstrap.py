@@ -25,6 +25,14 @@ class Statistic(NamedTuple):
     n: int
 
 
+class Resampled(NamedTuple):
+    """A figure, its values in the resamples (resamples,), NaN where undefined, and its number of records."""
+
+    value: float
+    resampled: Floats
+    n: int
+
+
 class Estimate(NamedTuple):
     """A figure, the ends of its 95 % interval and its number of records; None where there is nothing to give."""
 
@@ -54,6 +62,20 @@ def percentile_interval(values: Floats) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def resample_all(statistics: Mapping[str, Statistic], records: int, resamples: int, seed: int) -> dict[str, Resampled]:
+    """Every statistic's figure, and its values in the resamples; arguments as of `estimate_all`."""
+    with np.errstate(all="ignore"):  # an undefined figure is NaN
+        values = {name: float(s.function(np.ones((1, records)))[0]) for name, s in statistics.items()}
+        resampled: dict[str, list[Floats]] = {name: [] for name in statistics}
+        for weights in draw_weights(records, resamples, seed):
+            for name, statistic in statistics.items():
+                resampled[name].append(statistic.function(weights))
+    return {
+        name: Resampled(values[name], np.concatenate([np.empty(0), *resampled[name]]), statistic.n)
+        for name, statistic in statistics.items()
+    }
+
+
 def estimate_all(statistics: Mapping[str, Statistic], records: int, resamples: int, seed: int) -> dict[str, Estimate]:
     """Every statistic with its 95 % percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
 
@@ -66,20 +88,13 @@ def estimate_all(statistics: Mapping[str, Statistic], records: int, resamples: i
         resamples: 0 gives figures without intervals.
         seed: of the resamples.
     """
-    with np.errstate(all="ignore"):  # an undefined figure is NaN and becomes None below
-        values = {name: float(s.function(np.ones((1, records)))[0]) for name, s in statistics.items()}
-        resampled: dict[str, list[Floats]] = {name: [] for name in statistics}
-        for weights in draw_weights(records, resamples, seed):
-            for name, statistic in statistics.items():
-                resampled[name].append(statistic.function(weights))
     estimates = {}
-    for name, statistic in statistics.items():
-        if not np.isfinite(values[name]):
-            estimates[name] = Estimate(None, None, None, statistic.n)
+    for name, found in resample_all(statistics, records, resamples, seed).items():
+        if not np.isfinite(found.value):
+            estimates[name] = Estimate(None, None, None, found.n)
             continue
-        interval = None
-        if statistic.n > 1 and resampled[name]:  # one record, drawn again and again, has no spread to show
-            interval = percentile_interval(np.concatenate(resampled[name]))
+        # One record, drawn again and again, has no spread to show.
+        interval = percentile_interval(found.resampled) if found.n > 1 else None
         low, high = interval or (None, None)
-        estimates[name] = Estimate(values[name], low, high, statistic.n)
+        estimates[name] = Estimate(found.value, low, high, found.n)
     return estimates

@@ -10,12 +10,14 @@ from typing import Any
 from distill.experiment import (
     Config,
     get_adapter,
+    get_compared_models,
     get_initial_model,
     get_predicting_models,
     get_questions_system,
     get_signal,
     get_signals,
     get_student,
+    get_teacher,
     is_served,
 )
 from distill.pace import get_pace
@@ -65,9 +67,9 @@ def teacher_flags(config: Config, category: str) -> dict[str, Any]:
     """Which teacher, and in which numbers; those of a server are its own."""
     teacher = config["teacher"]
     if is_served(config, "teacher"):
-        return {"model": teacher["model"]}
+        return {"model": get_teacher(config)}
     return {
-        "model": teacher["model"],
+        "model": get_teacher(config),
         "adapter": get_adapter(config, category),
         "dtype": teacher["dtype"],
         "quantization": teacher["quantization"],
@@ -199,6 +201,11 @@ def score_flags(config: Config) -> str:
     """Of score_predictions.py."""
     kept = {name: config["evaluation"][name] for name in ("metrics", "bootstrap", "seed", "tokenize")}
     return flags(kept | {"answer_key": config["answer"]["key"]})
+
+
+def compare_flags(config: Config) -> str:
+    """Of compare_models.py."""
+    return score_flags(config) + " " + flags({"pairs": [":".join(pair) for pair in get_compared_models(config)]})
 
 
 def demo_flags(config: Config, part: str) -> str:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from distill.addresses import find_address_problem
+from distill.hubs import find_source_problem
 
 Place = tuple[str | int, ...]
 Problems = dict[Place, str]
@@ -40,12 +41,16 @@ def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> Non
 def check_paths(config: dict[str, Any], problems: Problems) -> None:
     """The only placeholder is {category}; a raw file's path must hold it, a model's may not."""
     students = get_value(config, problems, "students")
+    is_served = get_value(config, problems, "teacher", "engine") == "openai"
     models = [("students", name, "model") for name in (students if isinstance(students, dict) else {})]
     raw = [("source", "grpo"), ("source", "sft"), ("source", "path")]
     for place in [*raw, ("teacher", "adapter"), ("teacher", "model"), *models]:
         path = get_value(config, problems, *place)
         if not isinstance(path, str):
             continue
+        is_model = place[0] != "source" and not (place[0] == "teacher" and is_served)
+        if is_model and (problem := find_source_problem(path)):
+            problems.setdefault(place, f"{problem}, found {path!r}")
         allowed = set() if place[-1] == "model" else {"category"}
         unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
         if unknown or re.search(r"[{}]", path.replace("{category}", "")):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.hubs import MANIFEST, get_folder, is_download
+
 Config = dict[str, Any]
 
 POOLED = "all"  # stands for all categories in the place of one
@@ -32,7 +34,13 @@ def get_missing_files(config: Config) -> dict[str, list[str]]:
 def get_adapter(config: Config, category: str) -> str | None:
     """The teacher's LoRA checkpoint for a category."""
     adapter = config["teacher"]["adapter"]
-    return adapter.format(category=category) if adapter else None
+    return get_folder(adapter.format(category=category)) if adapter else None
+
+
+def get_teacher(config: Config) -> str:
+    """The teacher's folder or hub id; a server's own name for it."""
+    model = config["teacher"]["model"]
+    return model if is_served(config, "teacher") else get_folder(model)
 
 
 def has_adapters(config: Config) -> bool:
@@ -52,7 +60,7 @@ def is_served(config: Config, model: str) -> bool:
 
 def get_teacher_models(config: Config, category: str) -> list[str]:
     """Hub ids and folders that a job with the teacher loads: model and adapter, none where a server answers."""
-    found = [config["teacher"]["model"], get_adapter(config, category)]
+    found = [get_teacher(config), get_adapter(config, category)]
     return [] if is_served(config, "teacher") else [model for model in found if model]
 
 
@@ -63,7 +71,7 @@ def get_initial_model(config: Config, student: str, category: str) -> str:
     """
     model = config["students"][student]["model"]
     if isinstance(model, str):
-        return model
+        return get_folder(model)
     return f"artifacts/initial_students/{model['layers']}_layers/{category if has_adapters(config) else POOLED}"
 
 
@@ -130,7 +138,7 @@ def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
         return []
     from distill.storage import count_tokens, describe_storage, get_hidden_width
 
-    width = get_hidden_width(config["teacher"]["model"])
+    width = get_hidden_width(get_teacher(config))
     longest = config["teacher"]["generation"]["max_new_tokens"]
     for category in categories:
         data = "artifacts/distill_data"
@@ -160,7 +168,7 @@ def get_predicting_models(config: Config, model: str, category: str) -> list[str
 
 
 def get_made_files(config: Config, model: str) -> list[str]:
-    """Files of a model that the workflow itself makes: the demo's, a student's or a copy; none of the user's own."""
+    """Files of a model that the workflow itself makes: the demo's, a student's, a copy or a download; no others."""
     copies = {
         get_initial_model(config, name, category)
         for name, student in config["students"].items()
@@ -173,6 +181,8 @@ def get_made_files(config: Config, model: str) -> list[str]:
         names = ["adapter_config.json", "adapter_model.safetensors"]
     elif model in {*copies, *get_student_folders(config, config["categories"])}:
         names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
+    elif is_download(model):
+        names = [MANIFEST]
     else:
         names = []
     return [f"{model}/{name}" for name in names]
@@ -218,9 +228,31 @@ def is_judging(config: Config) -> bool:
     return "fdistill" in config["evaluation"]["metrics"] and not is_served(config, "teacher")
 
 
+def get_asked_models(config: Config) -> list[str]:
+    """Models that answer the fixed questions: all of them, or none where there is no question."""
+    return get_models(config) if config["evaluation"]["questions"] else []
+
+
+def has_page(config: Config) -> bool:
+    """Whether there is anything to read side by side."""
+    return bool(config["evaluation"]["questions"] or config["evaluation"]["page_records"])
+
+
+def get_compared_models(config: Config) -> list[tuple[str, str]]:
+    """Pairs whose scores are compared: a student with its `_base`, with the teacher and with each student after it."""
+    students = list(config["students"])
+    return [
+        (student, other)
+        for place, student in enumerate(students, start=1)
+        for other in (f"{student}_base", "teacher", *students[place:])
+    ]
+
+
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
-    """What a whole run makes: students, the table of scores, figures."""
-    figures = ["training.svg", "scores.svg"]
+    """What a whole run makes: students, the table of scores, figures, pages."""
+    figures = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg"]
+    if has_page(config):
+        figures += [f"answers/{category}.html" for category in categories]
     if config["answer"]["key"]:  # without an answer contract there are no values to compare
         figures += [f"values/{category}.svg" for category in categories]
     is_alpaca = config["source"]["format"] == "alpaca"

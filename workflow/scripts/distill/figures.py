@@ -3,7 +3,7 @@
 All are grids of small panels, a row a category.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distill.errors import InputError, format_problem
 from distill.files import read_jsonl
-from distill.panels import DASHED, GREY, add_legend, choose_colors, drawing, make_panels, wrap_name
+from distill.panels import DASHED, GREY, add_legend, choose_colors, drawing, make_metric_panels, make_panels, wrap_name
 from distill.tables import TEACHER, Score, is_base, order_categories, order_models
 
 LOG_RATIO = 30  # from this ratio of largest to smallest on, a positive metric stands on a log axis
@@ -35,11 +35,20 @@ METRICS = {
     "ic": "IC (Spearman)",
     "direction_accuracy": "direction accuracy",
     "ppl": "perplexity",
+    "agreement": "agreement (share)",
     "bleu": "BLEU",
+    "chrf": "chrF",
     "rougeL": "ROUGE-L F1",
+    "fdistill_coverage": "fdistill coverage\n(perplexity)",
+    "fdistill_likelihood": "fdistill likelihood\n(perplexity)",
+    "length_ratio": "length (ratio)",
+    "repetition": "repetition (share)",
+    "distinct1": "distinct-1 (share)",
+    "distinct2": "distinct-2 (share)",
 }
-RANGES = {"coverage": 1, "direction_accuracy": 1, "bleu": 100, "rougeL": 100}
-LOG_METRICS = ("mae", "ppl")
+RANGES = {"coverage": 1, "direction_accuracy": 1, "agreement": 1, "bleu": 100, "chrf": 100, "rougeL": 100}
+FROM_0 = ("mae", "length_ratio", "repetition", "distinct1", "distinct2")
+LOG_METRICS = ("mae", "ppl", "fdistill_coverage", "fdistill_likelihood")
 
 
 class TrainingLog(NamedTuple):
@@ -111,26 +120,30 @@ def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> Non
         add_legend(figure, [Line2D([], [], color=colors[student]) for student in students], students)
 
 
+def choose_metrics(found: Iterable[str]) -> list[str]:
+    """What is drawn of the metrics that there are, in order; fdistill's likelihood is the perplexity over again."""
+    names = set(found)
+    twice = {"fdistill_likelihood"} if "ppl" in names else set()
+    return [metric for metric in METRICS if metric in names - twice]
+
+
 def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
     """Every metric with its 95 % interval: a row a category, a column a metric, a line of the panel a model."""
     categories = order_categories(score.category for score in scores)
     models = order_models(score.model for score in scores)
-    metrics = [metric for metric in METRICS if any(score.metric == metric for score in scores)]
+    metrics = choose_metrics(score.metric for score in scores)
     if not metrics:
         raise InputError(f"no metric to draw: expected at least one of {', '.join(METRICS)}")
     colors = choose_colors(models)
     by_key = {(score.category, score.metric, score.model): score for score in scores}
     with drawing(path) as figure:
-        panels = make_panels(
-            figure, categories, len(metrics), (1.5, 0.5 + 0.15 * len(models)), sharex="col", sharey=True
-        )
+        panels = make_metric_panels(figure, categories, metrics, 0.5 + 0.15 * len(models))
         for row, category in zip(panels, categories, strict=True):
             for axes, metric in zip(row, metrics, strict=True):
                 cells = {model: by_key.get((category, metric, model)) for model in models}
                 draw_score_panel(axes, cells, colors)
-        for axes in panels[:, 0]:
-            axes.set_yticks(range(len(models)), labels=models)
-            axes.set_ylim(len(models) - 0.4, -0.6)
+        panels[0, 0].set_yticks(range(len(models)), labels=models)
+        panels[0, 0].set_ylim(len(models) - 0.4, -0.6)
         for column, metric in zip(panels.T, metrics, strict=True):
             column[0].set_title(METRICS[metric])
             set_score_scale(column[0], metric, [score for score in scores if score.metric == metric])
@@ -168,7 +181,7 @@ def set_score_scale(axes: Axes, metric: str, scores: Sequence[Score]) -> None:
         axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    elif metric == "mae":
+    elif metric in FROM_0:
         axes.set_xlim(left=0)
 
 

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,6 +45,7 @@ STYLE: Any = {
     "lines.linewidth": 1.2,
 }
 FORMATS = ("svg", "png")
+MOST_COLUMNS = 8  # panels side by side that a report's width can hold
 
 
 @contextmanager
@@ -89,6 +91,30 @@ def make_panels(figure: Figure, rows: Sequence[str], columns: int, size: tuple[f
     panels = figure.subplots(len(rows), columns, squeeze=False, **share)
     for axes, name in zip(panels[:, 0], rows, strict=True):
         axes.set_ylabel(wrap_name(name, 14), fontweight="bold")
+    return panels
+
+
+def make_metric_panels(figure: Figure, rows: Sequence[str], metrics: Sequence[str], height: float) -> Any:
+    """Panels (rows, metrics), each `height` inches high, with one y axis; more than MOST_COLUMNS stand in blocks.
+
+    A block is some metrics of all rows; the blocks stand one under the other. A metric's panels share their x axis.
+    """
+    blocks = -(-len(metrics) // MOST_COLUMNS)
+    columns = -(-len(metrics) // blocks)
+    grid = make_panels(figure, [*rows] * blocks, columns, (1.5, height), sharey=True)
+    panels = np.empty((len(rows), len(metrics)), dtype=object)
+    for place in range(blocks * columns):
+        block, column = divmod(place, columns)
+        of_metric = grid[block * len(rows) : (block + 1) * len(rows), column]
+        if place >= len(metrics):
+            for axes in of_metric:
+                axes.set_axis_off()
+            continue
+        panels[:, place] = of_metric
+        for axes in of_metric[1:]:
+            axes.sharex(of_metric[0])
+        for axes in of_metric[:-1]:
+            axes.tick_params(labelbottom=False)
     return panels
 
 

@@ -1,7 +1,8 @@
 """Files of predictions: reading and checking them, the teacher's judgements beside them, and plain text for others."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -119,3 +120,30 @@ def write_lines(records: Iterable[dict[str, Any]], field: str, path: str | PathL
     """A field of each record as one line of a text file, as other scorers read it: all blanks become one space."""
     with write_atomically(path) as file:
         file.writelines(" ".join(record[field].split()) + "\n" for record in records)
+
+
+def check_same_records(found: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Refuse files whose records are not of the same prompts and references, each once, in whatever order.
+
+    Args:
+        found: records by the name of their file, or of their files.
+
+    Raises:
+        InputError: names two of the files and their first difference.
+    """
+    first, kept = "", {}
+    for name, records in found.items():
+        keys = [(record.get("category"), record["uid"]) for record in records]
+        references = dict(zip(keys, (record.get("reference") for record in records), strict=True))
+        if len(references) < len(keys):
+            ((_, twice), _), *_ = Counter(keys).most_common(1)
+            raise InputError(f"{name}: expected each prompt once, found uid {twice} again")
+        if not first:
+            first, kept = name, references
+            continue
+        for key in sorted(kept.keys() ^ references.keys(), key=str):
+            where, lacking = (first, name) if key in kept else (name, first)
+            raise InputError(f"{lacking}: expected the records of {where}, found none of uid {key[1]}")
+        for key in sorted(references, key=str):
+            if references[key] != kept[key]:
+                raise InputError(f"{name}: expected the references of {first}, found another one of uid {key[1]}")

@@ -208,6 +208,14 @@ def build_text_statistics(
     return statistics | (build_shape_statistics(records) if "shape" in metrics else {})
 
 
+def build_statistics(
+    records: Sequence[dict[str, Any]], metrics: Iterable[str], answer_key: str, bleu: BLEU
+) -> dict[str, Statistic]:
+    """All metrics of the groups, in the order of a metrics file; arguments as of `score_records`."""
+    statistics = build_answer_statistics(records) if "answer" in metrics and answer_key else {}
+    return statistics | build_text_statistics(records, metrics, bleu)
+
+
 def warn_of_unsplit_chinese(records: Sequence[dict[str, Any]], tokenize: str) -> None:
     """Say that BLEU sees a whole Chinese sentence as one word under any tokenizer but `zh` and `char`."""
     text = "".join(record["reference"] for record in records)
@@ -236,8 +244,7 @@ def score_records(
     if "ppl" in metrics and not has_likelihoods(records):
         logger.info("the predictions hold no likelihoods: no perplexity")
     bleu = BLEU(tokenize=tokenize)
-    statistics = build_answer_statistics(records) if "answer" in metrics and answer_key else {}
-    statistics |= build_text_statistics(records, metrics, bleu)
+    statistics = build_statistics(records, metrics, answer_key, bleu)
     if "bleu" in metrics:
         warn_of_unsplit_chinese(records, tokenize)
     estimates = estimate_all(statistics, len(records), resamples, seed)

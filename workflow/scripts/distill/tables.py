@@ -16,8 +16,24 @@ SUFFIX = ".metrics.json"
 TEACHER = "teacher"
 BASE_SUFFIX = "_base"
 POOLED = "all"
-SHOWN = {"coverage": "coverage %", "mae": "MAE", "ppl": "PPL", "bleu": "BLEU", "rougeL": "ROUGE-L"}
+SHOWN = {
+    "coverage": "coverage %",
+    "mae": "MAE",
+    "ppl": "PPL",
+    "agreement": "agreement %",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rougeL": "ROUGE-L",
+    "fdistill_coverage": "PPL by teacher",
+    "length_ratio": "length ratio",
+    "repetition": "repetition %",
+    "distinct1": "distinct-1 %",
+    "distinct2": "distinct-2 %",
+}
 WITH_INTERVAL = ("coverage", "mae")
+SHARES = ("coverage", "agreement", "repetition", "distinct1", "distinct2")  # shown as percentages
+PERPLEXITIES = ("ppl", "fdistill_coverage")
+LEAST = ("distinct1", "distinct2", "repetition")  # left out first where a line is too wide
 WIDTH = 120
 
 
@@ -118,29 +134,37 @@ def read_scores(path: str | PathLike[str]) -> list[Score]:
         return [read_row(row, f"{path}:{reader.line_num}") for row in reader]
 
 
+def read_number(row: dict[str, Any], field: str, place: str) -> float | None:
+    """A cell of a table; None where it is empty. `place` is the file and line that an error names."""
+    try:
+        return float(row[field]) if row[field] != "" else None
+    except (TypeError, ValueError):
+        raise InputError(f"{place}: {field}: expected a number, found {row[field]!r}") from None
+
+
 def read_row(row: dict[str, Any], place: str) -> Score:
     """One row of metrics.csv; `place` is the file and line that an error names."""
-    numbers: list[float | None] = []
-    for field in FIELDS[3:]:
-        try:
-            numbers.append(float(row[field]) if row[field] != "" else None)
-        except (TypeError, ValueError):
-            raise InputError(f"{place}: {field}: expected a number, found {row[field]!r}") from None
-    value, low, high, n = numbers
+    value, low, high, n = (read_number(row, field, place) for field in FIELDS[3:])
     if n is None:
         raise InputError(f"{place}: n: expected a number, found an empty cell")
     return Score(row["model"], row["category"], row["metric"], value, low, high, int(n))
 
 
+def choose_metrics(scores: Iterable[Score]) -> list[str]:
+    """Metrics of a printed table: those that there are; where answers have a contract, it tells more than agreement."""
+    found = {score.metric for score in scores}
+    return [metric for metric in SHOWN if metric in found and not (metric == "agreement" and "coverage" in found)]
+
+
 def choose_decimals(scores: Iterable[Score]) -> dict[str, int]:
-    """Decimals of each metric: one for figures from 0 to 100, three significant digits of the median MAE and PPL."""
+    """Decimals of each metric: one from 0 to 100, two of a ratio, three significant digits of median MAE and PPL."""
     sizes: dict[str, list[float]] = {}
     for score in scores:
-        if score.metric in ("mae", "ppl") and score.value:
+        if score.metric in ("mae", *PERPLEXITIES) and score.value:
             sizes.setdefault(score.metric, []).append(abs(score.value))
     medians = {metric: sorted(values)[len(values) // 2] for metric, values in sizes.items()}
     chosen = {metric: min(max(2 - math.floor(math.log10(size)), 1), 6) for metric, size in medians.items()}
-    return dict.fromkeys(SHOWN, 1) | chosen
+    return dict.fromkeys(SHOWN, 1) | {"length_ratio": 2} | chosen
 
 
 def format_figure(value: float | None, decimals: int) -> str:
@@ -152,7 +176,7 @@ def format_figure(value: float | None, decimals: int) -> str:
 
 def format_column(metric: str, column: Sequence[Score | None], decimals: int, intervals: bool) -> list[str]:
     """The cells of one metric, a model each, with the interval behind the figure where it is asked for and known."""
-    scale = 100 if metric == "coverage" else 1
+    scale = 100 if metric in SHARES else 1
     cells = []
     for score in column:
         numbers = (score.value, score.ci_low, score.ci_high) if score else (None, None, None)
@@ -162,19 +186,20 @@ def format_column(metric: str, column: Sequence[Score | None], decimals: int, in
 
 
 def build_columns(
-    scores: Sequence[Score], models: Sequence[str], decimals: dict[str, int], intervals: bool
+    scores: Sequence[Score], models: Sequence[str], decimals: dict[str, int], metrics: Sequence[str], intervals: bool
 ) -> dict[str, list[str]]:
-    """One category's table, heading to cells, a cell a model: names, number of records, then the metrics shown.
+    """One category's table, heading to cells, a cell a model: names, number of records, then the metrics.
 
     Metrics that no model has are left out. MAE has its own count: it rests on usable answers with a label alone.
     """
     by_key = {(score.model, score.metric): score for score in scores}
     counts = {model: max((s.n for s in scores if s.model == model), default=0) for model in models}
     columns = {"model": list(models), "n": [str(counts[model]) for model in models]}
-    for metric, heading in SHOWN.items():
+    for metric in metrics:
         column = [by_key.get((model, metric)) for model in models]
         if any(column):
-            columns[heading] = format_column(metric, column, decimals[metric], intervals and metric in WITH_INTERVAL)
+            with_interval = intervals and metric in WITH_INTERVAL
+            columns[SHOWN[metric]] = format_column(metric, column, decimals[metric], with_interval)
         if any(column) and metric == "mae":
             columns["n (MAE)"] = [str(score.n) if score else "–" for score in column]
     return columns
@@ -198,11 +223,15 @@ def split_categories(scores: Sequence[Score]) -> dict[str, tuple[list[Score], li
 
 
 def format_text(scores: Sequence[Score], width: int = WIDTH) -> str:
-    """The score table for a terminal, a block a category; intervals are left out where a line would pass `width`."""
-    blocks, decimals = split_categories(scores), choose_decimals(scores)
-    for intervals in (True, False):
+    """The score table for a terminal, a block a category.
+
+    Where a line would pass `width`, intervals are left out, and then the columns of LEAST, one after the other.
+    """
+    blocks, decimals, metrics = split_categories(scores), choose_decimals(scores), choose_metrics(scores)
+    for intervals, left_out in ((True, 0), *((False, count) for count in range(len(LEAST) + 1))):
+        kept = [metric for metric in metrics if metric not in LEAST[:left_out]]
         tables = {
-            category: align_columns(build_columns(chosen, models, decimals, intervals))
+            category: align_columns(build_columns(chosen, models, decimals, kept, intervals))
             for category, (chosen, models) in blocks.items()
         }
         if max((len(line) for lines in tables.values() for line in lines), default=0) <= width:
@@ -213,11 +242,12 @@ def format_text(scores: Sequence[Score], width: int = WIDTH) -> str:
 def format_markdown(scores: Sequence[Score]) -> str:
     """The score table as one Markdown table with a column for the category."""
     rows: list[tuple[str, ...]] = []
-    decimals = choose_decimals(scores)
-    headings = ["category", "model", "n", *(SHOWN[metric] for metric in SHOWN)]
-    headings.insert(headings.index("MAE") + 1, "n (MAE)")
+    decimals, metrics = choose_decimals(scores), choose_metrics(scores)
+    headings = ["category", "model", "n", *(SHOWN[metric] for metric in metrics)]
+    if "mae" in metrics:
+        headings.insert(headings.index("MAE") + 1, "n (MAE)")
     for category, (chosen, models) in split_categories(scores).items():
-        columns = {"category": [category] * len(models), **build_columns(chosen, models, decimals, intervals=True)}
+        columns = {"category": [category] * len(models), **build_columns(chosen, models, decimals, metrics, True)}
         rows += zip(*(columns.get(heading, ["–"] * len(models)) for heading in headings), strict=True)
     used = [i for i in range(len(headings)) if any(row[i] != "–" for row in rows)]
     lines = [[headings[i] for i in used], ["---" if i < 2 else "---:" for i in used]]

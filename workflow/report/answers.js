@@ -1,0 +1,105 @@
+"use strict";
+// Without this script the page shows everything; with it, what the bar at the top leaves.
+(() => {
+  const find = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const get = (id) => document.getElementById(id);
+  const query = get("query");
+  const cards = find(".card").map((element) => ({
+    element,
+    prompt: element.querySelector(".prompt"),
+    answers: find(".answer", element).map((answer) => ({
+      element: answer,
+      model: answer.dataset.model,
+      flags: answer.dataset.flags.split(" "),
+      body: answer.querySelector(".text"),
+    })),
+  }));
+  // Marks what was found without touching the text; where a browser has no such marks, it is only filtered.
+  const marks = window.Highlight && CSS.highlights ? new Highlight() : null;
+  if (marks) CSS.highlights.set("found", marks);
+
+  const scrolled = [];
+
+  const isOn = (id) => Boolean(get(id)?.checked);
+  const escape = (word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+
+  function passes(card, words) {
+    const shown = card.answers.filter((answer) => !answer.element.hidden);
+    const text = [card.prompt, ...shown.map((answer) => answer.body)].map((body) => body.textContent).join("\n");
+    return (
+      words.every((word) => new RegExp(word, "iu").test(text)) &&
+      (!isOn("differs") || new Set(shown.map((answer) => answer.body.textContent)).size > 1) &&
+      ["cut", "unusable"].every((flag) => !isOn(flag) || shown.some((answer) => answer.flags.includes(flag)))
+    );
+  }
+
+  // Mark all words in a text, and scroll a long one to the first of them.
+  function mark(body, words) {
+    const node = body.firstChild;
+    if (!node) return;
+    let first = null;
+    for (const match of node.data.matchAll(new RegExp(words.join("|"), "giu"))) {
+      const range = new Range();
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      marks.add(range);
+      first ??= range;
+    }
+    if (first && body.scrollHeight > body.clientHeight) {
+      const above = first.getBoundingClientRect().top - body.getBoundingClientRect().top;
+      body.scrollTop += above - body.clientHeight / 3;
+      scrolled.push(body);
+    }
+  }
+
+  function update() {
+    const words = query.value.split(/\s+/u).filter(Boolean).map(escape);
+    const chosen = new Set(find("#models input:checked").map((box) => box.value));
+    document.body.classList.toggle("whole", isOn("whole"));
+    marks?.clear();
+    for (const body of scrolled.splice(0)) body.scrollTop = 0;
+    let count = 0;
+    for (const card of cards) {
+      for (const answer of card.answers) answer.element.hidden = !chosen.has(answer.model);
+      card.element.hidden = !passes(card, words);
+      count += !card.element.hidden;
+    }
+    for (const group of find(".group")) group.hidden = !find(".card", group).some((card) => !card.hidden);
+    get("count").textContent = `${count.toLocaleString("en")} of ${cards.length.toLocaleString("en")}`;
+    if (!marks || !words.length) return;
+    for (const card of cards.filter((each) => !each.element.hidden)) {
+      for (const body of [card.prompt, ...card.answers.map((answer) => answer.body)]) mark(body, words);
+    }
+  }
+
+  // A link may carry a search: answers.html#q=words
+  function readLink() {
+    const words = new URLSearchParams(location.hash.slice(1)).get("q");
+    if (words !== null) query.value = words;
+    update();
+  }
+
+  let waiting = 0;
+  function updateSoon() {
+    clearTimeout(waiting);
+    waiting = setTimeout(update, 100);
+  }
+  // While an input method composes a Chinese word, the box holds its Latin letters.
+  query.addEventListener("input", (event) => event.isComposing || updateSoon());
+  query.addEventListener("compositionend", updateSoon);
+  get("options").addEventListener("change", update);
+  window.addEventListener("hashchange", readLink);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "/" && !event.target.closest("input") && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault();
+      query.select();
+      query.focus();
+    } else if (event.key === "Escape" && event.target === query) {
+      query.value = "";
+      update();
+    }
+  });
+  for (const control of find(".js")) control.hidden = false;
+  get("options").open = window.innerWidth > 800;
+  readLink();
+})();

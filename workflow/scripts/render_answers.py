@@ -1,0 +1,50 @@
+r"""Make the HTML page of a category's answers side by side: one file, searchable, that asks for no other.
+
+    python workflow/scripts/render_answers.py --category banks --records 200 \
+        --predictions output/evaluation/*/banks.predictions.jsonl \
+        --questions output/evaluation/*/banks.questions.jsonl --out output/report/answers/banks.html
+"""
+
+import argparse
+import logging
+
+from distill.answers_page import read_answers, render_page, write_page
+from distill.errors import run_script
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--category", required=True)
+    parser.add_argument(
+        "--predictions", nargs="+", required=True, metavar="FILE", help=".../MODEL/CATEGORY.predictions.jsonl, in order"
+    )
+    parser.add_argument(
+        "--questions", nargs="*", default=[], metavar="FILE", help=".../MODEL/CATEGORY.questions.jsonl; may be none"
+    )
+    parser.add_argument("--records", type=int, default=200, help="test prompts on the page, by a hash of their uid")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the answers and write the page."""
+    args = parse_args(argv)
+    tests = read_answers(args.predictions, ".predictions.jsonl")
+    questions = read_answers(args.questions, ".questions.jsonl")
+    write_page(args.out, render_page(args.category, tests, questions, args.records))
+    total, asked = (len(next(iter(found.values()), [])) for found in (tests, questions))
+    logger.info(
+        "%d fixed questions and %d of %d test prompts, %d models -> %s",
+        asked,
+        min(args.records, total),
+        total,
+        len(tests),
+        args.out,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,4 +1,5 @@
 # make demo     the whole workflow on synthetic data and tiny models
+# make smollm2  a real chat model of 135M weights, distilled on a CPU (docs/examples.md)
 # make test     all tests
 # make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake
 # make serve    an exported model by the OpenAI API: MODEL=output/export/… [PORT=8000], until Ctrl-C
@@ -9,8 +10,9 @@ PYTHON ?= python3
 ARGS ?=
 PORT ?= 8000
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
+SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo test status serve cache setup
+.PHONY: demo smollm2 test status serve cache setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -31,6 +33,18 @@ demo: setup
 	python workflow/scripts/print_scores.py --scores runs/demo/output/report/metrics.csv
 	echo
 	echo "The report: runs/demo/report.html (scores alone: runs/demo/output/report/metrics.csv)"
+
+# Paths of a configuration are relative to the run's folder, so that the questions are copied there.
+smollm2: setup
+	source .venv/bin/activate
+	mkdir -p runs/smollm2/examples
+	cp -r examples/questions runs/smollm2/examples/
+	python workflow/scripts/fetch_smollm2.py --out runs/smollm2/models/smollm2
+	snakemake $(SMOLLM2)
+	snakemake $(SMOLLM2) --report report.html --quiet all
+	python workflow/scripts/print_scores.py --scores runs/smollm2/output/report/metrics.csv
+	echo
+	echo "The report: runs/smollm2/report.html (scores alone: runs/smollm2/output/report/metrics.csv)"
 
 test: setup
 	source .venv/bin/activate

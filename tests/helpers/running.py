@@ -58,6 +58,8 @@ LOADING = (
     "copy_layers",
     "train_student",
     "predict_answers",
+    "answer_questions",
+    "judge_answers",
     "export_model",
     "export_gguf",
 )

@@ -48,10 +48,10 @@ def export_student(student: str, variant: str, dtype: str, device: str, out: Pat
         if variant == FULL:
             copy_files(Path(student), folder, with_weights=True)
         elif variant == "gguf":
-            call_fresh(write_gguf, student, folder / get_weights_name(variant))
+            write_gguf(student, folder / get_weights_name(variant))
             copy_files(Path(student), folder, with_weights=False)
         else:
-            call_fresh(write_quantized, student, variant, dtype, device, folder)
+            write_quantized(student, variant, dtype, device, folder)
         call_fresh(check_export, folder, student, variant, dtype, device)
 
 
@@ -90,6 +90,8 @@ def write_quantized(student: str, variant: str, dtype: str, device: str, folder:
     model = load_model(student, place, select_dtype(dtype, place), variant)
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     copy_files(Path(student), folder, with_weights=False)
+    del model
+    torch.cuda.empty_cache()  # for the process that loads it again
 
 
 def check_export(folder: Path, student: str, variant: str, dtype: str, device: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # Models that are named with their hub. What is downloaded is no output, so that a job that fails loses none of it: the
-# manifest, with the checksums of all files, is.
+# manifest, with the checksums of all files, is. A local rule: compute nodes often reach no hub.
 rule download_model:
     output:
         manifest="models/{hub}/{source}/download.json",
@@ -10,6 +10,7 @@ rule download_model:
     wildcard_constraints:
         hub="hf|modelscope",
         source="[^/]+/[^/]+",
+    localrule: True
     conda:
         "../envs/torch.yaml"
     resources:

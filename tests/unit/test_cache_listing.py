@@ -174,15 +174,19 @@ def test_a_servers_answers_are_known_without_the_server(configure, run, director
 def test_nothing_is_removed_where_a_configurations_use_is_not_known(configure, run, directory):
     configure()
     configure("gone.yaml", model="models/absent/model")
+    configure("half.yaml", model="hf:a/b")
+    shutil.copytree(directory / "models/own", directory / "models/hf/a/b")  # whole is what has a download.json
     (directory / "broken.yaml").write_text("teacher: [")
     (directory / "wrong.yaml").write_text("categories: 3")
     (directory / "empty.yaml").write_text("")
-    files = ("own.yaml", "gone.yaml", "broken.yaml", "wrong.yaml", "empty.yaml", "none.yaml")
+    names = ("own", "gone", "half", "broken", "wrong", "empty", "none")
+    files = tuple(f"{name}.yaml" for name in names)
     with pytest.raises(InputError, match="nothing is removed") as error:
         run("prune", "--yes", files=files)
     text = str(error.value)
     for part in (
         "gone.yaml (banks): models/absent/model: expected",
+        "half.yaml (banks): models/hf/a/b: expected a model that is downloaded",
         "broken.yaml: expected YAML",
         "wrong.yaml: ",
         "empty.yaml: ",

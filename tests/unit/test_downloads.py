@@ -51,7 +51,6 @@ def hub(model, monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK)
         monkeypatch.setattr(downloads, "pauses", lambda: itertools.repeat(0.0))
         yield server
 
@@ -119,6 +118,77 @@ def test_a_killed_download_goes_on(hub, model, tmp_path, name):
     is_whole(fetch(tmp_path, f"{name}:owner/name"), model)
     assert hub.served[SHARD] < large + 0.9 * kept  # what was on its way, or in a buffer, is fetched again
     assert any(asked and not asked.startswith("bytes=0-") for asked in hub.ranges(SHARD))
+
+
+def start(hub, out, source="hf:owner/name"):
+    command = [sys.executable, "download_model.py", "--source", source, "--out", str(out)]
+    return subprocess.Popen(command, cwd=SCRIPTS, env=os.environ | hub.environment(), stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(hub, size, process):
+    """Until so many bytes of the shard are on their way."""
+    deadline = time.monotonic() + 60
+    while hub.served.get(SHARD, 0) < size:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_ctrl_c_ends_it_at_once_and_the_log_has_no_bars(hub, model, tmp_path, name):
+    hub.delay = 0.05  # 2.3 s for all
+    with start(hub, tmp_path / "here", f"{name}:owner/name") as process:
+        wait_for(hub, SIZE // 3, process)
+        process.send_signal(signal.SIGINT)
+        text = process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+    assert "%|" not in text
+    assert hub.served[SHARD] < SIZE
+    assert not (tmp_path / "here" / SHARD).exists()
+
+
+def test_two_processes_do_not_write_to_one_part(hub, model, tmp_path):
+    hub.delay = 0.05
+    out = tmp_path / "here"
+    with start(hub, out) as first:
+        wait_for(hub, 1, first)
+        with start(hub, out) as second:
+            line = second.stderr.readline()
+            hub.delay = 0.0
+        assert "another process downloads" in line
+        assert second.returncode == 0
+    assert first.returncode == 0
+    is_whole(out, model)
+    assert hub.served[SHARD] == SIZE
+
+
+def test_what_another_revision_left_is_removed(hub, model, tmp_path):
+    (model / "chat_template.jinja").write_text("old")
+    out = fetch(tmp_path)
+    (model / "chat_template.jinja").unlink()
+    (out / "mine.txt").write_text("let alone: nothing loads it")
+    fetch(tmp_path)
+    is_whole(out, model)
+    assert not (out / "chat_template.jinja").exists()
+    assert (out / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_token_that_a_login_left_on_disk_is_not_used(hub, tmp_path, monkeypatch, name):
+    from modelscope_hub import HubConfig
+
+    hub.token = "hf_secret"
+    HubConfig().save_token(hub.token)
+    (tmp_path / "token").write_text(hub.token)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(InputError, match="TOKEN"):
+        fetch(tmp_path, f"{name}:owner/name")
+
+
+def test_weights_are_fetched_once():
+    files = [downloads.RemoteFile(name, 1, None) for name in ("consolidated.safetensors", "model.safetensors")]
+    assert downloads.choose_files(files) == files[1:]
+    assert downloads.choose_files(files[:1]) == files[:1]
 
 
 @pytest.mark.parametrize("name", HUBS)

@@ -97,6 +97,16 @@ def test_what_serves_all_categories_has_a_row_of_its_own():
     assert "all" not in render_table("", ALL + job("score_predictions", category="all"), colour=False).split()
 
 
+def test_downloads_are_the_first_step_of_all():
+    model = {"hub": "hf", "source": "a/b"}
+    todo = job("download_model", "Missing output files: x", **model).replace("rule", "localrule")
+    head, *rows = render_table(
+        todo, ALL + job("download_model", "Forced execution", **model), colour=False
+    ).splitlines()
+    assert head.split()[1:3] == ["download", "mix"]
+    assert rows[2].split() == ["all", "to", "do", *"–––––", "download:", "not", "made", "yet"]
+
+
 def test_colour_is_for_terminals_only():
     assert "\033[" not in render_table(SKIPPED, ALL, colour=False)
     assert "\033[32mdone" in render_table(SKIPPED, ALL, colour=True)

@@ -8,6 +8,8 @@ HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors.
 
 import argparse
 import logging
+import os
+import signal
 from pathlib import Path
 
 from distill.arguments import count
@@ -33,4 +35,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C waits for no file: what is there is kept
+    os.environ.setdefault("TQDM_DISABLE", "1")  # ModelScope's client draws bars, into a log too
     run_script(main)

@@ -20,7 +20,8 @@ from distill.commands import asking_flags, generate_flags
 from distill.config import check_config
 from distill.engines import build_engine
 from distill.errors import InputError
-from distill.experiment import Config, get_adapter, get_missing_files
+from distill.experiment import Config, get_adapter, get_made_files, get_missing_files, get_teacher_models
+from distill.hubs import MANIFEST, is_download
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,13 @@ def find_folders_here(config: Config, category: str, parse_args: GenerateParser)
     """As `find_folders`, for a job in the working directory.
 
     A GPU without bfloat16 computes in float16 instead. Whether the job's has it is not known here, so both count.
+
+    Raises:
+        InputError: a model from a hub is not there, or not all of it, so that its answers cannot be told from others.
     """
+    for model in filter(is_download, get_teacher_models(config, category)):
+        if not all(Path(path).exists() for path in get_made_files(config, model)):
+            raise InputError(f"{model}: expected a model that is downloaded, found no {MANIFEST} in it")
     line = f"{generate_flags(config, category)} {asking_flags(config)} --device cpu --prompts - --out - --stats -"
     args = parse_args(shlex.split(line))
     dtypes = {args.dtype, "float16"} if args.dtype == "bfloat16" else {args.dtype}

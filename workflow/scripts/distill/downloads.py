@@ -1,6 +1,7 @@
 """Downloading a model: the files that matter, several at a time, resumed, checked, and written down in a manifest."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from distill.errors import InputError
 from distill.files import dump_json, write_json
 from distill.hubs import MANIFEST
-from distill.model_files import DECIDING, WEIGHTS
+from distill.model_files import DECIDING, WEIGHTS, list_model_files
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ LONGEST_PAUSE = 60.0  # seconds
 BLOCK = 2**22  # bytes
 SECONDS_BETWEEN_LINES = 15.0
 CHECKED = ".checked.jsonl"
+LOCK = ".lock"
+AGAIN = "consolidated*"  # the same weights once more, as Mistral's own program reads them
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,21 @@ def count_bytes(hub: Hub, file: RemoteFile, folder: Path) -> int:
 
 
 def choose_files(files: list[RemoteFile]) -> list[RemoteFile]:
-    """Those that a model is loaded from, and its card and licence; no other formats of the weights, no subfolders.
+    """Those that a model is loaded from, and its card and licence; no GGUF (a page has many of them), no subfolders.
 
     Where there are safetensors, pickled weights are left out.
 
     Raises:
         InputError: there are no weights that can be loaded.
     """
-    found = [file for file in files if any(fnmatch(file.name, pattern) for pattern in WANTED) and "/" not in file.name]
+    at_hand = [file for file in files if "/" not in file.name and not file.name.endswith(".gguf")]
+    found = [file for file in at_hand if any(fnmatch(file.name, pattern) for pattern in WANTED)]
     has_safetensors = any(file.name.endswith(".safetensors") for file in found)
     if has_safetensors:
         found = [file for file in found if not file.name.endswith((".bin", ".bin.index.json"))]
+    once = [file for file in found if not fnmatch(file.name, AGAIN)]
+    if any(file.name.endswith(".safetensors") for file in once):
+        found = once
     if not any(file.name.endswith(WEIGHTS) for file in found):
         names = ", ".join(sorted(file.name for file in files)[:8])
         raise InputError(f"expected weights (*.safetensors, pytorch_model*.bin), found {names or 'no file'}")
@@ -233,6 +240,27 @@ class Ticker:
         self.say()
 
 
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Alone in the folder: the job of a killed Snakemake may still be at it, and both would write to one part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process downloads to %s: waiting for its end", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove_others(files: list[RemoteFile], folder: Path) -> None:
+    """Remove weights, configurations, tokenizer and template that another revision left: they would be loaded, too."""
+    for path in list_model_files(folder):
+        if path.name not in {file.name for file in files}:
+            log.warning("%s: not a file of this revision: removed", path)
+            path.unlink()
+
+
 def download(source: str, hub: Hub, folder: Path, workers: int) -> None:
     """Bring a model's files into a folder, check them, and write its manifest last.
 
@@ -243,12 +271,17 @@ def download(source: str, hub: Hub, folder: Path, workers: int) -> None:
     Raises:
         InputError: the model is not to be had, does not fit the disk, or a file stays wrong; files that are right stay.
     """
+    with lock_folder(folder):
+        download_alone(source, hub, folder, workers)
+
+
+def download_alone(source: str, hub: Hub, folder: Path, workers: int) -> None:
+    """`download`, once no other process is at it."""
     try:
         commit, listed = hub.list_files()
         files = choose_files(listed)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    folder.mkdir(parents=True, exist_ok=True)
     check_space(files, hub, folder)
     checked, digests, problems = Checked(folder), {}, []
     with Ticker(files, hub, folder), ThreadPoolExecutor(workers) as pool:
@@ -262,5 +295,6 @@ def download(source: str, hub: Hub, folder: Path, workers: int) -> None:
                 problems.append(str(error))
     if problems:
         raise InputError(f"{source}: " + "\n".join(sorted(problems)))
+    remove_others(files, folder)
     entries = [{"name": file.name, "size": file.size, "sha256": digests[file.name]} for file in files]
     write_json(folder / MANIFEST, {"source": source, "commit": commit, "files": entries})

@@ -24,6 +24,9 @@ def open_hub(source: str) -> Hub:
     return ModelScope(repository, found["revision"])
 
 
+PIECE = 2**16  # bytes that are written at a time: what a broken connection or a kill loses at most
+
+
 class HuggingFace:
     """Files of a model there, each in a `.NAME.part` until it is whole.
 
@@ -32,9 +35,10 @@ class HuggingFace:
 
     def __init__(self, repository: str, revision: str | None):
         import httpx2
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import build_hf_headers
 
+        constants.DOWNLOAD_CHUNK_SIZE = PIECE  # of 10 MiB, a line that breaks more often would never get one
         self.repository, self.revision = repository, revision or "main"
         token = os.environ.get("HF_TOKEN") or False
         self.api, self.headers = HfApi(token=token), build_hf_headers(token=token)

@@ -11,6 +11,7 @@ from distill.errors import InputError
 # The rules of a step; several jobs of a category may belong to one (a shard, a student, a model each). A step that an
 # experiment has no job of is not shown.
 STEPS = {
+    "download": ("download_model",),
     "mix": ("mix_records", "read_alpaca"),
     "prompts": ("make_prompts",),
     "answers": ("generate_answers", "gather_answers"),

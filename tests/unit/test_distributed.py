@@ -46,14 +46,25 @@ def log_of(folder):
     ]
 
 
-@pytest.mark.parametrize("more", [[], ["--lora-rank", "4", "--lora-dropout", "0"]], ids=["full", "lora"])
-def test_two_processes_train_as_one_does(tmp_path, models, records, more):
-    """DDP; 10 records in steps of 4: the last step of an epoch has one micro-batch for two processes."""
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("jsd", []),
+        ("jsd", ["--lora-rank", "4", "--lora-dropout", "0"]),
+        ("forward_kl", ["--strategy", "fsdp", "--fsdp-offload", "--gradient-checkpointing"]),
+        ("jsd", ["--strategy", "fsdp", "--lora-rank", "4", "--lora-dropout", "0"]),
+    ],
+    ids=["full", "lora", "shards", "shards-lora"],
+)
+def test_two_processes_train_as_one_does(tmp_path, models, records, method, more):
+    """10 records in steps of 4: the last step of an epoch has one micro-batch for two processes."""
     data = write_splits(tmp_path / "data", records, records[:3])
-    settings = ["--optimizer", "sgd", "--learning-rate", "0.5", "--max-grad-norm", "0", "--logging-steps", "1", *more]
-    for out, processes in (("one", 1), ("two", 2)):
-        arguments = make_arguments(tmp_path, models, "jsd", out, data)
-        launch(SCRIPTS / "train_student.py", *arguments, *settings, processes=processes)
+    settings = ["--optimizer", "sgd", "--learning-rate", "0.5", "--max-grad-norm", "0.5", "--logging-steps", "1"]
+    plain = [one for one in more if one not in ("--strategy", "fsdp", "--fsdp-offload")]
+    for out, processes, changes in (("one", 1, plain), ("two", 2, more)):
+        arguments = make_arguments(tmp_path, models, method, out, data)
+        log = launch(SCRIPTS / "train_student.py", *arguments, *settings, *changes, processes=processes)
+        assert log.count("is shared out among 2 processes") == (4 if "fsdp" in changes else 0)
     one, two = tmp_path / "one", tmp_path / "two"
     assert_same_weights(
         load_file(two / "model.safetensors"), load_file(one / "model.safetensors"), rtol=1e-5, atol=1e-6

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from distill.batching import StepBatches
+from distill.sharding import trainer_plugin
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -51,4 +52,9 @@ def training_arguments(
     )
     # One model on one GPU, however many there are: the Trainer would else multiply the batch by their number.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if options["strategy"] == "fsdp":
+        # Not `fsdp=True`, which a single process is refused. Gradients are shared out after each micro-batch: whole
+        # ones, kept for a step, would take the memory that shards save.
+        arguments.fsdp_plugin_args = trainer_plugin(options["fsdp_offload"])
+        arguments.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
     return arguments

@@ -27,7 +27,9 @@ FIRST_PORT, PORTS = 20000, 10000  # one a Slurm job, for jobs that share a node
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; what follows the script is the script's own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--cpus", type=int, default=1, help="of a node")
     parser.add_argument("--join", metavar="HOST:PORT", help="of the first node; srun gives it to each one")
@@ -66,7 +68,8 @@ def join_node(args: argparse.Namespace) -> int:
     group = ["--nnodes", str(args.nodes), "--node-rank", os.environ["SLURM_NODEID"], "--master-addr", host]
     group += ["--master-port", port, "--nproc-per-node", os.environ.get("SLURM_GPUS_ON_NODE") or "1"]
     try:
-        torchrun([*group, "--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", args.script, *args.arguments])
+        # `--` keeps torchrun from taking --signal for a short form of its own options.
+        torchrun([*group, "--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", "--", args.script, *args.arguments])
     except ChildFailedError as error:
         return choose_exit_code(failure.exitcode for failure in error.failures.values())
     return 0

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from distill.models import decoder_and_head
 
 log = logging.getLogger(__name__)
+logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file of every checkpoint
 
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 

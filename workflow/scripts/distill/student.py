@@ -52,6 +52,8 @@ def train_student(options: dict[str, Any], train: list[list[Record]], val: list[
     Raises:
         InputError: models, records or signal do not fit together.
     """
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger("distill").setLevel(logging.WARNING)  # the first process speaks for all
     device = select_device(options["device"])
     options = choose_precision(options, device)
     if device.type == "cpu":

@@ -46,6 +46,7 @@ def training_arguments(
         save_total_limit=options["save_total_limit"],
         seed=options["seed"],
         use_cpu=device.type == "cpu",
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",

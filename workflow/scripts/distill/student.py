@@ -212,6 +212,7 @@ def gather_model(options: dict[str, Any], trainer: DistillTrainer) -> Any:
         return None
     model = load_student(options, torch.device("cpu"))
     model.load_state_dict(state, assign=True)
+    model.tie_weights()
     return model
 
 

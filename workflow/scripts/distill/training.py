@@ -236,7 +236,10 @@ class DistillTrainer(Trainer):
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.watch.check(str(self.args.output_dir))
+        folder = Path(str(self.args.output_dir))
+        self.watch.check(str(folder))
+        # Shares are saved late, and a best checkpoint whose folder is not there yet is not noted.
+        (folder / f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:

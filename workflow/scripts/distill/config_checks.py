@@ -222,7 +222,9 @@ def check_shards(config: dict[str, Any], name: str, problems: Problems) -> None:
     place = ("students", name, "train")
     train = {key: get_value(config, problems, *place, key) for key in ("strategy", "optimizer", "fsdp_offload")}
     if train["strategy"] == "ddp" and train["fsdp_offload"]:
-        problems.setdefault((*place, "fsdp_offload"), "expected false with strategy ddp (nothing is shared out), found true")
+        problems.setdefault(
+            (*place, "fsdp_offload"), "expected false with strategy ddp (nothing is shared out), found true"
+        )
     if train["strategy"] != "fsdp":
         return
     if train["optimizer"] == "adamw_bnb_8bit":

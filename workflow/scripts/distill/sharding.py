@@ -59,7 +59,9 @@ def shard_teacher(model: Any, device: torch.device, offload: bool) -> None:
     """Share out a frozen teacher's decoder, layer by layer; its head, of which a step uses all, is whole everywhere."""
     decoder, head = decoder_and_head(model)
     head.to(device)
-    shard([*decoder.layers, decoder], device, offload, reshard_after_forward=True, ignored_params=set(head.parameters()))
+    shard(
+        [*decoder.layers, decoder], device, offload, reshard_after_forward=True, ignored_params=set(head.parameters())
+    )
     log.info("the teacher is shared out among %d processes", dist.get_world_size())
 
 

@@ -108,7 +108,7 @@ def test_two_processes_train_as_one_does(tmp_path, models, records, tokenizer, m
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_goes_on_where_two_were_stopped(tmp_path, models, records, strategy):
-    """A signal to one process stops both at the same step, and a checkpoint does not belong to a number of processes."""
+    """A signal to one process stops both at the same step; a checkpoint does not belong to a number of processes."""
     data = write_splits(tmp_path / "data", records, records[:2])
     settings = {"logging_steps": 1, "eval_steps": 1, "best_checkpoint": True}
     train_student(make_options(tmp_path, models, out="whole") | settings, records, records[:2])

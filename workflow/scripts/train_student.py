@@ -4,8 +4,8 @@
         --teacher-model Qwen/Qwen2.5-7B-Instruct --out output/student_kd/banks --name student_kd --category banks
 
 A run that was stopped at any instant goes on from its last checkpoint under --checkpoints; SIGTERM and SIGUSR1 save one
-first. With several GPUs: `torchrun --nproc-per-node 4 -- train_student.py …`; an optimizer step has the same records on any
-number of them, and --strategy fsdp shares out the weights.
+first. With several GPUs: `torchrun --nproc-per-node 4 -- train_student.py …`; an optimizer step has the same records on
+any number of them, and --strategy fsdp shares out the weights.
 """
 
 import argparse

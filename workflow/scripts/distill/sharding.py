@@ -50,13 +50,14 @@ def shard(parts: Iterable[Any], device: torch.device, offload: bool, **settings:
 
 def shard_student(model: Any, device: torch.device, offload: bool) -> None:
     """Share out a student, layer by layer; the rest (embeddings, last norm, head) is whole from forward to backward."""
-    decoder, _ = decoder_and_head(model)
+    decoder: Any = decoder_and_head(model)[0]
     shard([*decoder.layers, model], device, offload)
     log.info("the student is shared out among %d processes", dist.get_world_size())
 
 
 def shard_teacher(model: Any, device: torch.device, offload: bool) -> None:
     """Share out a frozen teacher's decoder, layer by layer; its head, of which a step uses all, is whole everywhere."""
+    decoder: Any
     decoder, head = decoder_and_head(model)
     head.to(device)
     shard(

@@ -58,7 +58,7 @@ class ValidateFirst(TrainerCallback):
 
 
 class Preemption(TrainerCallback):
-    """SIGTERM or SIGUSR1 (time is nearly up, the node is wanted) saves a checkpoint at the step's end and stops there."""
+    """SIGTERM or SIGUSR1 (time is nearly up, a node is wanted) saves a checkpoint at the step's end and stops there."""
 
     def __init__(self) -> None:
         self.is_told = False

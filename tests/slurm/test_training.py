@@ -94,11 +94,18 @@ def requeue(cluster, job):
 
 
 def lose_a_node(cluster, job):
-    """For a moment: the job is put back into the queue, and runs once both nodes are there."""
+    """For a while: the job is put back into the queue, and runs once both nodes are there."""
     cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     cluster.wait(lambda: cluster.state(job) != "RUNNING")
-    if "down" in cluster.run("sinfo", "--noheader", "--nodes=n2", "--format=%T"):
+    cluster.wait(lambda: is_back(cluster))
+
+
+def is_back(cluster):
+    """Whether n2 takes jobs; it is asked to, as soon as what has ended there has left it."""
+    state = cluster.run("sinfo", "--noheader", "--nodes=n2", "--format=%T")
+    if state.startswith("down"):
         cluster.run("scontrol", "update", "nodename=n2", "state=resume")
+    return state in ("idle", "mixed", "allocated")
 
 
 DISTURB = {"copies": requeue, "shares": lose_a_node}
@@ -125,7 +132,7 @@ def test_two_nodes_give_what_one_process_does_through_a_requeue_and_a_node_that_
                 cluster.wait(lambda name=name: find_checkpoint(directory, name))
                 disturbed[name] = job, cluster.run("scontrol", "show", "job", "--details", job)
                 DISTURB[name](cluster, job)
-            assert process.wait(120) == 0, log.read_text()
+            assert process.wait(400) == 0, log.read_text()
         finally:
             process.terminate()
     for name, (job, shown) in disturbed.items():

@@ -96,12 +96,12 @@ def requeue(cluster, job):
 def lose_a_node(cluster, job):
     """For a while: the job is put back into the queue, and runs once both nodes are there."""
     cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    cluster.wait(lambda: cluster.state(job) != "RUNNING")
+    cluster.wait(lambda: cluster.state(job) == "PENDING")
     cluster.wait(lambda: is_back(cluster))
 
 
 def is_back(cluster):
-    """Whether n2 takes jobs; it is asked to, as soon as what has ended there has left it."""
+    """Whether n2 takes jobs; it is asked to where it is still down."""
     state = cluster.run("sinfo", "--noheader", "--nodes=n2", "--format=%T")
     if state.startswith("down"):
         cluster.run("scontrol", "update", "nodename=n2", "state=resume")

@@ -58,6 +58,34 @@ def get_training_pace(wildcards):
     return Untracked(commands.pace_flags(config, wildcards.student))
 
 
+def get_training_nodes(wildcards):
+    """Machines that train together; None for one, as the other resources that only several have."""
+    nodes = config["students"][wildcards.student]["train"]["nodes"]
+    return nodes if nodes > 1 else None
+
+
+def get_training_gpus(wildcards):
+    """At least one a node: `--set-resources train_student:gpu=8` where nodes have more."""
+    return get_gpus() * (get_training_nodes(wildcards) or 1)
+
+
+def get_training_tasks_per_gpu(wildcards):
+    """0: one task a node, whatever GPUs it has; without it the Slurm plugin takes `tasks` for those of a GPU."""
+    return 0 if get_training_nodes(wildcards) else None
+
+
+def get_training_mpi(wildcards):
+    """Has the Slurm plugin leave srun to the rule's own command."""
+    return "srun" if get_training_nodes(wildcards) else None
+
+
+def get_training_launch(wildcards, threads):
+    """What runs the script: Python, or on each of several nodes torchrun."""
+    if nodes := get_training_nodes(wildcards):
+        return Untracked(f"python {get_script('run_on_nodes')} --nodes {nodes} --cpus {threads}")
+    return Untracked("python")
+
+
 def get_asking_gpus(wildcards):
     """None where a server answers."""
     return 0 if experiment.is_served(config, wildcards.get("model", "teacher")) else get_gpus()

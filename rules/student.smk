@@ -64,10 +64,16 @@ rule train_student:
         "../envs/torch.yaml"
     threads: get_model_threads()
     resources:
-        gpu=get_gpus(),
+        gpu=get_training_gpus,
         mem_mb=64000,
         runtime=2880,
+        # Of several nodes; Slurm's alone, without them none of these is set.
+        nodes=get_training_nodes,
+        tasks=get_training_nodes,
+        tasks_per_gpu=get_training_tasks_per_gpu,
+        mpi=get_training_mpi,
     params:
+        launch=get_training_launch,
         script=get_script("train_student"),
         code=get_code("train_student"),
         models=get_training_digests,
@@ -77,5 +83,5 @@ rule train_student:
         pace=get_training_pace,
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --data {params.data:q} --name {wildcards.student} --category {wildcards.category}"
+        "{params.launch} {params.script} --data {params.data:q} --name {wildcards.student} --category {wildcards.category}"
         " {params.options} {params.pace} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"

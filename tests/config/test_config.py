@@ -338,6 +338,24 @@ ERRORS = [
         "students.kd.train.early_stopping_patience",
         "expected an integer >= 1 | null, found 0",
     ),
+    ("students: {kd: {train: {nodes: 2, strategy: fsdp, fsdp_offload: true}}}", "", None),
+    ("students: {kd: {train: {nodes: 2}, on_policy_fraction: 0.5}}", "", None),
+    ("students: {kd: {train: {nodes: 0}}}", "students.kd.train.nodes", "expected an integer >= 1, found 0"),
+    (
+        "students: {kd: {train: {fsdp_offload: true}}}",
+        "students.kd.train.fsdp_offload",
+        "expected false with strategy ddp (nothing is shared out), found true",
+    ),
+    (
+        "students: {kd: {train: {strategy: fsdp, optimizer: adamw_bnb_8bit}}}",
+        "students.kd.train.optimizer",
+        "expected adamw_torch | adamw_torch_fused | adafactor with strategy fsdp",
+    ),
+    (
+        "students: {kd: {train: {strategy: fsdp}, on_policy_fraction: 0.5}}",
+        "students.kd.on_policy_fraction",
+        "expected 0 with train.strategy fsdp",
+    ),
     # values that do not fit together
     (
         "split: {val_fraction: 0.5, test_fraction: 0.5}",

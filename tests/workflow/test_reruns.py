@@ -164,6 +164,7 @@ def test_code_reruns_the_steps_that_use_it(copy, checkout, name, old, new, rerun
         ({"students": {"student_kd": {"alpha": 0.9}}}, {"train_student"}, {"split_answers"}),
         ({"students": {"student_seqkd": {"alpha": 0.9}}}, set(), PATH),
         ({"students": {"student_kd": {"train": {"save_steps": 1, "logging_steps": 1}}}}, set(), PATH),
+        ({"students": {"student_kd": {"train": {"nodes": 2, "strategy": "fsdp"}}}}, set(), PATH),
         ({"evaluation": {"seed": 5}}, {"score_predictions"}, {"predict_answers"}),
     ],
     ids=[
@@ -175,6 +176,7 @@ def test_code_reruns_the_steps_that_use_it(copy, checkout, name, old, new, rerun
         "alpha",
         "alpha of seqkd",
         "pace",
+        "nodes",
         "seed of greedy",
     ],
 )

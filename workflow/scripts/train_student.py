@@ -3,9 +3,9 @@
     python train_student.py --data processed/banks --model Qwen/Qwen1.5-1.8B-Chat --method forward_kl \
         --teacher-model Qwen/Qwen2.5-7B-Instruct --out output/student_kd/banks --name student_kd --category banks
 
-A run that was stopped at any instant goes on from its last checkpoint under --checkpoints; SIGTERM saves one first.
-With several GPUs: `accelerate launch --num_processes 4 train_student.py …`; an optimizer step has the same records on
-any number of them.
+A run that was stopped at any instant goes on from its last checkpoint under --checkpoints; SIGTERM and SIGUSR1 save one
+first. With several GPUs: `torchrun --nproc-per-node 4 -- train_student.py …`; an optimizer step has the same records on
+any number of them, and --strategy fsdp shares out the weights.
 """
 
 import argparse
@@ -33,6 +33,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--best-checkpoint", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--early-stopping-patience", type=int, help="validations without a smaller loss")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp")
+    parser.add_argument("--fsdp-offload", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--logging-steps", type=int, default=10)
     parser.add_argument("--eval-steps", type=int, help="without it: after each epoch")
     parser.add_argument("--save-steps", type=int, default=500)
@@ -86,6 +88,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--signal {args.signal} needs --signal-folders, one for each --data")
     if len(args.teacher_adapter or []) not in ({0, 1} if args.signal == "online" else {0, 1, len(args.data)}):
         parser.error("--teacher-adapter: expected one, or one for each --data with --signal hidden or topk")
+    if args.on_policy_fraction and args.strategy == "fsdp":
+        parser.error("--on-policy-fraction needs --strategy ddp")
     if args.on_policy_fraction and (args.method == "seqkd" or args.signal != "online"):
         parser.error("--on-policy-fraction needs --signal online, and a --method other than seqkd")
     return args

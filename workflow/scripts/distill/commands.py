@@ -22,7 +22,7 @@ from distill.experiment import (
     is_served,
 )
 from distill.hubs import get_public_name
-from distill.pace import get_pace
+from distill.pace import LAUNCH, get_pace
 
 
 def flags(settings: dict[str, Any]) -> str:
@@ -125,8 +125,8 @@ def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
         target = student["lora"]["target"]
         lora = student["lora"] | {"target": target if isinstance(target, list) else [target]}
         settings |= {f"lora_{option}": value for option, value in lora.items()}
-    pace = get_pace(student["train"])
-    return flags(settings | {option: value for option, value in student["train"].items() if option not in pace})
+    others = (*get_pace(student["train"]), *LAUNCH)
+    return flags(settings | {option: value for option, value in student["train"].items() if option not in others})
 
 
 def divergence_flags(config: Config, name: str, categories: Sequence[str]) -> dict[str, Any]:

@@ -180,6 +180,7 @@ def check_students(config: dict[str, Any], problems: Problems) -> None:
         check_on_policy(name, known, problems)
         check_pool(name, known, has_adapters, problems)
         check_validation(config, name, problems)
+        check_shards(config, name, problems)
 
 
 def check_on_policy(name: str, student: dict[str, Any], problems: Problems) -> None:
@@ -221,3 +222,22 @@ def check_validation(config: dict[str, Any], name: str, problems: Problems) -> N
             shown = "false" if without is False else "null"
             text = f"expected {shown} where split.val_fraction is 0 (there is no validation loss), found {value}"
             problems.setdefault(("students", name, "train", key), text)
+
+
+def check_shards(config: dict[str, Any], name: str, problems: Problems) -> None:
+    """What a training of shared weights cannot do, and what only it can."""
+    place = ("students", name, "train")
+    train = {key: get_value(config, problems, *place, key) for key in ("strategy", "optimizer", "fsdp_offload")}
+    if train["strategy"] == "ddp" and train["fsdp_offload"]:
+        problems.setdefault(
+            (*place, "fsdp_offload"), "expected false with strategy ddp (nothing is shared out), found true"
+        )
+    if train["strategy"] != "fsdp":
+        return
+    if train["optimizer"] == "adamw_bnb_8bit":
+        text = "expected adamw_torch | adamw_torch_fused | adafactor with strategy fsdp (bitsandbytes knows no shares)"
+        problems.setdefault((*place, "optimizer"), f"{text}, found adamw_bnb_8bit")
+    fraction = get_value(config, problems, "students", name, "on_policy_fraction")
+    if fraction:
+        text = "expected 0 with train.strategy fsdp (processes sample at their own pace, and need each other's shares)"
+        problems.setdefault(("students", name, "on_policy_fraction"), f"{text}, found {fraction}")

@@ -281,7 +281,7 @@ class FusedTerms(torch.autograd.Function):
                     total += 0 if one is None else one
         ctx.gradients = [of_rows, *of_weights]
         ctx.dtypes = [rows.dtype, *(one.dtype for one in weights)]
-        outputs = tuple(sums.unbind())
+        outputs = tuple(one.clone() for one in sums)  # no views: FSDP hooks on to them
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 

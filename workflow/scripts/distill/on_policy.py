@@ -107,7 +107,8 @@ class PolicyBuffer:
         """Keep the buffer beside a checkpoint's other files."""
         write_json(folder / FILE.format(rank=rank), self.answers)
 
-    def load(self, folder: Path, rank: int) -> None:
-        """The buffer of a checkpoint; empty where there was none."""
-        path = folder / FILE.format(rank=rank)
-        self.answers = json.loads(path.read_text()) if path.exists() else {}
+    def load(self, folder: Path) -> None:
+        """The buffers of a checkpoint, of all processes, however many they are now; empty where there was none."""
+        self.answers = {}
+        for path in folder.glob(FILE.format(rank="*")):
+            self.answers |= json.loads(path.read_text())

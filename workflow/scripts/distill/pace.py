@@ -2,7 +2,18 @@
 
 from typing import Any
 
-PACE = ("save_steps", "save_total_limit", "logging_steps", "eval_steps", "gradient_checkpointing")
+PACE = (
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "eval_steps",
+    "gradient_checkpointing",
+    "strategy",
+    "fsdp_offload",
+)
+
+
+LAUNCH = ("nodes",)  # of the command that starts the processes
 
 
 def get_pace(train: dict[str, Any]) -> list[str]:

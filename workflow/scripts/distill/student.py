@@ -24,7 +24,8 @@ from distill.model_files import fingerprint_model
 from distill.models import has_bfloat16, load_model, load_tokenizer, select_device, untie_adapted_head
 from distill.on_policy import OnPolicy, PolicyBuffer
 from distill.pace import PACE
-from distill.teaching import LoadedTeacher, Record, balance, encode_folders, load_teacher
+from distill.sharding import join_processes, let_accelerate_shard, shard_student
+from distill.teaching import LoadedTeacher, Record, balance, encode_folders, load_teacher, training_device
 from distill.training import NO_ROOM, DistillTrainer
 from distill.training_arguments import training_arguments
 from distill.watching import find_stop, last_checkpoint, remove_torn
@@ -41,8 +42,9 @@ def train_student(options: dict[str, Any], train: list[list[Record]], val: list[
     """Train a student and write its folder: model, tokenizer, training_log.jsonl, README.md.
 
     Checkpoints lie in a folder of this very run (data, models and settings by content), so that a changed file or
-    setting never resumes from what belongs to another; they are removed when the student is written. A run that SIGTERM
-    has stopped ends with exit code 143 (128 + SIGTERM) and its last step as a checkpoint.
+    setting never resumes from what belongs to another; they are removed when the student is written. Those of shards
+    and of whole weights lie apart: neither kind is read as the other. A run that SIGTERM or SIGUSR1 has stopped ends
+    with exit code 143 (128 + SIGTERM) and its last step as a checkpoint.
 
     Args:
         options: of train_student.py, by name.
@@ -51,10 +53,14 @@ def train_student(options: dict[str, Any], train: list[list[Record]], val: list[
     Raises:
         InputError: models, records or signal do not fit together.
     """
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger("distill").setLevel(logging.WARNING)  # the first process speaks for all
     device = select_device(options["device"])
     options = choose_precision(options, device)
     if device.type == "cpu":
         keep_freed_memory()
+    if options["strategy"] == "fsdp":
+        join_processes(device)
     tokenizer = load_tokenizer(options["model"])
     teacher = load_teacher(options, tokenizer, device)
     sets = {"train": train, "val": val}
@@ -65,8 +71,10 @@ def train_student(options: dict[str, Any], train: list[list[Record]], val: list[
         example["index"] = index
     set_seed(options["seed"])  # before the LoRA weights are drawn
     model = load_student(options, device)
+    if options["strategy"] == "fsdp":
+        shard_student(model, training_device(device), options["fsdp_offload"])
     runs = Path(options["checkpoints"]) / options["name"] / options["category"]
-    folder = runs / run_digest(options, examples, teacher)
+    folder = runs / (run_digest(options, examples, teacher) + ("_fsdp" if options["strategy"] == "fsdp" else ""))
     trainer = build_trainer(options, folder, model, tokenizer, teacher, examples, device)
     if trainer.is_world_process_zero():
         remove_torn(folder)
@@ -78,7 +86,7 @@ def train_student(options: dict[str, Any], train: list[list[Record]], val: list[
     if checkpoint:
         log.info("going on from %s", checkpoint)
         if trainer.policy is not None:
-            trainer.policy.load(Path(checkpoint), trainer.args.process_index)
+            trainer.policy.load(Path(checkpoint))
     trainer.preemption.listen()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -87,7 +95,8 @@ def train_student(options: dict[str, Any], train: list[list[Record]], val: list[
             raise InputError(NO_ROOM) from error
         raise
     if trainer.preemption.has_stopped:
-        log.warning("stopped by SIGTERM; the same command goes on from step %d", trainer.state.global_step)
+        log.warning("stopped by a signal; the same command goes on from step %d", trainer.state.global_step)
+        trainer.accelerator.wait_for_everyone()  # one that ended first would take those down that still write
         sys.exit(128 + signal.SIGTERM)
     if options["best_checkpoint"] and trainer.state.best_model_checkpoint:
         log.info("taking the model of step %d", trainer.state.best_global_step)
@@ -133,6 +142,9 @@ def build_trainer(
         options["group_by_length"],
     )
     vocabulary = teacher.vocabulary if teacher else None
+    arguments = training_arguments(folder, options, device, batches, len(examples["val"]))
+    if options["strategy"] == "fsdp":
+        let_accelerate_shard()
     policy = None
     if options["on_policy_fraction"] and teacher is not None:
         names = ("fraction", "steps", "max_new_tokens", "temperature")
@@ -143,7 +155,7 @@ def build_trainer(
         policy = PolicyBuffer(settings, examples["train"], batches, tokenizer)
     return DistillTrainer(
         model=model,
-        args=training_arguments(folder, options, device, batches, len(examples["val"])),
+        args=arguments,
         train_dataset=examples["train"],
         eval_dataset=examples["val"] or None,
         batches=batches,
@@ -193,13 +205,15 @@ def run_digest(options: dict[str, Any], examples: dict[str, list[Example]], teac
 
 
 def gather_model(options: dict[str, Any], trainer: DistillTrainer) -> Any:
-    """The trained model as an ordinary one; put together from its shards under FSDP, by all processes at once."""
+    """The trained model as an ordinary one; put together from its shards by all processes at once, in the first one."""
     if not trainer.is_fsdp_enabled:
         return trainer.accelerator.unwrap_model(trainer.model)
     state = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.is_world_process_zero():
+        return None
     model = load_student(options, torch.device("cpu"))
-    if trainer.is_world_process_zero():
-        model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
     return model
 
 

@@ -15,7 +15,13 @@ from distill.signals import SignalReader, topk_at
 
 
 class Signal(Protocol):
-    """The teacher's side of a micro-batch."""
+    """The teacher's side of a micro-batch.
+
+    Attributes:
+        is_shared: all processes are needed for each micro-batch of any of them.
+    """
+
+    is_shared: bool
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
@@ -34,11 +40,13 @@ class OnlineTeacher:
     Args:
         model: in evaluation mode.
         pad_id: its padding token.
+        device: where it computes, by default where it lies.
+        is_shared: its weights are shared out among the processes.
     """
 
-    def __init__(self, model: Any, pad_id: int):
+    def __init__(self, model: Any, pad_id: int, device: torch.device | None = None, is_shared: bool = False):
         self.decoder, self.head = decoder_and_head(model)
-        self.device, self.pad_id = model.device, pad_id
+        self.device, self.pad_id, self.is_shared = device or model.device, pad_id, is_shared
 
     @torch.no_grad()
     def __call__(
@@ -63,6 +71,8 @@ class HiddenSignal:
     Raises:
         InputError: they have different heads.
     """
+
+    is_shared = False
 
     def __init__(self, readers: Sequence[SignalReader], device: torch.device, dtype: torch.dtype):
         self.readers = readers
@@ -90,6 +100,8 @@ class TopKSignal:
     Args:
         readers: as of HiddenSignal, each with the temperature among those it keeps.
     """
+
+    is_shared = False
 
     def __init__(self, readers: Sequence[SignalReader], temperature: float):
         self.readers, self.temperature = readers, temperature

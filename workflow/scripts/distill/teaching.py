@@ -13,6 +13,7 @@ from distill.errors import InputError
 from distill.examples import encode_examples
 from distill.model_files import fingerprint_model
 from distill.models import load_model, load_tokenizer, select_dtype
+from distill.sharding import shard_teacher
 from distill.shares import hash_uid
 from distill.signals import SignalReader, check_signal_fits, signal_key
 from distill.teachers import HiddenSignal, OnlineTeacher, Signal, TopKSignal
@@ -52,10 +53,8 @@ def load_teacher(options: dict[str, Any], tokenizer: Any, device: torch.device) 
     source = {name: options[f"teacher_{name}"] for name in ("model", "quantization")}
     adapters = options["teacher_adapter"] or [None]
     if options["signal"] == "online":
-        place = training_device(device) if is_distributed(device) else device
-        model = load_model(source["model"], place, dtype, source["quantization"], adapters[0], for_generation=False)
+        online = load_online(options, dtype, teacher_tokenizer.pad_token_id, device)
         fingerprint = fingerprint_model(source["model"], adapters[0])
-        online = OnlineTeacher(model, teacher_tokenizer.pad_token_id)
         return LoadedTeacher(teacher_tokenizer, vocabulary, online, [], [fingerprint])
     readers = [SignalReader(folder) for folder in options["signal_folders"]]
     for reader, adapter in zip(readers, cycle(adapters), strict=False):
@@ -69,6 +68,21 @@ def load_teacher(options: dict[str, Any], tokenizer: Any, device: torch.device) 
         else TopKSignal(readers, options["temperature"])
     )
     return LoadedTeacher(teacher_tokenizer, vocabulary, cached, readers, [reader.fingerprint for reader in readers])
+
+
+def load_online(options: dict[str, Any], dtype: torch.dtype, pad_id: int, device: torch.device) -> OnlineTeacher:
+    """The teacher in memory; with strategy fsdp its decoder is shared out among the processes as the student is.
+
+    One that is quantized is whole in each process: its numbers cannot be dealt out.
+    """
+    name, quantization, adapters = (options[f"teacher_{key}"] for key in ("model", "quantization", "adapter"))
+    place = training_device(device) if is_distributed(device) else device
+    is_shared = options["strategy"] == "fsdp" and quantization == "none" and int(os.environ["WORLD_SIZE"]) > 1
+    loading = torch.device("cpu") if is_shared else place
+    model = load_model(name, loading, dtype, quantization, (adapters or [None])[0], for_generation=False)
+    if is_shared:
+        shard_teacher(model, place, options["fsdp_offload"])
+    return OnlineTeacher(model, pad_id, place if is_shared else model.device, is_shared)
 
 
 def is_distributed(device: torch.device) -> bool:

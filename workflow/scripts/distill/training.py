@@ -5,12 +5,14 @@ import math
 import time
 import types
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, Trainer
 
 from distill.batches import is_out_of_memory
@@ -146,9 +148,13 @@ class DistillTrainer(Trainer):
         completions = [example["completion"] if examples else [] for example in shown]
         batch = collate([example["prompt"] for example in shown], completions, self.pad_id)
         batch = to_device(batch, self.args.device)
-        teacher = self.signal(examples, batch, self.args.device) if self.signal is not None and examples else None
+        teacher = None
+        if self.signal is not None and (examples or self.signal.is_shared):
+            teacher = self.signal(shown, batch, self.args.device)
         objective = self.objective._replace(is_on_policy=any(one.get("is_sampled") for one in examples))
-        return Terms(*model(**batch, teacher=teacher, objective=objective))
+        # Under FSDP accelerate leaves autocast to the weights' own numbers, which stay float32.
+        with self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext():
+            return Terms(*model(**batch, teacher=teacher if examples else None, objective=objective))
 
     # ---- The step ----
 
@@ -222,13 +228,18 @@ class DistillTrainer(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         if self.accelerator.scaler is None:  # which skips a step that overflows, and goes on
             uids = [example["uid"] for batch in self.step_so_far for example in batch]
             self.watch.note_gradient(self.state.global_step + 1, uids, norm)
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.watch.check(str(self.args.output_dir))
+        folder = Path(str(self.args.output_dir))
+        self.watch.check(str(folder))
+        # Shares are saved late, and a best checkpoint whose folder is not there yet is not noted.
+        (folder / f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -253,7 +264,7 @@ class DistillTrainer(Trainer):
         batches = StepBatches(lengths, size, whole * processes, 0, self.args.process_index, processes)
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         for indices in batches:
-            if self.preemption.is_told and processes == 1:
+            if self.preemption.is_anyone_told(self.args):
                 model.train()
                 return self.leave_validation()
             if indices or processes > 1:
@@ -285,8 +296,8 @@ class DistillTrainer(Trainer):
         return self.add_up(model, examples)
 
     def leave_validation(self) -> dict[str, float]:
-        """SIGTERM has come: save what is trained, and validate it when the run goes on."""
-        log.warning("SIGTERM: saving the checkpoint of step %d, before its validation", self.state.global_step)
+        """A signal has come: save what is trained, and validate it when the run goes on."""
+        log.warning("told to stop: saving the checkpoint of step %d, before its validation", self.state.global_step)
         self.preemption.has_stopped = True
         self.control.should_save = self.control.should_training_stop = True
         return {}

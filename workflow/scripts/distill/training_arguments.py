@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from distill.batching import StepBatches
+from distill.sharding import trainer_plugin
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -16,6 +17,8 @@ def training_arguments(
     folder: Path, options: dict[str, Any], device: torch.device, batches: StepBatches, val_records: int
 ) -> TrainingArguments:
     """Trainer's arguments from a student's `train` options (names and units in config/README.md)."""
+    # Shares of the gradients are added up: whole ones, kept until a step ends, would take the memory that shares save.
+    syncing = {"sync_each_batch": True} if options["strategy"] == "fsdp" else {}
     # Not the Trainer's own epoch strategy: it validates after the checkpoint of an epoch's last step is saved, so that
     # a run resumed from there would miss a line of the log.
     arguments = TrainingArguments(
@@ -45,10 +48,15 @@ def training_arguments(
         save_total_limit=options["save_total_limit"],
         seed=options["seed"],
         use_cpu=device.type == "cpu",
+        ddp_find_unused_parameters=False,
+        accelerator_config={"gradient_accumulation_kwargs": syncing},
         remove_unused_columns=False,
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
     )
     # One model on one GPU, however many there are: the Trainer would else multiply the batch by their number.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if options["strategy"] == "fsdp":
+        # Not `fsdp=True`, which a single process is refused.
+        arguments.fsdp_plugin_args = trainer_plugin(options["fsdp_offload"])
     return arguments

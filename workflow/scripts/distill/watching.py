@@ -58,32 +58,36 @@ class ValidateFirst(TrainerCallback):
 
 
 class Preemption(TrainerCallback):
-    """SIGTERM (a job's time is up, its node is wanted) saves a checkpoint at the step's end and stops there."""
+    """SIGTERM or SIGUSR1 (time is nearly up, a node is wanted) saves a checkpoint at the step's end and stops there."""
 
     def __init__(self) -> None:
         self.is_told = False
         self.has_stopped = False
 
     def listen(self) -> None:
-        """Take SIGTERM from here on; only the main thread may."""
+        """Take the signals from here on; only the main thread may."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.note)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self.note)
 
     def note(self, *_: Any) -> None:
         """Remember it."""
         self.is_told = True
 
+    def is_anyone_told(self, args: TrainingArguments) -> bool:
+        """Whether a signal has come to any of the processes, which all ask at the same place."""
+        if args.world_size == 1:
+            return self.is_told
+        told = torch.tensor(float(self.is_told), device=args.device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        return bool(told)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Save and stop, all processes after the same step."""
-        is_told = self.is_told
-        if args.world_size > 1:
-            told = torch.tensor(float(is_told), device=args.device)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            is_told = bool(told)
-        if is_told and state.global_step < state.max_steps:
-            log.warning("SIGTERM: saving the checkpoint of step %d", state.global_step)
+        if self.is_anyone_told(args) and state.global_step < state.max_steps:
+            log.warning("told to stop: saving the checkpoint of step %d", state.global_step)
             control.should_save = control.should_training_stop = self.has_stopped = True
             control.should_evaluate = False  # there may be no time for it: the run that goes on does it first
         return control

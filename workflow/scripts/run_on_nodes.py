@@ -1,0 +1,101 @@
+"""Run a training script on all nodes of a Slurm job, one process a GPU: srun starts torchrun once a node.
+
+    python run_on_nodes.py --nodes 2 --cpus 4 train_student.py --data processed/banks …
+
+Without a Slurm job of several nodes the script runs in one process: how many there are changes no result. SIGTERM and
+SIGUSR1 reach every process, however they are sent, and what the processes end with is what the command ends with: 143
+where they were stopped (torchrun alone makes 1 of all, and kills them 30 seconds after a signal).
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from distill.errors import run_script
+
+log = logging.getLogger(__name__)
+
+STOPPED = 128 + signal.SIGTERM
+TOLD = (signal.SIGTERM, signal.SIGUSR1)
+FIRST_PORT, PORTS = 20000, 10000  # one a Slurm job, for jobs that share a node
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; what follows the script is the script's own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--cpus", type=int, default=1, help="of a node")
+    parser.add_argument("--join", metavar="HOST:PORT", help="of the first node; srun gives it to each one")
+    parser.add_argument("script")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser.parse_args(argv)
+
+
+def start_nodes(args: argparse.Namespace, job: int) -> None:
+    """Become the srun that starts this script once on each node of a job; its exit code is the largest of theirs."""
+    address = f"{socket.gethostname()}:{FIRST_PORT + job % PORTS}"
+    step = [f"--nodes={args.nodes}", f"--ntasks={args.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={args.cpus}"]
+    # A process that fails leaves the others waiting for it.
+    command = ["srun", *step, "--kill-on-bad-exit=1", sys.executable, __file__]
+    command += ["--nodes", str(args.nodes), "--join", address, args.script, *args.arguments]
+    log.info("training on %d nodes, the first is %s", args.nodes, address)
+    os.execvp("srun", command)
+
+
+def forward(number: int, _: Any) -> None:
+    """Send a signal on to torchrun's children."""
+    import psutil
+
+    for child in psutil.Process().children():
+        child.send_signal(number)
+
+
+def join_node(args: argparse.Namespace) -> int:
+    """This node's part: torchrun with one process a GPU of the job, one without; the exit code."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    for number in TOLD:
+        signal.signal(number, forward)
+    host, port = args.join.rsplit(":", 1)
+    group = ["--nnodes", str(args.nodes), "--node-rank", os.environ["SLURM_NODEID"], "--master-addr", host]
+    group += ["--master-port", port, "--nproc-per-node", os.environ.get("SLURM_GPUS_ON_NODE") or "1"]
+    try:
+        # `--` keeps torchrun from taking --signal for a short form of its own options.
+        torchrun([*group, "--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", "--", args.script, *args.arguments])
+    except ChildFailedError as error:
+        return choose_exit_code(failure.exitcode for failure in error.failures.values())
+    return 0
+
+
+def choose_exit_code(codes: Iterable[int]) -> int:
+    """One for all processes of a node: a failure before a stop, and either before what they were ended by.
+
+    Args:
+        codes: a process that signal n has ended has -n.
+    """
+    found = {STOPPED if -code in TOLD else code for code in codes}
+    own = {code for code in found if code > 0}
+    return min(own) if own else 128 - min(found)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Start the nodes, be one of them, or run the script alone."""
+    args = parse_args(argv)
+    if args.join:
+        sys.exit(join_node(args))
+    if job := os.environ.get("SLURM_JOB_ID"):
+        start_nodes(args, int(job))
+    log.warning("nodes: %d, and this is no Slurm job: training in one process", args.nodes)
+    os.execv(sys.executable, [sys.executable, args.script, *args.arguments])
+
+
+if __name__ == "__main__":
+    run_script(main)

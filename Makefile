@@ -1,6 +1,8 @@
 # make demo     the whole workflow on synthetic data and tiny models
 # make test     all tests
-# make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake
+# make test-slurm  the workflow on a two-node Slurm, brought up on this machine; needs root and Slurm (tests/slurm/up.sh)
+# make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake; with
+#               ARGS="--profile slurm …" its jobs in Slurm's queue, too
 # make cache    teacher answers that are kept, and who uses them; ARGS="prune …" removes what is not used (README.md)
 # All of them set up .venv first, where it is not there yet or requirements.txt has changed.
 
@@ -8,7 +10,7 @@ PYTHON ?= python3
 ARGS ?=
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 
-.PHONY: demo test status cache setup
+.PHONY: demo test test-slurm status cache setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -33,6 +35,10 @@ demo: setup
 test: setup
 	source .venv/bin/activate
 	python -m pytest
+
+test-slurm: setup
+	source .venv/bin/activate
+	python -m pytest --numprocesses 0 tests/slurm
 
 status: setup
 	@source .venv/bin/activate

@@ -1,0 +1,22 @@
+#!/bin/bash
+# Ends what up.sh has started in a folder, and nothing else: a box's first process takes all others of the box with it.
+#
+#     tests/slurm/down.sh FOLDER
+set -euo pipefail
+RUN=$(realpath "${1:?usage: down.sh FOLDER}")
+
+is_alive() {
+  [ -d "/proc/$1" ] && ! grep -q "^State:.*Z" "/proc/$1/status" 2>/dev/null
+}
+
+for name in n1 n2 ctl; do
+  [ -s "$RUN/pid/$name" ] || continue
+  process=$(cat "$RUN/pid/$name")
+  # The process is the testbed's own as long as its mounts are; a number may have been given to another one.
+  if grep -q " /etc/slurm " "/proc/$process/mounts" 2>/dev/null; then
+    kill -KILL "$process"
+    for _ in $(seq 100); do is_alive "$process" && sleep 0.1 || break; done
+    is_alive "$process" && echo "down.sh: process $process of $name has not ended" >&2 && exit 1
+  fi
+  rm -f "$RUN/pid/$name"
+done

@@ -1,6 +1,6 @@
 # make demo     the whole workflow on synthetic data and tiny models
 # make test     all tests
-# make test-slurm  the workflow on a two-node Slurm, brought up on this machine; needs root and Slurm (tests/slurm/up.sh)
+# make test-slurm  the workflow on a two-node Slurm that it brings up; needs root and Slurm (tests/slurm/up.sh)
 # make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake; with
 #               ARGS="--profile slurm …" its jobs in Slurm's queue, too
 # make cache    teacher answers that are kept, and who uses them; ARGS="prune …" removes what is not used (README.md)

@@ -1,7 +1,9 @@
 # make demo     the whole workflow on synthetic data and tiny models
 # make smollm2  a real chat model of 135M weights, distilled on a CPU (docs/examples.md)
 # make test     all tests
-# make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake
+# make test-slurm  the workflow on a two-node Slurm that it brings up; needs root and Slurm (tests/slurm/up.sh)
+# make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake; with
+#               ARGS="--profile slurm …" its jobs in Slurm's queue, too
 # make serve    an exported model by the OpenAI API: MODEL=output/export/… [PORT=8000], until Ctrl-C
 # make cache    teacher answers that are kept, and who uses them; ARGS="prune …" removes what is not used (README.md)
 # All of them set up .venv first, where it is not there yet or requirements.txt has changed.
@@ -12,7 +14,7 @@ PORT ?= 8000
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test status serve cache setup
+.PHONY: demo smollm2 test test-slurm status serve cache setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -49,6 +51,10 @@ smollm2: setup
 test: setup
 	source .venv/bin/activate
 	python -m pytest
+
+test-slurm: setup
+	source .venv/bin/activate
+	python -m pytest --numprocesses 0 tests/slurm
 
 status: setup
 	@source .venv/bin/activate

@@ -1,3 +1,4 @@
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ try:
     config = check_config(config)
 except InputError as error:
     raise WorkflowError(str(error)) from None
+
+
+# A Slurm job whose time runs out goes back to the queue, after its command has kept what it has done.
+if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process:
+    shell.prefix(f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'requeue.sh'))}; ")
 
 
 wildcard_constraints:

@@ -1,20 +1,46 @@
-"""A real Slurm of two nodes on this machine."""
+"""One Slurm of two nodes for all tests, and working directories to submit to it."""
 
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from running import environment
+from running import Directory, environment, make_models, make_records
+from slurm_testbed import SBIN, SETTINGS, Testbed, find_obstacle
 
 HERE = Path(__file__).parent
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "pgrep")
+
+
+@pytest.fixture(scope="session")
+def testbed():
+    """A Slurm of its own, ended with the tests."""
+    if obstacle := find_obstacle():
+        pytest.skip(obstacle)
+    above = Path(tempfile.mkdtemp(prefix="stillhouse-slurm-"))
+    above.chmod(0o755)  # munge wants it open to everybody
+    bed = Testbed(above / "testbed")
+    try:
+        subprocess.run([HERE / "up.sh", bed.folder], env=os.environ | {"PATH": SBIN}, check=True)
+        yield bed
+    finally:
+        subprocess.run([HERE / "down.sh", bed.folder], check=True)
+        shutil.rmtree(above)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """Records and tiny models, nothing run."""
+    path = tmp_path_factory.mktemp("prepared")
+    make_records(path)
+    make_models(path)
+    return Directory(path, SETTINGS)
 
 
 class Cluster:
-    """The testbed: commands on its controller, its nodes' states, what its jobs ended with."""
+    """The testbed for commands of its own: its nodes' states, what its jobs ended with."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -49,19 +75,5 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
-    if missing := [
-        program for program in PROGRAMS if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
-    ]:
-        pytest.skip(f"Slurm's testbed needs {', '.join(missing)} (see tests/slurm/up.sh)")
-    if os.getuid() != 0:
-        pytest.skip("Slurm's testbed needs root")
-    folder = tmp_path_factory.mktemp("cluster") / "run"
-    for path in folder.parents:
-        if path.owner() == "root" and not path.stat().st_mode & 1:
-            path.chmod(path.stat().st_mode | 0o111)  # munge insists
-    try:
-        subprocess.run([HERE / "up.sh", folder], check=True, timeout=120)
-        yield Cluster(folder)
-    finally:
-        subprocess.run([HERE / "down.sh", folder], check=True, timeout=60)
+def cluster(testbed):
+    return Cluster(testbed.folder)

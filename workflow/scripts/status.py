@@ -2,12 +2,14 @@
 
     python workflow/scripts/status.py --profile local [--configfile FILE] [--directory DIR]
 
-Takes any of Snakemake's options. Loads no model, reaches no network, changes nothing.
+Takes any of Snakemake's options. Loads no model, reaches no network, changes nothing. Jobs of the same working
+directory that are in Slurm's queue are listed below the table.
 """
 
 import sys
 
 from distill.errors import run_script
+from distill.slurm_queue import ask_queue, find_directory, render_queue, select_jobs
 from distill.status import render_table, run_dry
 
 
@@ -17,7 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return
-    print(render_table(*run_dry(arguments), colour=sys.stdout.isatty()))
+    todo, every = run_dry(arguments)
+    print(render_table(todo, every, colour=sys.stdout.isatty()))
+    queue, directory = ask_queue(), find_directory(todo)
+    if queue and directory:
+        print(render_queue(select_jobs(queue, directory)))
 
 
 if __name__ == "__main__":

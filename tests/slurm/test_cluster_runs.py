@@ -1,0 +1,75 @@
+"""The whole workflow on two nodes: the same files as on one machine, one job a GPU, few submissions."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from running import ONE_THREAD, snakemake
+from slurm_testbed import submitted
+
+# What counts seconds or tells the hour; all else is data.
+MEASURED = ("*.stats.json", "training_log.jsonl", "*.svg", "README.md")
+ON_GPU = {"generate_answers", "train_student", "group_evaluate_banks", "group_evaluate_households"}
+
+
+@pytest.fixture(scope="module")
+def local(prepared, tmp_path_factory):
+    """Run through by the profile for one machine."""
+    directory = prepared.copy(tmp_path_factory.mktemp("local") / "run")
+    directory.run()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def clustered(prepared, testbed, tmp_path_factory):
+    """The same by the profile slurm; `jobs` are those that it submitted, Slurm's account with the rule of each."""
+    directory = prepared.copy(tmp_path_factory.mktemp("clustered") / "run")
+    code, output = testbed.start(directory, *ONE_THREAD).wait()
+    assert code == 0, output
+    rules = submitted(output)
+    directory.jobs = [job | {"rule": rules[job["JobId"]]} for job in testbed.ended() if job["JobId"] in rules]
+    return directory
+
+
+def data_files(directory):
+    folders = ("artifacts/distill_data", "output")
+    return {
+        path.relative_to(directory.path): path.read_bytes()
+        for folder in folders
+        for path in sorted((directory.path / folder).rglob("*"))
+        if path.is_file() and not any(path.match(pattern) for pattern in MEASURED)
+    }
+
+
+def test_the_files_are_those_of_one_machine(local, clustered):
+    expected, found = data_files(local), data_files(clustered)
+    assert len(expected) > 50
+    assert found.keys() == expected.keys()
+    assert [str(path) for path in expected if found[path] != expected[path]] == []
+
+
+def test_short_jobs_are_grouped(clustered):
+    groups = ("prepare", "collect", "evaluate")
+    expected = {f"group_{group}_{category}": 1 for group in groups for category in ("banks", "households")}
+    expected |= {"generate_answers": 2, "train_student": 2, "group_evaluate_all": 1, "group_report": 1}
+    assert Counter(job["rule"] for job in clustered.jobs) == expected
+    assert {job["JobState"] for job in clustered.jobs} == {"COMPLETED"}
+
+
+def test_both_nodes_work_and_each_gpu_has_one_job_at_a_time(clustered):
+    jobs = defaultdict(list)
+    for job in clustered.jobs:
+        if job["rule"] in ON_GPU:
+            jobs[job["NodeList"]].append((job["StartTime"], job["EndTime"]))
+    assert set(jobs) == {"n1", "n2"}
+    assert sum(map(len, jobs.values())) == 6
+    for node in jobs.values():
+        ordered = sorted(node)
+        assert all(end <= start for (_, end), (start, _) in zip(ordered, ordered[1:], strict=False))
+
+
+def test_afterwards_there_is_nothing_to_do_here_or_there(clustered, tmp_path):
+    """Files that Slurm's jobs made have their checksums recorded: a copy with other time stamps reruns nothing."""
+    copy = clustered.copy(tmp_path / "copy")
+    assert "Nothing to be done" in copy.run("--dry-run")
+    arguments = ["--configfile", copy.configfile, "--directory", copy.path]
+    assert "Nothing to be done" in snakemake("--profile", "slurm", *ONE_THREAD, *arguments, "--dry-run")

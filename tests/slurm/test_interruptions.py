@@ -1,0 +1,146 @@
+"""What goes wrong on a cluster: no accounting, broken records, time limits, cancelled runs, nodes that go down."""
+
+import re
+
+import pytest
+from running import ONE_THREAD, SCRIPTS, read_lines
+from slurm_testbed import submitted, wait_until
+
+PROMPTS = "artifacts/distill_data/raw/{}_teacher_prompts_base.jsonl"
+ANSWERS = "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
+STUDENT = "output/student_kd/banks/model.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(testbed, tmp_path_factory):
+    """A job of two minutes that Slurm warns a minute before its end, begun early; the starts it notes, one a line."""
+    starts = tmp_path_factory.mktemp("limited") / "starts"
+    lines = [
+        f"set -euo pipefail; source {SCRIPTS}/requeue.sh",
+        f"echo ${{SLURM_RESTART_COUNT:-0}} >> {starts}",
+        "[[ ${SLURM_RESTART_COUNT:-0} != 0 ]] || sleep 115",
+    ]
+    script = starts.with_name("job.sh")
+    script.write_text("\n".join(lines) + "\n")
+    options = ["--requeue", "--time=2", "--signal=TERM@60", f"--output={starts.parent}/log"]
+    testbed.run("sbatch", *options, f"--wrap=srun bash {script}")
+    return starts
+
+
+def test_the_profile_as_it_is_ends_on_a_cluster_without_accounting(testbed, prepared, tmp_path):
+    """The executor's own default asks sacct, which knows nothing here, and never ends."""
+    assert "accounting storage is disabled" in testbed.run("sacct", check=False)
+    directory = prepared.copy(tmp_path / "run")
+    code, output = testbed.start(directory, PROMPTS.format("banks"), overrides=()).wait(timeout=180)
+    assert code == 0, output
+    assert (directory / PROMPTS.format("banks")).exists()
+
+
+def test_a_broken_record_fails_its_category_once(testbed, prepared, tmp_path):
+    directory = prepared.copy(tmp_path / "run")
+    path = directory / "artifacts/sft/sft_train_banks.jsonl"
+    path.write_text(path.read_text() + "{broken\n")
+    code, output = testbed.start(directory, *map(PROMPTS.format, ("banks", "households"))).wait(timeout=180)
+    assert code != 0
+    assert re.search(r"sft_train_banks\.jsonl:41: ", output)
+    assert sorted(submitted(output).values()) == ["group_prepare_banks", "group_prepare_households"]
+    states = {submitted(output).get(job["JobId"]): job["JobState"] for job in testbed.ended()}
+    assert states["group_prepare_banks"] == "FAILED"
+    assert states["group_prepare_households"] == "COMPLETED"
+    assert (directory / PROMPTS.format("households")).exists()
+
+
+def test_what_waits_is_shown_by_status_and_cancelled_by_ctrl_c(testbed, prepared, tmp_path):
+    directory = prepared.copy(tmp_path / "run")
+    testbed.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    try:
+        run = testbed.start(directory, PROMPTS.format("banks"))
+        wait_until(lambda: waiting_rules(testbed), why="for a job in the queue")
+        arguments = ["--profile", "slurm", "--configfile", directory.configfile, "--directory", directory.path]
+        table = testbed.run("python", SCRIPTS / "status.py", *arguments)
+        run.interrupt()
+        code, output = run.wait(timeout=120)
+    finally:
+        testbed.run("scontrol", "update", "PartitionName=main", "State=UP")
+    assert re.search(r"^banks +to do +to do ", table, flags=re.MULTILINE)
+    assert re.search(r"Slurm: 1 pending\n +\d+ +pending +PartitionDown .* prepare_banks_make_prompts_mix_rec", table)
+    assert code != 0, output
+    assert not waiting_rules(testbed)
+
+
+def test_a_node_that_goes_down_in_a_fan_out_costs_no_answer(testbed, prepared, tmp_path):
+    directory, undisturbed = (prepared.copy(tmp_path / name) for name in ("run", "undisturbed"))
+    undisturbed.run(ANSWERS)
+    directory.configure(directory.config | {"teacher": directory.config["teacher"] | {"shards": 4}})
+    run = testbed.start(directory, ANSWERS, *ONE_THREAD)
+    on_first = ["n1", "generate_answers"]
+    wait_until(lambda: on_first in running_rules(testbed), why="for a shard on n1")
+    testbed.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
+    wait_until(lambda: on_first not in running_rules(testbed), why="for n1 to be left")
+    testbed.run("scontrol", "update", "NodeName=n1", "State=RESUME")
+    code, output = run.wait(timeout=300)
+    assert code == 0, output
+    assert list(submitted(output).values()).count("generate_answers") == 4  # Slurm starts them again, not Snakemake
+    assert read_lines(directory / ANSWERS) == read_lines(undisturbed / ANSWERS)
+
+
+def running_rules(testbed):
+    """[node, rule] of each job that runs."""
+    rows = [row for row in testbed.queue("%T %N %k") if row[0] == "RUNNING"]
+    return [[node, comment.removeprefix("rule_").split("_wildcards_")[0]] for _, node, comment in rows]
+
+
+def waiting_rules(testbed):
+    """Comments of the jobs that Snakemake has submitted and that wait."""
+    return [row[1] for row in testbed.queue("%T %k") if row[0] == "PENDING" and row[1].startswith("rule_")]
+
+
+def test_a_training_outlives_its_time_limit_a_cancelled_run_and_a_node(testbed, prepared, tmp_path):
+    """Stopped three times, it ends with the weights of an undisturbed one."""
+    directory = prepared.copy(tmp_path / "run")
+    train = directory.config["students"]["student_kd"]["train"] | {"epochs": 60, "save_steps": 1000}
+    student = directory.config["students"]["student_kd"] | {"train": train}
+    directory.configure(directory.config | {"students": {"student_kd": student}})
+    undisturbed = directory.copy(tmp_path / "undisturbed")
+    undisturbed.run(STUDENT)
+
+    run = testbed.start(directory, STUDENT, *ONE_THREAD)
+    first = wait_for_steps(directory, after=0)
+    (job,) = [number for number, rule in testbed.queue("%i %k") if "train_student" in rule]
+    testbed.run("scancel", "--signal=TERM", job)  # as Slurm does near the time limit
+    second = wait_for_steps(directory, after=first)
+    run.interrupt()
+    assert run.wait(timeout=240)[0] != 0
+    wait_until(lambda: job not in [row[0] for row in testbed.queue()], why="for the job to be cancelled")
+
+    run = testbed.start(directory, STUDENT, *ONE_THREAD)
+    third = wait_for_steps(directory, after=second)
+    ((node,),) = [row for row in testbed.queue("%N") if row]
+    testbed.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        wait_for_steps(directory, after=third)
+    finally:
+        testbed.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    code, output = run.wait(timeout=300)
+    assert code == 0, output
+    assert list(submitted(output).values()) == ["train_student"]
+    assert (directory / STUDENT).read_bytes() == (undisturbed / STUDENT).read_bytes()
+
+
+def wait_for_steps(directory, after):
+    """The step that a training is at, once it has gone on from one after `after` (0: begun) and come further."""
+    log = directory / "logs/train_student/student_kd/banks.log"
+
+    def step():
+        text = log.read_text() if log.exists() else ""
+        begun = re.search(r"going on from \S+/checkpoint-(\d+)", text)
+        begun = int(begun[1]) if begun else 0
+        steps = [int(number) for number in re.findall(r" step (\d+)/\d+: ", text)]
+        return steps[-1] if steps and begun >= after and steps[-1] >= begun + 5 else None
+
+    wait_until(lambda: step() is not None, seconds=240, why=f"for a training to go on after step {after}")
+    return step()
+
+
+def test_slurm_itself_warns_a_job_near_its_time_limit_and_it_comes_back(limited):
+    wait_until(lambda: limited.read_text().split() == ["0", "1"], seconds=240, why="for the job to start again")

@@ -179,7 +179,7 @@ def set_score_scale(axes: Axes, metric: str, scores: Sequence[Score]) -> None:
     elif metric in LOG_METRICS and values and 0 < LOG_RATIO * min(values) < max(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value >= 1e5 else f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif metric in FROM_0:
         axes.set_xlim(left=0)

@@ -1,6 +1,6 @@
 """What Slurm costs a run: the demo on this machine, and on two nodes of a Slurm that is brought up on it.
 
-    python benchmarks/cluster.py [--seconds 3]
+    python benchmarks/cluster.py [--seconds 3] [--configfile config/demo.yaml]
 
 Both have the same processor, and two jobs that load a model at a time: what the second takes longer is what jobs cost
 (submission, polling, two more starts of Snakemake a job), and no node makes anything faster. Needs root and Slurm
@@ -30,13 +30,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, help="before the first look at a job; without it the profile's own")
+    parser.add_argument("--configfile", default="config/demo.yaml", help="one that makes its own models, as the demo's")
     return parser.parse_args(argv)
 
 
 def run_demo(folder: Path, profile: str, before: list[str], options: list[str]) -> tuple[float, str]:
     """(seconds, output) of the demo in a folder of its own."""
-    command = [*before, "snakemake", "--profile", profile, *options, "--configfile", "config/demo.yaml"]
-    command += ["--directory", str(folder)]
+    command = [*before, "snakemake", "--profile", profile, *options, "--directory", str(folder)]
     subprocess.run([sys.executable, "workflow/scripts/make_demo_data.py", "--out", str(folder)], cwd=ROOT, check=True)
     start = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -86,12 +86,13 @@ def measure_cluster(folder: Path, options: list[str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     args = parse_args(argv)
-    options = ["--config", "device=auto"]  # jobs ask for a GPU, as they would on a cluster
+    files = ["--configfile", args.configfile]
+    options = [*files, "--config", "device=auto"]  # jobs ask for a GPU, as they would on a cluster
     options += ["--slurm-init-seconds-before-status-checks", str(args.seconds)] if args.seconds else []
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # munge wants it open to everybody
-        seconds, _ = run_demo(folder / "local", "local", [], [])
+        seconds, _ = run_demo(folder / "local", "local", [], files)
         rows: list[dict[str, Any]] = [{"way": "local", "seconds": round(seconds)}]
         rows.append(measure_cluster(folder, options))
     import torch

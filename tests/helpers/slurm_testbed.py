@@ -11,6 +11,7 @@ from running import CONFIG, ROOT, environment, merge
 
 SBIN = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "nsenter", "ip", "pgrep")
+BOX = ("--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc")
 # The machine that the testbed is on has no GPU, and with `cpu` no job would ask for one.
 SETTINGS = merge(CONFIG, {"device": "auto"}) | {"students": {"student_kd": CONFIG["students"]["student_kd"]}}
 # What a test overrides of the profile: jobs end within seconds here, and are asked for soon.
@@ -82,6 +83,12 @@ class Testbed:
         lines = path.read_text().splitlines() if path.exists() else []
         return [dict(pair.split("=", 1) for pair in line.split() if "=" in pair) for line in lines]
 
+    def steps(self, node):
+        """("launch" or "done", job) of each of a node's job steps, in their order; a group has a step for each rule."""
+        text = (self.folder / f"log/slurmd-{node}.log").read_text()
+        found = re.findall(r"launch task StepId=(\d+)\.\d+ |\[(\d+)\.\d+\] done with job", text)
+        return [("launch", launched) if launched else ("done", done) for launched, done in found]
+
 
 def wait_until(is_time, seconds=180, why=""):
     """Wait for something to come about."""
@@ -105,4 +112,5 @@ def find_obstacle():
     missing = [name for name in PROGRAMS if shutil.which(name, path=SBIN) is None]
     if missing:
         return f"the two-node Slurm needs {', '.join(missing)}: see tests/slurm/up.sh"
-    return None
+    boxes = subprocess.run(["unshare", *BOX, "true"], env=os.environ | {"PATH": SBIN}, capture_output=True, text=True)
+    return f"no namespaces can be made here: {boxes.stderr.strip()}" if boxes.returncode else None

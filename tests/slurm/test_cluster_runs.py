@@ -1,6 +1,6 @@
 """The whole workflow on two nodes: the same files as on one machine, one job a GPU, few submissions."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import pytest
 from running import ONE_THREAD, snakemake
@@ -55,16 +55,22 @@ def test_short_jobs_are_grouped(clustered):
     assert {job["JobState"] for job in clustered.jobs} == {"COMPLETED"}
 
 
-def test_both_nodes_work_and_each_gpu_has_one_job_at_a_time(clustered):
-    jobs = defaultdict(list)
-    for job in clustered.jobs:
-        if job["rule"] in ON_GPU:
-            jobs[job["NodeList"]].append((job["StartTime"], job["EndTime"]))
-    assert set(jobs) == {"n1", "n2"}
-    assert sum(map(len, jobs.values())) == 6
-    for node in jobs.values():
-        ordered = sorted(node)
-        assert all(end <= start for (_, end), (start, _) in zip(ordered, ordered[1:], strict=False))
+def test_both_nodes_work_and_each_gpu_has_one_rule_at_a_time(testbed, clustered):
+    """Those of a group, too: models that are evaluated in one job are not in memory together."""
+    on_gpu = {job["JobId"]: job["NodeList"] for job in clustered.jobs if job["rule"] in ON_GPU}
+    assert set(on_gpu.values()) == {"n1", "n2"}
+    count = 0
+    for node in ("n1", "n2"):
+        running = []
+        for event, job in testbed.steps(node):
+            if job in on_gpu and event == "launch":
+                running.append(job)
+                count += 1
+            elif job in on_gpu:
+                running.remove(job)
+            assert len(running) <= 1
+    # 2 generations, 2 trainings; in each evaluation 3 predictions and 3 scores.
+    assert count == 4 + 2 * 6
 
 
 def test_afterwards_there_is_nothing_to_do_here_or_there(clustered, tmp_path):

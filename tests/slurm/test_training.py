@@ -128,11 +128,12 @@ def test_two_nodes_give_what_one_process_does_through_a_requeue_and_a_node_that_
         try:
             disturbed: dict[str, tuple[str, str]] = {}
             while len(disturbed) < len(STUDENTS):  # one runs at a time: each takes the GPUs of both nodes
-                name, job = cluster.wait(lambda: find_undisturbed(cluster, disturbed))
+                name, job = cluster.wait(lambda: is_back(cluster) and find_undisturbed(cluster, disturbed))
                 cluster.wait(lambda name=name: find_checkpoint(directory, name))
                 disturbed[name] = job, cluster.run("scontrol", "show", "job", "--details", job)
                 DISTURB[name](cluster, job)
-            assert process.wait(400) == 0, log.read_text()
+            cluster.wait(lambda: is_back(cluster) and process.poll() is not None, seconds=400)
+            assert process.returncode == 0, log.read_text()
         finally:
             process.terminate()
     for name, (job, shown) in disturbed.items():

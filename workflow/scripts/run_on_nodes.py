@@ -76,14 +76,13 @@ def join_node(args: argparse.Namespace) -> int:
 
 
 def choose_exit_code(codes: Iterable[int]) -> int:
-    """One for all processes of a node: a failure before a stop, and either before what they were ended by.
+    """One for all processes of a node: a failure before a stop, since torchrun ends the others where one has failed.
 
     Args:
         codes: a process that signal n has ended has -n.
     """
-    found = {STOPPED if -code in TOLD else code for code in codes}
-    own = {code for code in found if code > 0}
-    return min(own) if own else 128 - min(found)
+    found = {STOPPED if -code in TOLD else code if code >= 0 else 128 - code for code in codes}
+    return min(found - {STOPPED}, default=STOPPED)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -91,9 +90,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.join:
         sys.exit(join_node(args))
-    if job := os.environ.get("SLURM_JOB_ID"):
+    # Inside a job Snakemake's plugin takes the number of nodes away, and has asked for as many itself.
+    has_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", args.nodes)) >= args.nodes
+    if (job := os.environ.get("SLURM_JOB_ID")) and has_nodes:
         start_nodes(args, int(job))
-    log.warning("nodes: %d, and this is no Slurm job: training in one process", args.nodes)
+    log.warning("nodes: %d, and this is no Slurm job of as many: training in one process", args.nodes)
     os.execv(sys.executable, [sys.executable, args.script, *args.arguments])
 
 

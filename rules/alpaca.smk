@@ -15,7 +15,7 @@ rule read_alpaca:
     params:
         script=get_script("read_alpaca"),
         code=get_code("read_alpaca"),
-        options=commands.alpaca_flags(config),
+        options=get_alpaca_options,
     shell:
         "python {params.script} --category {wildcards.category} --questions {input.questions:q}"
         " {params.options} --out {output.mix:q} > {log:q} 2>&1"

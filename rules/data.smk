@@ -15,6 +15,6 @@ rule make_prompts:
     params:
         script=get_script("make_prompts"),
         code=get_code("make_prompts"),
-        options=commands.prompt_flags(config),
+        options=get_prompt_options,
     shell:
         "python {params.script} --mix {input.mix:q} {params.options} --out {output.prompts:q} > {log:q} 2>&1"

@@ -145,7 +145,7 @@ rule score_predictions:
     params:
         script=get_script("score_predictions"),
         code=get_code("score_predictions"),
-        options=commands.score_flags(config),
+        options=get_score_options,
         judged="--judged" if experiment.is_judging(config) else "",
     shell:
         "python {params.script} --predictions {input.predictions:q} {params.judged} {input.judged:q}"

@@ -156,3 +156,28 @@ def get_card_models(wildcards):
     """Models that stand in a card's table of scores: the teacher, the student before and after, and the variant."""
     variant = [] if wildcards.variant == "full" else [f"{wildcards.student}_{wildcards.variant}"]
     return ["teacher", wildcards.student, f"{wildcards.student}_base", *variant]
+
+
+# Options with text of the user's own: braces in it are none of Snakemake's, which looks for them in plain strings.
+def get_alpaca_options(wildcards):
+    return commands.alpaca_flags(config)
+
+
+def get_mix_options(wildcards):
+    return commands.mix_flags(config)
+
+
+def get_prompt_options(wildcards):
+    return commands.prompt_flags(config)
+
+
+def get_score_options(wildcards):
+    return commands.score_flags(config)
+
+
+def get_compare_options(wildcards):
+    return commands.compare_flags(config)
+
+
+def get_value_options(wildcards):
+    return commands.flags({"answer_key": config["answer"]["key"]})

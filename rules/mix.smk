@@ -15,7 +15,7 @@ rule mix_records:
     params:
         script=get_script("mix_records"),
         code=get_code("mix_records"),
-        options=commands.mix_flags(config),
+        options=get_mix_options,
     shell:
         "python {params.script} --category {wildcards.category} --grpo {input.grpo:q} --sft {input.sft:q}"
         " {params.options} --out {output.mix:q} > {log:q} 2>&1"

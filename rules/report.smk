@@ -103,7 +103,7 @@ rule plot_values:
     params:
         script=get_script("plot_values"),
         code=get_code("plot_values"),
-        options=commands.flags({"answer_key": config["answer"]["key"]}),
+        options=get_value_options,
     shell:
         "python {params.script} --predictions {input.predictions:q} {params.options} --out {output.figure:q}"
         " > {log:q} 2>&1"
@@ -176,7 +176,7 @@ rule compare_models:
     params:
         script=get_script("compare_models"),
         code=get_code("compare_models"),
-        options=commands.compare_flags(config),
+        options=get_compare_options,
         judged="--judged" if experiment.is_judging(config) else "",
     shell:
         "python {params.script} --predictions {input.predictions:q} {params.judged} {input.judged:q}"

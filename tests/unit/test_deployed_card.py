@@ -63,7 +63,7 @@ def test_a_folder_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("models/student")
     (tmp_path / "models/student").mkdir(parents=True)
-    assert not any(map(is_hub_id, ("models/student", "/a/b", "./a", "a", "a/b/c", None)))
+    assert not any(map(is_hub_id, ("models/student", "/a/b", "./a", "a", "a/b/c", "modelscope:a/b", None)))
 
 
 def test_a_training_without_a_card_is_told(tmp_path):

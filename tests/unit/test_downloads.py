@@ -271,3 +271,22 @@ def test_pickled_weights_are_taken_where_there_are_no_others(hub, model, tmp_pat
     names = [entry["name"] for entry in is_whole(fetch(tmp_path), model)["files"]]
     assert "pytorch_model.bin" in names
     assert not Path(tmp_path / "here/model.gguf").exists()
+
+
+def test_a_folder_of_the_users_own_is_left_alone(hub, tmp_path):
+    own = tmp_path / "here/pytorch_model.bin"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    with pytest.raises(InputError, match="expected a new folder, or one of an earlier download"):
+        fetch(tmp_path)
+    assert own.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_whole_file_that_was_not_noted_is_not_fetched_again(hub, model, tmp_path, name):
+    out = fetch(tmp_path, f"{name}:owner/name")
+    (out / "download.json").unlink()
+    (out / ".checked.jsonl").write_text("")
+    served = dict(hub.served)
+    is_whole(fetch(tmp_path, f"{name}:owner/name"), model)
+    assert hub.served == served

@@ -1,7 +1,6 @@
 """GGUF files that transformers reads as the model they were, checks that can fail, and how quantized folders load."""
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -161,25 +160,6 @@ def test_quantized_folders_load_as_they_are_stored(tmp_path, variant):
     assert found["distance"] < {"int8": 0.2, "nf4": 0.7}[variant]
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (folder / name).read_bytes() == (Path(student) / name).read_bytes()
-
-
-def test_weights_are_linked_where_they_can_be(tmp_path, monkeypatch, caplog):
-    student = Path(save_student(tmp_path / "student"))
-    (student / "README.md").write_text("of the training")
-    for name, is_linked in (("linked", True), ("copied", False)):
-        (tmp_path / name).mkdir()
-        copy_files(student, tmp_path / name, with_weights=True)
-        weights = tmp_path / name / "model.safetensors"
-        assert weights.samefile(student / "model.safetensors") == is_linked
-        assert weights.read_bytes() == (student / "model.safetensors").read_bytes()
-        assert not (tmp_path / name / "README.md").exists()
-
-        def refuse(*arguments):
-            raise OSError(18, "Invalid cross-device link")
-
-        monkeypatch.setattr(os, "link", refuse)
-        caplog.set_level(logging.INFO)
-    assert "copied, since it cannot be linked: Invalid cross-device link" in caplog.text
 
 
 def test_a_fresh_process_gives_back_errors_and_deaths():

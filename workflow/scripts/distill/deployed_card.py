@@ -54,7 +54,7 @@ class Exported(NamedTuple):
 
 def is_hub_id(model: str | None) -> bool:
     """Whether a model is named by `owner/name`, and no folder is."""
-    if model is None or model.count("/") != 1 or model.startswith((".", "/", "~")):
+    if model is None or model.count("/") != 1 or model.startswith((".", "/", "~")) or ":" in model:
         return False
     return not Path(model).exists()
 

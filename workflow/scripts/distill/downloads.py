@@ -163,6 +163,11 @@ def bring(hub: Hub, file: RemoteFile, folder: Path, checked: Checked) -> str:
     path, left, pause, problem = folder / file.name, ATTEMPTS, pauses(), ""
     if sha256 := checked.find(file):
         return sha256
+    if path.is_file():  # whole, and not noted yet when a job was killed
+        sha256, wrong = check_file(file, path)
+        if wrong is None:
+            checked.add(file, sha256)
+            return sha256
     while left:
         before = count_bytes(hub, file, folder)
         try:
@@ -282,6 +287,10 @@ def download_alone(source: str, hub: Hub, folder: Path, workers: int) -> None:
         files = choose_files(listed)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
+    if list_model_files(folder) and not (folder / CHECKED).exists():
+        found = "found other files in it; move them away, or name the folder where it should be used as it is"
+        raise InputError(f"{source}: {folder}: expected a new folder, or one of an earlier download, {found}")
+    (folder / CHECKED).touch()
     check_space(files, hub, folder)
     checked, digests, problems = Checked(folder), {}, []
     with Ticker(files, hub, folder), ThreadPoolExecutor(workers) as pool:

@@ -1,7 +1,6 @@
 """A trained student as folders to deploy: as it is, quantized, or as GGUF. Each has answered before it is there."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,27 +55,13 @@ def export_student(student: str, variant: str, dtype: str, device: str, out: Pat
 
 
 def copy_files(student: Path, folder: Path, with_weights: bool) -> None:
-    """Configurations, tokenizer, template and weights; what is there already stays.
-
-    Weights share the disk's blocks where the file system has hard links.
-    """
+    """Configurations, tokenizer, template and weights; what is there already stays."""
     for path in list_model_files(student):
         target = folder / path.name
         is_weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
         if target.exists() or (is_weights and not with_weights):
             continue
-        if path.suffix in WEIGHTS:
-            link_or_copy(path, target)
-        else:
-            shutil.copyfile(path, target)
-
-
-def link_or_copy(path: Path, target: Path) -> None:
-    """A second name of a file, or a copy where the file system gives it none."""
-    try:
-        os.link(path.resolve(), target)
-    except OSError as error:
-        log.info("%s: copied, since it cannot be linked: %s", path, error.strerror)
+        # No hard link: Snakemake stamps its outputs, and the student's own weights with them.
         shutil.copyfile(path, target)
 
 

@@ -2,20 +2,22 @@
 
     python benchmarks/cluster.py [--seconds 3] [--configfile config/demo.yaml]
 
-Both have the same processor, and two jobs that load a model at a time: what the second takes longer is what jobs cost
+On the cluster it runs with the profile as it is, and again with other seconds before the first look at a job. All have
+the same processor, and two jobs that load a model at a time: what the cluster takes longer is what jobs cost
 (submission, polling, two more starts of Snakemake a job), and no node makes anything faster. Needs root and Slurm
 (tests/slurm/up.sh). Prints a table and writes benchmarks/results/cluster_{date}.json.
 """
 
 import argparse
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow/scripts"))
@@ -29,8 +31,9 @@ TESTBED = ROOT / "tests/slurm"
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, help="before the first look at a job; without it the profile's own")
+    parser.add_argument("--seconds", type=int, nargs="*", default=[3], help="before the first look at a job")
     parser.add_argument("--configfile", default="config/demo.yaml", help="one that makes its own models, as the demo's")
+    parser.add_argument("--keep", type=Path, help="a new folder that the runs stay in")
     return parser.parse_args(argv)
 
 
@@ -45,41 +48,70 @@ def run_demo(folder: Path, profile: str, before: list[str], options: list[str]) 
     return time.monotonic() - start, done.stdout
 
 
-def read_jobs(path: Path) -> list[tuple[datetime, datetime, str]]:
-    """(start, end, node) of each job that Slurm wrote down, by start."""
+class Job(NamedTuple):
+    """What Slurm writes down of one."""
+
+    number: str
+    start: datetime
+    end: datetime
+    node: str
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """All jobs, by start."""
     jobs = []
     for line in path.read_text().splitlines():
         fields = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
         start, end = (datetime.fromisoformat(fields[name]) for name in ("StartTime", "EndTime"))
-        jobs.append((start, end, fields["NodeList"]))
-    return sorted(jobs)
+        jobs.append(Job(fields["JobId"], start, end, fields["NodeList"]))
+    return sorted(jobs, key=lambda job: job.start)
 
 
-def count_idle(jobs: list[tuple[datetime, datetime, str]]) -> float:
+def count_idle(jobs: list[Job]) -> float:
     """Seconds between the first start and the last end in which no job ran: Snakemake had yet to see an end."""
-    idle, busy_until = 0.0, jobs[0][1]
-    for start, end, _ in jobs:
-        idle += max(0.0, (start - busy_until).total_seconds())
-        busy_until = max(busy_until, end)
+    idle, busy_until = 0.0, jobs[0].start
+    for job in jobs:
+        idle += max(0.0, (job.start - busy_until).total_seconds())
+        busy_until = max(busy_until, job.end)
     return idle
 
 
-def measure_cluster(folder: Path, options: list[str]) -> dict[str, Any]:
+def find_seen(output: str) -> dict[str, datetime]:
+    """When Snakemake saw each of Slurm's jobs as ended, by their numbers; a group's members are seen together."""
+    first = dict(re.findall(r"Group job (\w+) \(jobs.*?^ +jobid: (\d+)$", output, flags=re.DOTALL | re.MULTILINE))
+    finished = {
+        job: datetime.strptime(time, "%a %b %d %H:%M:%S %Y")
+        for time, job in re.findall(r"^\[(.+)\]\nFinished jobid: (\d+) ", output, flags=re.MULTILINE)
+    }
+    seen = {}
+    for job, number, log in re.findall(r"Job (\S+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)\.", output):
+        if not job.isdigit():
+            folder = re.search(r"/slurm_logs/group_(\w+)/", log)[1]  # the group's name and its rules
+            job = first[max((name for name in first if folder.startswith(f"{name}_")), key=len)]
+        seen[number] = finished[job]
+    return seen
+
+
+def measure_cluster(folder: Path, way: str, options: list[str]) -> dict[str, Any]:
     """The demo on the testbed."""
-    bed = folder / "testbed"
+    bed = folder / f"testbed_{way}"
     try:
         subprocess.run([TESTBED / "up.sh", bed], check=True)
-        seconds, output = run_demo(folder / "cluster", "slurm", [str(bed / "in")], options)
+        seconds, output = run_demo(folder / way, "slurm", [str(bed / "in")], options)
         jobs = read_jobs(bed / "log/jobs.txt")
     finally:
         subprocess.run([TESTBED / "down.sh", bed], check=True)
+    seen = find_seen(output)
+    delays = [(seen[job.number] - job.end).total_seconds() for job in jobs]
     return {
-        "way": "slurm",
+        "way": way,
         "seconds": round(seconds),
-        "submissions": len(re.findall(r"has been submitted with SLURM jobid", output)),
-        "idle_seconds": round(count_idle(jobs)),
-        "job_seconds": round(sum((end - start).total_seconds() for start, end, _ in jobs)),
-        "nodes": len({node for _, _, node in jobs}),
+        "submissions": len(seen),
+        "no_job_seconds": round(count_idle(jobs)),
+        "until_seen_median_seconds": round(statistics.median(delays)),
+        "until_seen_max_seconds": round(max(delays)),
+        "job_seconds": round(sum((job.end - job.start).total_seconds() for job in jobs)),
+        "nodes": len({job.node for job in jobs}),
     }
 
 
@@ -88,13 +120,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     files = ["--configfile", args.configfile]
     options = [*files, "--config", "device=auto"]  # jobs ask for a GPU, as they would on a cluster
-    options += ["--slurm-init-seconds-before-status-checks", str(args.seconds)] if args.seconds else []
+    ways: dict[str, list[str]] = {"profile": []}
+    ways |= {
+        f"{seconds}_seconds": ["--slurm-init-seconds-before-status-checks", str(seconds)] for seconds in args.seconds
+    }
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
-        folder = Path(name)
+        folder = args.keep.resolve() if args.keep else Path(name)
+        folder.mkdir(exist_ok=True)
         folder.chmod(0o755)  # munge wants it open to everybody
         seconds, _ = run_demo(folder / "local", "local", [], files)
         rows: list[dict[str, Any]] = [{"way": "local", "seconds": round(seconds)}]
-        rows.append(measure_cluster(folder, options))
+        rows += [measure_cluster(folder, way, [*options, *more]) for way, more in ways.items()]
     import torch
     from machine import describe_machine
 

@@ -26,6 +26,11 @@ if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process:
     shell.prefix(f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'requeue.sh'))}; ")
 
 
+# Models in memory at a time in one group of jobs, where the profile limits it; several groups have several.
+resource_scopes:
+    models="local",
+
+
 wildcard_constraints:
     category=get_name_pattern(),
     student=get_name_pattern(),

@@ -20,6 +20,7 @@ rule predict_answers:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
+        models=1,
         mem_mb=32000,
         runtime=720,
     params:
@@ -51,6 +52,7 @@ rule answer_questions:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
+        models=1,
         mem_mb=32000,
         runtime=720,
     params:
@@ -85,6 +87,7 @@ rule judge_answers:
     threads: get_model_threads()
     resources:
         gpu=get_gpus(),
+        models=1,
         mem_mb=64000,
         runtime=720,
     params:

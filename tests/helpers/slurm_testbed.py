@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import pytest
 from running import CONFIG, ROOT, environment, merge
 
 SBIN = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
@@ -21,12 +22,16 @@ SOON = ("--slurm-init-seconds-before-status-checks", "3")
 class Run:
     """Snakemake with the profile slurm, running."""
 
-    def __init__(self, process):
-        self.process = process
+    def __init__(self, command):
+        options = {"cwd": ROOT, "env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(list(map(str, command)), start_new_session=True, text=True, **options)
 
     def wait(self, timeout=600):
-        """(exit code, output), when it has ended and let go of the directory."""
-        output, _ = self.process.communicate(timeout=timeout)
+        """(exit code, output), when it has let go of its output: nsenter may end before Snakemake does."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            pytest.fail(f"after {timeout} s Snakemake had not ended:\n{(error.output or b'').decode()}")
         return self.process.returncode, output
 
     def interrupt(self):
@@ -61,21 +66,14 @@ class Testbed:
         """Submit a directory's workflow to Slurm: `snakemake --profile slurm …`."""
         command = [self.folder / "in", "snakemake", "--profile", "slurm", *overrides]
         command += ["--configfile", directory.configfile, "--directory", directory.path, *arguments]
-        return Run(
-            subprocess.Popen(
-                list(map(str, command)),
-                cwd=ROOT,
-                env=environment(),
-                start_new_session=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        return Run(command)
 
     def queue(self, fields="%i %T"):
         """What squeue says of the jobs that have not ended, each split into words."""
         return [line.split() for line in self.run("squeue", "--noheader", f"--format={fields}").splitlines()]
+
+    def state(self, job):
+        return self.run("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job).strip()
 
     def ended(self):
         """Jobs that have ended, as mappings of what Slurm writes of each: JobId, JobState, NodeList, StartTime, …"""
@@ -91,11 +89,12 @@ class Testbed:
 
 
 def wait_until(is_time, seconds=180, why=""):
-    """Wait for something to come about."""
+    """Wait for something to come about; its first value that is true."""
     end = time.monotonic() + seconds
-    while not is_time():
+    while not (value := is_time()):
         assert time.monotonic() < end, f"waited {seconds} s in vain {why}"
         time.sleep(0.2)
+    return value
 
 
 def submitted(output):

@@ -73,8 +73,8 @@ def test_both_nodes_work_and_each_gpu_has_one_rule_at_a_time(testbed, clustered)
             elif job in on_gpu:
                 running.remove(job)
             assert len(running) <= 1
-    # 2 generations, 2 trainings; in each evaluation 3 predictions and 3 scores.
-    assert count == 4 + 2 * 6
+    # 2 generations, 2 trainings; in each evaluation 3 predictions, 3 scores, and the page of answers.
+    assert count == 4 + 2 * 7
 
 
 def test_afterwards_there_is_nothing_to_do_here_or_there(clustered, tmp_path):

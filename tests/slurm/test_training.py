@@ -1,23 +1,12 @@
 """Trainings on two nodes: what one process has, also where they are stopped, requeued and lose a node."""
 
 import shlex
-import subprocess
 import sys
 
 import pytest
-from running import (
-    CONFIG,
-    ONE_THREAD,
-    ROOT,
-    SCRIPTS,
-    Directory,
-    environment,
-    make_models,
-    make_records,
-    merge,
-    read_lines,
-)
+from running import CONFIG, ONE_THREAD, SCRIPTS, Directory, make_models, make_records, merge, read_lines
 from safetensors.torch import load_file
+from slurm_testbed import wait_until
 from training_runs import assert_same_weights
 
 TRAIN = {"nodes": 2, "epochs": 80, "logging_steps": 1, "save_steps": 10}
@@ -27,9 +16,6 @@ STUDENTS = {
 }
 # device auto: the jobs ask for GPUs, of which the nodes have one each in name.
 SETTINGS = {"categories": ["banks"], "device": "auto", "teacher": CONFIG["teacher"] | {"adapter": None}}
-SLURM = ["--executor", "slurm", "--jobs", "4", "--slurm-status-command", "squeue", "--slurm-requeue"]
-SLURM += ["--slurm-init-seconds-before-status-checks", "9", "--latency-wait", "30", "--default-resources"]
-SLURM += ["slurm_account=none", "slurm_partition=main", "slurm_extra='--signal=TERM@60'"]
 
 
 def targets():
@@ -37,7 +23,7 @@ def targets():
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, cluster):
+def prepared(tmp_path_factory, testbed):
     """A directory with the splits; all that is left is to train."""
     path = tmp_path_factory.mktemp("prepared")
     make_records(path, grpo=20, sft=20)
@@ -77,84 +63,66 @@ def find_checkpoint(directory, name, after=0):
     return max((step for step in steps if step > after), default=0)
 
 
-def find_job(cluster, name):
+def find_job(testbed, name):
     """Number of a student's running training."""
-    lines = cluster.run("squeue", "--noheader", "--states=running", "--format=%i %k").splitlines()
-    return next((line.split()[0] for line in lines if line.endswith(f"_{name}_banks")), None)
+    running = [row for row in testbed.queue("%T %i %k") if row[0] == "RUNNING"]
+    return next((job for _, job, comment in running if comment.endswith(f"_{name}_banks")), None)
 
 
-def find_undisturbed(cluster, disturbed):
+def find_undisturbed(testbed, disturbed):
     """A student that trains and has not been disturbed yet, and its job."""
-    jobs = {name: find_job(cluster, name) for name in STUDENTS if name not in disturbed}
+    jobs = {name: find_job(testbed, name) for name in STUDENTS if name not in disturbed}
     return next(((name, job) for name, job in jobs.items() if job), None)
 
 
-def requeue(cluster, job):
-    cluster.run("scontrol", "requeue", job)
+def requeue(testbed, job):
+    testbed.run("scontrol", "requeue", job)
 
 
-def lose_a_node(cluster, job):
+def lose_a_node(testbed, job):
     """For a while: the job is put back into the queue, and runs once both nodes are there."""
-    cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    cluster.wait(lambda: cluster.state(job) == "PENDING")
-    cluster.wait(lambda: is_back(cluster))
-
-
-def is_back(cluster):
-    """Whether n2 takes jobs; it is asked to where it is still down."""
-    state = cluster.run("sinfo", "--noheader", "--nodes=n2", "--format=%T")
-    if state.startswith("down"):
-        cluster.run("scontrol", "update", "nodename=n2", "state=resume")
-    return state in ("idle", "mixed", "allocated")
+    testbed.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    wait_until(lambda: testbed.state(job) == "PENDING", why=f"for job {job} to be queued again")
+    # sinfo is not asked whether it is down: it may show a node as mixed as long as it counts processors of the job.
+    testbed.run("scontrol", "update", "nodename=n2", "state=resume")
 
 
 DISTURB = {"copies": requeue, "shares": lose_a_node}
 
 
 def test_two_nodes_give_what_one_process_does_through_a_requeue_and_a_node_that_is_down(
-    cluster, prepared, alone, tmp_path
+    testbed, prepared, alone, tmp_path
 ):
     directory = prepared.copy(tmp_path / "run")
-    command = ["snakemake", *targets(), *SLURM, *ONE_THREAD, "--set-resources", "train_student:mem_mb=2000"]
-    command += ["--max-checksum-file-size", "10000000000000", "--show-failed-logs", "--keep-going"]
-    command += ["--configfile", directory.configfile, "--directory", directory.path]
-    log = tmp_path / "snakemake.log"
-    with (
-        log.open("w") as file,
-        subprocess.Popen(
-            cluster.command(*command), cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            disturbed: dict[str, tuple[str, str]] = {}
-            while len(disturbed) < len(STUDENTS):  # one runs at a time: each takes the GPUs of both nodes
-                name, job = cluster.wait(lambda: is_back(cluster) and find_undisturbed(cluster, disturbed))
-                cluster.wait(lambda name=name: find_checkpoint(directory, name))
-                disturbed[name] = job, cluster.run("scontrol", "show", "job", "--details", job)
-                DISTURB[name](cluster, job)
-            cluster.wait(lambda: is_back(cluster) and process.poll() is not None, seconds=400)
-            assert process.returncode == 0, log.read_text()
-        finally:
-            process.terminate()
+    run = testbed.start(directory, *targets(), *ONE_THREAD)
+    disturbed: dict[str, tuple[str, str]] = {}
+    while len(disturbed) < len(STUDENTS):  # one runs at a time: each takes the GPUs of both nodes
+        name, job = wait_until(lambda: find_undisturbed(testbed, disturbed), seconds=240, why="for a training")
+        wait_until(lambda name=name: find_checkpoint(directory, name), seconds=240, why=f"for a checkpoint of {name}")
+        disturbed[name] = job, testbed.run("scontrol", "show", "job", "--details", job)
+        DISTURB[name](testbed, job)
+    code, output = run.wait(timeout=400)
+    assert code == 0, output
+    ended = {job["JobId"]: job["JobState"] for job in testbed.ended()}
     for name, (job, shown) in disturbed.items():
         text = (directory / f"logs/train_student/{name}/banks.log").read_text()
         assert f"going on from artifacts/checkpoints/{name}" in text
         assert not (directory / f"artifacts/checkpoints/{name}/banks").exists()
         assert "Nodes=n[1-2]" in shown
         assert "GRES=gpu:1" in shown  # of each node
-        assert "JobState=COMPLETED" in cluster.ended(job)
+        assert ended[job] == "COMPLETED"
         assert_same_run(directory / f"output/{name}/banks", alone / f"output/{name}/banks")
     assert_same_run(directory / "output/copies/banks", directory / "output/shares/banks")
 
 
-def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(cluster, prepared, alone, tmp_path):
+def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(testbed, prepared, alone, tmp_path):
     """As Slurm sends it to a job's steps near its time limit."""
     directory = prepared.copy(tmp_path / "run")
     plan = directory.run("--dry-run", targets()[0])
     (line,) = [line for line in plan.splitlines() if "run_on_nodes.py" in line and line.startswith("Shell command")]
     script = line.removeprefix("Shell command: ").split(" > ")[0]
     assert str(SCRIPTS / "run_on_nodes.py") in script
-    job = cluster.run(
+    job = testbed.run(
         *("sbatch", "--parsable", "--nodes=2", "--ntasks=2", "--mem=2000", "--open-mode=append", "--output=job.log"),
         *(
             "--chdir",
@@ -162,18 +130,18 @@ def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(cluster, prepa
             "--wrap",
             f"OMP_NUM_THREADS=1 {shlex.quote(sys.executable)} {script.removeprefix('python ')}",
         ),
-    )
-    cluster.wait(lambda: find_checkpoint(directory, "copies"))
-    cluster.run("scancel", "--signal=USR1", job)
-    cluster.wait(lambda: cluster.state(job) == "FAILED")
+    ).strip()
+    wait_until(lambda: find_checkpoint(directory, "copies"), seconds=240, why="for a checkpoint")
+    testbed.run("scancel", "--signal=USR1", job)
+    wait_until(lambda: testbed.state(job) == "FAILED", why="for the training to end")
     text = (directory / "job.log").read_text()
-    assert "ExitCode=143:0" in cluster.ended(job), text
+    assert [end["ExitCode"] for end in testbed.ended() if end["JobId"] == job] == ["143:0"], text
     assert text.count("stopped by a signal") == 2
     stopped = find_checkpoint(directory, "copies")
     assert f"saving the checkpoint of step {stopped}" in text
     assert not (directory / "output/copies").exists()
-    cluster.run("scontrol", "requeue", job)
-    cluster.wait(lambda: cluster.state(job) == "COMPLETED")
+    testbed.run("scontrol", "requeue", job)
+    wait_until(lambda: testbed.state(job) == "COMPLETED", seconds=240, why="for the training to go on and end")
     text = (directory / "job.log").read_text()
     assert f"checkpoint-{stopped}" in text.split("going on from ")[1].splitlines()[0]
     assert_same_run(directory / "output/copies/banks", alone / "output/copies/banks")

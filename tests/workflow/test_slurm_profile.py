@@ -13,15 +13,27 @@ GROUPS = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["grou
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    """The dry run of config/config.yaml, whose seven categories all have records."""
+def seven(tmp_path_factory):
+    """A directory with records for all seven categories of config/config.yaml."""
     path = tmp_path_factory.mktemp("seven")
     categories = yaml.safe_load((ROOT / "config/config.yaml").read_text())["categories"]
     make_demo_data.main(["--out", str(path), "--grpo", "4", "--sft", "4", "--categories", *categories, "--without-sft"])
-    command = ["snakemake", "--profile", "slurm", "--directory", str(path), "--dry-run"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    return path
+
+
+def dry_run(path, *arguments):
+    command = ["snakemake", "--profile", "slurm", "--directory", path, "--dry-run", *arguments]
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def plan(seven):
+    """The dry run of config/config.yaml."""
+    return dry_run(seven)
 
 
 def test_seven_categories_are_at_most_forty_submissions(plan):
@@ -38,6 +50,17 @@ def test_jobs_that_load_a_model_ask_for_a_gpu_and_others_for_none(plan):
     assert asking == {"generate_answers", "train_student", "predict_answers"}
     assert {"mix_records", "split_answers", "score_predictions", "tabulate_scores"} <= {rule for rule, _ in jobs}
     assert all("--signal=TERM@300" in resources for _, resources in jobs if "<TBD>" in resources)
+
+
+def test_a_training_on_two_nodes_asks_for_the_gpus_of_both(seven):
+    """Slurm refuses a job with fewer GPUs than nodes."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["students"]["student_kd"]["train"]["nodes"] = 2
+    path = seven / "two_nodes.yaml"
+    path.write_text(yaml.safe_dump(config))
+    text = dry_run(seven, "output/student_kd/banks/model.safetensors", "--configfile", path)
+    (resources,) = re.findall(r"^rule train_student:\n(?:.+\n)*? *resources: (.*)$", text, flags=re.MULTILINE)
+    assert "gpu=2, nodes=2, tasks=2," in resources
 
 
 def test_every_rule_that_is_grouped_exists():

@@ -26,9 +26,10 @@ if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process:
     shell.prefix(f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'requeue.sh'))}; ")
 
 
-# Models in memory at a time in one group of jobs, where the profile limits it; several groups have several.
+# What jobs of one group share where the profile limits it: one that loads a model takes all four, so that two are
+# never in memory together, and of short ones that are many four run at a time, so that any group fits a node.
 resource_scopes:
-    models="local",
+    group_slots="local",
 
 
 wildcard_constraints:

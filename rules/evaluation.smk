@@ -20,7 +20,7 @@ rule predict_answers:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
-        models=1,
+        group_slots=4,
         mem_mb=32000,
         runtime=720,
     params:
@@ -52,7 +52,7 @@ rule answer_questions:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
-        models=1,
+        group_slots=4,
         mem_mb=32000,
         runtime=720,
     params:
@@ -87,7 +87,7 @@ rule judge_answers:
     threads: get_model_threads()
     resources:
         gpu=get_gpus(),
-        models=1,
+        group_slots=4,
         mem_mb=64000,
         runtime=720,
     params:
@@ -116,6 +116,7 @@ rule share_base_answers:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=100,
         runtime=10,
     shell:
@@ -143,6 +144,7 @@ rule score_predictions:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=60,
     params:

@@ -63,6 +63,15 @@ def test_a_training_on_two_nodes_asks_for_the_gpus_of_both(seven):
     assert "gpu=2, nodes=2, tasks=2," in resources
 
 
+def test_jobs_of_a_group_that_are_many_or_large_take_turns(seven):
+    """Else a group asks for the processors of all its scores at once, more than a node has."""
+    text = dry_run(seven)
+    jobs = re.findall(r"^ *rule (\w+):\n(?:.+\n)*? *resources: (.*)$", text, flags=re.MULTILINE)
+    slots = {rule: re.findall(r"group_slots=(\d+)", resources) for rule, resources in jobs}
+    assert slots["predict_answers"] == ["4"]
+    assert slots["score_predictions"] == ["1"]
+
+
 def test_every_rule_that_is_grouped_exists():
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     known = set(re.findall(r"^rule (\w+):", rules, flags=re.MULTILINE))

@@ -242,5 +242,7 @@ def add_adapter(model: Any, rank: int, seed: int) -> Any:
 
 def save_adapter(model: Any, out: Path) -> None:
     """Write the adapter's checkpoint (configuration and weights), whole or not at all."""
+    for config in model.peft_config.values():
+        config.target_modules = sorted(config.target_modules)  # peft has a set, of another order in each process
     with replace_directory(out) as folder:
         model.save_pretrained(folder)

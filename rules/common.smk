@@ -26,8 +26,8 @@ if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process:
     shell.prefix(f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'requeue.sh'))}; ")
 
 
-# What jobs of one group share where the profile limits it: one that loads a model takes all four, so that two are
-# never in memory together, and of short ones that are many four run at a time, so that any group fits a node.
+# What jobs of one group share where the profile limits it: one that loads a model takes all four, a short one
+# takes one, so that a group asks for the processors of four short jobs at most and fits a node.
 resource_scopes:
     group_slots="local",
 

@@ -510,6 +510,15 @@ def test_no_number_is_waited_for_within_a_step(options, records, monkeypatch, me
     assert mode.count == 1
 
 
+def test_the_adapter_beside_a_student_lists_its_modules_in_order(options, records):
+    """PEFT lists them in another order in each process; a later teacher's adapter is known by its bytes."""
+    run = options(lora_rank=2, epochs=1.0)
+    train_student(run, records, [])
+    settings = json.loads((Path(run["out"]) / "adapter/adapter_config.json").read_text())
+    assert len(settings["target_modules"]) == 14  # seven in each of two layers
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_lora_on_the_head_is_merged_into_the_head_alone(options, records, tokenizer, tmp_path, precision, tied):

@@ -36,6 +36,11 @@ def plan(seven):
     return dry_run(seven)
 
 
+def find_resources(plan):
+    """(rule, what it asks for) of each job."""
+    return re.findall(r"^ *rule (\w+):\n(?:.+\n)*? *resources: (.*)$", plan, flags=re.MULTILINE)
+
+
 def test_seven_categories_are_at_most_forty_submissions(plan):
     groups = re.findall(r"Group job (\w+) ", plan)
     single = re.findall(r"^rule (\w+):$", plan, flags=re.MULTILINE)
@@ -45,7 +50,7 @@ def test_seven_categories_are_at_most_forty_submissions(plan):
 
 
 def test_jobs_that_load_a_model_ask_for_a_gpu_and_others_for_none(plan):
-    jobs = re.findall(r"^ *rule (\w+):\n(?:.+\n)*? *resources: (.*)$", plan, flags=re.MULTILINE)
+    jobs = find_resources(plan)
     asking = {rule for rule, resources in jobs if re.search(r"\bgpu=1\b", resources)}
     assert asking == {"generate_answers", "train_student", "predict_answers"}
     assert {"mix_records", "split_answers", "score_predictions", "tabulate_scores"} <= {rule for rule, _ in jobs}
@@ -59,15 +64,13 @@ def test_a_training_on_two_nodes_asks_for_the_gpus_of_both(seven):
     path = seven / "two_nodes.yaml"
     path.write_text(yaml.safe_dump(config))
     text = dry_run(seven, "output/student_kd/banks/model.safetensors", "--configfile", path)
-    (resources,) = re.findall(r"^rule train_student:\n(?:.+\n)*? *resources: (.*)$", text, flags=re.MULTILINE)
+    (resources,) = [resources for rule, resources in find_resources(text) if rule == "train_student"]
     assert "gpu=2, nodes=2, tasks=2," in resources
 
 
-def test_jobs_of_a_group_that_are_many_or_large_take_turns(seven):
+def test_jobs_of_a_group_that_are_many_or_large_take_turns(plan):
     """Else a group asks for the processors of all its scores at once, more than a node has."""
-    text = dry_run(seven)
-    jobs = re.findall(r"^ *rule (\w+):\n(?:.+\n)*? *resources: (.*)$", text, flags=re.MULTILINE)
-    slots = {rule: re.findall(r"group_slots=(\d+)", resources) for rule, resources in jobs}
+    slots = {rule: re.findall(r"group_slots=(\d+)", resources) for rule, resources in find_resources(plan)}
     assert slots["predict_answers"] == ["4"]
     assert slots["score_predictions"] == ["1"]
 

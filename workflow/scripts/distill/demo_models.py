@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from distill.adapters import write_adapter
 from distill.answers import parse_answer
 from distill.chat import encode_completion, encode_prompt
 from distill.demo_tokenizer import Chat
@@ -242,7 +243,5 @@ def add_adapter(model: Any, rank: int, seed: int) -> Any:
 
 def save_adapter(model: Any, out: Path) -> None:
     """Write the adapter's checkpoint (configuration and weights), whole or not at all."""
-    for config in model.peft_config.values():
-        config.target_modules = sorted(config.target_modules)  # peft has a set, of another order in each process
     with replace_directory(out) as folder:
-        model.save_pretrained(folder)
+        write_adapter(model, folder)

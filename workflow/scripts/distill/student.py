@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from distill.adapters import write_adapter
 from distill.batches import is_out_of_memory
 from distill.batching import Example, StepBatches
 from distill.digest import digest_of
@@ -237,7 +238,7 @@ def write_student(options: dict[str, Any], trainer: DistillTrainer, tokenizer: A
     }
     with replace_directory(options["out"]) as folder:
         if hasattr(model, "peft_config"):
-            model.save_pretrained(folder / "adapter")
+            write_adapter(model, folder / "adapter")
             model = model.merge_and_unload()
         model.to(SAVED_DTYPES[options["precision"]]).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,5 +1,6 @@
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -21,15 +22,17 @@ except InputError as error:
     raise WorkflowError(str(error)) from None
 
 
-# A Slurm job whose time runs out goes back to the queue, after its command has kept what it has done.
+# A Slurm job whose time runs out goes back to the queue, after its command has kept what it has done. The signal for
+# that is none of Snakemake's; a handler, since commands would inherit that it is ignored.
 if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process:
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     shell.prefix(f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'requeue.sh'))}; ")
 
+# Where the Slurm executor is installed, and may be chosen.
+if workflow.is_main_process and "snakemake_executor_plugin_slurm" in sys.modules:
+    from distill import slurm_guard
 
-# What jobs of one group share where the profile limits it: one that loads a model takes all four, a short one
-# takes one, so that a group asks for the processors of four short jobs at most and fits a node.
-resource_scopes:
-    group_slots="local",
+    slurm_guard.install()
 
 
 wildcard_constraints:

@@ -20,9 +20,8 @@ rule predict_answers:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
-        group_slots=4,
         mem_mb=32000,
-        runtime=720,
+        runtime=240,
     params:
         script=get_script("predict_answers"),
         code=get_code("predict_answers"),
@@ -52,9 +51,8 @@ rule answer_questions:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
-        group_slots=4,
         mem_mb=32000,
-        runtime=720,
+        runtime=60,
     params:
         script=get_script("answer_questions"),
         code=get_code("answer_questions"),
@@ -87,9 +85,8 @@ rule judge_answers:
     threads: get_model_threads()
     resources:
         gpu=get_gpus(),
-        group_slots=4,
         mem_mb=64000,
-        runtime=720,
+        runtime=240,
     params:
         script=get_script("judge_answers"),
         code=get_code("judge_answers"),
@@ -116,7 +113,6 @@ rule share_base_answers:
     conda:
         "../envs/data.yaml"
     resources:
-        group_slots=1,
         mem_mb=100,
         runtime=10,
     shell:
@@ -144,9 +140,8 @@ rule score_predictions:
     conda:
         "../envs/data.yaml"
     resources:
-        group_slots=1,
         mem_mb=2000,
-        runtime=60,
+        runtime=30,
     params:
         script=get_script("score_predictions"),
         code=get_code("score_predictions"),

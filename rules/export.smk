@@ -100,9 +100,8 @@ rule write_model_card:
     conda:
         "../envs/torch.yaml"
     resources:
-        group_slots=1,
         mem_mb=2000,
-        runtime=60,
+        runtime=15,
     params:
         script=get_script("write_model_card"),
         code=get_code("write_model_card"),

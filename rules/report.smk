@@ -19,7 +19,7 @@ rule tabulate_scores:
         "../envs/data.yaml"
     resources:
         mem_mb=2000,
-        runtime=60,
+        runtime=15,
     params:
         script=get_script("tabulate_scores"),
         code=get_code("tabulate_scores"),
@@ -44,7 +44,7 @@ rule plot_scores:
         "../envs/data.yaml"
     resources:
         mem_mb=2000,
-        runtime=60,
+        runtime=15,
     params:
         script=get_script("plot_scores"),
         code=get_code("plot_scores"),
@@ -69,7 +69,7 @@ rule plot_training:
         "../envs/data.yaml"
     resources:
         mem_mb=2000,
-        runtime=60,
+        runtime=15,
     params:
         script=get_script("plot_training"),
         code=get_code("plot_training"),
@@ -99,7 +99,7 @@ rule plot_values:
         "../envs/data.yaml"
     resources:
         mem_mb=2000,
-        runtime=60,
+        runtime=15,
     params:
         script=get_script("plot_values"),
         code=get_code("plot_values"),
@@ -136,7 +136,7 @@ rule render_answers:
         "../envs/data.yaml"
     resources:
         mem_mb=2000,
-        runtime=60,
+        runtime=15,
     params:
         script=get_script("render_answers"),
         code=get_code("render_answers"),
@@ -172,7 +172,7 @@ rule compare_models:
         "../envs/data.yaml"
     resources:
         mem_mb=4000,
-        runtime=240,
+        runtime=120,
     params:
         script=get_script("compare_models"),
         code=get_code("compare_models"),
@@ -200,7 +200,7 @@ rule plot_comparisons:
         "../envs/data.yaml"
     resources:
         mem_mb=2000,
-        runtime=60,
+        runtime=15,
     params:
         script=get_script("plot_comparisons"),
         code=get_code("plot_comparisons"),

@@ -75,6 +75,9 @@ class Testbed:
     def state(self, job):
         return self.run("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job).strip()
 
+    def restarts(self, job):
+        return int(self.run("squeue", "--noheader", "--states=all", "--Format=RestartCnt", "--jobs", job))
+
     def ended(self):
         """Jobs that have ended, as mappings of what Slurm writes of each: JobId, JobState, NodeList, StartTime, …"""
         path = self.folder / "log/jobs.txt"

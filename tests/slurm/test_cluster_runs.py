@@ -1,10 +1,12 @@
 """The whole workflow on two nodes: the same files as on one machine, one job a GPU, few submissions."""
 
+import re
+import shutil
 from collections import Counter
 
 import pytest
 from running import ONE_THREAD, snakemake
-from slurm_testbed import submitted
+from slurm_testbed import submitted, wait_until
 
 # What counts seconds or tells the hour; all else is data.
 MEASURED = ("*.stats.json", "training_log.jsonl", "*.svg", "README.md")
@@ -57,6 +59,34 @@ def test_short_jobs_are_grouped(clustered):
     expected |= {"generate_answers": 2, "train_student": 2, "group_evaluate_all": 1, "group_report": 1}
     assert Counter(job["rule"] for job in clustered.jobs) == expected
     assert {job["JobState"] for job in clustered.jobs} == {"COMPLETED"}
+
+
+def test_a_group_asks_for_the_time_of_its_jobs_together_and_the_processors_of_one(clustered):
+    """They run one after the other."""
+    (group,) = [job for job in clustered.jobs if job["rule"] == "group_evaluate_banks"]
+    minutes = [240] * 3 + [30] * 3 + [15] * 2  # predictions, scores, page of answers and figure of values
+    assert group["TimeLimit"] == str(sum(minutes))
+    assert group["ProcCnt"] == "1"
+
+
+def test_a_group_that_slurm_starts_again_asks_no_model_twice(clustered, testbed, tmp_path):
+    """Its finished jobs run again, since Snakemake forces what it submits: they take what they have kept."""
+    directory = clustered.copy(tmp_path / "run")
+    shutil.rmtree(directory / "output/evaluation")
+    shutil.rmtree(directory / "artifacts/predicted")
+    log = directory / "logs/predict_answers/teacher/banks.log"
+    log.unlink()
+    run = testbed.start(directory, "output/evaluation/teacher/banks.metrics.json", *ONE_THREAD)
+    wait_until(lambda: log.exists() and "predictions: " in log.read_text(), why="for a prediction to end")
+    ((job,),) = testbed.queue("%i")
+    testbed.run("scontrol", "requeue", job)
+    code, output = run.wait(timeout=300)
+    assert code == 0, output
+    assert testbed.restarts(job) == 1
+    text = log.read_text()
+    assert re.search(r" (\d+) answers: \1 in the cache, 0 to ask for", text), text
+    name = "output/evaluation/teacher/banks.predictions.jsonl"
+    assert (directory / name).read_bytes() == (clustered / name).read_bytes()
 
 
 def test_both_nodes_work_and_each_gpu_has_one_rule_at_a_time(testbed, clustered):

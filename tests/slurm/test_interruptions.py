@@ -13,18 +13,22 @@ STUDENT = "output/student_kd/banks/model.safetensors"
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(testbed, tmp_path_factory):
-    """A job of two minutes that Slurm warns a minute before its end, begun early; the starts it notes, one a line."""
-    starts = tmp_path_factory.mktemp("limited") / "starts"
-    lines = [
-        f"set -euo pipefail; source {SCRIPTS}/requeue.sh",
-        f"echo ${{SLURM_RESTART_COUNT:-0}} >> {starts}",
-        "[[ ${SLURM_RESTART_COUNT:-0} != 0 ]] || sleep 115",
-    ]
-    script = starts.with_name("job.sh")
-    script.write_text("\n".join(lines) + "\n")
-    options = ["--requeue", "--time=2", "--signal=TERM@60", f"--output={starts.parent}/log"]
-    testbed.run("sbatch", *options, f"--wrap=srun bash {script}")
-    return starts
+    """Jobs that their time limits end, begun early: by name, the number of each and the file of what it says."""
+    folder = tmp_path_factory.mktemp("limited")
+    script = folder / "job.sh"
+    script.write_text(f"set -euo pipefail; source {SCRIPTS}/requeue.sh; echo start $SLURM_RESTART_COUNT; sleep 600\n")
+    given = {
+        # Half a minute before its end it goes back, and the second time it does not.
+        "watched": (["--time=1"], "STILLHOUSE_MOST_RESTARTS=1"),
+        # Slurm tells it a minute before its end, and nothing else would.
+        "told": (["--time=2", "--signal=TERM@60"], "STILLHOUSE_MOST_RESTARTS=1 STILLHOUSE_WARN_SECONDS=1"),
+    }
+    jobs = {}
+    for name, (options, variables) in given.items():
+        command = f"{variables} SLURM_RESTART_COUNT=${{SLURM_RESTART_COUNT:-0}} srun bash {script}"
+        options += ["--parsable", "--requeue", "--open-mode=append", f"--output={folder / name}"]
+        jobs[name] = testbed.run("sbatch", *options, f"--wrap={command}").strip(), folder / name
+    return jobs
 
 
 def test_the_profile_as_it_is_ends_on_a_cluster_without_accounting(testbed, prepared, tmp_path):
@@ -104,11 +108,12 @@ def test_a_training_outlives_its_time_limit_a_cancelled_run_and_a_node(testbed, 
     undisturbed = directory.copy(tmp_path / "undisturbed")
     undisturbed.run(STUDENT)
 
-    run = testbed.start(directory, STUDENT, *ONE_THREAD)
+    run = testbed.start(directory, STUDENT, *ONE_THREAD, "--set-resources", "train_student:runtime=2")
     first = wait_for_steps(directory, after=0)
     (job,) = [number for number, rule in testbed.queue("%i %k") if "train_student" in rule]
-    testbed.run("scancel", "--signal=TERM", job)  # as Slurm does near the time limit
+    wait_until(lambda: testbed.restarts(job) == 1, why="for the job's time to be half over")
     second = wait_for_steps(directory, after=first)
+    testbed.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     run.interrupt()
     assert run.wait(timeout=240)[0] != 0
     wait_until(lambda: job not in [row[0] for row in testbed.queue()], why="for the job to be cancelled")
@@ -142,5 +147,11 @@ def wait_for_steps(directory, after):
     return step()
 
 
-def test_slurm_itself_warns_a_job_near_its_time_limit_and_it_comes_back(limited):
-    wait_until(lambda: limited.read_text().split() == ["0", "1"], seconds=240, why="for the job to start again")
+@pytest.mark.parametrize("name", ["watched", "told"])
+def test_a_job_near_its_time_limit_comes_back_and_not_for_ever(testbed, limited, name):
+    job, log = limited[name]
+    wait_until(lambda: testbed.state(job) == "FAILED", seconds=300, why=f"for job {job} to give up")
+    text = log.read_text()
+    assert re.findall(r"^start (\d)$", text, flags=re.MULTILINE) == ["0", "1"]
+    assert text.count(f"job {job} goes back to the queue") == 1
+    assert "Slurm has started this job 1 times again: it needs a longer runtime" in text

@@ -9,77 +9,138 @@ from datetime import datetime, timedelta
 import pytest
 from running import SCRIPTS
 
-# A command that keeps what it has done when SIGTERM comes, and ends with the code that is asked for.
+# A command that keeps what it has done when it is told, and ends with the code that is asked for.
 COMMAND = """\
 set -euo pipefail
 source {script}
 python3 -c '
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print("kept"), sys.exit({code})))
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: (time.sleep(0.3), print("kept"), sys.exit({code})))
 print(os.getpid(), flush=True)
 time.sleep(60)
 '
 """
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Run the command as Slurm does, SIGTERM to its processes; (exit code, output, what scontrol was asked)."""
-    asked = tmp_path / "asked"
+class Job:
+    """A command in a job that Slurm started a second ago, as the stand-ins say."""
 
-    def run(code, state="RUNNING", restarts=None, minutes=60, shell=True):
-        asked.unlink(missing_ok=True)
-        end = datetime.now() + timedelta(minutes=minutes)
-        for name, text in (("squeue", f"echo {state} {end:%Y-%m-%dT%H:%M:%S}"), ("scontrol", f'echo "$@" > {asked}')):
-            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-            (tmp_path / name).chmod(0o755)
-        variables = os.environ | {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        variables |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts is not None else {}
-        process = subprocess.Popen(
+    def __init__(self, folder, code, state="RUNNING", restarts=0, minutes=60, squeue=None, **variables):
+        self.asked = folder / "asked"
+        self.asked.unlink(missing_ok=True)
+        begin = datetime.now() - timedelta(seconds=1)
+        times = [f"{when:%Y-%m-%dT%H:%M:%S}" for when in (begin, begin + timedelta(minutes=minutes))]
+        squeue = squeue or f"echo {state} {' '.join(times)} {restarts}"
+        for name, text in (("squeue", squeue), ("scontrol", f'echo "$@" >> {self.asked}')):
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o755)
+        self.process = subprocess.Popen(
             ["bash", "-c", COMMAND.format(script=SCRIPTS / "requeue.sh", code=code)],
-            env=variables,
+            env=os.environ | {"SLURM_JOB_ID": "7", "PATH": f"{folder}:{os.environ['PATH']}"} | variables,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        command = int(process.stdout.readline())
+
+    def started(self):
+        """Process number of the command, when it runs."""
+        number = int(self.process.stdout.readline())
         time.sleep(0.1)
-        if shell:
-            os.killpg(process.pid, signal.SIGTERM)
-        else:
-            os.kill(command, signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-        return process.returncode, output, asked.read_text() if asked.exists() else ""
+        return number
 
-    return run
+    def end(self):
+        """(exit code, output, what scontrol was asked)."""
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output, self.asked.read_text() if self.asked.exists() else ""
 
 
-def test_a_command_that_sigterm_ends_is_waited_for_and_queued_again(run):
-    code, output, asked = run(143)
+@pytest.fixture
+def start(tmp_path):
+    def start(*arguments, **options):
+        return Job(tmp_path, *arguments, **options)
+
+    return start
+
+
+@pytest.fixture
+def tell(start):
+    """Run the command and tell all processes, as Slurm does."""
+
+    def tell(*arguments, number=signal.SIGUSR1, **options):
+        job = start(*arguments, **options)
+        job.started()
+        os.killpg(job.process.pid, number)
+        return job.end()
+
+    return tell
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_command_that_a_signal_ends_is_waited_for_and_queued_again(tell, number):
+    code, output, asked = tell(143, number=number)
     assert code == 143
     assert output.startswith("kept\n")
     assert asked == "requeue 7\n"
 
 
-def test_one_that_ends_well_in_spite_of_it_is_not(run):
-    assert run(0) == (0, "kept\n", "")
+def test_one_that_ends_well_in_spite_of_it_is_not(tell):
+    assert tell(0) == (0, "kept\n", "")
 
 
-def test_a_job_that_was_cancelled_stays_so(run):
-    assert run(143, state="COMPLETING") == (143, "kept\n", "")
+def test_a_job_that_was_cancelled_stays_so(tell):
+    assert tell(143, state="COMPLETING") == (143, "kept\n", "")
 
 
-def test_a_job_does_not_come_back_for_ever(run):
-    assert run(143, restarts=29)[2] == "requeue 7\n"
-    code, output, asked = run(143, restarts=30)
+def test_a_job_does_not_come_back_for_ever(tell):
+    assert tell(143, restarts=29)[2] == "requeue 7\n"
+    code, output, asked = tell(143, restarts=30)
     assert (code, asked) == (143, "")
     assert "it needs a longer runtime" in output
 
 
-def test_a_failure_far_from_the_time_limit_is_none_of_slurms(run):
-    assert run(1, shell=False) == (1, "kept\n", "")
+def test_a_failure_is_none_of_slurms(start):
+    for minutes in (60, 5):
+        job = start(1, minutes=minutes)
+        os.kill(job.started(), signal.SIGTERM)
+        assert job.end() == (1, "kept\n", "")
 
 
-def test_where_the_signal_does_not_reach_the_shell_the_clock_tells(run):
-    assert run(1, shell=False, minutes=4)[2] == "requeue 7\n"
+def test_the_command_is_told_before_the_time_is_up(start):
+    """When half of its time has gone, where that is less than five minutes."""
+    code, output, asked = start(143, minutes=0.1).end()
+    assert code == 143
+    assert "kept" in output
+    assert asked == "requeue 7\n"
+
+
+def test_a_command_for_which_there_is_no_time_is_not_begun(start):
+    """The one before it in a group has taken it."""
+    code, output, asked = start(0, minutes=0).end()
+    assert (code, asked) == (143, "requeue 7\n")
+    assert "goes back to the queue" in output
+    assert "kept" not in output
+
+
+@pytest.mark.parametrize("squeue", ["exit 0", "echo RUNNING 2026-11-26T10:00:00 N/A 0"])
+def test_without_a_limit_or_an_answer_nothing_is_watched(start, squeue):
+    job = start(1, squeue=squeue)
+    os.kill(job.started(), signal.SIGTERM)
+    assert job.end() == (1, "kept\n", "")
+
+
+def test_one_job_of_an_array_goes_back_alone(tell):
+    """By its own number Slurm would take the whole array for one of them."""
+    assert tell(143, SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="2")[2] == "requeue 6_2\n"
+
+
+def test_nothing_is_left_behind(start):
+    """Not even the sleep until the time is up."""
+    job = start(1)
+    os.kill(job.started(), signal.SIGTERM)
+    job.end()
+    time.sleep(0.5)
+    left = subprocess.run(["ps", "-o", "stat=,args=", "--sid", str(job.process.pid)], capture_output=True, text=True)
+    # Where the tests run in a container, what has ended may wait for its init (Z).
+    assert [line for line in left.stdout.splitlines() if not line.startswith("Z")] == []

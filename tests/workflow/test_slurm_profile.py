@@ -9,7 +9,7 @@ from running import ROOT, environment
 
 import make_demo_data
 
-GROUPS = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["groups"]
+PROFILE = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,6 @@ def test_jobs_that_load_a_model_ask_for_a_gpu_and_others_for_none(plan):
     asking = {rule for rule, resources in jobs if re.search(r"\bgpu=1\b", resources)}
     assert asking == {"generate_answers", "train_student", "predict_answers"}
     assert {"mix_records", "split_answers", "score_predictions", "tabulate_scores"} <= {rule for rule, _ in jobs}
-    assert all("--signal=TERM@300" in resources for _, resources in jobs if "<TBD>" in resources)
 
 
 def test_a_training_on_two_nodes_asks_for_the_gpus_of_both(seven):
@@ -68,14 +67,15 @@ def test_a_training_on_two_nodes_asks_for_the_gpus_of_both(seven):
     assert "gpu=2, nodes=2, tasks=2," in resources
 
 
-def test_jobs_of_a_group_that_are_many_or_large_take_turns(plan):
-    """Else a group asks for the processors of all its scores at once, more than a node has."""
-    slots = {rule: re.findall(r"group_slots=(\d+)", resources) for rule, resources in find_resources(plan)}
-    assert slots["predict_answers"] == ["4"]
-    assert slots["score_predictions"] == ["1"]
+def test_every_job_takes_the_one_slot_of_its_group(plan):
+    """They come one after the other: else a group asks for the processors of several, and the time of one."""
+    assert PROFILE["resources"] == ["group_slots=1"]
+    jobs = [resources for rule, resources in find_resources(plan) if rule != "all"]
+    assert len(jobs) > 90
+    assert all(re.search(r"\bgroup_slots=1\b", resources) for resources in jobs)
 
 
 def test_every_rule_that_is_grouped_exists():
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     known = set(re.findall(r"^rule (\w+):", rules, flags=re.MULTILINE))
-    assert {line.split("=")[0] for line in GROUPS} <= known
+    assert {line.split("=")[0] for line in PROFILE["groups"]} <= known

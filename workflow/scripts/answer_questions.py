@@ -6,14 +6,14 @@
 
 import argparse
 import logging
-import shutil
 from pathlib import Path
 
 from distill.arguments import add_engine_arguments, add_model_arguments, add_sampling_arguments
+from distill.digest import code_digest
 from distill.engines import build_engine
 from distill.errors import run_script
 from distill.files import write_jsonl
-from distill.prediction import answer_questions
+from distill.prediction import answer_questions, find_journal, forget_others
 
 log = logging.getLogger("answer_questions")
 
@@ -25,6 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--system", required=True, help="system text of all questions")
     parser.add_argument("--category", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kept", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
     add_engine_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -34,10 +35,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Answer and write."""
     args = parse_args(argv)
-    journal = args.out.with_name(f".{args.out.name}.answers")
-    answers = answer_questions(args.questions, args.system, build_engine(args), journal)
+    engine = build_engine(args)
+    journal = find_journal(args.kept, args.out, code_digest(Path(__file__)))
+    answers = answer_questions(args.questions, args.system, engine, journal)
     write_jsonl(args.out, ({"category": args.category} | answer for answer in answers))
-    shutil.rmtree(journal)
+    forget_others(journal, engine)
     log.info("%d answers -> %s", len(answers), args.out)
 
 

@@ -8,7 +8,6 @@ With --engine openai a server answers, and nothing is measured: --no-likelihood.
 
 import argparse
 import logging
-import shutil
 from pathlib import Path
 
 from distill.arguments import (
@@ -17,10 +16,11 @@ from distill.arguments import (
     add_model_arguments,
     add_sampling_arguments,
 )
+from distill.digest import code_digest
 from distill.engines import build_engine
 from distill.errors import InputError, run_script
 from distill.files import write_jsonl
-from distill.prediction import predict
+from distill.prediction import find_journal, forget_others, predict
 from distill.splits import read_split
 
 log = logging.getLogger("predict_answers")
@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--category", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=True, help="as perplexity needs")
+    parser.add_argument("--kept", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
     add_answer_arguments(parser)
     add_engine_arguments(parser)
     add_model_arguments(parser)
@@ -46,10 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.likelihood and args.engine == "openai":
         raise InputError("--likelihood: expected --no-likelihood with --engine openai, which gives answers alone")
     records = read_split(args.test.parent, args.test.stem)
-    journal = args.out.with_name(f".{args.out.name}.answers")
-    predictions = predict(records, build_engine(args), args.answer_key, args.likelihood, journal)
+    engine = build_engine(args)
+    journal = find_journal(args.kept, args.out, code_digest(Path(__file__)))
+    predictions = predict(records, engine, args.answer_key, args.likelihood, journal)
     write_jsonl(args.out, ({"category": args.category} | prediction for prediction in predictions))
-    shutil.rmtree(journal)
+    forget_others(journal, engine)
     usable = sum(prediction["usable"] for prediction in predictions)
     log.info("%d predictions: %d usable, %d not", len(predictions), usable, len(predictions) - usable)
 

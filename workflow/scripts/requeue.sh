@@ -1,27 +1,76 @@
-# Sourced before the command of a rule in a Slurm job (rules/common.smk). Slurm sends SIGTERM to all processes of the job
-# some minutes before its time limit (--signal in profiles/slurm/config.yaml): the command keeps what it has done and ends,
-# this shell outlives it, and the job goes back to the queue, from where it goes on. Without --requeue, or after scancel,
+# Sourced before the command of a rule in a Slurm job (rules/common.smk). Some minutes before the job's time limit the
+# command is told by SIGUSR1 to keep what it has done and to end; this shell outlives it, and the job goes back to the
+# queue, from where it goes on. So it does after a SIGTERM or SIGUSR1 of Slurm's own. Without --requeue, or after scancel,
 # it does not.
+#
+# The time is watched here, since a signal of Slurm's (sbatch --signal) misses jobs of an array and trainings on several
+# nodes, and would end Snakemake itself where it comes between two jobs of a group.
 
+# So many seconds before the limit, but not before half of the job's time.
+WARN_SECONDS=${STILLHOUSE_WARN_SECONDS:-300}
 # A job that gets nowhere in its time must not come back for ever.
-MOST_RESTARTS=30
-# Where the rule itself calls srun, the signal reaches srun's processes alone: what fails so many seconds before the time
-# limit is taken to have been stopped. If it was not, it fails again at once, and then stays so.
-NEAR=600
+MOST_RESTARTS=${STILLHOUSE_MOST_RESTARTS:-30}
 
-stopped=
-trap 'stopped=yes' TERM
-trap 'code=$?; [[ $code == 0 ]] || requeue_job; exit $code' EXIT
+SLURM_NAME=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+SLURM_NAME=${SLURM_NAME:-$SLURM_JOB_ID}
+
+# State, begin, end and number of restarts of the job; nothing where Slurm does not answer.
+ask_slurm() {
+  local attempt
+  for attempt in 1 2 3; do
+    squeue --noheader --array --jobs "$SLURM_NAME" --Format "State:30,StartTime:30,EndTime:30,RestartCnt:30" && return
+    sleep 5
+  done
+}
+
+# Seconds until the command is to be told; nothing where the job has no time limit.
+time_left() {
+  local state begin end restarts seconds
+  read -r state begin end restarts < <(ask_slurm) || return 0
+  [[ $begin == *T* && $end == *T* ]] || return 0
+  begin=$(date -d "$begin" +%s) end=$(date -d "$end" +%s)
+  seconds=$(((end - begin) / 2 < WARN_SECONDS ? (end - begin) / 2 : WARN_SECONDS))
+  echo $((end - seconds - $(date +%s)))
+}
+
+# Asks at least once an hour: a limit may be changed.
+watch_time() {
+  local left=$1 sleeping=
+  trap 'kill $sleeping; exit' TERM
+  trap '' USR1
+  while [[ -z $left ]] || ((left > 0)); do
+    sleep $((${left:-600} < 3600 ? ${left:-600} : 3600)) &
+    sleeping=$!
+    wait $sleeping
+    left=$(time_left)
+  done
+  kill -USR1 $$ $(grep -l "^PPid:[[:space:]]*$$\$" /proc/[0-9]*/status 2> /dev/null | cut -d / -f 3)
+}
 
 requeue_job() {
-  local state end
-  read -r state end < <(squeue --noheader --jobs "$SLURM_JOB_ID" --format "%T %e")
-  [[ $state == RUNNING ]] || return 0
-  [[ $stopped ]] || { [[ $end == *T* ]] && (($(date -d "$end" +%s) - $(date +%s) < NEAR)); } || return 0
-  if ((${SLURM_RESTART_COUNT:-0} >= MOST_RESTARTS)); then
-    echo "Slurm has started this job $MOST_RESTARTS times again: it needs a longer runtime" >&2
+  local state begin end restarts attempt
+  read -r state begin end restarts < <(ask_slurm) || return 0
+  [[ $stopped && $state == RUNNING ]] || return 0
+  if ((restarts >= MOST_RESTARTS)); then
+    echo "Slurm has started this job $restarts times again: it needs a longer runtime" >&2
     return 0
   fi
-  echo "stopped near its time limit: job $SLURM_JOB_ID goes back to the queue" >&2
-  scontrol requeue "$SLURM_JOB_ID"
+  echo "stopped near its time limit, or by a signal: job $SLURM_NAME goes back to the queue" >&2
+  for attempt in 1 2 3; do
+    scontrol requeue "$SLURM_NAME" && return
+    sleep 5
+  done
 }
+
+stopped= watching=
+trap 'stopped=yes' TERM USR1
+trap 'code=$?; [[ -z $watching ]] || kill $watching 2> /dev/null || true; [[ $code == 0 ]] || requeue_job; exit $code' EXIT
+
+left=$(time_left)
+# The job before this one in a group has taken the time.
+if [[ $left ]] && ((left <= 0)); then
+  stopped=yes
+  exit 143
+fi
+watch_time "$left" < /dev/null > /dev/null 2>&1 &
+watching=$!

@@ -1,5 +1,6 @@
 """A model's answers to test prompts, beside the teacher's."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def predict(
         engine: an `Engine`; a LocalEngine where the likelihood is wanted.
         answer_key: of the answer contract; None accepts every text.
         likelihood: measure it; it costs another pass over the model.
-        journal: folder where answers are kept until all are there, so that a run that was stopped goes on.
+        journal: folder where answers are kept, so that a run that was stopped goes on, and one again is a read.
 
     Returns:
         For each record its own fields with `reference` (the teacher's answer), `prediction` and what was parsed of
@@ -41,6 +42,22 @@ def predict(
             found |= likelihoods[position]
         predictions.append({name: value for name, value in test.items() if name != "is_whole"} | found)
     return predictions
+
+
+def find_journal(kept: Path, out: Path, code: str) -> Path:
+    """Where the answers of `…/{model}/{category}.{kind}.jsonl` are kept, apart for each digest of the code.
+
+    >>> str(find_journal(Path("kept"), Path("output/student/banks.predictions.jsonl"), "0a"))
+    'kept/student/banks.predictions/0a'
+    """
+    return kept / out.parent.name / out.stem / code
+
+
+def forget_others(journal: Path, engine: Engine) -> None:
+    """Remove the kept answers of models and code that were there before for the same output."""
+    for path in [*journal.parent.iterdir(), *journal.iterdir()]:
+        if path not in (journal, journal / engine.fingerprint()):
+            shutil.rmtree(path)
 
 
 def get_test(record: dict[str, Any]) -> dict[str, Any]:

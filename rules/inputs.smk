@@ -65,8 +65,9 @@ def get_training_nodes(wildcards):
 
 
 def get_training_gpus(wildcards):
-    """At least one a node: `--set-resources train_student:gpu=8` where nodes have more."""
-    return get_gpus() * (get_training_nodes(wildcards) or 1)
+    """Those of all nodes."""
+    train = config["students"][wildcards.student]["train"]
+    return get_gpus() * train["nodes"] * train["gpus_per_node"]
 
 
 def get_training_tasks_per_gpu(wildcards):
@@ -80,10 +81,12 @@ def get_training_mpi(wildcards):
 
 
 def get_training_launch(wildcards, threads):
-    """What runs the script: Python, or on each of several nodes torchrun."""
-    if nodes := get_training_nodes(wildcards):
-        return Untracked(f"python {get_script('run_on_nodes')} --nodes {nodes} --cpus {threads}")
-    return Untracked("python")
+    """What runs the script: Python, or torchrun on each node where several processes train."""
+    train = config["students"][wildcards.student]["train"]
+    if train["nodes"] == train["gpus_per_node"] == 1:
+        return Untracked("python")
+    options = commands.flags({"nodes": train["nodes"], "gpus": train["gpus_per_node"], "cpus": threads})
+    return Untracked(f"python {get_script('run_on_nodes')} {options}")
 
 
 def get_asking_gpus(wildcards):

@@ -341,6 +341,12 @@ ERRORS = [
     ("students: {kd: {train: {nodes: 2, strategy: fsdp, fsdp_offload: true}}}", "", None),
     ("students: {kd: {train: {nodes: 2}, on_policy_fraction: 0.5}}", "", None),
     ("students: {kd: {train: {nodes: 0}}}", "students.kd.train.nodes", "expected an integer >= 1, found 0"),
+    ("students: {kd: {train: {nodes: 2, gpus_per_node: 8}}}", "", None),
+    (
+        "students: {kd: {train: {gpus_per_node: 0}}}",
+        "students.kd.train.gpus_per_node",
+        "expected an integer >= 1, found 0",
+    ),
     (
         "students: {kd: {train: {fsdp_offload: true}}}",
         "students.kd.train.fsdp_offload",

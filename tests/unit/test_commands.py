@@ -99,14 +99,16 @@ def test_sampling_from_the_student_is_told_of_where_it_is_asked_for():
 
 
 def test_how_many_processes_train_and_how_is_no_option_that_reruns():
-    train = {"nodes": 2, "strategy": "fsdp", "fsdp_offload": True}
+    train = {"nodes": 2, "gpus_per_node": 4, "strategy": "fsdp", "fsdp_offload": True}
     plain, other = (make_config(students={"one": {"model": "owner/s", "train": changes}}) for changes in ({}, train))
     tracked = commands.training_flags(other, "one", ["banks"])
     assert tracked == commands.training_flags(plain, "one", ["banks"])
     pace = commands.pace_flags(other, "one")
     args = parse(train_student, f"{tracked} {pace}", "--data", "d", "--out", "o", "--name", "one", "--category", "c")
     assert (args.strategy, args.fsdp_offload) == ("fsdp", True)
-    assert "--nodes" not in tracked + pace  # of the command that starts the processes
+    # Those are of the command that starts the processes.
+    assert "nodes" not in tracked + pace
+    assert "gpus" not in tracked + pace
 
 
 @pytest.mark.parametrize("train", [{"best_checkpoint": True}, {"early_stopping_patience": 2}])

@@ -162,12 +162,29 @@ def test_nodes_are_joined_told_and_end_as_their_processes_do(tmp_path, nodes):
     assert texts == [f"--signal {rank} 2 {host} {run_on_nodes.FIRST_PORT + 77}" for rank in (0, 1)]
 
 
-def test_without_slurm_the_script_runs_alone(tmp_path):
+def test_one_node_of_several_gpus_has_as_many_processes(tmp_path, nodes):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, SCRIPTS / "run_on_nodes.py", "--nodes", "1", "--gpus", "2", tmp_path / "waiting.py"]
+    command += ["--signal", tmp_path / "rank"]
+    variables = environment() | nodes | {"SLURM_GPUS_ON_NODE": "2"}
+    with subprocess.Popen(list(map(str, command)), env=variables) as process:
+        texts = wait_for(tmp_path / "rank0", tmp_path / "rank1")
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(120) == 143
+    assert [text.split()[:3] for text in texts] == [["--signal", rank, "2"] for rank in "01"]
+    assert not (tmp_path / "nodes").exists()  # no srun
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"), [(["--nodes", "2"], "no Slurm job"), (["--nodes", "1", "--gpus", "2"], "gpus_per_node: 2")]
+)
+def test_what_is_not_there_is_said_and_the_script_runs_alone(tmp_path, options, warning):
+    """On the CPU: a GPU is hidden from it."""
     (tmp_path / "script.py").write_text("import sys; sys.exit(' '.join(sys.argv[1:]))")
-    command = [sys.executable, SCRIPTS / "run_on_nodes.py", "--nodes", "2", tmp_path / "script.py", "--nodes", "x"]
-    code, log = run(*command)
+    command = [sys.executable, SCRIPTS / "run_on_nodes.py", *options, tmp_path / "script.py", "--nodes", "x"]
+    code, log = run(*command, CUDA_VISIBLE_DEVICES="")
     assert (code, log.splitlines()[-1]) == (1, "--nodes x")
-    assert "no Slurm job" in log
+    assert warning in log
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,26 @@ def test_jobs_that_load_a_model_ask_for_a_gpu_and_others_for_none(plan):
     assert {"mix_records", "split_answers", "score_predictions", "tabulate_scores"} <= {rule for rule, _ in jobs}
 
 
-def test_a_training_on_two_nodes_asks_for_the_gpus_of_both(seven):
-    """Slurm refuses a job with fewer GPUs than nodes."""
+@pytest.mark.parametrize(
+    ("train", "expected", "launch"),
+    [
+        ({}, r"gpu=1\b(?!.*nodes)", "python "),
+        # Slurm refuses a job with fewer GPUs than nodes.
+        ({"nodes": 2}, "gpu=2, nodes=2, tasks=2, tasks_per_gpu=0, mpi=srun", "--nodes 2 --gpus 1"),
+        ({"nodes": 2, "gpus_per_node": 4}, "gpu=8, nodes=2, tasks=2", "--nodes 2 --gpus 4"),
+        ({"gpus_per_node": 4}, r"gpu=4\b(?!.*nodes)", "--nodes 1 --gpus 4"),
+    ],
+)
+def test_a_training_asks_for_the_gpus_of_all_its_nodes(seven, train, expected, launch):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    config["students"]["student_kd"]["train"]["nodes"] = 2
-    path = seven / "two_nodes.yaml"
+    config["students"]["student_kd"]["train"] |= train
+    path = seven / "training.yaml"
     path.write_text(yaml.safe_dump(config))
     text = dry_run(seven, "output/student_kd/banks/model.safetensors", "--configfile", path)
     (resources,) = [resources for rule, resources in find_resources(text) if rule == "train_student"]
-    assert "gpu=2, nodes=2, tasks=2," in resources
+    assert re.search(expected, resources)
+    (command,) = [line for line in text.splitlines() if "train_student.py" in line]
+    assert command.split("train_student.py")[0].count(launch) == 1
 
 
 def test_every_job_takes_the_one_slot_of_its_group(plan):

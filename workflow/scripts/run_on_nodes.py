@@ -1,10 +1,11 @@
 """Run a training script on all nodes of a Slurm job, one process a GPU: srun starts torchrun once a node.
 
-    python run_on_nodes.py --nodes 2 --cpus 4 train_student.py --data processed/banks …
+    python run_on_nodes.py --nodes 2 --gpus 1 --cpus 4 train_student.py --data processed/banks …
 
-Without a Slurm job of several nodes the script runs in one process: how many there are changes no result. SIGTERM and
-SIGUSR1 reach every process, however they are sent, and what the processes end with is what the command ends with: 143
-where they were stopped (torchrun alone makes 1 of all, and kills them 30 seconds after a signal).
+Without a Slurm job of several nodes it runs on this machine alone, with as many processes as GPUs are asked for and
+are there, and with one where none is: how many there are changes no result. SIGTERM and SIGUSR1 reach every process,
+however they are sent, and what the processes end with is what the command ends with: 143 where they were stopped
+(torchrun alone makes 1 of all, and kills them 30 seconds after a signal).
 """
 
 import argparse
@@ -31,6 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--gpus", type=int, default=1, help="of a node")
     parser.add_argument("--cpus", type=int, default=1, help="of a node")
     parser.add_argument("--join", metavar="HOST:PORT", help="of the first node; srun gives it to each one")
     parser.add_argument("script")
@@ -44,7 +46,7 @@ def start_nodes(args: argparse.Namespace, job: int) -> None:
     step = [f"--nodes={args.nodes}", f"--ntasks={args.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={args.cpus}"]
     # A process that fails leaves the others waiting for it.
     command = ["srun", *step, "--kill-on-bad-exit=1", sys.executable, __file__]
-    command += ["--nodes", str(args.nodes), "--join", address, args.script, *args.arguments]
+    command += ["--nodes", str(args.nodes), "--gpus", str(args.gpus), "--join", address, args.script, *args.arguments]
     log.info("training on %d nodes, the first is %s", args.nodes, address)
     os.execvp("srun", command)
 
@@ -57,16 +59,32 @@ def forward(number: int, _: Any) -> None:
         child.send_signal(number)
 
 
-def join_node(args: argparse.Namespace) -> int:
-    """This node's part: torchrun with one process a GPU of the job, one without; the exit code."""
+def count_processes(gpus: int) -> int:
+    """One a GPU of this job, one without; outside of Slurm one a GPU that is asked for and is there."""
+    if on_node := os.environ.get("SLURM_GPUS_ON_NODE"):
+        return max(int(on_node), 1)
+    import torch
+
+    return max(min(gpus, torch.cuda.device_count()), 1)
+
+
+def get_group(args: argparse.Namespace) -> list[str]:
+    """How torchrun finds the other nodes; on one machine there are none."""
+    if not args.join:
+        return ["--standalone"]
+    host, port = args.join.rsplit(":", 1)
+    group = ["--nnodes", str(args.nodes), "--node-rank", os.environ["SLURM_NODEID"], "--master-addr", host]
+    return [*group, "--master-port", port]
+
+
+def start_processes(args: argparse.Namespace, processes: int) -> int:
+    """This node's part: torchrun; the exit code."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     for number in TOLD:
         signal.signal(number, forward)
-    host, port = args.join.rsplit(":", 1)
-    group = ["--nnodes", str(args.nodes), "--node-rank", os.environ["SLURM_NODEID"], "--master-addr", host]
-    group += ["--master-port", port, "--nproc-per-node", os.environ.get("SLURM_GPUS_ON_NODE") or "1"]
+    group = [*get_group(args), "--nproc-per-node", str(processes)]
     try:
         # `--` keeps torchrun from taking --signal for a short form of its own options.
         torchrun([*group, "--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", "--", args.script, *args.arguments])
@@ -86,15 +104,21 @@ def choose_exit_code(codes: Iterable[int]) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Start the nodes, be one of them, or run the script alone."""
+    """Start the nodes, be one of them, or run the script here."""
     args = parse_args(argv)
     if args.join:
-        sys.exit(join_node(args))
+        sys.exit(start_processes(args, count_processes(args.gpus)))
     # Inside a job Snakemake's plugin takes the number of nodes away, and has asked for as many itself.
     has_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", args.nodes)) >= args.nodes
-    if (job := os.environ.get("SLURM_JOB_ID")) and has_nodes:
+    if args.nodes > 1 and (job := os.environ.get("SLURM_JOB_ID")) and has_nodes:
         start_nodes(args, int(job))
-    log.warning("nodes: %d, and this is no Slurm job of as many: training in one process", args.nodes)
+    processes = count_processes(args.gpus)
+    if args.nodes > 1:
+        log.warning("nodes: %d, and this is no Slurm job of as many: training on this machine alone", args.nodes)
+    if processes < args.gpus:
+        log.warning("gpus_per_node: %d, and %d of them are here: %d train", args.gpus, processes, processes)
+    if processes > 1:
+        sys.exit(start_processes(args, processes))
     os.execv(sys.executable, [sys.executable, args.script, *args.arguments])
 
 

@@ -13,7 +13,7 @@ PACE = (
 )
 
 
-LAUNCH = ("nodes",)  # of the command that starts the processes
+LAUNCH = ("nodes", "gpus_per_node")  # of the command that starts the processes
 
 
 def get_pace(train: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """What goes wrong on a cluster: no accounting, broken records, time limits, cancelled runs, nodes that go down."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from running import ONE_THREAD, SCRIPTS, read_lines
@@ -26,7 +27,8 @@ def limited(testbed, tmp_path_factory):
     jobs = {}
     for name, (options, variables) in given.items():
         command = f"{variables} SLURM_RESTART_COUNT=${{SLURM_RESTART_COUNT:-0}} srun bash {script}"
-        options += ["--parsable", "--requeue", "--open-mode=append", f"--output={folder / name}"]
+        # On the node that no test takes away meanwhile.
+        options += ["--parsable", "--requeue", "--nodelist=n2", "--open-mode=append", f"--output={folder / name}"]
         jobs[name] = testbed.run("sbatch", *options, f"--wrap={command}").strip(), folder / name
     return jobs
 
@@ -100,13 +102,13 @@ def waiting_rules(testbed):
 
 
 def test_a_training_outlives_its_time_limit_a_cancelled_run_and_a_node(testbed, prepared, tmp_path):
-    """Stopped three times, it ends with the weights of an undisturbed one."""
+    """Stopped three times, it ends with the weights of an undisturbed one, which runs beside it."""
     directory = prepared.copy(tmp_path / "run")
-    train = directory.config["students"]["student_kd"]["train"] | {"epochs": 60, "save_steps": 1000}
+    train = directory.config["students"]["student_kd"]["train"] | {"epochs": 1200, "save_steps": 10000}
     student = directory.config["students"]["student_kd"] | {"train": train}
     directory.configure(directory.config | {"students": {"student_kd": student}})
     undisturbed = directory.copy(tmp_path / "undisturbed")
-    undisturbed.run(STUDENT)
+    beside = ThreadPoolExecutor().submit(undisturbed.run, STUDENT)
 
     run = testbed.start(directory, STUDENT, *ONE_THREAD, "--set-resources", "train_student:runtime=2")
     first = wait_for_steps(directory, after=0)
@@ -129,6 +131,7 @@ def test_a_training_outlives_its_time_limit_a_cancelled_run_and_a_node(testbed, 
     code, output = run.wait(timeout=300)
     assert code == 0, output
     assert list(submitted(output).values()) == ["train_student"]
+    beside.result()
     assert (directory / STUDENT).read_bytes() == (undisturbed / STUDENT).read_bytes()
 
 

@@ -153,7 +153,8 @@ def wait_for_steps(directory, after):
 @pytest.mark.parametrize("name", ["watched", "told"])
 def test_a_job_near_its_time_limit_comes_back_and_not_for_ever(testbed, limited, name):
     job, log = limited[name]
-    wait_until(lambda: testbed.state(job) == "FAILED", seconds=300, why=f"for job {job} to give up")
+    wait_until(lambda: log.exists() and "longer runtime" in log.read_text(), 300, f"for job {job} to give up")
+    wait_until(lambda: [one["JobState"] for one in testbed.ended() if one["JobId"] == job][-1:] == ["FAILED"])
     text = log.read_text()
     assert re.findall(r"^start (\d)$", text, flags=re.MULTILINE) == ["0", "1"]
     assert text.count(f"job {job} goes back to the queue") == 1

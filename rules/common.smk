@@ -35,6 +35,11 @@ if workflow.is_main_process and "snakemake_executor_plugin_slurm" in sys.modules
     slurm_guard.install()
 
 
+# The jobs of a group come one after the other where a profile limits these; each group has its own.
+resource_scopes:
+    group_slots="local",
+
+
 wildcard_constraints:
     category=get_name_pattern(),
     student=get_name_pattern(),

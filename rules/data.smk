@@ -10,6 +10,7 @@ rule make_prompts:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=1000,
         runtime=60,
     params:

@@ -20,6 +20,7 @@ rule predict_answers:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
+        group_slots=1,
         mem_mb=32000,
         runtime=240,
     params:
@@ -51,6 +52,7 @@ rule answer_questions:
     threads: get_asking_threads
     resources:
         gpu=get_asking_gpus,
+        group_slots=1,
         mem_mb=32000,
         runtime=60,
     params:
@@ -85,6 +87,7 @@ rule judge_answers:
     threads: get_model_threads()
     resources:
         gpu=get_gpus(),
+        group_slots=1,
         mem_mb=64000,
         runtime=240,
     params:
@@ -113,6 +116,7 @@ rule share_base_answers:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=100,
         runtime=10,
     shell:
@@ -140,6 +144,7 @@ rule score_predictions:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=30,
     params:

@@ -100,6 +100,7 @@ rule write_model_card:
     conda:
         "../envs/torch.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=15,
     params:
@@ -134,6 +135,7 @@ rule write_alpaca:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=4000,
         runtime=60,
     params:

@@ -18,6 +18,7 @@ rule gather_answers:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=1000,
         runtime=60,
     params:

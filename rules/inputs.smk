@@ -64,6 +64,12 @@ def get_training_nodes(wildcards):
     return nodes if nodes > 1 else None
 
 
+def get_asked_nodes(wildcards):
+    """The same, but one where a job has several GPUs, which Slurm would take from where they are."""
+    gpus = config["students"][wildcards.student]["train"]["gpus_per_node"]
+    return get_training_nodes(wildcards) or (1 if gpus > 1 else None)
+
+
 def get_training_gpus(wildcards):
     """Those of all nodes."""
     train = config["students"][wildcards.student]["train"]

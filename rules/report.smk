@@ -18,6 +18,7 @@ rule tabulate_scores:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=15,
     params:
@@ -43,6 +44,7 @@ rule plot_scores:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=15,
     params:
@@ -68,6 +70,7 @@ rule plot_training:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=15,
     params:
@@ -98,6 +101,7 @@ rule plot_values:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=15,
     params:
@@ -135,6 +139,7 @@ rule render_answers:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=15,
     params:
@@ -171,6 +176,7 @@ rule compare_models:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=4000,
         runtime=120,
     params:
@@ -199,6 +205,7 @@ rule plot_comparisons:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=2000,
         runtime=15,
     params:

@@ -68,7 +68,7 @@ rule train_student:
         mem_mb=64000,
         runtime=2880,
         # Of several nodes; Slurm's alone, without them none of these is set.
-        nodes=get_training_nodes,
+        nodes=get_asked_nodes,
         tasks=get_training_nodes,
         tasks_per_gpu=get_training_tasks_per_gpu,
         mpi=get_training_mpi,

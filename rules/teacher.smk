@@ -68,6 +68,7 @@ rule split_answers:
     conda:
         "../envs/data.yaml"
     resources:
+        group_slots=1,
         mem_mb=1000,
         runtime=60,
     params:

@@ -82,7 +82,7 @@ def test_a_command_that_a_signal_ends_is_waited_for_and_queued_again(tell, numbe
     code, output, asked = tell(143, number=number)
     assert code == 143
     assert output.startswith("kept\n")
-    assert asked == "requeue 7\n"
+    assert asked == "requeue Incomplete 7\n"
 
 
 def test_one_that_ends_well_in_spite_of_it_is_not(tell):
@@ -94,17 +94,18 @@ def test_a_job_that_was_cancelled_stays_so(tell):
 
 
 def test_a_job_does_not_come_back_for_ever(tell):
-    assert tell(143, restarts=29)[2] == "requeue 7\n"
-    code, output, asked = tell(143, restarts=30)
-    assert (code, asked) == (143, "")
+    assert tell(143, restarts=29)[2] == "requeue Incomplete 7\n"
+    code, output, asked = tell(138, restarts=30)
+    assert (code, asked) == (138, "")
     assert "it needs a longer runtime" in output
 
 
-def test_a_failure_is_none_of_slurms(start):
-    for minutes in (60, 5):
-        job = start(1, minutes=minutes)
-        os.kill(job.started(), signal.SIGTERM)
-        assert job.end() == (1, "kept\n", "")
+def test_a_failure_is_none_of_slurms(start, tell):
+    """Not even after it was told: a checkpoint for which there is no room would fail each time."""
+    job = start(1, minutes=5)
+    os.kill(job.started(), signal.SIGTERM)
+    assert job.end() == (1, "kept\n", "")
+    assert tell(1) == (1, "kept\n", "")
 
 
 def test_the_command_is_told_before_the_time_is_up(start):
@@ -112,13 +113,37 @@ def test_the_command_is_told_before_the_time_is_up(start):
     code, output, asked = start(143, minutes=0.1).end()
     assert code == 143
     assert "kept" in output
-    assert asked == "requeue 7\n"
+    assert asked == "requeue Incomplete 7\n"
+
+
+def test_it_is_told_in_time_though_slurm_does_not_answer_again(start, tmp_path):
+    """And the job goes back when Slurm does answer."""
+    begin = datetime.now()
+    line = f"echo RUNNING {begin:%Y-%m-%dT%H:%M:%S} {begin + timedelta(seconds=6):%Y-%m-%dT%H:%M:%S} 0"
+    silent = (
+        f"[ $(date +%s) -lt {int(begin.timestamp()) + 1} -o $(date +%s) -gt {int(begin.timestamp()) + 8} ] || exit 1"
+    )
+    code, output, asked = start(143, squeue=f"{silent}; {line}").end()
+    assert code == 143
+    assert "kept" in output
+    assert asked == "requeue Incomplete 7\n"
+
+
+def test_what_comes_before_the_command_is_heeded(start, tmp_path):
+    line = "echo RUNNING 2026-11-26T10:00:00 2126-11-26T10:00:00 0"
+    job = start(0, squeue=f"touch {tmp_path}/asked_squeue; sleep 1; {line}")
+    while not (tmp_path / "asked_squeue").exists():
+        time.sleep(0.05)
+    os.kill(job.process.pid, signal.SIGUSR1)
+    code, output, asked = job.end()
+    assert (code, asked) == (143, "requeue Incomplete 7\n")
+    assert output.startswith("stopped near")
 
 
 def test_a_command_for_which_there_is_no_time_is_not_begun(start):
     """The one before it in a group has taken it."""
     code, output, asked = start(0, minutes=0).end()
-    assert (code, asked) == (143, "requeue 7\n")
+    assert (code, asked) == (143, "requeue Incomplete 7\n")
     assert "goes back to the queue" in output
     assert "kept" not in output
 
@@ -132,7 +157,7 @@ def test_without_a_limit_or_an_answer_nothing_is_watched(start, squeue):
 
 def test_one_job_of_an_array_goes_back_alone(tell):
     """By its own number Slurm would take the whole array for one of them."""
-    assert tell(143, SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="2")[2] == "requeue 6_2\n"
+    assert tell(143, SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="2")[2] == "requeue Incomplete 6_2\n"
 
 
 def test_nothing_is_left_behind(start):

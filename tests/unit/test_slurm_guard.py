@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import snakemake_executor_plugin_slurm as plugin
+from running import ROOT
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
@@ -21,7 +22,7 @@ SCONTROL = 'echo "MinJobAge               = {age} sec"'
 def slurm(tmp_path, monkeypatch):
     """Have Slurm's commands run a line of shell."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(plugin, "get_min_job_age", plugin.get_min_job_age)
+    monkeypatch.setattr(plugin, "get_min_job_age", None)  # not to be called
     monkeypatch.setattr(plugin, "query_job_status", plugin.query_job_status)
     monkeypatch.setattr(slurm_guard, "SECONDS_BETWEEN_ATTEMPTS", 0)
 
@@ -45,7 +46,8 @@ def executor(slurm, monkeypatch, tmp_path):
     settings = plugin.ExecutorSettings(
         status_command="squeue", init_seconds_before_status_checks=20, status_attempts=2, jobname_prefix="run"
     )
-    executor.workflow = SimpleNamespace(executor_settings=settings, workdir_init=tmp_path)
+    marks = SimpleNamespace(incomplete=lambda job: answer([path for path in job.output if path.is_begun]))
+    executor.workflow = SimpleNamespace(executor_settings=settings, workdir_init=tmp_path, persistence=marks)
     executor.status_rate_limiter = Throttler(rate_limit=100, period=1)
     executor._next_seconds_between_status_checks = 20
     executor.__post_init__(True)
@@ -55,9 +57,23 @@ def executor(slurm, monkeypatch, tmp_path):
     return executor
 
 
-def look(executor, *numbers):
+async def answer(value):
+    return value
+
+
+def make_job(**outputs):
+    """A job whose outputs are `there`, `begun` or `missing`."""
+    files = {
+        name: SimpleNamespace(is_begun=state == "begun", exists=lambda state=state: answer(state != "missing"))
+        for name, state in outputs.items()
+    }
+    return SimpleNamespace(output=list(files.values()), is_group=lambda: False)
+
+
+def look(executor, *numbers, job=None):
     """Numbers of the jobs that have not ended."""
-    jobs = [SubmittedJobInfo(None, number, {"slurm_logfile": executor.slurm_logdir / "log"}) for number in numbers]
+    job = job or make_job(one="missing")
+    jobs = [SubmittedJobInfo(job, number, {"slurm_logfile": executor.slurm_logdir / "log"}) for number in numbers]
 
     async def collect():
         return [job.external_jobid async for job in executor.check_active_jobs(jobs)]
@@ -93,6 +109,33 @@ def test_a_job_that_squeue_has_forgotten_is_not_waited_for(executor, slurm):
     assert "does not know job 1 any more" in executor.ended["1"]
 
 
+@pytest.mark.parametrize(
+    ("states", "is_well"),
+    [
+        ({"one": "there", "two": "there"}, True),
+        ({"one": "there", "two": "begun"}, False),
+        ({"one": "there", "two": "missing"}, False),
+    ],
+)
+@pytest.mark.parametrize("is_group", [False, True])
+def test_a_forgotten_job_whose_files_are_there_has_ended_well(executor, slurm, states, is_well, is_group):
+    """Snakemake would remove them, the weights of days of training too."""
+    slurm(squeue="")
+    job = make_job(**states)
+    if is_group:
+        job = SimpleNamespace(jobs=[make_job(one="there"), job], is_group=lambda: True)
+    assert look(executor, "1", job=job) == ["1"]
+    assert look(executor, "1", job=job) == []
+    assert (executor.ended["1"] == "well") == is_well
+
+
+def test_jobs_of_another_cluster_are_none_that_this_one_forgot(executor, slurm):
+    slurm(squeue="")
+    executor._submitted_job_clusters.add("other")
+    for _ in range(3):
+        assert look(executor, "1") == ["1"]
+
+
 def test_one_look_in_vain_is_not_held_against_a_job(executor, slurm):
     for lines in ("", 'echo "1|RUNNING"', ""):
         slurm(squeue=lines)
@@ -123,9 +166,31 @@ def test_a_run_that_could_wait_for_ever_does_not_start(executor, slurm):
     slurm(scontrol=SCONTROL.format(age=30))
     with pytest.raises(WorkflowError, match=r"30 s after their end .* at most 10 in the profile"):
         executor.__post_init__(True)
-    slurm(scontrol="exit 1")
-    with pytest.raises(WorkflowError, match="gives no MinJobAge"):
+    slurm(scontrol="echo no controller >&2; exit 1")
+    with pytest.raises(WorkflowError, match=r"`scontrol show config`: no controller\nIs this a login node"):
         executor.__post_init__(True)
+    slurm(scontrol="echo")
+    with pytest.raises(WorkflowError, match="expected a line MinJobAge"):
+        executor.__post_init__(True)
+    executor.workflow.executor_settings.status_command = "sacct"
+    with pytest.raises(WorkflowError, match="(?s)storage is disabled.*expected slurm-status-command: squeue"):
+        executor.__post_init__(True)
+
+
+def test_a_slurm_that_answers_late_or_never_forgets_will_do(executor, slurm, tmp_path):
+    slurm(scontrol=f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exit 1; }}; {SCONTROL.format(age=0)}")
+    executor.__post_init__(True)
+    assert plugin.get_min_job_age() == slurm_guard.NEVER_PURGED
+
+
+def test_another_plugin_is_refused(executor, monkeypatch):
+    monkeypatch.setattr(slurm_guard, "version", lambda name: "2.9.0")
+    with pytest.raises(WorkflowError, match=r"expected snakemake-executor-plugin-slurm 2\.8\.0 .* found 2\.9\.0"):
+        executor.__post_init__(True)
+
+
+def test_the_plugin_that_is_guarded_is_the_one_that_is_required():
+    assert f"snakemake-executor-plugin-slurm=={slurm_guard.VERSION}\n" in (ROOT / "requirements.txt").read_text()
 
 
 def test_pace_is_a_third_of_what_slurm_remembers():
@@ -141,9 +206,17 @@ def test_what_is_being_submitted_is_cancelled_too(executor, slurm):
     executor._job_submission_executor.submit(submitted.append, 1)
     executor.cancel_jobs([SubmittedJobInfo(None, "5", {})])
     assert submitted == [1]
-    assert (folder / "cancelled").read_text() == f"5\n--name {executor.run_uuid}\n"
+    assert (folder / "cancelled").read_text() == f"--name {executor.run_uuid}\n"
     with pytest.raises(RuntimeError):
         executor._job_submission_executor.submit(submitted.append, 2)
+
+
+def test_a_scancel_that_fails_is_tried_again_and_said(executor, slurm, caplog):
+    folder = slurm(scancel='echo >> "$(dirname "$0")/tried"; echo no controller >&2; exit 1')
+    executor.cancel_jobs([])
+    assert (folder / "tried").read_text() == "\n" * slurm_guard.ATTEMPTS
+    assert f"scancel --name {executor.run_uuid}" in caplog.text
+    assert "no controller" in caplog.text
 
 
 def test_snakemake_takes_the_guarded_executor():

@@ -16,61 +16,74 @@ SLURM_NAME=${SLURM_NAME:-$SLURM_JOB_ID}
 
 # State, begin, end and number of restarts of the job; nothing where Slurm does not answer.
 ask_slurm() {
-  local attempt
-  for attempt in 1 2 3; do
-    squeue --noheader --array --jobs "$SLURM_NAME" --Format "State:30,StartTime:30,EndTime:30,RestartCnt:30" && return
-    sleep 5
-  done
+  local format="State:30,StartTime:30,EndTime:30,RestartCnt:30"
+  timeout 60 squeue --noheader --array --jobs "$SLURM_NAME" --Format "$format" || true
 }
 
-# Seconds until the command is to be told; nothing where the job has no time limit.
+# Seconds until the command is to be told; `none` without a time limit, nothing where Slurm does not answer.
 time_left() {
   local state begin end restarts seconds
   read -r state begin end restarts < <(ask_slurm) || return 0
-  [[ $begin == *T* && $end == *T* ]] || return 0
+  [[ $begin == *T* && $end == *T* ]] || { echo none; return 0; }
   begin=$(date -d "$begin" +%s) end=$(date -d "$end" +%s)
   seconds=$(((end - begin) / 2 < WARN_SECONDS ? (end - begin) / 2 : WARN_SECONDS))
   echo $((end - seconds - $(date +%s)))
 }
 
-# Asks at least once an hour: a limit may be changed.
+# Asks at least once an hour, since a limit may be changed; what was known holds where Slurm does not answer.
 watch_time() {
-  local left=$1 sleeping=
+  local left=$1 nap answer sleeping=
   trap 'kill $sleeping; exit' TERM
   trap '' USR1
   while [[ -z $left ]] || ((left > 0)); do
-    sleep $((${left:-600} < 3600 ? ${left:-600} : 3600)) &
+    nap=$((${left:-60} < 3600 ? ${left:-60} : 3600))
+    sleep "$nap" &
     sleeping=$!
     wait $sleeping
-    left=$(time_left)
+    sleeping=
+    answer=$(time_left)
+    [[ $answer != none ]] || return 0
+    left=${answer:-${left:+$((left - nap))}}
   done
   kill -USR1 $$ $(grep -l "^PPid:[[:space:]]*$$\$" /proc/[0-9]*/status 2> /dev/null | cut -d / -f 3)
 }
 
+# Slurm's controller may be away for a while; there are some minutes.
 requeue_job() {
   local state begin end restarts attempt
-  read -r state begin end restarts < <(ask_slurm) || return 0
-  [[ $stopped && $state == RUNNING ]] || return 0
-  if ((restarts >= MOST_RESTARTS)); then
-    echo "Slurm has started this job $restarts times again: it needs a longer runtime" >&2
-    return 0
-  fi
-  echo "stopped near its time limit, or by a signal: job $SLURM_NAME goes back to the queue" >&2
-  for attempt in 1 2 3; do
-    scontrol requeue "$SLURM_NAME" && return
-    sleep 5
+  command -v squeue > /dev/null || return 0
+  for attempt in {1..20}; do
+    if read -r state begin end restarts < <(ask_slurm); then
+      [[ $state == RUNNING ]] || return 0 # it was cancelled
+      if ((restarts >= MOST_RESTARTS)); then
+        echo "Slurm has started this job $restarts times again: it needs a longer runtime" >&2
+        return 0
+      fi
+      echo "stopped near its time limit, or by a signal: job $SLURM_NAME goes back to the queue" >&2
+      ! timeout 60 scontrol requeue Incomplete "$SLURM_NAME" || return 0
+    fi
+    sleep 10
   done
 }
 
-stopped= watching=
-trap 'stopped=yes' TERM USR1
-trap 'code=$?; [[ -z $watching ]] || kill $watching 2> /dev/null || true; [[ $code == 0 ]] || requeue_job; exit $code' EXIT
+# What a command ends with that was told, by a signal or by itself (128 + SIGTERM, SIGUSR1); all else is its own failure.
+end_job() {
+  local code=$1
+  [[ -z $watching ]] || kill "$watching" 2> /dev/null || true
+  if [[ $stopped && ($code == 143 || $code == 138) ]]; then requeue_job; fi
+  exit "$code"
+}
 
-left=$(time_left)
+stopped= watching= left=
+trap 'stopped=yes' TERM USR1
+trap 'end_job $?' EXIT
+
+# Without squeue, as in a container, nothing is known of the time.
+! command -v squeue > /dev/null || left=$(time_left)
 # The job before this one in a group has taken the time.
-if [[ $left ]] && ((left <= 0)); then
-  stopped=yes
-  exit 143
+if [[ $left && $left != none ]] && ((left <= 0)); then stopped=yes; fi
+[[ -z $stopped ]] || exit 143
+if [[ $left != none ]] && command -v squeue > /dev/null; then
+  watch_time "$left" < /dev/null > /dev/null 2>&1 &
+  watching=$!
 fi
-watch_time "$left" < /dev/null > /dev/null 2>&1 &
-watching=$!

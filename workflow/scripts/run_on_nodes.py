@@ -52,10 +52,13 @@ def start_nodes(args: argparse.Namespace, job: int) -> None:
 
 
 def forward(number: int, _: Any) -> None:
-    """Send a signal on to torchrun's children."""
+    """Send a signal on to torchrun's children; where there are none yet, this is the end."""
     import psutil
 
-    for child in psutil.Process().children():
+    children = psutil.Process().children()
+    if not children:
+        os._exit(STOPPED)
+    for child in children:
         child.send_signal(number)
 
 

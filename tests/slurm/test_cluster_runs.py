@@ -64,7 +64,7 @@ def test_short_jobs_are_grouped(clustered):
 def test_a_group_asks_for_the_time_of_its_jobs_together_and_the_processors_of_one(clustered):
     """They run one after the other."""
     (group,) = [job for job in clustered.jobs if job["rule"] == "group_evaluate_banks"]
-    minutes = [240] * 3 + [30] * 3 + [15] * 2  # predictions, scores, page of answers and figure of values
+    minutes = [240] * 3 + [30] * 3 + [15]  # predictions, scores, page of answers
     assert group["TimeLimit"] == str(sum(minutes))
     assert group["ProcCnt"] == "1"
 

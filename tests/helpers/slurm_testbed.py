@@ -47,12 +47,12 @@ class Testbed:
     def __init__(self, folder):
         self.folder = folder
 
-    def run(self, *command, check=True, **options):
-        """Output of a command on the login node."""
+    def run(self, *command, check=True, box="ctl", **options):
+        """Output of a command on the login node, or on one of the others."""
         done = subprocess.run(
             [self.folder / "in", *map(str, command)],
             cwd=ROOT,
-            env=environment(),
+            env=environment() | {"BOX": box},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -18,22 +18,29 @@ pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture(scope="module")
-def local(prepared, tmp_path_factory):
-    """Run through by the profile for one machine."""
-    directory = prepared.copy(tmp_path_factory.mktemp("local") / "run")
-    directory.run()
-    return directory
+def runs(prepared, testbed, tmp_path_factory):
+    """Directories run through, beside each other, by the profile for one machine and by that for Slurm.
 
-
-@pytest.fixture(scope="module")
-def clustered(prepared, testbed, tmp_path_factory):
-    """The same by the profile slurm; `jobs` are those that it submitted, Slurm's account with the rule of each."""
-    directory = prepared.copy(tmp_path_factory.mktemp("clustered") / "run")
-    code, output = testbed.start(directory, *ONE_THREAD).wait(timeout=1500)
+    The second one's `jobs` are those that it submitted, Slurm's account with the rule of each.
+    """
+    local, clustered = (prepared.copy(tmp_path_factory.mktemp(name) / "run") for name in ("local", "clustered"))
+    run = testbed.start(clustered, *ONE_THREAD)
+    local.run()
+    code, output = run.wait(timeout=1500)
     assert code == 0, output
     rules = submitted(output)
-    directory.jobs = [job | {"rule": rules[job["JobId"]]} for job in testbed.ended() if job["JobId"] in rules]
-    return directory
+    clustered.jobs = [job | {"rule": rules[job["JobId"]]} for job in testbed.ended() if job["JobId"] in rules]
+    return local, clustered
+
+
+@pytest.fixture
+def local(runs):
+    return runs[0]
+
+
+@pytest.fixture
+def clustered(runs):
+    return runs[1]
 
 
 def data_files(directory):

@@ -76,7 +76,7 @@ def test_what_waits_is_shown_by_status_and_cancelled_by_ctrl_c(testbed, prepared
 
 def test_a_node_that_goes_down_in_a_fan_out_costs_no_answer(testbed, prepared, tmp_path):
     directory, undisturbed = (prepared.copy(tmp_path / name) for name in ("run", "undisturbed"))
-    undisturbed.run(ANSWERS)
+    beside = ThreadPoolExecutor().submit(undisturbed.run, ANSWERS)
     directory.configure(directory.config | {"teacher": directory.config["teacher"] | {"shards": 4}})
     run = testbed.start(directory, ANSWERS, *ONE_THREAD)
     on_first = ["n1", "generate_answers"]
@@ -87,6 +87,7 @@ def test_a_node_that_goes_down_in_a_fan_out_costs_no_answer(testbed, prepared, t
     code, output = run.wait(timeout=300)
     assert code == 0, output
     assert list(submitted(output).values()).count("generate_answers") == 4  # Slurm starts them again, not Snakemake
+    beside.result()
     assert read_lines(directory / ANSWERS) == read_lines(undisturbed / ANSWERS)
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from running import CONFIG, ONE_THREAD, SCRIPTS, Directory, make_models, make_records, merge, read_lines
@@ -35,12 +36,17 @@ def prepared(tmp_path_factory, testbed):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, prepared):
-    """The same, trained by one process each: without Slurm `nodes` is one."""
+    """The same, trained by one process each, since without Slurm `nodes` is one; beside the tests, until called."""
     directory = prepared.copy(tmp_path_factory.mktemp("alone") / "copy")
-    directory.run(*targets())
-    for name in STUDENTS:
-        assert "no Slurm job" in (directory / f"logs/train_student/{name}/banks.log").read_text()
-    return directory
+    training = ThreadPoolExecutor().submit(directory.run, *targets())
+
+    def alone():
+        training.result()
+        for name in STUDENTS:
+            assert "no Slurm job" in (directory / f"logs/train_student/{name}/banks.log").read_text()
+        return directory
+
+    return alone
 
 
 def assert_same_run(folder, other):
@@ -110,7 +116,7 @@ def test_two_nodes_give_what_one_process_does_through_a_requeue_and_a_node_that_
         assert "Nodes=n[1-2]" in shown
         assert "GRES=gpu:1" in shown  # of each node
         assert ended[job] == "COMPLETED"
-        assert_same_run(directory / f"output/{name}/banks", alone / f"output/{name}/banks")
+        assert_same_run(directory / f"output/{name}/banks", alone() / f"output/{name}/banks")
     assert_same_run(directory / "output/copies/banks", directory / "output/shares/banks")
 
 
@@ -131,7 +137,7 @@ def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(testbed, prepa
         ),
     ).strip()
     wait_until(lambda: find_checkpoint(directory, "copies"), seconds=240, why="for a checkpoint")
-    testbed.run("scancel", "--signal=USR1", job)
+    testbed.run("pkill", "--oldest", "-USR1", "-x", "srun", box="n1")  # as the shell around the command does
     wait_until(lambda: testbed.state(job) == "FAILED", why="for the training to end")
     text = (directory / "job.log").read_text()
     assert [end["ExitCode"] for end in testbed.ended() if end["JobId"] == job] == ["143:0"], text
@@ -143,4 +149,4 @@ def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(testbed, prepa
     wait_until(lambda: testbed.state(job) == "COMPLETED", seconds=240, why="for the training to go on and end")
     text = (directory / "job.log").read_text()
     assert f"checkpoint-{stopped}" in text.split("going on from ")[1].splitlines()[0]
-    assert_same_run(directory / "output/copies/banks", alone / "output/copies/banks")
+    assert_same_run(directory / "output/copies/banks", alone() / "output/copies/banks")

@@ -58,21 +58,25 @@ def get_training_pace(wildcards):
     return Untracked(commands.pace_flags(config, wildcards.student))
 
 
+def get_training_settings(wildcards):
+    return config["students"][wildcards.student]["train"]
+
+
 def get_training_nodes(wildcards):
     """Machines that train together; None for one, as the other resources that only several have."""
-    nodes = config["students"][wildcards.student]["train"]["nodes"]
+    nodes = get_training_settings(wildcards)["nodes"]
     return nodes if nodes > 1 else None
 
 
 def get_asked_nodes(wildcards):
     """The same, but one where a job has several GPUs, which Slurm would take from where they are."""
-    gpus = config["students"][wildcards.student]["train"]["gpus_per_node"]
+    gpus = get_training_settings(wildcards)["gpus_per_node"]
     return get_training_nodes(wildcards) or (1 if gpus > 1 else None)
 
 
 def get_training_gpus(wildcards):
     """Those of all nodes."""
-    train = config["students"][wildcards.student]["train"]
+    train = get_training_settings(wildcards)
     return get_gpus() * train["nodes"] * train["gpus_per_node"]
 
 
@@ -88,7 +92,7 @@ def get_training_mpi(wildcards):
 
 def get_training_launch(wildcards, threads):
     """What runs the script: Python, or torchrun on each node where several processes train."""
-    train = config["students"][wildcards.student]["train"]
+    train = get_training_settings(wildcards)
     if train["nodes"] == train["gpus_per_node"] == 1:
         return Untracked("python")
     options = commands.flags({"nodes": train["nodes"], "gpus": train["gpus_per_node"], "cpus": threads})

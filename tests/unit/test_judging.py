@@ -32,7 +32,7 @@ def judged(tmp_path, models, records):
         paths[model] = tmp_path / f"scores/{model}/banks.predictions.jsonl"
         argv = ["--test", tmp_path / "data/train.jsonl", "--category", "banks", "--model", models[model]]
         predict_answers.main(
-            [*map(str, argv), *SHORT, "--out", str(paths[model]), *FP32, "--kept", str(tmp_path / "kept")]
+            [*map(str, argv), *SHORT, "--out", str(paths[model]), *FP32, "--journal", str(tmp_path / "kept")]
         )
     argv = ["--predictions", paths["student"], paths["teacher"], "--model", models["teacher"], "--out", paths["out"]]
     paths["argv"] = [*map(str, argv), "--journal", str(tmp_path / "journal"), *FP32, "--batch-size", "1"]

@@ -26,7 +26,7 @@ def run(tmp_path, models, records, caplog):
         caplog.clear()
         out = tmp_path / f"evaluation/student/banks.{script.__name__}.jsonl"
         argv = [*asked[script], "--category", "banks", "--model", models["student"], "--out", out, *options]
-        script.main([*map(str, argv), *FAST, "--kept", str(tmp_path / "kept")])
+        script.main([*map(str, argv), *FAST, "--journal", str(tmp_path / "kept")])
         (line,) = [record.args for record in caplog.records if "in the cache" in record.msg]
         return [record for _, record in read_jsonl(out)], line[1:]
 

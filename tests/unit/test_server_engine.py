@@ -564,7 +564,7 @@ def test_a_served_teacher_is_evaluated_without_torch_and_without_perplexity(tmp_
         )
     out = tmp_path / "teacher/banks.predictions.jsonl"
     argv = ["--test", tmp_path / "test.jsonl", "--category", "banks", "--model", "m", "--engine", "openai"]
-    argv += ["--no-likelihood", "--temperature", "0", "--out", out, "--kept", tmp_path / "kept"]
+    argv += ["--no-likelihood", "--temperature", "0", "--out", out, "--journal", tmp_path / "kept"]
     code = "import sys; sys.modules['torch'] = None; import predict_answers; predict_answers.main(sys.argv[1:])"
     with FakeServer(lambda body, number: completion('<answer>{"holding_log_delta": 0.5}</answer>')) as fake:
         done = run_python(code, *argv, "--base-url", fake.url)

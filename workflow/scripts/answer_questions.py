@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--system", required=True, help="system text of all questions")
     parser.add_argument("--category", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kept", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
+    parser.add_argument("--journal", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
     add_engine_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     """Answer and write."""
     args = parse_args(argv)
     engine = build_engine(args)
-    journal = find_journal(args.kept, args.out, code_digest(Path(__file__)))
+    journal = find_journal(args.journal, args.out, code_digest(Path(__file__)))
     answers = answer_questions(args.questions, args.system, engine, journal)
     write_jsonl(args.out, ({"category": args.category} | answer for answer in answers))
     forget_others(journal, engine)

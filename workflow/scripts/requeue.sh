@@ -74,7 +74,7 @@ end_job() {
   exit "$code"
 }
 
-stopped= watching= left=
+stopped= watching= left=none
 trap 'stopped=yes' TERM USR1
 trap 'end_job $?' EXIT
 
@@ -83,7 +83,7 @@ trap 'end_job $?' EXIT
 # The job before this one in a group has taken the time.
 if [[ $left && $left != none ]] && ((left <= 0)); then stopped=yes; fi
 [[ -z $stopped ]] || exit 143
-if [[ $left != none ]] && command -v squeue > /dev/null; then
+if [[ $left != none ]]; then
   watch_time "$left" < /dev/null > /dev/null 2>&1 &
   watching=$!
 fi

@@ -44,20 +44,20 @@ def predict(
     return predictions
 
 
-def find_journal(kept: Path, out: Path, code: str) -> Path:
+def find_journal(folder: Path, out: Path, code: str) -> Path:
     """Where the answers of `…/{model}/{category}.{kind}.jsonl` are kept, apart for each digest of the code.
 
     >>> str(find_journal(Path("kept"), Path("output/student/banks.predictions.jsonl"), "0a"))
     'kept/student/banks.predictions/0a'
     """
-    return kept / out.parent.name / out.stem / code
+    return folder / out.parent.name / out.stem / code
 
 
 def forget_others(journal: Path, engine: Engine) -> None:
     """Remove the kept answers of models and code that were there before for the same output."""
-    for path in [*journal.parent.iterdir(), *journal.iterdir()]:
-        if path not in (journal, journal / engine.fingerprint()):
-            shutil.rmtree(path, ignore_errors=True)  # it is in no one's way
+    own = {journal, journal / engine.fingerprint()}
+    for path in {*journal.parent.iterdir(), *journal.iterdir()} - own:
+        shutil.rmtree(path, ignore_errors=True)  # it is in no one's way
 
 
 def get_test(record: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class GuardedExecutor(plugin.Executor):
 
     def is_forgotten(self, number: str) -> bool:
         """Whether squeue has not listed a job several times: one of this cluster, where sacct lists new ones late."""
-        is_listed = any(one in (self.answer or {}) for one in (number, number.split("_")[0]))
+        is_listed = any(one in (self.answer or {}) for one in plugin._status_lookup_ids(number))
         if is_listed or not self.is_complete or self._submitted_job_clusters:
             self.in_vain.pop(number, None)
         else:

@@ -23,10 +23,10 @@ from typing import Any
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from distill.cache import CacheWriter, iterate_answers  # noqa: E402
-from distill.files import write_json, write_jsonl  # noqa: E402
-from distill.sampling import Generated, Request  # noqa: E402
-from distill.teacher import Asking, answer_prompts, load_prompts  # noqa: E402
+from distill.common.files import write_json, write_jsonl  # noqa: E402
+from distill.generation.answer_cache import CacheWriter, iterate_answers  # noqa: E402
+from distill.generation.sampling import Generated, Request  # noqa: E402
+from distill.teacher.generate_answers import Asking, answer_prompts, load_prompts  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SYSTEM = "You are the manager of a pension fund that holds stocks for the long term. " * 6

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow/scripts"))
 
-from distill.files import write_json  # noqa: E402
+from distill.common.files import write_json  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 TESTBED = ROOT / "tests/slurm"

@@ -25,13 +25,14 @@ import torch
 from machine import describe_machine
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, Qwen2Config
 
-from distill.chat import encode_prompt
-from distill.errors import run_script
-from distill.files import read_jsonl, write_json
-from distill.generation import generate_requests, left_pad, stop_ids
-from distill.models import load_model, load_tokenizer, memory_mb, select_device, select_dtype
-from distill.records import get_texts
-from distill.sampling import Request, Sampling
+from distill.common.errors import run_script
+from distill.common.files import read_jsonl, write_json
+from distill.generation.generate import generate_requests, left_pad, stop_ids
+from distill.generation.sampling import Request, Sampling
+from distill.models.chat import encode_prompt
+from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
+from distill.models.memory import memory_mb
+from distill.records.raw_records import get_texts
 
 SHAPES = {
     "qwen2.5-7b": {

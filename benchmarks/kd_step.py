@@ -29,10 +29,10 @@ import torch
 from kd_ways import OTHERS, OURS, SHAPES, count_operations, describe_models, expected_losses, make_step
 from machine import describe_machine
 
-from distill.errors import InputError, run_script
-from distill.files import write_json
-from distill.memory import keep_freed_memory
-from distill.models import memory_mb, select_device
+from distill.common.errors import InputError, run_script
+from distill.common.files import write_json
+from distill.models.load import select_device
+from distill.models.memory import keep_freed_memory, memory_mb
 
 # Relative difference that is rounding of a way's first loss.
 ROUNDING = {"fp32": {"hidden": 2e-3}, "bf16": {}}

@@ -12,17 +12,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from distill.batching import Example
-from distill.completions import take_rows
-from distill.files import write_json
-from distill.losses import ExactTeacher, Objective, distillation_loss
-from distill.models import decoder_and_head, load_model
-from distill.padding import collate, to_device
-from distill.signal_shards import ShardWriter, save_whole
-from distill.signal_teacher import SignalTeacher
-from distill.signals import HEAD, INDEX, SignalReader, fingerprint_parts, signal_key
-from distill.teachers import HiddenSignal, OnlineTeacher, Signal, TopKSignal
-from distill.training import score_completions
+from distill.common.files import write_json
+from distill.models.completions import collate, decoder_and_head, take_rows, to_device
+from distill.models.examples import Example
+from distill.models.load import load_model
+from distill.student.loss import ExactTeacher, Objective, distillation_loss
+from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
+from distill.student.trainer import score_completions
+from distill.teacher.signal_files import HEAD, INDEX, SignalReader, fingerprint_parts, signal_key
+from distill.teacher.signal_shards import ShardWriter, save_whole
+from distill.teacher.signal_teacher import SignalTeacher
 
 
 def qwen2(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Any:

@@ -27,19 +27,18 @@ import numpy as np
 import torch
 from machine import describe_machine
 
-from distill.bootstrap import Statistic, estimate_all
-from distill.completions import take_rows
-from distill.errors import InputError, run_script
-from distill.examples import encode_examples
-from distill.files import write_json, write_jsonl
-from distill.losses import ExactTeacher, Objective, TopKTeacher, distillation_loss
-from distill.models import decoder_and_head, load_model, load_tokenizer
-from distill.padding import collate
-from distill.records import get_uid
-from distill.signal_teacher import top_log_probabilities
-from distill.signals import topk_at, vocabulary_size
-from distill.splits import read_split
-from distill.storage import bytes_per_token
+from distill.common.errors import InputError, run_script
+from distill.common.files import write_json, write_jsonl
+from distill.evaluation.bootstrap import Statistic, estimate_all
+from distill.models.completions import collate, decoder_and_head, take_rows
+from distill.models.examples import encode_examples
+from distill.models.load import load_model, load_tokenizer
+from distill.records.raw_records import get_uid
+from distill.records.splits import read_split
+from distill.student.loss import ExactTeacher, Objective, TopKTeacher, distillation_loss
+from distill.teacher.signal_files import topk_at, vocabulary_size
+from distill.teacher.signal_size import bytes_per_token
+from distill.teacher.signal_teacher import top_log_probabilities
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
 SYSTEM = "You are a helpful assistant who answers in two sentences."

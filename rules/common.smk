@@ -10,11 +10,12 @@ from snakemake.logging import logger
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from distill import answers_page, commands, experiment
-from distill.config import check_config, get_name_pattern
-from distill.digest import code_digest, files_digest
-from distill.errors import InputError
-from distill.model_files import fingerprint_folder
+from distill.common.digest import code_digest, files_digest
+from distill.common.errors import InputError
+from distill.models.fingerprint import fingerprint_folder
+from distill.plan import command_lines as commands, experiment
+from distill.plan.schema import check_config, get_name_pattern
+from distill.report import answers_page
 
 try:
     config = check_config(config)
@@ -30,9 +31,9 @@ if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process:
 
 # Where the Slurm executor is installed, and may be chosen.
 if workflow.is_main_process and "snakemake_executor_plugin_slurm" in sys.modules:
-    from distill import slurm_guard
+    from distill.plan import slurm_executor
 
-    slurm_guard.install()
+    slurm_executor.install()
 
 
 # The jobs of a group come one after the other where a profile limits these; each group has its own.

@@ -9,7 +9,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from running import merge
 
-from distill.config import (
+from distill.common.errors import InputError
+from distill.plan.schema import (
     check_config,
     describe_allowed,
     format_place,
@@ -18,7 +19,6 @@ from distill.config import (
     load_schema,
     walk_schema,
 )
-from distill.errors import InputError
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 EXAMPLES = sorted(CONFIG.glob("*.yaml"))

@@ -108,7 +108,7 @@ def merge(base, changes):
 
 def planned(output):
     """Jobs that a dry run lists, as sorted (rule, category) pairs."""
-    from distill.status import parse_dry_run
+    from distill.plan.status import parse_dry_run
 
     return sorted((job.rule, job.wildcards.get("category", "")) for job in parse_dry_run(output)[0])
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import train_student as script
-from distill import student as student_module
-from distill.files import dump_json, escape_line
+from distill.common.files import dump_json, escape_line
+from distill.student import train_student as student_module
 
 
 class Killed(BaseException):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from running import ROOT
 
-from distill.errors import InputError
+from distill.common.errors import InputError
 
 # Not for longer than its import: a benchmark and a script may have one name.
 known = list(sys.path)

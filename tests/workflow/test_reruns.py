@@ -132,11 +132,11 @@ def change(checkout, name, old, new):
     ("name", "old", "new", "reruns"),
     [
         ("split_answers.py", "import argparse\n", "# a remark\nimport argparse\n", set()),
-        ("distill/splits.py", '"""', '"""Another docstring. ', set()),
-        ("distill/model_card.py", "# {student}: {category}", "# {category}: {student}", {"train_student"}),
-        ("distill/progress.py", "30.0", "31.0", set()),
-        ("distill/batches.py", '"cpu": 32', '"cpu": 16', {"generate_answers", "predict_answers"}),
-        ("distill/tables.py", "import ", "import string\nimport ", {"tabulate_scores"}),
+        ("distill/records/splits.py", '"""', '"""Another docstring. ', set()),
+        ("distill/student/model_card.py", "# {student}: {category}", "# {category}: {student}", {"train_student"}),
+        ("distill/common/progress.py", "30.0", "31.0", set()),
+        ("distill/models/batches.py", '"cpu": 32', '"cpu": 16', {"generate_answers", "predict_answers"}),
+        ("distill/evaluation/score_table.py", "import ", "import string\nimport ", {"tabulate_scores"}),
     ],
     ids=["comment", "docstring", "training", "progress", "generation", "table"],
 )

@@ -133,7 +133,7 @@ def test_a_signal_that_is_made_anew_finds_what_snakemake_left(copy):
 
 
 def test_status_has_a_column_for_each_step(trained):
-    from distill.status import render_table
+    from distill.plan.status import render_table
 
     output = trained.run("--dry-run", "--nocolor", "--forceall")
     table = render_table(trained.run("--dry-run", "--nocolor"), output, colour=False)

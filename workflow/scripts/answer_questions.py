@@ -8,14 +8,15 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.arguments import add_engine_arguments, add_model_arguments, add_sampling_arguments
-from distill.digest import code_digest
-from distill.engines import build_engine
-from distill.errors import run_script
-from distill.files import write_jsonl
-from distill.prediction import answer_questions, find_journal, forget_others
+from distill.common.arguments import add_model_arguments
+from distill.common.digest import code_digest
+from distill.common.errors import run_script
+from distill.common.files import write_jsonl
+from distill.evaluation.predict import answer_questions, find_journal, forget_others
+from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
+from distill.generation.engine import build_engine
 
-log = logging.getLogger("answer_questions")
+logger = logging.getLogger("answer_questions")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     answers = answer_questions(args.questions, args.system, engine, journal)
     write_jsonl(args.out, ({"category": args.category} | answer for answer in answers))
     forget_others(journal, engine)
-    log.info("%d answers -> %s", len(answers), args.out)
+    logger.info("%d answers -> %s", len(answers), args.out)
 
 
 if __name__ == "__main__":

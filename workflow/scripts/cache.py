@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 import generate_answers
-from distill.cache_listing import check_sharing, find_uses, list_cache, prune_cache
-from distill.errors import run_script
+from distill.common.errors import run_script
+from distill.plan.prune_cache import check_sharing, find_uses, list_cache, prune_cache
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 

@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from distill.arguments import add_model_arguments, count
-from distill.errors import run_script
-from distill.splits import read_split
+from distill.common.arguments import add_model_arguments, count
+from distill.common.errors import run_script
+from distill.records.splits import read_split
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Compare and print."""
     args = parse_args(argv)
     records = [record for name in ("train", "val") for record in read_split(args.data, name)]
-    from distill.signal_jobs import compare_signal  # torch: not before bad input ends it
+    from distill.teacher.compute_signal import compare_signal  # torch: not before bad input ends it
 
     found = compare_signal(vars(args), records)
     print(f"{'uid':<34}{'tokens':>8}{'divergence':>14}{'largest difference':>20}")

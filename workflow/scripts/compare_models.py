@@ -10,16 +10,10 @@ Writes category,model,other,metric,difference,ci_low,ci_high,p_value,n; differen
 import argparse
 import logging
 
-from distill.comparison import (
-    Pair,
-    Scoring,
-    compare_models,
-    load_models,
-    sort_files,
-)
-from distill.comparison_table import write_comparisons
-from distill.errors import run_script
-from distill.scores import METRIC_GROUPS, TOKENIZERS
+from distill.common.errors import run_script
+from distill.evaluation.compare import Pair, Scoring, compare_models, load_models, sort_files
+from distill.evaluation.comparison_table import write_comparisons
+from distill.evaluation.scores import METRIC_GROUPS, TOKENIZERS
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ Signals that are there already are not computed again, whatever ended the run th
 import argparse
 from pathlib import Path
 
-from distill.arguments import add_model_arguments, batch_size, count
-from distill.errors import run_script
-from distill.splits import read_split
+from distill.common.arguments import add_model_arguments, batch_size, count
+from distill.common.errors import run_script
+from distill.records.splits import read_split
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     """Compute and write."""
     args = parse_args(argv)
     train, val = read_split(args.data, "train"), read_split(args.data, "val")
-    from distill.signal_jobs import compute_signal  # torch: not before bad input ends it
+    from distill.teacher.compute_signal import compute_signal  # torch: not before bad input ends it
 
     compute_signal(vars(args), train, val)
 

@@ -9,7 +9,7 @@ The teacher is loaded on the CPU, unquantized, its adapter merged.
 import argparse
 from pathlib import Path
 
-from distill.errors import run_script
+from distill.common.errors import run_script
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Copy and write."""
     args = parse_args(argv)
-    from distill.copied import copy_layers  # torch: not before bad arguments end it
+    from distill.student.copy_layers import copy_layers  # torch: not before bad arguments end it
 
     copy_layers(args.model, args.adapter, args.dtype, args.layers, args.out)
 

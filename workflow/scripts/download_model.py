@@ -12,10 +12,10 @@ import os
 import signal
 from pathlib import Path
 
-from distill.arguments import count
-from distill.downloads import download
-from distill.errors import run_script
-from distill.hub_clients import open_hub
+from distill.common.arguments import count
+from distill.common.errors import run_script
+from distill.models.download import download
+from distill.models.hub_clients import open_hub
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -8,8 +8,8 @@ takes its name.
 
 import argparse
 
-from distill.arguments import add_export_arguments
-from distill.errors import run_script
+from distill.common.arguments import add_export_arguments
+from distill.common.errors import run_script
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Write and check."""
     args = parse_args(argv)
-    from distill.export import export_student  # torch: not before bad arguments end it
+    from distill.export.export_model import export_student  # torch: not before bad arguments end it
 
     export_student(args.student, "gguf", args.dtype, args.device, args.out)
 

@@ -10,8 +10,8 @@ the same; the divergence from the teacher is not part of it, since LLaMA-Factory
 import argparse
 
 import train_student
-from distill.errors import run_script
-from distill.llamafactory import export_training
+from distill.common.errors import run_script
+from distill.export.llamafactory import export_training
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:

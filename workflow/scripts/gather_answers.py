@@ -10,17 +10,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.gathering import gather_answers
+from distill.common.errors import run_script
+from distill.teacher.gather_answers import gather_answers
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", required=True, type=Path, help="all prompts of the category (JSONL)")
-    files = {"required": True, "type": Path, "nargs": "+", "metavar": "FILE"}
-    parser.add_argument("--shards", **files, help="answers of all shards, from the first to the last (JSONL)")
-    parser.add_argument("--shard-stats", **files, help="their counts, in the same order")
+    for name, text in (
+        ("--shards", "answers of all shards, from the first to the last (JSONL)"),
+        ("--shard-stats", "counts of all shards, in the same order"),
+    ):
+        parser.add_argument(name, required=True, type=Path, nargs="+", metavar="FILE", help=text)
     parser.add_argument("--out", required=True, type=Path, help="answers of the category")
     parser.add_argument("--stats", required=True, type=Path, help="counts of the category")
     return parser.parse_args(argv)

@@ -13,21 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.arguments import (
-    add_answer_arguments,
-    add_engine_arguments,
-    add_model_arguments,
-    add_sampling_arguments,
-    count,
-    retries,
-)
-from distill.engines import build_engine
-from distill.errors import run_script
-from distill.files import write_json, write_jsonl
-from distill.shards import parse_shard, select_shard
-from distill.teacher import Asking, answer_prompts, load_prompts
+from distill.common.arguments import add_answer_arguments, add_model_arguments, count, retries
+from distill.common.errors import run_script
+from distill.common.files import write_json, write_jsonl
+from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
+from distill.generation.engine import build_engine
+from distill.teacher.generate_answers import Asking, answer_prompts, load_prompts
+from distill.teacher.shards import parse_shard, select_shard
 
-log = logging.getLogger("generate_answers")
+logger = logging.getLogger("generate_answers")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -68,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(args.stats, stats)
     found = "".join(f"; {problem}: {count}" for problem, count in problems.most_common())
     unusable = problems.total()
-    log.info("%d answers written: %d usable, %d not%s", written, written - unusable, unusable, found)
+    logger.info("%d answers written: %d usable, %d not%s", written, written - unusable, unusable, found)
 
 
 if __name__ == "__main__":

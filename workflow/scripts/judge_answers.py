@@ -11,13 +11,13 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.arguments import add_model_arguments, batch_size
-from distill.errors import run_script
-from distill.files import write_jsonl
-from distill.judging import find_models, judge
-from distill.prediction_files import load_predictions
+from distill.common.arguments import add_model_arguments, batch_size
+from distill.common.errors import run_script
+from distill.common.files import write_jsonl
+from distill.evaluation.judge import find_models, judge
+from distill.evaluation.prediction_files import load_predictions
 
-log = logging.getLogger("judge_answers")
+logger = logging.getLogger("judge_answers")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -37,14 +37,16 @@ def main(argv: list[str] | None = None) -> None:
     """Judge and write."""
     args = parse_args(argv)
     predictions = {model: load_predictions([path], []) for model, path in find_models(args.predictions).items()}
-    from distill.local_engine import LocalEngine  # torch: not before bad input ends it
-    from distill.model_source import ModelSource
-    from distill.sampling import Sampling
+    from distill.generation.sampling import Sampling
+    from distill.generation.transformers_engine import (
+        LocalEngine,  # torch: not before bad input ends it
+        ModelSource,
+    )
 
     source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
     engine = LocalEngine(source, Sampling(max_new_tokens=1, temperature=0), args.batch_size)
     count = write_jsonl(args.out, judge(predictions, engine, args.journal))
-    log.info("%d judged answers of %d models -> %s", count, len(predictions), args.out)
+    logger.info("%d judged answers of %d models -> %s", count, len(predictions), args.out)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.demo_data import write_demo_data
-from distill.errors import run_script
+from distill.common.errors import run_script
+from distill.demo.data import write_demo_data
 
 logger = logging.getLogger("make_demo_data")
 

@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.prompts import make_prompts
+from distill.common.errors import run_script
+from distill.records.prompts import make_prompts
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

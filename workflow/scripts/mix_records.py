@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.mixing import Labels, Source, mix_records
-from distill.shares import parse_fraction
+from distill.common.errors import run_script
+from distill.common.hashing import parse_fraction
+from distill.records.mix import Labels, Source, mix_records
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -7,9 +7,9 @@ r"""Draw the differences between models with their 95 % intervals.
 import argparse
 import logging
 
-from distill.comparison_figure import draw_comparisons
-from distill.comparison_table import read_comparisons
-from distill.errors import run_script
+from distill.common.errors import run_script
+from distill.evaluation.comparison_table import read_comparisons
+from distill.report.comparison_figure import draw_comparisons
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ python workflow/scripts/plot_scores.py --scores output/report/metrics.csv --out 
 import argparse
 import logging
 
-from distill.errors import run_script
-from distill.figures import draw_scores
-from distill.tables import read_scores
+from distill.common.errors import run_script
+from distill.evaluation.score_table import read_scores
+from distill.report.figures import draw_scores
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ r"""Draw the training curves of all students and categories.
 import argparse
 import logging
 
-from distill.errors import run_script
-from distill.figures import draw_training, read_training_log
+from distill.common.errors import run_script
+from distill.report.figures import draw_training, read_training_log
 
 logger = logging.getLogger(__name__)
 

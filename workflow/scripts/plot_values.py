@@ -8,8 +8,8 @@ r"""Draw predicted against true values, a panel a model and category.
 import argparse
 import logging
 
-from distill.errors import run_script
-from distill.figures import draw_values, read_values
+from distill.common.errors import run_script
+from distill.report.figures import draw_values, read_values
 
 logger = logging.getLogger(__name__)
 

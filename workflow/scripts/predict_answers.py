@@ -10,20 +10,16 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.arguments import (
-    add_answer_arguments,
-    add_engine_arguments,
-    add_model_arguments,
-    add_sampling_arguments,
-)
-from distill.digest import code_digest
-from distill.engines import build_engine
-from distill.errors import InputError, run_script
-from distill.files import write_jsonl
-from distill.prediction import find_journal, forget_others, predict
-from distill.splits import read_split
+from distill.common.arguments import add_answer_arguments, add_model_arguments
+from distill.common.digest import code_digest
+from distill.common.errors import InputError, run_script
+from distill.common.files import write_jsonl
+from distill.evaluation.predict import find_journal, forget_others, predict
+from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
+from distill.generation.engine import build_engine
+from distill.records.splits import read_split
 
-log = logging.getLogger("predict_answers")
+logger = logging.getLogger("predict_answers")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -53,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     write_jsonl(args.out, ({"category": args.category} | prediction for prediction in predictions))
     forget_others(journal, engine)
     usable = sum(prediction["usable"] for prediction in predictions)
-    log.info("%d predictions: %d usable, %d not", len(predictions), usable, len(predictions) - usable)
+    logger.info("%d predictions: %d usable, %d not", len(predictions), usable, len(predictions) - usable)
 
 
 if __name__ == "__main__":

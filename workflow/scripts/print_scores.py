@@ -5,8 +5,9 @@ python workflow/scripts/print_scores.py --scores output/report/metrics.csv [--ma
 
 import argparse
 
-from distill.errors import run_script
-from distill.tables import format_markdown, format_text, read_scores
+from distill.common.errors import run_script
+from distill.evaluation.score_table import read_scores
+from distill.report.score_text import format_markdown, format_text
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

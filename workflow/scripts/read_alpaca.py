@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.alpaca import read_alpaca
-from distill.errors import run_script
+from distill.common.errors import run_script
+from distill.records.alpaca import read_alpaca
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,8 +8,8 @@ r"""Make the HTML page of a category's answers side by side: one file, searchabl
 import argparse
 import logging
 
-from distill.answers_page import read_answers, render_page, write_page
-from distill.errors import run_script
+from distill.common.errors import run_script
+from distill.report.answers_page import read_answers, render_page, write_page
 
 logger = logging.getLogger(__name__)
 

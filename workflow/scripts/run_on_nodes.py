@@ -17,9 +17,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from distill.errors import run_script
+from distill.common.errors import run_script
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STOPPED = 128 + signal.SIGTERM
 TOLD = (signal.SIGTERM, signal.SIGUSR1)
@@ -47,7 +47,7 @@ def start_nodes(args: argparse.Namespace, job: int) -> None:
     # A process that fails leaves the others waiting for it.
     command = ["srun", *step, "--kill-on-bad-exit=1", sys.executable, __file__]
     command += ["--nodes", str(args.nodes), "--gpus", str(args.gpus), "--join", address, args.script, *args.arguments]
-    log.info("training on %d nodes, the first is %s", args.nodes, address)
+    logger.info("training on %d nodes, the first is %s", args.nodes, address)
     os.execvp("srun", command)
 
 
@@ -117,9 +117,9 @@ def main(argv: list[str] | None = None) -> None:
         start_nodes(args, int(job))
     processes = count_processes(args.gpus)
     if args.nodes > 1:
-        log.warning("nodes: %d, and this is no Slurm job of as many: training on this machine alone", args.nodes)
+        logger.warning("nodes: %d, and this is no Slurm job of as many: training on this machine alone", args.nodes)
     if processes < args.gpus:
-        log.warning("gpus_per_node: %d, and %d of them are here: %d train", args.gpus, processes, processes)
+        logger.warning("gpus_per_node: %d, and %d of them are here: %d train", args.gpus, processes, processes)
     if processes > 1:
         sys.exit(start_processes(args, processes))
     os.execv(sys.executable, [sys.executable, args.script, *args.arguments])

@@ -14,10 +14,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.files import write_json
-from distill.prediction_files import add_judgements, load_predictions, write_lines
-from distill.scores import METRIC_GROUPS, TOKENIZERS, score_records
+from distill.common.errors import run_script
+from distill.common.files import write_json
+from distill.evaluation.prediction_files import add_judgements, load_predictions, write_lines
+from distill.evaluation.scores import METRIC_GROUPS, TOKENIZERS, score_records
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.serving import build_command, build_request, list_alternatives
+from distill.common.errors import run_script
+from distill.export.serving import build_command, build_request, list_alternatives
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.shares import parse_fraction
-from distill.splits import split_answers
+from distill.common.errors import run_script
+from distill.common.hashing import parse_fraction
+from distill.records.splits import split_answers
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

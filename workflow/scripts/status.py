@@ -8,9 +8,8 @@ directory that are in Slurm's queue are listed below the table.
 
 import sys
 
-from distill.errors import run_script
-from distill.slurm_queue import ask_queue, find_directory, render_queue, select_jobs
-from distill.status import render_table, run_dry
+from distill.common.errors import run_script
+from distill.plan.status import ask_queue, find_directory, render_queue, render_table, run_dry, select_jobs
 
 
 def main(argv: list[str] | None = None) -> None:

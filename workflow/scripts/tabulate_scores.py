@@ -9,8 +9,8 @@ Model and category come from the path; an undefined figure is an empty cell.
 import argparse
 import logging
 
-from distill.errors import run_script
-from distill.tables import gather_scores, write_scores
+from distill.common.errors import run_script
+from distill.evaluation.score_table import gather_scores, write_scores
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.arguments import add_demo_arguments
-from distill.errors import run_script
+from distill.common.errors import run_script
+from distill.demo.arguments import add_demo_arguments
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import torch  # takes seconds, as what follows: not before bad arguments end the script
 
-    from distill import demo_models
-    from distill.demo_tokenizer import read_chats
-    from distill.models import load_model, load_tokenizer
+    from distill.demo import models as demo_models
+    from distill.demo.tokenizer import read_chats
+    from distill.models.load import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(str(args.model))
     split = (args.split_seed, args.val_fraction, args.test_fraction)

@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.arguments import add_demo_arguments
-from distill.errors import run_script
+from distill.common.errors import run_script
+from distill.demo.arguments import add_demo_arguments
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,8 +34,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, check the answer format, write."""
     args = parse_args(argv)
-    from distill import demo_models  # imports torch: not before bad arguments end the script
-    from distill.demo_tokenizer import load_demo_tokenizer, read_chats
+    from distill.demo import models as demo_models  # imports torch: not before bad arguments end the script
+    from distill.demo.tokenizer import load_demo_tokenizer, read_chats
 
     tokenizer = load_demo_tokenizer(args.tokenizer)
     split = (args.split_seed, args.val_fraction, args.test_fraction)

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.errors import run_script
+from distill.common.errors import run_script
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -24,7 +24,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and write."""
     args = parse_args(argv)
-    from distill.demo_tokenizer import write_tokenizer  # takes seconds: not before bad arguments end the script
+    from distill.demo.tokenizer import write_tokenizer  # takes seconds: not before bad arguments end the script
 
     write_tokenizer([*args.sft, *args.grpo], args.out, args.size)
 

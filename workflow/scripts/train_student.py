@@ -11,8 +11,8 @@ any number of them, and --strategy fsdp shares out the weights.
 import argparse
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.splits import read_split
+from distill.common.errors import run_script
+from distill.records.splits import read_split
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train and write."""
     args = parse_args(argv)
     train, val = ([read_split(folder, name) for folder in args.data] for name in ("train", "val"))
-    from distill.student import train_student  # torch: not before bad input ends it
+    from distill.student.train_student import train_student  # torch: not before bad input ends it
 
     train_student(vars(args), train, val)
 

@@ -10,9 +10,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.errors import run_script
-from distill.llamafactory import SHARES, write_datasets
-from distill.splits import read_split
+from distill.common.errors import run_script
+from distill.export.llamafactory import SHARES, write_datasets
+from distill.records.splits import read_split
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.deployed_card import Exported, write_card
-from distill.errors import run_script
-from distill.model_names import FULL, VARIANTS
-from distill.tables import gather_scores
+from distill.common.errors import run_script
+from distill.common.names import FULL, VARIANTS
+from distill.evaluation.score_table import gather_scores
+from distill.export.model_card import Exported, write_card
 
-log = logging.getLogger("write_model_card")
+logger = logging.getLogger("write_model_card")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     given = {field: getattr(args, field) for field in Exported._fields if field != "evaluated"}
     scores = gather_scores(args.metrics)
     write_card(Exported(evaluated=evaluated, **given), args.training, scores, args.out)
-    log.info("%s: scores of %s", args.out, ", ".join(dict.fromkeys(score.model for score in scores)))
+    logger.info("%s: scores of %s", args.out, ", ".join(dict.fromkeys(score.model for score in scores)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""Perplexity's sums against a plain float64 computation, one record at a time."""
+
+import pytest
+import torch
+from tiny import build_model
+
+from distill.evaluation.likelihood import answer_likelihoods
+from distill.models.chat import encode_completion, encode_prompt
+from distill.models.completions import score_rows
+
+
+def test_sums_equal_a_record_by_record_computation(tokenizer, prompts):
+    model = build_model(scale=3.0)
+    tests = [
+        prompt | {"answer": f"me {number} more" * (number + 1), "is_whole": number % 2 == 0}
+        for number, prompt in enumerate(prompts)
+    ]
+    found = answer_likelihoods(model, tokenizer, tests, batch_size=3)
+    for test, (nll, tokens, hits) in zip(tests, found, strict=True):
+        start = encode_prompt(tokenizer, test["system"], test["prompt"])
+        end = encode_completion(tokenizer, test["answer"], test["is_whole"])
+        with torch.no_grad():
+            logits = model(torch.tensor([start + end])).logits[0].double()
+        logp = logits.log_softmax(dim=-1)
+        expected = -sum(logp[len(start) + i - 1, token].item() for i, token in enumerate(end))
+        assert tokens == len(end)
+        likeliest = logp[len(start) - 1 : -1].argmax(dim=-1).tolist()
+        assert hits == sum(map(int.__eq__, likeliest, end))
+        assert nll == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_likeliest_tokens_are_counted_across_chunks():
+    torch.manual_seed(0)
+    rows, head = torch.randn(9, 4), torch.nn.Linear(4, 7)
+    likeliest = head(rows).argmax(dim=-1)
+    is_hit = torch.arange(9) % 3 != 0
+    targets = torch.where(is_hit, likeliest, (likeliest + 1) % 7)
+    nll, hits = score_rows(rows, head, targets, chunk=2)
+    assert hits.tolist() == is_hit.tolist()
+    logp = head(rows).double().log_softmax(dim=-1)
+    assert nll.tolist() == pytest.approx((-logp[torch.arange(9), targets]).tolist(), rel=1e-5)

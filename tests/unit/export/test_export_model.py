@@ -1,0 +1,170 @@
+"""GGUF files that transformers reads as the model they were, checks that can fail, and how quantized folders load."""
+
+import json
+import os
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from tiny import build_model, build_tokenizer
+from tokenizers import Regex, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from distill.common.errors import InputError
+from distill.export import export_model as export
+from distill.export import gguf_tokenizer
+from distill.export import gguf_weights as gguf_file
+from distill.export.export_model import call_fresh, check_export, copy_files
+from distill.export.gguf_tokenizer import SPLITS, find_pre_tokenizer
+from distill.export.gguf_weights import find_layout, write_gguf
+from distill.models.fingerprint import find_gguf, fingerprint_files
+from distill.models.load import load_config, load_model
+
+CPU = torch.device("cpu")
+
+
+def build_llama(tied):
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=352,
+        hidden_size=64,
+        intermediate_size=80,  # no whole blocks of 32: rows of mlp.down_proj stay in float16
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def save_student(folder, kind="llama", tied=False):
+    """A student whose attention decides its logits, so that heads in the wrong order show."""
+    model = build_llama(tied) if kind == "llama" else build_model(hidden=64, tied=tied)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "_proj" in name:
+                weight.mul_(10)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def make_gguf(student, folder):
+    folder.mkdir()
+    write_gguf(student, folder / "model.gguf")
+    copy_files(Path(student), folder, with_weights=False)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_gguf_file_is_the_model_to_the_rounding_of_its_blocks(tmp_path, kind, tied):
+    student = save_student(tmp_path / "student", kind, tied)
+    folder = make_gguf(student, tmp_path / "gguf")
+    original = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+    # As the file alone describes it: the folder's config.json is not read.
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
+    for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "rope_parameters", "rms_norm_eps"):
+        assert getattr(read.config, name) == pytest.approx(getattr(original.config, name)), name
+    assert read.config.tie_word_embeddings == tied
+    found = read.state_dict()
+    for name, weight in original.state_dict().items():
+        if weight.dim() == 1:
+            assert found[name].equal(weight), name
+            continue
+        size = 32 if weight.shape[-1] % 32 == 0 else 1  # the others are float16, of 10 bits
+        largest = weight.unflatten(-1, (-1, size)).abs().amax(-1, keepdim=True)
+        error = (found[name] - weight).unflatten(-1, (-1, size)).abs()
+        # Half a step, and a little more: the step itself is a float16.
+        assert (error <= 0.55 * largest / (127 if size > 1 else 2**10) + 1e-6).all(), name
+    types = {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(folder / "model.gguf").tensors}
+    assert types["blk.0.attn_q.weight"] == gguf.GGMLQuantizationType.Q8_0
+    assert ("output.weight" in types) == (not tied)
+    assert find_gguf(folder) == "model.gguf"
+    assert find_gguf(student) is None
+
+
+def test_the_check_of_an_export_finds_heads_in_the_wrong_order(tmp_path, monkeypatch):
+    student = save_student(tmp_path / "student")
+    found = check_export(make_gguf(student, tmp_path / "gguf"), student, "gguf", "float32", "cpu")
+    assert found["distance"] < 0.1
+    assert found["answer"]
+    monkeypatch.setattr(gguf_file, "pair_rotated_rows", lambda weight, heads: weight)
+    wrong = make_gguf(student, tmp_path / "wrong")
+    assert fingerprint_files(wrong) != fingerprint_files(tmp_path / "gguf")
+    with pytest.raises(InputError, match="variant gguf: expected logits at a distance of at most 0.3 .* found"):
+        check_export(wrong, student, "gguf", "float32", "cpu")
+
+
+def test_the_check_of_an_export_finds_another_tokenizer(tmp_path, monkeypatch):
+    student = save_student(tmp_path / "student")
+    monkeypatch.setattr(gguf_tokenizer, "list_merges", lambda tokenizer: ["a b"])
+    folder = make_gguf(student, tmp_path / "gguf")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="expected the tokens of"):
+        check_export(folder, student, "gguf", "float32", "cpu")
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(InputError, match="expected generation_config.json, found no such file"):
+        check_export(folder, student, "gguf", "float32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["Phi3ForCausalLM"]}, "LlamaForCausalLM, found Phi3ForCausalLM; leave gguf out"),
+        ({"attention_bias": True}, "expected attention_bias False in config.json, found True"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'default'"),
+        ({"head_dim": 32}, "expected heads that make up the hidden size"),
+    ],
+)
+def test_what_gguf_does_not_hold_is_refused(tmp_path, changes, said):
+    student = save_student(tmp_path / "student")
+    path = tmp_path / "student/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=said):
+        find_layout(student, load_config(student))
+
+
+def test_pre_tokenizers_are_known_by_how_they_cut(tmp_path):
+    tokenizer = build_tokenizer()
+    assert find_pre_tokenizer(tokenizer) == "qwen2"
+    whole, plain = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel(False, use_regex=False)
+    split = next(pattern for pattern, name in SPLITS.items() if name == "llama-bpe")
+    ways = {
+        "gpt-2": whole,
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole]),
+        "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), plain]),
+    }
+    for name, way in ways.items():
+        tokenizer.backend_tokenizer.pre_tokenizer = way
+        assert find_pre_tokenizer(tokenizer) == name
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(InputError, match=r"expected a byte-level BPE tokenizer .* found BPE with .*Whitespace"):
+        find_pre_tokenizer(tokenizer)
+
+
+@pytest.mark.parametrize("variant", ["int8", "nf4"])
+def test_quantized_folders_load_as_they_are_stored(tmp_path, variant):
+    """Weights that are stored in fewer bits were read as numbers once, and gave a model of noise."""
+    student, folder = save_student(tmp_path / "student", "qwen2"), tmp_path / "out"
+    folder.mkdir()
+    export.write_quantized(student, variant, "float32", "cpu", folder)
+    loaded = load_model(str(folder), CPU, torch.float32)
+    assert type(loaded.model.layers[0].mlp.up_proj).__name__ == {"int8": "Linear8bitLt", "nf4": "Linear4bit"}[variant]
+    found = check_export(folder, student, variant, "float32", "cpu")
+    assert found["distance"] < {"int8": 0.2, "nf4": 0.7}[variant]
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (folder / name).read_bytes() == (Path(student) / name).read_bytes()
+
+
+def test_a_fresh_process_gives_back_errors_and_deaths():
+    with pytest.raises(InputError, match="no such folder"):
+        call_fresh(load_config, "./not/there")
+    with pytest.raises(InputError, match="_exit: expected its process to end by itself, found it killed"):
+        call_fresh(os._exit, 9)

@@ -1,0 +1,88 @@
+"""Cards of exported models: what the hub reads of them, and the digest of the settings behind them."""
+
+import pytest
+from huggingface_hub import ModelCard
+from metrics_files import write_metrics
+
+import write_model_card
+from distill.common.errors import InputError
+from distill.export.model_card import is_hub_id, read_training
+from distill.plan import command_lines as commands
+from distill.plan.command_lines import digest_settings
+from distill.plan.schema import check_config
+from distill.student.model_card import render_card
+
+FACTS = {"base_model": "owner/student", "teacher": "owner/teacher", "method": "jsd", "train_records": 90}
+FACTS |= {"val_records": 10, "options": {"beta": 0.3}, "final": {"steps": 7, "loss": 0.5}}
+
+
+def make_config(student=None, export=None, **changes):
+    config = {"categories": ["banks"], "teacher": {"model": "owner/teacher"}, "export": export or {}}
+    return check_config(config | {"students": {"kd": {"model": "owner/student"} | (student or {})}} | changes)
+
+
+def write_card(folder, config, variant="gguf"):
+    training = folder / "training.md"
+    training.write_text(render_card("kd", "banks", FACTS), encoding="utf-8")
+    figures = {"teacher": 30.0, "kd": 25.0, "kd_base": 2.0, "kd_gguf": 24.5}
+    files = [write_metrics(folder, name, "banks", bleu=(value, (value - 1, value + 1), 20), ppl=(2.0, (1.5, 3.0), 20))
+             for name, value in figures.items()]  # fmt: skip
+    options = commands.card_flags(config, "kd", "banks").split()
+    given = ["--variant", variant, "--training", str(training), "--metrics", *map(str, files)]
+    write_model_card.main([*given, *options, "--out", str(folder / "README.md")])
+    return ModelCard.load(folder / "README.md")
+
+
+def test_a_card_says_what_the_model_is_and_what_it_scores(tmp_path):
+    config = make_config(export={"license": "apache-2.0", "language": ["zh"], "datasets": ["owner/a", "owner/b"]})
+    card = write_card(tmp_path, config)
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"], data["library_name"]) == (
+        "owner/student",
+        "quantized",
+        "gguf",
+    )
+    assert (data["license"], data["language"], data["datasets"]) == ("apache-2.0", ["zh"], ["owner/a", "owner/b"])
+    assert {(one.metric_type, one.metric_value) for one in card.data.eval_results} == {("bleu", 24.5), ("ppl", 2.0)}
+    assert "| `kd_gguf` | 2.00 [1.50, 3.00] | 24.5 [23.5, 25.5] | 20 |" in card.text
+    assert "| `teacher` | 2.00 [1.50, 3.00] | 30.0 [29.0, 31.0] | 20 |" in card.text
+    assert "on 90 training and\n10 validation records" in card.text
+    assert digest_settings(config, "kd") in card.text
+    assert "ollama create" in card.text
+
+
+def test_the_student_itself_is_a_finetune_of_what_it_was(tmp_path):
+    card = write_card(tmp_path, make_config(student={"model": {"init": "copy_layers", "layers": 2}}), "full")
+    assert card.data.base_model == "owner/teacher"  # whose layers it began with
+    assert card.data.to_dict()["base_model_relation"] == "finetune"
+    assert {one.metric_value for one in card.data.eval_results} == {25.0, 2.0}
+    assert "license" not in card.data.to_dict()
+
+
+def test_a_folder_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("models/student")
+    (tmp_path / "models/student").mkdir(parents=True)
+    assert not any(map(is_hub_id, ("models/student", "/a/b", "./a", "a", "a/b/c", "modelscope:a/b", None)))
+
+
+def test_a_training_without_a_card_is_told(tmp_path):
+    with pytest.raises(InputError, match="expected the card of a training, found no file"):
+        read_training(tmp_path / "README.md")
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({"device": "cpu", "cache": "elsewhere", "export": {"license": "mit"}}, False),
+        ({"student": {"train": {"save_steps": 7}}}, False),
+        ({"evaluation": {"batch_size": 4}}, False),
+        ({"student": {"train": {"epochs": 7}}}, True),
+        ({"split": {"seed": 7}}, True),
+    ],
+)
+def test_the_digest_counts_what_decides_a_model(changes, counts):
+    config = make_config(**changes)
+    assert (digest_settings(config, "kd") != digest_settings(make_config(), "kd")) == counts
+    more = config | {"students": config["students"] | {"other": config["students"]["kd"]}}
+    assert digest_settings(more, "kd") == digest_settings(config, "kd")

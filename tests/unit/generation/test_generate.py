@@ -1,0 +1,361 @@
+"""Generation: seeded by record, rolling batch, shared beginnings, stopping, memory."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from tiny import build_model
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+
+from distill.common.errors import InputError
+from distill.generation import generate as generation
+from distill.generation import kv_cache as slots
+from distill.generation.generate import Draw, decode_padded, decode_rolling, generate_requests, has_full_attention
+from distill.generation.kv_cache import RowLimit
+from distill.generation.rolling_batch import Job, RollingBatch, count_read
+from distill.generation.sampling import Request, Sampling, record_uniforms
+from distill.models.batches import in_batches
+from distill.models.chat import encode_prompt
+
+SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
+GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(vocabulary=352, scale=8.0)
+
+
+@pytest.fixture
+def requests(prompts):
+    """Of many lengths, some with a beginning in common."""
+    texts = [prompt["prompt"] for prompt in prompts]
+    texts += [f"me=12.5, profit=0.31: {word * 20} {number * word}" for word in ("a", "up") for number in range(1, 6)]
+    return [Request(number, f"uid{number}", "You are a manager.", text) for number, text in enumerate(texts)]
+
+
+def answer(model, tokenizer, requests, sampling=SAMPLING, batch_size=3):
+    batches = generate_requests(model, tokenizer, requests, sampling, batch_size)
+    return {request.key: generated for batch in batches for request, generated in batch}
+
+
+def make_job(tokenizer, requests, sampling):
+    prompts = [encode_prompt(tokenizer, request.system, request.prompt) for request in requests]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    longest = [2 + index % sampling.max_new_tokens for index in range(len(prompts))]
+    keys = [request.key for request in requests]
+    uniforms = (lambda index: record_uniforms(keys[index], 1, 99)) if sampling.temperature else None
+    return Job(prompts, longest, [end], uniforms, Draw(sampling, len(tokenizer)))
+
+
+def test_a_records_answer_does_not_depend_on_its_batch(model, tokenizer, requests):
+    together = answer(model, tokenizer, requests, batch_size=len(requests))
+    alone = answer(model, tokenizer, requests, batch_size=1)
+    backwards = answer(model, tokenizer, requests[::-1])
+    assert together == alone == backwards == answer(model, tokenizer, requests, batch_size=None)
+    assert len({generated.text for generated in together.values()}) > 3
+
+
+def test_the_seed_and_the_sample_change_answers_and_temperature_0_does_not_draw(model, tokenizer, requests):
+    first = answer(model, tokenizer, requests)
+    assert first != answer(model, tokenizer, requests, Sampling(max_new_tokens=12, temperature=1.0, seed=6))
+    again = [Request(r.id, r.uid, r.system, r.prompt, sample=1) for r in requests]
+    assert [first[r.uid] for r in requests] != list(answer(model, tokenizer, again).values())
+    greedy = [Sampling(max_new_tokens=12, temperature=0.0, seed=seed) for seed in (1, 2)]
+    assert answer(model, tokenizer, requests, greedy[0]) == answer(model, tokenizer, requests, greedy[1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100, None])
+def test_greedy_equals_a_plain_loop_without_cache_or_padding(model, tokenizer, requests, batch_size):
+    found = answer(model, tokenizer, requests, Sampling(max_new_tokens=8, temperature=0.0), batch_size)
+    stops = generation.stop_ids(model, tokenizer)
+    for request in requests:
+        ids = encode_prompt(tokenizer, request.system, request.prompt)
+        start = len(ids)
+        while len(ids) < start + 8 and (len(ids) == start or ids[-1] not in stops):
+            with torch.no_grad():
+                ids.append(model(torch.tensor([ids])).logits[0, -1, : len(tokenizer)].argmax().item())
+        assert found[request.uid].text == tokenizer.decode(ids[start:], skip_special_tokens=True)
+        assert (found[request.uid].tokens, found[request.uid].prompt_tokens) == (len(ids) - start, start)
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])
+def test_the_rolling_batch_equals_padded_batches_of_transformers(model, tokenizer, requests, sampling):
+    job = make_job(tokenizer, requests, sampling)
+    rolling, padded = (
+        {index: tokens for batch in decode(model, tokenizer, job, 4) for index, tokens in batch}
+        for decode in (decode_rolling, decode_padded)
+    )
+    assert {len(tokens) for tokens in rolling.values()} > {2, 3, 4}  # they end at different steps
+    end = job.stops[0]
+    cut = {index: tokens[: tokens.index(end) + 1] if end in tokens else tokens for index, tokens in padded.items()}
+    assert rolling == cut
+
+
+def test_every_token_of_a_shared_beginning_is_read_once(model, tokenizer, requests):
+    job = make_job(tokenizer, requests, GREEDY)
+    read = []
+
+    class Counted(RollingBatch):
+        def read(self, taken):
+            read.append(sum(len(job.prompts[waiting.index]) - count_read(waiting) for waiting in taken))
+            return super().read(taken)
+
+    list(Counted(model, job, RowLimit(4, [model.device], 1)).run())
+    groups = generation_groups(job.prompts)
+    shared = sum((len(members) - 1) * length for length, members in groups)
+    assert shared > 200
+    assert sum(read) == sum(map(len, job.prompts)) - shared
+
+
+def generation_groups(prompts):
+    from distill.generation.prefixes import group_by_prefix
+
+    return [(group.length, group.members) for group in group_by_prefix(prompts)]
+
+
+def test_an_answer_that_ends_leaves_its_row_to_the_next(model, tokenizer, requests):
+    job = make_job(tokenizer, requests, SAMPLING)
+    rows = []
+
+    class Watched(RollingBatch):
+        def step(self):
+            rows.append(len(self.rows))
+            super().step()
+
+    found = [pair for batch in Watched(model, job, RowLimit(4, [model.device], 1)).run() for pair in batch]
+    steps = sum(len(tokens) - 1 for _, tokens in found)  # the first comes from reading the prompt
+    assert sum(rows) == steps  # no row is computed after its answer's end
+    assert rows.count(4) > len(rows) * 0.6
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])
+def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(model, tokenizer, requests, sampling):
+    job = make_job(tokenizer, requests, sampling)
+    expected = {index: tokens for batch in decode_rolling(model, tokenizer, job, 8) for index, tokens in batch}
+    seen = []
+
+    class Small(RollingBatch):
+        def step(self):
+            seen.append(len(self.rows))
+            if len(self.rows) > 3 and any(len(answer.tokens) > 3 for answer in self.rows):
+                raise torch.OutOfMemoryError
+            super().step()
+
+        def forward(self, ids, *rest):
+            if ids.shape[0] > 5:
+                raise torch.OutOfMemoryError
+            return super().forward(ids, *rest)
+
+    limit = RowLimit(8, [model.device], 1)
+    found = {index: tokens for batch in Small(model, job, limit).run() for index, tokens in batch}
+    assert found == expected
+    assert limit.size == 2  # remembered
+    assert max(seen) > 3
+
+
+@pytest.mark.parametrize("rows", [1.5, 2.5, 4.5, 7.5])
+def test_memory_that_holds_few_rows_is_enough(model, tokenizer, requests, monkeypatch, rows):
+    """The cache's own allocations fail, whenever it is made or grown, and old and new tensors count together."""
+    job = make_job(tokenizer, requests, GREEDY)
+    expected = {index: tokens for batch in decode_rolling(model, tokenizer, job, 8) for index, tokens in batch}
+    capacity = slots.GROWTH * -(-max(len(p) + n for p, n in zip(job.prompts, job.longest, strict=True)) // slots.GROWTH)
+    row = capacity * 4 * model.config.num_key_value_heads * model.config.hidden_size // model.config.num_attention_heads
+    # Two layers' keys and values, and a copy of one tensor while it grows.
+    budget = rows * row * (2 * 2 + 1)
+    living = weakref.WeakSet()
+    plain = slots.resized
+
+    def resized(tensor, count, capacity):
+        new = count * capacity * tensor.shape[1] * tensor.shape[3] * 4
+        if sum(one.nbytes for one in living) + new > budget:
+            raise torch.OutOfMemoryError
+        made = plain(tensor, count, capacity)
+        living.add(made)
+        return made
+
+    monkeypatch.setattr(slots, "resized", resized)
+    gc.disable()  # what only Python's collector finds does not count as given back
+    try:
+        found = {index: tokens for batch in decode_rolling(model, tokenizer, job, 8) for index, tokens in batch}
+    finally:
+        gc.enable()
+    assert found == expected
+    assert not living
+
+
+def test_a_cpu_that_has_no_memory_halves_too(model, tokenizer, requests):
+    job = make_job(tokenizer, requests, GREEDY)
+
+    class Small(RollingBatch):
+        def step(self):
+            if len(self.rows) > 3:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            super().step()
+
+    limit = RowLimit(8, [model.device], 1)
+    found = {index: tokens for batch in Small(model, job, limit).run() for index, tokens in batch}
+    assert sorted(found) == list(range(len(requests)))
+    assert limit.size == 2
+
+
+def test_few_prompts_take_few_rows(model, tokenizer, requests):
+    batch = RollingBatch(model, make_job(tokenizer, requests[:3], GREEDY), RowLimit(None, [model.device], 1))
+    run = batch.run()
+    next(run)
+    assert len(batch.cache.rows) == 3
+    run.close()
+    assert batch.cache.nbytes == 0
+
+
+def test_nothing_to_ask_is_nothing_to_do(model, tokenizer):
+    assert list(generate_requests(model, tokenizer, [], GREEDY)) == []
+
+
+def test_learned_positions_end_with_the_context(tokenizer, requests):
+    torch.manual_seed(0)
+    lengths = [len(encode_prompt(tokenizer, request.system, request.prompt)) for request in requests]
+    sizes = {"vocab_size": 352, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=max(lengths) + 2, bos_token_id=2, eos_token_id=2)).eval()
+    assert not has_full_attention(gpt2.config)
+    found = answer(gpt2, tokenizer, requests, batch_size=8)
+    assert found[requests[lengths.index(max(lengths))].uid].tokens <= 2
+
+
+def test_what_does_not_fit_alone_is_an_error(model, tokenizer, requests):
+    class Full(RollingBatch):
+        def step(self):
+            raise torch.OutOfMemoryError("no memory")
+
+    job = make_job(tokenizer, requests, GREEDY)
+    with pytest.raises(InputError, match="memory does not hold the model and a single answer"):
+        list(Full(model, job, RowLimit(8, [model.device], 1)).run())
+
+
+def test_the_batch_grows_as_far_as_memory_allows(model, tokenizer, monkeypatch):
+    from distill.generation import kv_cache
+
+    requests = [Request(number, str(number), "", f"me={number}") for number in range(300)]
+    job = make_job(tokenizer, requests, GREEDY)
+    for free, expected in ((2**40, 64), (40 * 10**6, 32)):
+        monkeypatch.setattr(kv_cache, "free_memory", lambda device, free=free: free)
+        rows = []
+
+        class Watched(RollingBatch):
+            def step(self):
+                rows.append(len(self.rows))  # noqa: B023
+                super().step()
+
+        list(Watched(model, job, RowLimit(None, [model.device], 10**6)).run())
+        assert max(rows) == expected
+
+
+def test_the_models_own_generation_settings_do_not_count(tokenizer, requests):
+    plain, penalised = build_model(scale=8.0), build_model(scale=8.0)
+    penalised.generation_config.repetition_penalty = 5.0
+    penalised.generation_config.top_k = 1
+    assert answer(plain, tokenizer, requests) == answer(penalised, tokenizer, requests)
+    job = make_job(tokenizer, requests, SAMPLING)
+    padded = [list(decode_padded(model, tokenizer, job, 4)) for model in (plain, penalised)]
+    assert padded[0] == padded[1]
+    assert penalised.generation_config.repetition_penalty == 5.0
+
+
+def test_models_with_windows_take_the_padded_way(tokenizer, requests):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 352, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": 1}
+    config = MistralConfig(**sizes, **heads, sliding_window=8, max_position_embeddings=512)
+    assert not has_full_attention(config)
+    assert has_full_attention(MistralConfig(**sizes, **heads, sliding_window=None))
+    assert has_full_attention(build_model().config)
+    windowed = MistralForCausalLM(config).eval()
+    together = answer(windowed, tokenizer, requests, batch_size=5)
+    assert together == answer(windowed, tokenizer, requests, batch_size=1)
+
+
+def test_answers_end_with_the_context_and_longer_prompts_are_named(tokenizer, requests):
+    small = build_model(scale=8.0)
+    lengths = [len(encode_prompt(tokenizer, request.system, request.prompt)) for request in requests]
+    small.config.max_position_embeddings = max(lengths) + 3
+    found = answer(small, tokenizer, requests)
+    longest = requests[lengths.index(max(lengths))]
+    assert found[longest.uid].tokens <= 3
+    small.config.max_position_embeddings = max(lengths)
+    with pytest.raises(InputError, match=rf"prompt {longest.id} .* {max(lengths)} tokens.* context of {max(lengths)}"):
+        answer(small, tokenizer, requests)
+
+
+def draw(logits, sampling, count=4000):
+    """Draw one token `count` times, each from another record's stream."""
+    uniforms = torch.tensor([record_uniforms(str(number), sampling.seed, 1)[0] for number in range(count)])
+    return Draw(sampling, len(logits))(torch.tensor(logits).expand(count, -1), uniforms)
+
+
+def test_tokens_are_drawn_with_their_probabilities():
+    logits = [0.0, 1.0, 2.0, -1.0]
+    drawn = draw(logits, Sampling(max_new_tokens=1, temperature=0.5, seed=1))
+    found = np.bincount(drawn, minlength=4) / len(drawn)
+    expected = np.exp(np.array(logits) / 0.5) / np.exp(np.array(logits) / 0.5).sum()
+    # Four standard deviations of a share over 4,000 draws.
+    assert (np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / len(drawn)) + 1e-9).all()
+
+
+def test_top_k_and_top_p_leave_the_rest_out():
+    logits = [3.0, 2.0, 1.0, 0.0]
+    assert set(draw(logits, Sampling(1, 1.0, 1.0, 2)).tolist()) == {0, 1}
+    assert set(draw(logits, Sampling(1, 1.0, 0.7)).tolist()) == {0, 1}
+
+
+def test_streams_belong_to_record_sample_and_seed():
+    assert (record_uniforms("a", 1, 5) == record_uniforms("a", 1, 9)[:5]).all()
+    for key, seed in (("b", 1), ("a", 2), (Request(0, "a", "", "", sample=1).key, 1)):
+        assert (record_uniforms("a", 1, 5) != record_uniforms(key, seed, 5)).all()
+
+
+def test_an_answer_ends_at_the_end_of_turn_and_says_so(tokenizer):
+    end, word = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer("me")["input_ids"]
+    stopped = generation.finish(tokenizer, [*word, end, *word], [end], 7)
+    assert (stopped.text, stopped.finish_reason, stopped.tokens) == ("me", "stop", len(word) + 1)
+    cut = generation.finish(tokenizer, word, [end], 7)
+    assert (cut.text, cut.finish_reason, cut.tokens, cut.prompt_tokens) == ("me", "length", len(word), 7)
+
+
+def test_batches_that_run_out_of_memory_are_halved_and_lose_nothing():
+    sizes = []
+
+    def work(rows):
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError
+        return list(rows)
+
+    assert [row for batch in in_batches(list(range(9)), work, 8) for row in batch] == list(range(9))
+    assert sizes[:3] == [8, 4, 2]
+
+    def hopeless(rows):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(in_batches([1, 2], hopeless, 2))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("decode", [decode_rolling, decode_padded])
+def test_ids_beyond_the_tokenizer_are_never_answered(tokenizer, requests, temperature, decode):
+    padded = build_model(vocabulary=len(tokenizer) + 40)
+    with torch.no_grad():  # the padding of the vocabulary is by far the likeliest
+        hidden = padded.model(torch.tensor([[5]])).last_hidden_state[0, 0]
+        padded.get_output_embeddings().weight[len(tokenizer) :] = 10 * hidden
+    job = make_job(tokenizer, requests, Sampling(max_new_tokens=12, temperature=temperature, seed=3))
+    new = [tokens for batch in decode(padded, tokenizer, job, 4) for _, tokens in batch]
+    assert max(max(tokens) for tokens in new) < len(tokenizer)
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])
+def test_logits_that_are_not_finite_stop_the_run(model, tokenizer, requests, sampling):
+    broken = build_model(scale=float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        answer(broken, tokenizer, requests, sampling)

@@ -1,0 +1,593 @@
+"""The engine that asks a server: a real one, one that is killed, and fakes for what servers do wrong."""
+
+import logging
+import threading
+from argparse import ArgumentParser, Namespace
+from itertools import chain
+
+import pytest
+from running import run_python
+from serving import FakeServer, RealServer, completion
+from tiny import save_model
+
+from distill.common.arguments import add_model_arguments
+from distill.common.errors import InputError
+from distill.common.files import escape_line, read_jsonl, write_jsonl
+from distill.generation.answer_cache import CacheWriter, read_cache
+from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
+from distill.generation.cached_engine import to_record
+from distill.generation.engine import build_engine
+from distill.generation.openai_engine import ServerEngine
+from distill.generation.sampling import Request, Sampling
+from distill.teacher.generate_answers import Asking, answer_prompts
+
+GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
+AT_ONCE = {"Retry-After": "0.001"}
+
+
+def make_requests(count, start=0):
+    return [Request(i, f"u{i}", "You are a manager.", f"me={i}.5: estimate") for i in range(start, start + count)]
+
+
+def make_engine(url, sampling=GREEDY, model="m", **options):
+    defaults = {"api_key_env": "STILLHOUSE_TEST_KEY", "concurrency": 4, "timeout": 60.0, "request_retries": 2}
+    return ServerEngine(model, sampling, url, **(defaults | options))
+
+
+def collect(batches):
+    """(answers by request, the InputError at the end or None)"""
+    answers = {}
+    try:
+        for batch in batches:
+            for request, generated in batch:
+                assert request not in answers
+                answers[request] = generated
+    except InputError as error:
+        return answers, str(error)
+    return answers, None
+
+
+def is_prompt(body, *numbers):
+    return body["messages"][1]["content"] in {f"me={number}.5: estimate" for number in numbers}
+
+
+# A real server
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer):
+    return save_model(tmp_path_factory.mktemp("model"), tokenizer, vocabulary=len(tokenizer), hidden=64, scale=8.0)
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    server = RealServer(model, tmp_path_factory.mktemp("server"))
+    server.start()
+    server.wait()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def local_answers(model):
+    """What the engine `transformers` answers to the same requests."""
+    from distill.generation.transformers_engine import LocalEngine, ModelSource
+
+    engine = LocalEngine(ModelSource(model, dtype="float32", device="cpu"), REAL, 4)
+    return dict(chain.from_iterable(engine.generate(make_requests(24))))
+
+
+REAL = Sampling(max_new_tokens=20, temperature=0.0)
+
+
+def test_a_real_server_answers_as_the_model_in_process(server, model, local_answers):
+    engine = make_engine(server.url, REAL, model)
+    answers, error = collect(engine.generate(make_requests(12)))
+    assert error is None
+    assert answers == {request: local_answers[request] for request in make_requests(12)}
+    assert len({generated.text for generated in answers.values()}) > 1
+
+
+def test_a_real_server_without_the_model_says_so(server, model):
+    with pytest.raises(InputError, match=r"serves another \(teacher.model\), found status 400: .*pinned to"):
+        next(make_engine(server.url, model="another").generate(make_requests(1)))
+    with pytest.raises(InputError, match="up to and with /v1|status 404"):
+        next(make_engine(server.url.removesuffix("/v1"), model=model).generate(make_requests(1)))
+
+
+def test_a_killed_server_that_comes_back_is_asked_on(server, model, local_answers):
+    before = server.answered()
+    requests = make_requests(24)
+    engine = make_engine(server.url, REAL, model, concurrency=3, request_retries=12)
+    batches = engine.generate(requests)
+    answers = dict(next(batches))
+    server.kill()
+    server.start()
+    rest, error = collect(batches)
+    assert error is None
+    assert not answers.keys() & rest.keys()
+    assert answers | rest == {request: local_answers[request] for request in requests}
+    # One request for the check; those that were open when it died may have been answered without being read.
+    assert len(requests) + 1 <= server.answered() - before <= len(requests) + 1 + 3
+
+
+# What is asked
+
+
+def test_a_request_holds_prompt_and_sampling():
+    sampling = Sampling(max_new_tokens=9, temperature=0.5, top_p=0.9, top_k=5, seed=3)
+    with FakeServer() as fake:
+        answers, error = collect(make_engine(fake.url, sampling).generate(make_requests(1)))
+    assert error is None
+    (body,) = fake.bodies
+    assert body["messages"] == [
+        {"role": "system", "content": "You are a manager."},
+        {"role": "user", "content": "me=0.5: estimate"},
+    ]
+    expected = {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 5}
+    assert {name: body[name] for name in expected} == expected
+    (generated,) = answers.values()
+    assert (generated.text, generated.finish_reason) == ("fine", "stop")
+    assert (generated.tokens, generated.prompt_tokens) == (3, 7)
+
+
+def seeds(requests, **sampling):
+    with FakeServer() as fake:
+        assert collect(make_engine(fake.url, Sampling(9, **sampling), concurrency=1).generate(requests))[1] is None
+    return [body.get("seed") for body in fake.bodies]
+
+
+def test_each_answer_has_a_seed_of_its_own_that_stays():
+    requests = [Request(0, "u", "s", "p"), Request(0, "u", "s", "p", 1), Request(1, "v", "s", "p")]
+    found = seeds(requests, temperature=1.0)
+    assert len(set(found)) == 3
+    assert all(0 <= seed < 2**31 for seed in found)
+    assert seeds(requests[::-1], temperature=1.0) == found[::-1]
+    assert not set(seeds(requests, temperature=1.0, seed=1)) & set(found)
+
+
+def test_greedy_requests_draw_nothing():
+    with FakeServer() as fake:
+        collect(make_engine(fake.url, Sampling(9, 0.0, 0.5, 3)).generate(make_requests(1)))
+    assert fake.bodies[0]["temperature"] == 0
+    assert not {"seed", "top_p", "top_k"} & fake.bodies[0].keys()
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    with FakeServer() as fake:
+        monkeypatch.setenv("STILLHOUSE_TEST_KEY", "sesame\n")
+        collect(make_engine(fake.url).generate(make_requests(1)))
+        monkeypatch.delenv("STILLHOUSE_TEST_KEY")
+        monkeypatch.setenv("OPENAI_API_KEY", "of another server")
+        collect(make_engine(fake.url).generate(make_requests(1)))
+    assert fake.keys[0] == "Bearer sesame"
+    assert "another" not in fake.keys[1]
+    monkeypatch.setenv("STILLHOUSE_TEST_KEY", "séšame")
+    with pytest.raises(InputError, match="STILLHOUSE_TEST_KEY: expected a key of printable ASCII") as caught:
+        make_engine(fake.url)
+    assert "same" not in str(caught.value)
+
+
+def test_as_many_requests_are_open_as_allowed_and_no_more():
+    together = threading.Barrier(4, timeout=60)  # breaks, and fails the requests, when fewer than 4 come side by side
+
+    def answer(body, number):
+        together.wait()
+        return completion()
+
+    with FakeServer(answer) as fake:
+        answers, error = collect(make_engine(fake.url, concurrency=4).generate(make_requests(20)))
+    assert (len(answers), error) == (20, None)
+    assert fake.most_open == 4
+
+
+# What is answered
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_that_was_split_off_is_put_back(field):
+    with FakeServer(lambda body, number: completion("<answer>1</answer>", **{field: "because"})) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == "<think>because</think><answer>1</answer>"
+
+
+def test_reasoning_that_was_cut_off_stays_open():
+    with FakeServer(lambda body, number: completion(None, "length", reasoning_content="because of")) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert (generated.text, generated.finish_reason) == ("<think>because of", "length")
+
+
+def test_a_server_that_counts_no_tokens_is_said_once(caplog):
+    with FakeServer(lambda body, number: completion(usage=None)) as fake:
+        answers, _ = collect(make_engine(fake.url).generate(make_requests(3)))
+    assert {(generated.tokens, generated.prompt_tokens) for generated in answers.values()} == {(0, 0)}
+    assert caplog.text.count("gives no usage") == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted", "warnings"),
+    [
+        ((7.0, 3.0), (7, 3), 0),
+        ((7, 3.5), (7, 0), 1),
+        (("7", "3"), (0, 0), 1),
+        ((float("inf"), None), (0, 0), 1),
+        ((True, -1), (0, 0), 1),
+        (([7], {"sum": 3}), (0, 0), 1),
+    ],
+    ids=str,
+)
+def test_only_whole_counts_of_tokens_count(usage, counted, warnings, caplog, tmp_path):
+    with FakeServer(lambda body, number: completion(usage=usage)) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(3)))
+    assert error is None
+    assert [(one.prompt_tokens, one.tokens) for one in answers.values()] == [counted] * 3
+    assert {type(count) for one in answers.values() for count in (one.prompt_tokens, one.tokens)} == {int}
+    assert caplog.text.count("gives no usage") == warnings
+    with CacheWriter(tmp_path) as writer:
+        writer.add([to_record(request, generated) for request, generated in answers.items()])
+    assert len(read_cache(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("message", [{"text": "\ud83d!"}, {"text": "!", "reasoning": "\ud83d"}], ids=str)
+def test_half_a_surrogate_pair_is_cleaned_at_once(message, tmp_path):
+    with FakeServer(lambda body, number: completion(**message)) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text in ("?!", "<think>?</think>!")
+    write_jsonl(tmp_path / "a.jsonl", [{"text": generated.text}])
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (completion(finish_reason="content_filter"), "finish_reason: expected stop or length, found 'content_filter'"),
+        ({"error": {"message": "overloaded"}}, "expected a chat completion, found"),
+        ((200, {}, b'{"choices": [{"mess'), "no chat completion"),
+        ((200, {"Content-Type": "text/html"}, b"<html>sign in</html>"), "expected a chat completion, found '<html>"),
+        (completion(text=["no", "text"]), "expected a chat completion, found"),
+        ((400, {}, {"error": {"message": "context length is 10"}}), "status 400: 'context length is 10'"),
+        ((422, {}, {"detail": "no such field"}), "status 422: 'no such field'"),
+        ((429, {"Retry-After": "3600"}, {"error": {"message": "quota"}}), "status 429: 'quota'"),
+        ((500, AT_ONCE, {}), "status 500"),
+        (None, "no connection"),
+    ],
+)
+def test_a_record_that_fails_is_named_and_stops_no_other(broken, message):
+    with FakeServer(lambda body, number: broken if is_prompt(body, 5) else completion()) as fake:
+        answers, error = collect(make_engine(fake.url, request_retries=1).generate(make_requests(12)))
+    assert {request.id for request in answers} == set(range(12)) - {5}
+    assert f"1 problem in the answers of {fake.url}" in error
+    assert f"id 5 (uid u5, sample 0): {message}" in error
+
+
+def test_many_failed_records_are_counted():
+    with FakeServer(lambda body, number: (400, {}, {"error": {"message": "too long"}})) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(33)))
+    assert answers == {}
+    assert error.count("status 400: 'too long'") == 20
+    assert error.startswith("33 problems")
+    assert "… and 13 more" in error
+
+
+def test_only_what_failed_is_asked_again(tmp_path):
+    prompts = [
+        {"id": r.id, "uid": r.uid, "system": r.system, "prompt": r.prompt, "label": None, "origin": "sft"}
+        for r in make_requests(10)
+    ]
+    refused = {2, 7}
+
+    def answer(body, number):
+        return (400, {}, {"error": {"message": "too long"}}) if is_prompt(body, *refused) else completion()
+
+    with FakeServer(answer) as fake:
+        with pytest.raises(InputError, match="2 problems"):
+            answer_prompts(prompts, make_engine(fake.url), Asking(), tmp_path)
+        refused.clear()
+        fake.bodies.clear()
+        records, stats = answer_prompts(prompts, make_engine(fake.url), Asking(), tmp_path)
+    assert sorted(fake.prompts()) == ["me=2.5: estimate", "me=7.5: estimate"]
+    assert [record["id"] for record in records] == list(range(10))
+    assert (stats["from_cache"], stats["generated"], stats["peak_memory_mb"]) == (8, 2, 0)
+
+
+# What is sent again
+
+
+def test_what_a_busy_server_puts_off_is_sent_again():
+    def answer(body, number):
+        return [(429, AT_ONCE, {}), (503, AT_ONCE, {}), completion("at last")][number - 1]
+
+    with FakeServer(answer) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == "at last"
+    assert len(fake.bodies) == 3
+    assert fake.bodies[0] == fake.bodies[2]
+
+
+def test_what_takes_too_long_is_sent_again_and_then_given_up():
+    release = threading.Event()
+
+    def answer(body, number):
+        if is_prompt(body, 0):
+            release.wait(60)
+        return completion()
+
+    with FakeServer(answer) as fake:
+        answers, error = collect(make_engine(fake.url, timeout=1.5, request_retries=1).generate(make_requests(3)))
+        release.set()
+    assert {request.id for request in answers} == {1, 2}
+    assert "id 0 (uid u0, sample 0): no answer in time (ReadTimeout; the timeout is 1.5 s)" in error
+    assert fake.prompts().count("me=0.5: estimate") == 2
+
+
+@pytest.mark.parametrize("broken", [None, (500, AT_ONCE, {})], ids=["connection", "status"])
+def test_a_server_that_died_is_not_asked_for_everything(broken):
+    with FakeServer(lambda body, number: completion() if number <= 10 else broken) as fake:
+        engine = make_engine(fake.url, concurrency=1, request_retries=0)
+        answers, error = collect(engine.generate(make_requests(500)))
+    assert len(answers) == 10
+    assert "3 problems" in error
+    assert "fails again and again: 487 more requests were given up" in error
+    assert len(fake.bodies) == 13
+
+
+def test_a_dead_server_is_asked_once_for_each_open_request():
+    with FakeServer(lambda body, number: None) as fake:
+        answers, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(500)))
+    assert answers == {}
+    assert "fails again and again" in error
+    assert len(fake.bodies) <= 2 * 4  # the concurrency, and once more for those that took a failed one's place
+
+
+def test_failures_between_answers_stop_nothing():
+    with FakeServer(lambda body, number: completion() if number % 3 == 0 else (500, AT_ONCE, {})) as fake:
+        engine = make_engine(fake.url, concurrency=1, request_retries=0)
+        answers, error = collect(engine.generate(make_requests(30)))
+    assert len(answers) == 10
+    assert error.startswith("20 problems")
+
+
+# What cannot go well
+
+
+def test_a_server_that_is_not_there_is_named():
+    with FakeServer() as fake:
+        pass
+    with pytest.raises(InputError) as caught:
+        next(make_engine(fake.url, request_retries=0).generate(make_requests(100)))
+    assert f"{fake.url} (teacher.base_url): expected a server with the OpenAI API" in str(caught.value)
+    assert "no connection (ConnectError" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(("key", "state"), [("sk-sesame", "holds another"), ("", "is not set")])
+@pytest.mark.parametrize("served", [("m",), None], ids=["listed", "no list"])
+def test_a_refused_key_ends_it_at_once(monkeypatch, status, key, state, served):
+    monkeypatch.setenv("STILLHOUSE_TEST_KEY", key)
+    words = {"error": {"message": f"Incorrect API key provided: {key}"}}
+    with FakeServer(lambda body, number: (status, {}, words), served) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(100)))
+    assert answers == {}
+    assert "the server refuses the key" in error
+    assert f"environment variable STILLHOUSE_TEST_KEY, which {state}" in error
+    assert "sesame" not in error
+    assert len(fake.bodies) <= 4
+
+
+def test_no_message_shows_the_key(monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_TEST_KEY", "sk-sesame")
+    with FakeServer(lambda body, number: (400, {}, {"error": {"message": "no credit for sk-sesame"}})) as fake:
+        _, error = collect(make_engine(fake.url).generate(make_requests(1)))
+    assert "status 400: 'no credit for ***'" in error
+
+
+KEY = "sk-sesame-" + "0123456789" * 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (400, {}, {"error": {"message": "x" * 275 + KEY}}),  # a cut goes through the key
+        completion(finish_reason=f"no credit for {KEY}"),
+        (200, {"Content-Type": "text/html"}, f"<html>{KEY}".encode()),
+        {"error": {"message": f"no credit for {KEY}"}},
+        (200, {}, f'{{"choices": [{{"{KEY}'.encode()),
+        (422, {}, [KEY]),
+    ],
+    ids=["cut", "finish reason", "page", "body", "torn", "list"],
+)
+def test_no_message_shows_a_part_of_the_key(monkeypatch, caplog, answer):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("STILLHOUSE_TEST_KEY", KEY)
+    with FakeServer(lambda body, number: answer) as fake:
+        _, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(1)))
+    assert "1 problem" in error
+    assert "sk-" not in error
+    assert "sesame" not in error + caplog.text
+
+
+def test_the_list_of_what_is_served_does_not_show_the_key(monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_TEST_KEY", KEY)
+    with FakeServer(lambda body, number: (404, {}, {}), served=("qwen", KEY)) as fake:
+        _, error = collect(make_engine(fake.url).generate(make_requests(1)))
+    assert error.endswith("; it serves qwen, ***")
+
+
+def test_a_name_that_is_not_served_is_refused_with_those_that_are():
+    def answer(body, number):
+        return (404, {}, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+
+    with FakeServer(answer, served=("qwen-72b", "qwen-7b")) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(100)))
+    assert answers == {}
+    assert "serves m (teacher.model), found status 404: 'The model `m` does not exist.'" in error
+    assert error.endswith("; it serves qwen-72b, qwen-7b")
+    assert len(fake.bodies) == 1
+
+
+def test_a_name_that_is_served_without_being_listed_is_taken():
+    def answer(body, number):
+        return completion() if body["model"] == "m" else (404, {}, {})
+
+    with FakeServer(answer, served=("qwen-7b",)) as fake:
+        assert collect(make_engine(fake.url).generate(make_requests(2)))[1] is None
+    with FakeServer(answer, served=None) as fake:
+        engine = make_engine(fake.url)
+        assert collect(engine.generate(make_requests(2)))[1] is None
+        assert collect(engine.generate(make_requests(2)))[1] is None
+    assert len(fake.bodies) == 5  # the check is made once
+
+
+def test_a_server_that_takes_any_name_must_list_the_models():
+    with FakeServer(served=("qwen-7b",)) as fake, pytest.raises(InputError, match="any name; it serves qwen-7b"):
+        next(make_engine(fake.url).generate(make_requests(2)))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000/v1", "http://", "http://host:port/v1", "http://[::1/v1", "", "http://a b/v1", "http://host/v1\n"],
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(InputError, match="base_url: expected an address as http://localhost:8000/v1"):
+        make_engine(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:sesame@host/v1", "http://host/v1?key=sesame", "http://host/v1#sesame"])
+def test_an_address_with_a_secret_is_refused_and_not_shown(url):
+    with pytest.raises(InputError, match="found one with user, password, query or fragment") as caught:
+        make_engine(url)
+    assert "sesame" not in str(caught.value)
+
+
+# How it ends
+
+
+def test_closing_early_leaves_nothing_behind(caplog):
+    release = threading.Event()
+
+    def answer(body, number):
+        if not is_prompt(body, 0):
+            release.wait(60)
+        return completion()
+
+    with FakeServer(answer) as fake:
+        batches = make_engine(fake.url, concurrency=4).generate(make_requests(100))
+        assert [request.id for request, _ in next(batches)] == [0]
+        batches.close()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio")]
+        release.set()
+    assert len(fake.bodies) <= 4  # those that were open with the first answer
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def test_a_caller_that_fails_ends_cleanly():
+    """As with a full disk: only the reason is shown, and the process ends although requests are open."""
+    code = """
+import logging, sys
+from distill.common.errors import run_script
+from distill.generation.sampling import Request, Sampling
+from distill.generation.openai_engine import ServerEngine
+
+def main():
+    engine = ServerEngine("m", Sampling(), sys.argv[1], concurrency=4)
+    for batch in engine.generate([Request(i, str(i), "s", f"me={i}.5: estimate") for i in range(100)]):
+        raise OSError(28, "No space left on device", "answers.jsonl")
+
+run_script(main)
+"""
+    release = threading.Event()
+    with FakeServer(lambda body, number: completion() if is_prompt(body, 0) or release.wait(60) else None) as fake:
+        done = run_python(code, fake.url)
+        release.set()
+    assert done.returncode == 1
+    assert done.stderr == "error: answers.jsonl: No space left on device\n"
+
+
+# Around it
+
+
+def test_the_name_and_the_sampling_make_the_fingerprint():
+    plain = make_engine("http://localhost:1/v1").fingerprint()
+    assert make_engine("http://elsewhere:2/v1", concurrency=9, api_key_env="OTHER").fingerprint() == plain
+    assert make_engine("http://localhost:1/v1", model="other").fingerprint() != plain
+    assert make_engine("http://localhost:1/v1", Sampling(9, 0.0)).fingerprint() != plain
+
+
+def parse(*argv):
+    parser = ArgumentParser()
+    for add in (add_model_arguments, add_sampling_arguments, add_engine_arguments):
+        add(parser)
+    return parser.parse_args(["--model", "m", *argv])
+
+
+def test_the_command_line_builds_the_engine():
+    options = ["--api-key-env", "K", "--concurrency", "3", "--timeout", "1.5", "--request-retries", "0"]
+    engine = build_engine(parse("--engine", "openai", "--base-url", "http://h/v1", "--seed", "5", *options))
+    assert (engine.model, engine.base_url, engine.api_key_env, engine.sampling.seed) == ("m", "http://h/v1", "K", 5)
+    assert (engine.concurrency, engine.timeout, engine.request_retries) == (3, 1.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--base-url: expected the server's address"),
+        (["--base-url", "http://h/v1", "--adapter", "a"], "the server loads the model"),
+        (["--base-url", "http://h/v1", "--quantization", "int8"], "the server loads the model"),
+    ],
+)
+def test_what_a_server_cannot_do_is_refused(argv, message):
+    with pytest.raises(InputError, match=message):
+        build_engine(parse("--engine", "openai", *argv))
+
+
+@pytest.mark.parametrize("argv", [["--concurrency", "0"], ["--timeout", "0"], ["--request-retries", "-1"]])
+def test_bad_numbers_are_refused(argv, capsys):
+    with pytest.raises(SystemExit):
+        parse(*argv)
+    assert "expected a" in capsys.readouterr().err
+
+
+def test_a_served_teacher_is_evaluated_without_torch_and_without_perplexity(tmp_path, records):
+    import score_predictions
+    from distill.evaluation.score_table import gather_scores
+    from distill.records.splits import get_chat, get_lines
+    from distill.report.score_text import format_text
+
+    fields = ("id", "uid", "origin", "label", "finish_reason")
+    lines = []
+    for record in records:
+        system, prompt, answer = (message["content"] for message in record["messages"])
+        answered = {"system": system, "prompt": prompt, "raw_output": answer, "sample": 0}
+        lines.append(get_chat({name: record[name] for name in fields} | answered))
+    write_jsonl(tmp_path / "test.jsonl", lines)
+    for position, ending in enumerate(("source", "target")):
+        (tmp_path / f"test.{ending}").write_text(
+            "".join(escape_line(get_lines(line)[position]) + "\n" for line in lines)
+        )
+    out = tmp_path / "teacher/banks.predictions.jsonl"
+    argv = ["--test", tmp_path / "test.jsonl", "--category", "banks", "--model", "m", "--engine", "openai"]
+    argv += ["--no-likelihood", "--temperature", "0", "--out", out, "--journal", tmp_path / "kept"]
+    code = "import sys; sys.modules['torch'] = None; import predict_answers; predict_answers.main(sys.argv[1:])"
+    with FakeServer(lambda body, number: completion('<answer>{"holding_log_delta": 0.5}</answer>')) as fake:
+        done = run_python(code, *argv, "--base-url", fake.url)
+    assert done.returncode == 0, done.stderr
+    predictions = [record for _, record in read_jsonl(out)]
+    assert [prediction["uid"] for prediction in predictions] == [record["uid"] for record in records]
+    assert "nll" not in predictions[0]
+
+    scores = tmp_path / "teacher/banks.metrics.json"
+    score_predictions.main(["--predictions", str(out), "--bootstrap", "0", "--out", str(scores)])
+    found = gather_scores([scores])
+    assert "bleu" in {score.metric for score in found}
+    assert "ppl" not in {score.metric for score in found}
+    student = [score._replace(model="one") for score in found] + [found[0]._replace(model="one", metric="ppl", value=2)]
+    teacher_line = next(line for line in format_text([*found, *student]).splitlines() if line.startswith("teacher"))
+    assert "–" in teacher_line
+
+
+def test_likelihoods_are_not_asked_of_a_server(tmp_path):
+    import predict_answers
+
+    argv = ["--test", str(tmp_path / "test.jsonl"), "--category", "banks", "--model", "m", "--out", str(tmp_path / "o")]
+    with pytest.raises(InputError, match="expected --no-likelihood with --engine openai"):
+        predict_answers.main([*argv, "--engine", "openai", "--base-url", "http://h/v1"])
+    assert isinstance(parse("--batch-size", "auto"), Namespace)

@@ -1,0 +1,264 @@
+"""Command lines that a configuration becomes: what is in them reruns a rule, what is not does not."""
+
+import pytest
+
+import copy_layers
+import generate_answers
+import mix_records
+import predict_answers
+import score_predictions
+import train_student
+from distill.plan import command_lines as commands
+from distill.plan import experiment
+from distill.plan.schema import check_config
+
+
+def make_config(**changes):
+    student = {"model": "owner/student"}
+    config = {"categories": ["banks"], "teacher": {"model": "owner/teacher"}, "students": {"one": student}}
+    return check_config(config | changes)
+
+
+def parse(script, text, *more):
+    """What a script reads of the rule's options."""
+    return script.parse_args([*text.split(), *more])
+
+
+def test_flags_write_each_kind_of_value():
+    settings = {"batch_size": 2, "lora_rank": None, "fast": True, "slow": False, "names": ["a", "b c"], "key": "x;y"}
+    assert commands.flags(settings) == "--batch-size 2 --fast --no-slow --names a 'b c' --key 'x;y'"
+
+
+def test_training_options_are_those_of_the_configuration():
+    lora = {"rank": 8, "alpha": 16, "dropout": 0.1, "target": ["q_proj", "v_proj"]}
+    train = {"epochs": 2, "precision": "fp16", "eval_steps": 7}
+    student = {"model": "owner/s", "method": "jsd", "beta": 0.3, "alpha": 0.9, "teacher_quantization": "int8"}
+    students = {"one": student | {"lora": lora, "train": train}}
+    teacher = {"model": "owner/t", "adapter": "lora/{category}", "quantization": "nf4"}
+    config = make_config(students=students, teacher=teacher)
+    text = commands.training_flags(config, "one", ["banks"]) + " " + commands.pace_flags(config, "one")
+    args = parse(train_student, text, "--data", "d", "--out", "o", "--name", "one", "--category", "banks")
+    assert (args.model, args.method, args.beta, args.alpha) == ("owner/s", "jsd", 0.3, 0.9)
+    assert (args.teacher_model, args.teacher_adapter, args.teacher_quantization) == ("owner/t", ["lora/banks"], "int8")
+    assert (args.lora_rank, args.lora_alpha, args.lora_dropout) == (8, 16, 0.1)
+    assert args.lora_target == ["q_proj", "v_proj"]
+    assert (args.epochs, args.precision, args.eval_steps, args.gradient_checkpointing) == (2, "fp16", 7, True)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.1}, {"temperature": 5.0}, {"beta": 0.2}, {"signal": "topk"}])
+def test_seqkd_does_not_depend_on_the_divergence_or_the_teacher(options):
+    student = {"model": "owner/s", "method": "seqkd"}
+    plain = commands.training_flags(make_config(students={"one": student}), "one", ["banks"])
+    other = make_config(students={"one": student | options}, teacher={"model": "owner/other"})
+    assert commands.training_flags(other, "one", ["banks"]) == plain
+    assert "teacher" not in plain
+
+
+def parse_training(config, name, categories):
+    text = commands.training_flags(config, name, categories)
+    data = [f"d/{category}" for category in categories]
+    return parse(train_student, text, "--data", *data, "--out", "o", "--name", name, "--category", "c")
+
+
+def test_students_of_a_cached_signal_are_told_where_it_is():
+    topk = {"model": "owner/s", "signal": "topk", "top_k": 16, "teacher_quantization": "int8"}
+    students = {"topk": topk, "hidden": {"model": "owner/s", "signal": "hidden", "top_k": 16}}
+    config = make_config(students=students, teacher={"model": "owner/t", "adapter": "lora/{category}"})
+    args = parse_training(config, "topk", ["banks"])
+    assert (args.signal, args.top_k) == ("topk", 16)
+    assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/topk_16_t2_int8"]
+    assert (args.teacher_model, args.teacher_quantization) == ("owner/t", "int8")
+    args = parse_training(config, "hidden", ["banks"])
+    assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/hidden"]
+    other = {"model": "owner/s", "signal": "hidden", "top_k": 99}
+    other = make_config(students={"hidden": other}, teacher={"model": "owner/t", "adapter": "lora/{category}"})
+    text = commands.training_flags(config, "hidden", ["banks"])
+    assert commands.training_flags(other, "hidden", ["banks"]) == text  # top_k is of topk alone
+
+
+def test_pooled_students_are_told_of_all_categories():
+    pooled = {"model": "owner/s", "signal": "hidden", "pool": True, "pool_balance": "balanced"}
+    config = make_config(students={"one": pooled}, categories=["banks", "funds"])
+    args = parse_training(config, "one", ["banks", "funds"])
+    folders = [f"artifacts/distill_data/teacher_signal/{category}/hidden" for category in ("banks", "funds")]
+    assert (args.pool_balance, args.signal_folders, args.teacher_adapter) == ("balanced", folders, None)
+    config = make_config(students={"one": pooled}, teacher={"model": "owner/t", "adapter": "lora/{category}"})
+    text = commands.training_flags(config, "one", ["banks", "funds"])
+    assert "--teacher-adapter lora/banks lora/funds --" in text
+    assert "--teacher-adapter lora/banks --" in commands.training_flags(config, "one", ["banks"])
+    assert "pool" not in commands.training_flags(make_config(), "one", ["banks"])
+
+
+def test_sampling_from_the_student_is_told_of_where_it_is_asked_for():
+    student = {"model": "owner/s", "on_policy_fraction": 0.5, "on_policy_steps": 3, "on_policy_temperature": 0.8}
+    args = parse_training(make_config(students={"one": student}), "one", ["banks"])
+    assert (args.on_policy_fraction, args.on_policy_steps, args.on_policy_temperature) == (0.5, 3, 0.8)
+    assert args.on_policy_max_new_tokens == 256
+    plain, other = ({"model": "owner/s", "on_policy_steps": steps} for steps in (3, 4))
+    plain, other = (make_config(students={"one": student}) for student in (plain, other))
+    assert commands.training_flags(plain, "one", ["banks"]) == commands.training_flags(other, "one", ["banks"])
+
+
+def test_how_many_processes_train_and_how_is_no_option_that_reruns():
+    train = {"nodes": 2, "gpus_per_node": 4, "strategy": "fsdp", "fsdp_offload": True}
+    plain, other = (make_config(students={"one": {"model": "owner/s", "train": changes}}) for changes in ({}, train))
+    tracked = commands.training_flags(other, "one", ["banks"])
+    assert tracked == commands.training_flags(plain, "one", ["banks"])
+    pace = commands.pace_flags(other, "one")
+    args = parse(train_student, f"{tracked} {pace}", "--data", "d", "--out", "o", "--name", "one", "--category", "c")
+    assert (args.strategy, args.fsdp_offload) == ("fsdp", True)
+    # Those are of the command that starts the processes.
+    assert "nodes" not in tracked + pace
+    assert "gpus" not in tracked + pace
+
+
+@pytest.mark.parametrize("train", [{"best_checkpoint": True}, {"early_stopping_patience": 2}])
+def test_how_often_is_validated_counts_where_validations_decide(train):
+    students = {"one": {"model": "owner/s", "train": train | {"eval_steps": 7, "group_by_length": True}}}
+    config = make_config(students=students)
+    assert "--eval-steps 7" in commands.training_flags(config, "one", ["banks"])
+    assert "--eval-steps" not in commands.pace_flags(config, "one")
+    args = parse_training(config, "one", ["banks"])
+    assert args.best_checkpoint == ("best_checkpoint" in train)
+    assert args.early_stopping_patience == train.get("early_stopping_patience")
+    assert args.group_by_length
+    students["one"]["train"] = {"eval_steps": 7}
+    config = make_config(students=students)
+    assert "--eval-steps" not in commands.training_flags(config, "one", ["banks"])
+    assert "--eval-steps 7" in commands.pace_flags(config, "one")
+
+
+def test_a_copy_is_of_the_teacher_in_its_own_numbers():
+    teacher = {"model": "owner/t", "adapter": "lora/{category}", "dtype": "float16", "quantization": "int8"}
+    copied = {"init": "copy_layers", "layers": 4}
+    config = make_config(teacher=teacher, students={"one": {"model": copied}})
+    args = parse(copy_layers, commands.copy_flags(config, "banks"), "--layers", "4", "--out", "o")
+    assert (args.model, args.adapter, args.dtype) == ("owner/t", "lora/banks", "float16")
+    assert parse_training(config, "one", ["banks"]).model == "artifacts/initial_students/4_layers/banks"
+    text = commands.predict_flags(config, "one_base", "banks")
+    assert "--model artifacts/initial_students/4_layers/banks " in text
+
+
+def test_signal_options_are_those_of_its_name():
+    train = {"max_length": 4096}
+    students = {
+        "one": {"model": "s", "signal": "topk"},
+        "two": {"model": "s", "signal": "topk", "temperature": 1, "train": train},
+        "exact": {"model": "s", "signal": "hidden", "teacher_quantization": "nf4"},
+    }
+    teacher = {"model": "owner/t", "adapter": "lora/{category}", "generation": {"batch_size": 5}}
+    config = make_config(students=students, teacher=teacher)
+    for name, temperature in (("topk_64_t2", 2.0), ("topk_64_t1", 1.0)):
+        assert commands.signal_flags(config, "banks", name) == (
+            "--model owner/t --adapter lora/banks --dtype bfloat16 --quantization none --kind topk --top-k 64 "
+            f"--temperatures {temperature}"
+        )
+    text = commands.signal_flags(config, "banks", "hidden_nf4")
+    assert text.endswith("--quantization nf4 --kind hidden")
+    assert commands.signal_pace_flags(config) == "--batch-size 5"
+
+
+def test_generation_options_leave_out_the_batch_size():
+    teacher = {"model": "owner/t", "generation": {"temperature": 0.0, "batch_size": 5}}
+    text = commands.generate_flags(make_config(teacher=teacher), "banks")
+    args = parse(generate_answers, text, "--prompts", "p", "--out", "o", "--stats", "s")
+    assert (args.model, args.temperature, args.batch_size) == ("owner/t", 0.0, None)
+    assert args.answer_key == "holding_log_delta"
+
+
+def test_predictions_take_each_model_from_its_place():
+    config = make_config(teacher={"model": "owner/t", "adapter": "lora/{category}", "quantization": "int8"})
+    found = {}
+    for model in experiment.get_models(config):
+        text = commands.predict_flags(config, model, "banks")
+        found[model] = parse(predict_answers, text, "--test", "t", "--category", "banks", "--out", "o")
+    assert (found["teacher"].model, found["teacher"].adapter) == ("owner/t", "lora/banks")
+    assert found["teacher"].quantization == "int8"
+    assert (found["one"].model, found["one"].dtype) == ("output/one/banks", "bfloat16")
+    assert (found["one_base"].model, found["one_base"].adapter) == ("owner/student", None)
+    assert found["one"].temperature == 0.0
+
+
+def test_a_served_teacher_answers_the_test_prompts_through_its_server():
+    server = {"base_url": "http://node7:8000/v1", "api_key_env": "K", "concurrency": 64, "timeout": 9.5}
+    teacher = {"model": "qwen", "engine": "openai", **server}
+    students = {"one": {"model": "owner/student", "method": "seqkd"}}
+    config = make_config(teacher=teacher, students=students)
+    moved = make_config(teacher=teacher | {"base_url": "http://node8:1/v1"}, students=students)
+    found = {}
+    for model in experiment.get_models(config):
+        tracked, pace = commands.predict_flags(config, model, "banks"), commands.predict_pace_flags(config, model)
+        assert commands.predict_flags(moved, model, "banks") == tracked
+        found[model] = parse(predict_answers, f"{tracked} {pace}", "--test", "t", "--category", "banks", "--out", "o")
+    served = found.pop("teacher")
+    assert (served.engine, served.model, served.likelihood) == ("openai", "qwen", False)
+    assert {name: getattr(served, name) for name in server} == server
+    for args in found.values():
+        assert (args.engine, args.base_url, args.likelihood) == ("transformers", None, True)
+
+
+def test_a_served_teacher_is_not_tracked_by_what_is_the_servers_own():
+    teacher = {"model": "qwen", "engine": "openai", "base_url": "http://node7:8000/v1"}
+    students = {"one": {"model": "owner/student", "method": "seqkd"}}
+    one, other = (make_config(teacher=teacher | {"dtype": name}, students=students) for name in ("float16", "float32"))
+    assert commands.generate_flags(one, "banks") == commands.generate_flags(other, "banks")
+    assert commands.predict_flags(one, "teacher", "banks") == commands.predict_flags(other, "teacher", "banks")
+    flags = f"{commands.generate_flags(one, 'banks')} {commands.asking_flags(one)}"
+    args = parse(generate_answers, flags, "--prompts", "p", "--out", "o", "--stats", "s")
+    assert (args.engine, args.model, args.adapter, args.quantization) == ("openai", "qwen", None, "none")
+
+
+def test_mix_and_score_options_parse():
+    config = make_config()
+    args = parse(mix_records, commands.mix_flags(config), "--category", "b", "--grpo", "g", "--sft", "s", "--out", "o")
+    assert (args.grpo_fraction, args.sft_fraction, args.seed) == (
+        mix_records.parse_fraction("0.7"),
+        mix_records.parse_fraction("0.3"),
+        42,
+    )
+    assert args.label_fields == ["holding_log_delta", "label_log_delta", "label_delta"]
+    args = parse(score_predictions, commands.score_flags(config), "--predictions", "p", "--out", "o")
+    assert (args.bootstrap, args.seed, args.answer_key) == (1000, 42, "holding_log_delta")
+
+
+def test_students_of_one_model_and_precision_share_their_base():
+    students = {
+        "a": {"model": "owner/s"},
+        "b": {"model": "owner/s", "method": "seqkd"},
+        "c": {"model": "owner/s", "train": {"precision": "fp32"}},
+        "d": {"model": "owner/other"},
+        "e": {"model": {"init": "copy_layers", "layers": 2}},
+        "f": {"model": {"init": "copy_layers", "layers": 2}, "method": "seqkd"},
+        "g": {"model": {"init": "copy_layers", "layers": 3}},
+    }
+    config = make_config(students=students)
+    assert experiment.get_sharing_students(config) == ["b", "f"]
+    assert experiment.get_first_base(config, "b_base") == "a_base"
+    assert experiment.get_first_base(config, "f_base") == "e_base"
+    alone = ["teacher", "a", "a_base", "b", "c", "c_base", "d", "d_base", "e", "e_base", "f", "g", "g_base"]
+    assert experiment.get_evaluated_models(config) == alone
+
+
+def test_a_pooled_students_one_model_answers_in_every_category():
+    students = {"one": {"model": "owner/s", "pool": True}, "two": {"model": "owner/s"}}
+    config = make_config(students=students, categories=["banks", "funds"])
+    for category in ("banks", "funds"):
+        assert "--model output/one/all " in commands.predict_flags(config, "one", category)
+        assert f"--model output/two/{category} " in commands.predict_flags(config, "two", category)
+    assert experiment.get_sharing_students(config) == ["two"]
+
+
+def test_a_source_without_a_share_needs_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts/grpo").mkdir(parents=True)
+    (tmp_path / "artifacts/grpo/grpo_banks.jsonl").write_text("")
+    sft = "artifacts/sft/sft_train_banks.jsonl"
+    assert experiment.get_missing_files(make_config()) == {"banks": [sft]}
+    assert experiment.get_missing_files(make_config(mix={"sft_fraction": 0})) == {}
+
+
+def test_greedy_predictions_do_not_depend_on_the_seed():
+    one, other = (make_config(evaluation={"seed": seed}) for seed in (1, 2))
+    assert commands.predict_flags(one, "one", "banks") == commands.predict_flags(other, "one", "banks")
+    one, other = (make_config(evaluation={"seed": seed, "temperature": 0.5}) for seed in (1, 2))
+    assert commands.predict_flags(one, "one", "banks") != commands.predict_flags(other, "one", "banks")

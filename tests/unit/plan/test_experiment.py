@@ -1,0 +1,143 @@
+"""Which models a job loads, and which of them the workflow makes itself."""
+
+import pytest
+import yaml
+
+from distill.plan import experiment
+from distill.plan.schema import SCHEMA, check_config
+
+DEMO = SCHEMA.parents[2] / "config/demo.yaml"
+
+
+@pytest.fixture
+def config():
+    students = {
+        "kd": {"model": "models/student"},
+        "seqkd": {"model": "owner/student", "method": "seqkd"},
+        "further": {"model": "output/kd/banks", "method": "seqkd"},
+    }
+    teacher = {"model": "models/teacher", "adapter": "lora/{category}"}
+    return check_config({"categories": ["banks", "funds"], "teacher": teacher, "students": students})
+
+
+def test_jobs_load_the_models_that_they_name(config):
+    teacher = ["models/teacher", "lora/banks"]
+    assert experiment.get_teacher_models(config, "banks") == teacher
+    assert experiment.get_training_models(config, "kd", "banks") == ["models/student", *teacher]
+    assert experiment.get_training_models(config, "seqkd", "banks") == ["owner/student"]
+    found = [experiment.get_predicting_models(config, name, "banks") for name in ("teacher", "kd", "seqkd_base")]
+    assert found == [teacher, ["output/kd/banks"], ["owner/student"]]
+
+
+COPIED = {"init": "copy_layers", "layers": 3}
+
+
+def make_config(students, adapter="lora/{category}", quantization="none"):
+    teacher = {"model": "owner/t", "adapter": adapter, "quantization": quantization}
+    return check_config({"categories": ["banks", "funds"], "teacher": teacher, "students": students})
+
+
+def test_a_training_from_a_cached_signal_waits_for_no_teacher():
+    config = make_config({"one": {"model": "owner/s", "signal": "hidden"}})
+    assert experiment.get_training_models(config, "one", "banks") == ["owner/s"]
+
+
+@pytest.mark.parametrize(("adapter", "name"), [("lora/{category}", "banks"), ("lora", "all"), (None, "all")])
+def test_a_category_has_a_copy_of_its_own_where_its_teacher_is_another_one(adapter, name):
+    config = make_config({"one": {"model": COPIED}, "two": {"model": COPIED, "method": "seqkd"}}, adapter)
+    folder = f"artifacts/initial_students/3_layers/{name}"
+    for student in ("one", "two"):
+        assert experiment.get_training_models(config, student, "banks")[0] == folder
+        assert experiment.get_predicting_models(config, f"{student}_base", "banks") == [folder]
+    names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
+    assert experiment.get_made_files(config, folder) == [f"{folder}/{name}" for name in names]
+    assert experiment.get_made_files(config, "artifacts/initial_students/4_layers/banks") == []
+
+
+def test_a_pooled_student_is_one_model():
+    students = {"one": {"model": "s", "signal": "topk", "pool": True}, "two": {"model": "s"}}
+    config, categories = make_config(students), ["banks", "funds"]
+    assert experiment.get_training_categories(config, "one", categories) == ["all"]
+    assert experiment.get_training_categories(config, "two", categories) == categories
+    folders = ["output/one/all", "output/two/banks", "output/two/funds"]
+    assert experiment.get_student_folders(config, categories) == folders
+    assert experiment.get_predicting_models(config, "one", "funds") == ["output/one/all"]
+    assert "output/one/all/model.safetensors" in experiment.get_made_files(config, "output/one/all")
+    assert experiment.get_made_files(config, "output/one/banks") == []
+    assert experiment.get_made_files(config, "output/two/all") == []
+    targets = experiment.get_targets(config, categories)
+    assert targets[:3] == [f"{folder}/model.safetensors" for folder in folders]
+    assert "output/report/values/funds.svg" in targets
+
+
+@pytest.mark.parametrize(
+    ("student", "answering", "name"),
+    [
+        ({}, "none", None),
+        ({"signal": "topk", "method": "seqkd"}, "none", None),
+        ({"signal": "hidden"}, "none", "hidden"),
+        ({"signal": "hidden", "top_k": 8}, "int8", "hidden"),
+        ({"signal": "topk"}, "none", "topk_64_t2"),
+        ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "none", "topk_8_t2_int8"),
+        ({"signal": "topk", "temperature": 1.5, "teacher_quantization": "int8"}, "int8", "topk_64_t1_5"),
+        ({"signal": "hidden", "teacher_quantization": "none"}, "nf4", "hidden_none"),
+    ],
+)
+def test_signals_are_named_by_what_they_hold(student, answering, name):
+    config = make_config({"one": {"model": "s"} | student}, quantization=answering)
+    assert experiment.get_signal(config, "one") == name
+    assert list(experiment.get_signals(config)) == ([name] if name else [])
+
+
+def test_a_signal_serves_all_students_of_its_name():
+    topk = {"model": "s", "signal": "topk"}
+    students = {
+        "one": topk,
+        "two": topk | {"temperature": 1, "train": {"max_length": 512}},
+        "three": topk | {"temperature": 2.0, "train": {"max_length": 4096}, "method": "tvd"},
+        "other": topk | {"top_k": 8},
+        "answers": topk | {"method": "seqkd", "temperature": 9.0},
+    }
+    signals = experiment.get_signals(make_config(students, quantization="int8"))
+    assert list(signals) == ["topk_64_t2", "topk_64_t1", "topk_8_t2"]
+    assert signals["topk_64_t1"] == {"kind": "topk", "top_k": 64, "temperatures": [1.0], "quantization": "int8"}
+    # No student's setting changes what another one's signal is.
+    alone = experiment.get_signals(make_config({"one": topk}, quantization="int8"))
+    assert alone == {"topk_64_t2": signals["topk_64_t2"]}
+    hidden = make_config({"one": {"model": "s", "signal": "hidden", "teacher_quantization": "nf4"}})
+    (signal,) = experiment.get_signals(hidden).values()
+    assert (signal["quantization"], signal["top_k"], signal["temperatures"]) == ("nf4", None, None)
+
+
+def test_a_servers_model_is_loaded_by_no_job(config):
+    config["teacher"] |= {"engine": "openai", "adapter": None}
+    assert experiment.get_teacher_models(config, "banks") == []
+
+
+def test_only_the_workflows_own_models_are_files_to_wait_for(config):
+    names = ("models/teacher", "models/student", "models/adapters/banks", "owner/student", "output/other/banks")
+    assert [experiment.get_made_files(config, name) for name in names] == [[]] * 5
+    assert "output/kd/banks/model.safetensors" in experiment.get_made_files(config, "output/kd/banks")
+    demo = check_config(yaml.safe_load(DEMO.read_text()))
+    assert experiment.get_made_files(demo, "models/teacher")[1] == "models/teacher/model.safetensors"
+    assert experiment.get_made_files(demo, "models/adapters/banks")[1].endswith("banks/adapter_model.safetensors")
+    assert experiment.get_made_files(demo, "models/mine") == []
+
+
+def test_exports_are_targets_models_to_score_and_files_to_wait_for():
+    students = {"one": {"model": "s", "signal": "topk", "pool": True}, "two": {"model": "s"}}
+    config, categories = make_config(students), ["banks", "funds"]
+    assert experiment.get_exports(config, categories) == {}
+    config["export"] = {"variants": ["full", "gguf"]}
+    folders = [f"output/export/{name}/{variant}" for name in ("one/all", "two/banks", "two/funds")
+               for variant in ("full", "gguf")]  # fmt: skip
+    assert list(experiment.get_exports(config, categories)) == folders
+    assert {f"{folder}/README.md" for folder in folders} < set(experiment.get_targets(config, categories))
+    models = ["teacher", "one", "one_base", "one_gguf", "two", "two_base", "two_gguf"]
+    assert experiment.get_models(config) == models
+    assert experiment.get_evaluated_models(config) == [name for name in models if name != "two_base"]
+    assert experiment.get_predicting_models(config, "one_gguf", "funds") == ["output/export/one/all/gguf"]
+    assert experiment.get_student(config, "one_gguf") is config["students"]["one"]
+    assert "output/export/two/funds/gguf/model.gguf" in experiment.get_made_files(config, folders[-1])
+    assert "output/export/two/funds/full/model.safetensors" in experiment.get_made_files(config, folders[-2])
+    assert experiment.get_made_files(config, "output/export/two/funds/nf4") == []

@@ -1,0 +1,119 @@
+"""The status table, from the text of dry runs."""
+
+from distill.plan.status import explain, parse_dry_run, render_table
+
+SKIPPED = "Categories without raw files are skipped:\n  pension_funds: artifacts/sft/p.jsonl not found\n"
+
+
+def job(rule, reason="", **wildcards):
+    text = f"\n[Sun Nov 22 16:52:15 2026]\nrule {rule}:\n    input: a, b\n    jobid: 5\n    reason: {reason}\n"
+    pairs = ", ".join(f"{name}={value}" for name, value in wildcards.items())
+    return text + (f"    wildcards: {pairs}\n" if pairs else "") + "    resources: tmpdir=/tmp\n"
+
+
+ALL = SKIPPED + "".join(
+    job(rule, "Forced execution", category=category)
+    for category in ("banks", "households")
+    for rule in ("mix_records", "make_prompts", "generate_answers", "split_answers")
+)
+ALL += "".join(
+    job("train_student", "Forced execution", category=category, student=student)
+    for category in ("banks", "households")
+    for student in ("a", "b")
+)
+
+
+def test_jobs_are_read_with_wildcards_and_reason():
+    jobs, skipped = parse_dry_run(SKIPPED + job("train_student", "Missing output files: x", student="a", category="b"))
+    assert [(one.rule, one.wildcards, one.reason) for one in jobs] == [
+        ("train_student", {"student": "a", "category": "b"}, "Missing output files: x")
+    ]
+    assert skipped == {"pension_funds": "artifacts/sft/p.jsonl"}
+
+
+def test_the_table_tells_done_from_to_do_and_why():
+    todo = SKIPPED + job("generate_answers", "Updated input files: models/x", category="banks")
+    todo += job("train_student", "Input files updated by another job: y", category="banks", student="a")
+    lines = render_table(todo, ALL, colour=False).splitlines()
+    rows = {line.split()[0]: line for line in lines}
+    assert rows["banks"].split() == (
+        [
+            "banks",
+            "done",
+            "done",
+            "to",
+            "do",
+            "done",
+            "to",
+            "do",
+            "1/2",
+            "answers:",
+            "changed:",
+            "models/x",
+        ]
+    )
+    assert "to do" not in rows["households"]
+    assert rows["pension_funds"].split() == ["pension_funds", "missing", "input", "artifacts/sft/p.jsonl"]
+    assert rows["report"].split() == ["report", "done"]
+
+
+def test_shards_and_what_gathers_them_are_one_step():
+    shards = "".join(
+        job("generate_answers", "Missing output files: x", category="banks", scatteritem=f"{n}-of-3") for n in (1, 2, 3)
+    )
+    every = shards + job("gather_answers", "Missing output files: y", category="banks")
+    todo = job("generate_answers", "Missing output files: x", category="banks", scatteritem="2-of-3")
+    todo += job("gather_answers", "Missing output files: y", category="banks")
+    assert parse_dry_run(todo)[0][0].wildcards == {"category": "banks", "scatteritem": "2-of-3"}
+    row = next(line for line in render_table(todo, every, colour=False).splitlines() if line.startswith("banks"))
+    assert "to do 2/4" in row
+    assert row.endswith("answers: not made yet")
+
+
+def test_a_step_without_jobs_is_no_column():
+    head = render_table("", ALL, colour=False).splitlines()[0]
+    assert head.split() == ["category", "mix", "prompts", "answers", "split", "train", "why"]
+
+
+def test_signals_and_copies_are_steps():
+    signals = "".join(
+        job("compute_signal", "Forced execution", category="banks", signal=s) for s in ("hidden", "topk_8")
+    )
+    every = ALL + signals + job("copy_layers", "Forced execution", category="households", layers=3)
+    todo = job("compute_signal", "Updated input files: train.jsonl", category="banks", signal="topk_8")
+    table = render_table(todo, every, colour=False)
+    rows = {line.split()[0]: line.split() for line in table.splitlines()}
+    assert rows["category"][5:8] == ["signal", "init", "train"]
+    assert rows["banks"][5:] == ["to", "do", "1/2", "–", "done", "signal:", "changed:", "train.jsonl"]
+    assert rows["households"][5:] == ["–", "done", "done"]
+
+
+def test_what_serves_all_categories_has_a_row_of_its_own():
+    pooled = job("train_student", "Missing output files: x", category="all", student="c")
+    every = ALL + pooled + job("score_predictions", "Forced execution", category="all", model="c")
+    lines = render_table(pooled, every, colour=False).splitlines()
+    assert [line.split()[0] for line in lines] == ["category", "banks", "households", "all", "pension_funds", "report"]
+    assert lines[3].split() == ["all", *"––––", "to", "do", "train:", "not", "made", "yet"]
+    assert "all" not in render_table("", ALL + job("score_predictions", category="all"), colour=False).split()
+
+
+def test_downloads_are_the_first_step_of_all():
+    model = {"hub": "hf", "source": "a/b"}
+    todo = job("download_model", "Missing output files: x", **model).replace("rule", "localrule")
+    head, *rows = render_table(
+        todo, ALL + job("download_model", "Forced execution", **model), colour=False
+    ).splitlines()
+    assert head.split()[1:3] == ["download", "mix"]
+    assert rows[2].split() == ["all", "to", "do", *"–––––", "download:", "not", "made", "yet"]
+
+
+def test_colour_is_for_terminals_only():
+    assert "\033[" not in render_table(SKIPPED, ALL, colour=False)
+    assert "\033[32mdone" in render_table(SKIPPED, ALL, colour=True)
+
+
+def test_reasons_are_told_in_few_words():
+    assert explain("Missing output files: a, b; Input files updated by another job: c") == "not made yet"
+    assert explain("Params have changed since last execution: before: 1 now: 2") == "settings, code or models changed"
+    assert explain("Updated input files: raw.jsonl; Params have changed") == "changed: raw.jsonl"
+    assert explain("Something new") == "Something new"

@@ -1,0 +1,184 @@
+"""Questions in Alpaca format: both shapes of a file, errors with their place, and what becomes of the output."""
+
+import json
+from fractions import Fraction
+
+import pytest
+
+import read_alpaca as script
+from distill.common.errors import InputError
+from distill.common.files import read_jsonl
+from distill.records.alpaca import read_alpaca
+from distill.records.prompts import make_prompts
+from distill.records.raw_records import get_uid
+from distill.records.splits import read_split, split_answers
+from distill.teacher.generate_answers import to_output
+
+QUESTIONS = [
+    {"instruction": "何谓缘起？", "input": "", "output": "诸法因缘而生。"},
+    {"instruction": "Summarise.", "input": "A long text.", "output": "Short.", "source": "a", "weight": 1.5},
+    {"instruction": "Who?", "output": " ", "system": "Answer with a name."},
+]
+
+
+def write(path, questions, is_array):
+    lines = [json.dumps(one, ensure_ascii=False) for one in questions]
+    path.write_text("[\n" + ",\n".join(lines) + "\n]" if is_array else "\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=[True, False], ids=["array", "JSONL"])
+def is_array(request):
+    return request.param
+
+
+def test_questions_become_records(tmp_path, is_array):
+    out = tmp_path / "out.jsonl"
+    assert read_alpaca("c", write(tmp_path / "q.json", QUESTIONS, is_array), "Be brief.", out) == 3
+    first, second, third = (record for _, record in read_jsonl(out))
+    assert first == {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "何谓缘起？"}],
+        "original_output": "诸法因缘而生。",
+        "origin": "alpaca",
+        "uid": get_uid("Be brief.", "何谓缘起？"),
+    }
+    assert second["messages"][1]["content"] == "Summarise.\nA long text."
+    assert (second["source"], second["weight"]) == ("a", 1.5)  # a float, not a decimal
+    assert third["messages"][0]["content"] == "Answer with a name."
+    assert third["original_output"] is None
+
+
+def test_both_shapes_give_the_same_bytes(tmp_path):
+    for is_array in (True, False):
+        read_alpaca("c", write(tmp_path / f"{is_array}.json", QUESTIONS, is_array), "x", tmp_path / f"{is_array}.jsonl")
+    assert (tmp_path / "True.jsonl").read_bytes() == (tmp_path / "False.jsonl").read_bytes()
+
+
+def test_a_byte_order_mark_and_space_before_the_array_are_passed_over(tmp_path):
+    (tmp_path / "q.json").write_bytes(b"\xef\xbb\xbf \n" + json.dumps(QUESTIONS).encode())
+    assert read_alpaca("c", tmp_path / "q.json", "x", tmp_path / "out") == 3
+
+
+def test_of_equal_questions_the_first_stays(tmp_path, is_array):
+    twice = [*QUESTIONS, QUESTIONS[0] | {"output": "another"}]
+    assert read_alpaca("c", write(tmp_path / "q.json", twice, is_array), "x", tmp_path / "out") == 3
+    assert next(read_jsonl(tmp_path / "out"))[1]["original_output"] == "诸法因缘而生。"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"instruction": " "}, "instruction: expected text that is not blank, found ' '"),
+        ({"instruction": None}, "instruction: expected text that is not blank, found None"),
+        ({"input": 3}, "input: expected text or nothing, found 3"),
+        ({"output": None}, "output: expected text, found None"),
+        ({"history": [["a", "b"]]}, "history: expected nothing (one turn a record)"),
+    ],
+)
+def test_bad_records_are_named_with_file_and_place(tmp_path, is_array, change, message):
+    path = write(tmp_path / "q.json", [QUESTIONS[0], QUESTIONS[1] | change], is_array)
+    place = "record 2" if is_array else "2"
+    with pytest.raises(InputError) as refused:
+        read_alpaca("c", path, "x", tmp_path / "out")
+    assert f"{path}:{place}: {message}" in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[{"instruction": "a", "output": "b"}, {"instr',
+            "record 2: record: expected a JSON array in UTF-8 (after record 1",
+        ),
+        ("[1]", "record 1: record: expected an object with instruction, input and output, found 1"),
+        ("[]", "expected at least one record, found 'an empty file'"),
+        ("", "expected at least one record, found 'an empty file'"),
+        ('{"instruction": "a", "output": "b"}\n{', "2: line: expected a JSON object"),
+    ],
+)
+def test_broken_files_are_told_of(tmp_path, text, message):
+    (tmp_path / "q.json").write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_alpaca("c", tmp_path / "q.json", "x", tmp_path / "out")
+    assert message in str(refused.value)
+
+
+def test_a_missing_file_is_told_of(tmp_path):
+    with pytest.raises(InputError, match="q.json: no such file"):
+        read_alpaca("c", tmp_path / "q.json", "x", tmp_path / "out")
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    import tracemalloc
+
+    peaks = []
+    for count in (200, 4000):
+        many = [{"instruction": f"{n}", "input": "", "output": "x" * 2000} for n in range(count)]
+        path = write(tmp_path / f"{count}.json", many, True)
+        del many
+        tracemalloc.start()
+        read_alpaca("c", path, "x", tmp_path / "out")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2_000_000  # the file is 8 MB larger
+
+
+def answers(tmp_path, count=400):
+    """Teacher outputs of questions, every tenth without an original answer."""
+    questions = [{"instruction": f"q{n}", "output": f"original {n}" if n % 10 else ""} for n in range(count)]
+    read_alpaca("c", write(tmp_path / "q.json", questions, True), "x", tmp_path / "mix.jsonl")
+    make_prompts(tmp_path / "mix.jsonl", [], None, tmp_path / "prompts.jsonl")
+    answer = {"raw_output": "the teacher's", "sample": 0, "finish_reason": "length", "generated_tokens": 3}
+    outputs = [to_output(prompt, answer, None) for _, prompt in read_jsonl(tmp_path / "prompts.jsonl")]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in outputs))
+    return tmp_path / "answers.jsonl"
+
+
+def test_the_original_output_reaches_the_splits(tmp_path):
+    path = answers(tmp_path)
+    split_answers(path, Fraction(1, 10), Fraction(1, 10), 42, tmp_path / "out")
+    for record in read_split(tmp_path / "out", "train"):
+        assert record["messages"][2]["content"] == "the teacher's"
+        assert "target" not in record
+        number = record["messages"][1]["content"][1:]
+        assert record["original_output"] == (f"original {number}" if int(number) % 10 else None)
+
+
+def test_targets_are_mixed_by_share(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = answers(tmp_path)
+    split_answers(path, Fraction(1, 10), Fraction(2, 10), 42, tmp_path / "out", Fraction(3, 10))
+    records = {name: read_split(tmp_path / "out", name) for name in ("train", "val", "test")}
+    for name, found in records.items():
+        for record in found:
+            is_original = record["target"] == "original"
+            assert record["messages"][2]["content"] == (record["original_output"] if is_original else "the teacher's")
+            assert record["finish_reason"] == ("stop" if is_original else "length")
+            assert not (is_original and name == "test")
+    mixed = records["train"] + records["val"]
+    originals = sum(record["target"] == "original" for record in mixed)
+    assert originals / len(mixed) == pytest.approx(0.27, abs=0.06)  # of the 90 % that have one
+    assert f"{originals} of the records in train and val have the original answer" in caplog.text
+    assert sum(map(len, records.values())) == 400
+    again = tmp_path / "again"
+    split_answers(path, Fraction(1, 10), Fraction(2, 10), 42, again, Fraction(3, 10))
+    assert (again / "train.jsonl").read_bytes() == (tmp_path / "out/train.jsonl").read_bytes()
+
+
+def test_of_several_answers_an_original_target_counts_once(tmp_path):
+    lines = answers(tmp_path, 60).read_text().splitlines()
+    doubled = [json.dumps(json.loads(line) | {"sample": sample}) for line in lines for sample in (0, 1)]
+    (tmp_path / "answers.jsonl").write_text("\n".join(doubled) + "\n")
+    split_answers(tmp_path / "answers.jsonl", Fraction(0), Fraction(1, 5), 42, tmp_path / "out", Fraction(1, 2))
+    train = read_split(tmp_path / "out", "train")
+    by_uid = {}
+    for record in train:
+        by_uid.setdefault(record["uid"], []).append(record["target"])
+    assert set(map(tuple, by_uid.values())) == {("original",), ("teacher", "teacher")}
+
+
+def test_the_script_reads_a_file(tmp_path):
+    path = write(tmp_path / "q.json", QUESTIONS, True)
+    script.main(["--category", "c", "--questions", str(path), "--system", "x", "--out", str(tmp_path / "out")])
+    assert len(list(read_jsonl(tmp_path / "out"))) == 3

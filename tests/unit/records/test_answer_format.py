@@ -1,0 +1,146 @@
+"""What counts as an answer, what is tolerated and what is not."""
+
+import random
+
+import pytest
+
+from distill.records.answer_format import Answer, parse_answer
+
+KEY = "holding_log_delta"
+
+
+def answer(body: str) -> Answer:
+    return parse_answer(f"<think>because</think>\n<answer>{body}</answer>", KEY)
+
+
+def test_think_answer_and_value_are_taken_apart():
+    text = '<think>me↓ (-12%)\n→ less</think>\n<answer>\n{"holding_log_delta": -0.08}\n</answer>'
+    assert parse_answer(text, KEY) == Answer("me↓ (-12%)\n→ less", '{"holding_log_delta": -0.08}', -0.08, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        ('{"holding_log_delta": 0.12}', 0.12),
+        ('{"holding_log_delta": −0.12}', -0.12),
+        ('{"holding_log_delta": 1e−3}', 0.001),
+        ('{"holding_log_delta": +0.12}', 0.12),
+        ('{"holding_log_delta":\n +3}', 3.0),
+        ('{"holding_log_delta": 3}', 3.0),
+        ('```json\n{"holding_log_delta": 0.5}\n```', 0.5),
+        ('```\n{"holding_log_delta": 0.5}\n```', 0.5),
+        ('```json {"holding_log_delta": 0.5}```', 0.5),
+        ('{"note": "a − b", "holding_log_delta": 0.5}', 0.5),
+    ],
+)
+def test_tolerated(body, value):
+    found = answer(body)
+    assert found.value == value
+    assert found.problem is None
+    assert found.answer == body.strip()
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("0.12", "answer is not a JSON object"),
+        ("[0.12]", "answer is not a JSON object"),
+        ("", "answer is not JSON"),
+        ("[predicted_value]", "answer is not JSON"),
+        ('{"holding_log_delta": [predicted_value]}', "answer is not JSON"),
+        ('{"holding_log_delta": 0.1} or so', "answer is not JSON"),
+        ('{"holding_log_delta": 0.1', "answer is not JSON"),
+        ('{"holding": 0.1}', "answer has no holding_log_delta"),
+        ('{"holding_log_delta": "0.12"}', "holding_log_delta is not a number"),
+        ('{"holding_log_delta": true}', "holding_log_delta is not a number"),
+        ('{"holding_log_delta": null}', "holding_log_delta is not a number"),
+        ('{"holding_log_delta": [0.1]}', "holding_log_delta is not a number"),
+        ('{"holding_log_delta": NaN}', "holding_log_delta is not finite"),
+        ('{"holding_log_delta": -Infinity}', "holding_log_delta is not finite"),
+        ('{"holding_log_delta": 1e999}', "holding_log_delta is not finite"),
+        ('{"holding_log_delta": 1' + "0" * 400 + "}", "holding_log_delta is not finite"),
+        ('{"holding_log_delta": 1' + "0" * 9000 + "}", "answer is not JSON"),
+        ("[" * 100_000, "answer is not JSON"),
+    ],
+)
+def test_refused(body, problem):
+    found = answer(body)
+    assert found.value is None
+    assert found.problem == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "empty text"),
+        (" \n", "empty text"),
+        ("no tags at all", "no <answer> block"),
+        ("<think>cut off", "<think> is not closed"),
+        ('<think>cut off <answer>{"holding_log_delta": 1}</answer>', "<think> is not closed"),
+        ('<think>a</think><answer>{"holding_log_delta": 1', "<answer> is not closed"),
+        ("<think>a</think></answer> <answer>", "<answer> is not closed"),
+    ],
+)
+def test_broken_format(text, problem):
+    found = parse_answer(text, KEY)
+    assert found.value is None
+    assert found.problem == problem
+
+
+def test_reasoning_may_be_missing_or_opened_in_the_prompt():
+    assert parse_answer('<answer>{"holding_log_delta": 1}</answer>', KEY) == Answer(
+        None, '{"holding_log_delta": 1}', 1.0, None
+    )
+    found = parse_answer('because</think><answer>{"holding_log_delta": 1}</answer>', KEY)
+    assert (found.think, found.value) == ("because", 1.0)
+
+
+def test_answers_inside_the_reasoning_do_not_count():
+    block = '<answer>{"holding_log_delta": 9}</answer>'
+    assert parse_answer(f"<think>maybe {block}</think> done", KEY).problem == "no <answer> block"
+    assert parse_answer(f'<think>{block}</think><answer>{{"holding_log_delta": 1}}</answer>', KEY).value == 1.0
+
+
+def test_the_last_complete_answer_counts():
+    blocks = [f'<answer>{{"holding_log_delta": {n}}}</answer>' for n in (1, 2, 3)]
+    assert parse_answer(" ".join(blocks), KEY).value == 3.0
+    assert parse_answer(" ".join(blocks) + "<answer>{", KEY).value == 3.0
+    assert parse_answer(blocks[0] + " so </answer>", KEY).value == 1.0
+
+
+def test_without_a_key_every_text_is_usable():
+    assert parse_answer("Paris.", None) == Answer(None, "Paris.", None, None)
+    assert parse_answer("<think>France</think>\nParis.\n", None) == Answer("France", "Paris.", None, None)
+    assert parse_answer("<answer>Paris</answer> indeed", None).answer == "Paris"
+    assert parse_answer("<think>cut off", None).problem is None
+    assert parse_answer("  ", None).problem == "empty text"
+
+
+@pytest.mark.parametrize(
+    "piece", ["<think>", "</think>", "<answer>", "</answer>", "<answer", ": ", ":+", "+", "```", "{", '{"a":', "−", " "]
+)
+def test_hostile_text_is_answered_at_once(piece):
+    # A megabyte: anything quadratic would run for hours and into the suite's timeout.
+    for text in (piece * (1_000_000 // len(piece)), "<answer>" + piece * (1_000_000 // len(piece)) + "</answer>"):
+        assert parse_answer(text, KEY).value is None
+
+
+def test_any_mixture_of_pieces_is_answered():
+    draw = random.Random(3)
+    pieces = [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        '{"holding_log_delta": ',
+        "0.5",
+        "}",
+        "−",
+        "```",
+        "x",
+        "\n",
+    ]
+    for _ in range(3000):
+        text = "".join(draw.choices(pieces, k=draw.randrange(14)))
+        found = parse_answer(text, KEY)
+        assert (found.value is None) == (found.problem is not None)

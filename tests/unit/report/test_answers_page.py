@@ -1,0 +1,231 @@
+"""The page of answers side by side: what stands on it, that texts are data, and what a browser makes of it."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from urllib.parse import quote
+
+import pytest
+
+import render_answers
+from distill.common.errors import InputError
+from distill.report.answers_page import PARTS, choose_records, guess_language, order_columns, show
+
+MODELS = ("teacher", "kd", "kd_base", "kd_base_2")
+HOSTILE = "</div></template></script><script>document.title = 'run'</script><img src=http://x/ onerror=alert(1)>&amp;"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"meta", "input", "br", "img", "link"}
+
+
+def make_record(number, model="teacher", **changes):
+    record = {
+        "id": number,
+        "uid": f"{number:032x}",
+        "category": "sutras",
+        "label": None,
+        "system": "请简短回答。",
+        "prompt": f"第{number}问：什么是空性？",
+        "reference": f"参考答案{number}",
+        "prediction": f"{model} 说 {number}",
+        "parsed_value": None,
+        "usable": True,
+        "problem": None,
+        "finish_reason": "stop",
+        "generated_tokens": 5,
+        "nll": 2.0,
+        "nll_tokens": 4,
+    }
+    return record | changes
+
+
+def write(folder, model, kind, records):
+    path = folder / model / f"sutras.{kind}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def render(folder, tests, questions=None, most=200):
+    """The page's text; `tests` and `questions` are records by model."""
+    argv = ["--category", "sutras", "--records", str(most), "--out", str(folder / "page.html"), "--predictions"]
+    argv += [write(folder, model, "predictions", records) for model, records in tests.items()]
+    asked = [write(folder, model, "questions", records) for model, records in (questions or {}).items()]
+    render_answers.main([*argv, "--questions", *asked])
+    return (folder / "page.html").read_text(encoding="utf-8")
+
+
+def make_tests(count=4, models=MODELS, **changes):
+    return {model: [make_record(number, model, **changes) for number in range(count)] for model in models}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags in their order, and the texts of the elements by class."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.open, self.texts = [], [], []
+        self.feed(text)
+        assert not self.open  # every element is closed
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag not in VOID:
+            self.open.append((tag, attributes.get("class") or "", len(self.texts)))
+            self.texts.append([tag, attributes.get("class") or "", ""])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for _, _, place in self.open:
+            self.texts[place][2] += data
+
+    def get_texts(self, name):
+        return [text for tag, classes, text in self.texts if name in (tag, *classes.split())]
+
+
+def test_questions_come_first_and_models_stand_in_order(tmp_path):
+    questions = {m: [make_record(9, m, prompt="问题一", prediction=f"{m} 的回答")] for m in MODELS}
+    page = Page(render(tmp_path, make_tests(2), questions))
+    assert page.get_texts("h2") == ["Fixed questions", "Test prompts"]
+    assert page.get_texts("prompt") == ["问题一", "第0问：什么是空性？", "第1问：什么是空性？"]
+    names = [text.split()[0] for text in page.get_texts("h4")]
+    assert names[:4] == ["teacher", "kd_base", "kd", "kd_base_2"]
+    assert names[4:9] == ["reference", "teacher", "kd_base", "kd", "kd_base_2"]
+    models = [tags["data-model"] for _, tags in page.tags if "data-model" in tags]
+    answers = [text for text in page.get_texts("text") if "说 0" in text or text == "参考答案0"]
+    assert answers == ["参考答案0", *(f"{model} 说 0" for model in models[5:9])]
+    assert [text for tag, _, text in page.texts if tag == "details" and text.startswith("system")] == [
+        "system text请简短回答。"
+    ] * 3
+    assert {tags["lang"] for _, tags in page.tags if tags.get("class") == "text prompt"} == {"zh"}
+
+
+def test_texts_are_inert_and_come_out_whole(tmp_path):
+    texts = {"prompt": f"{HOSTILE} p", "system": f"{HOSTILE} s", "reference": f"{HOSTILE} r", "problem": f"{HOSTILE} x"}
+    odd = "\n  one\n\n\ttwo {{ 7 * 7 }} {% raw %} \u202e"
+    tests = make_tests(1, usable=False, **texts)
+    tests["kd"][0]["prediction"] = HOSTILE
+    tests["kd_base"][0]["prediction"] = odd
+    tests["kd_base_2"][0]["prediction"] = "a\x00b\x1bc"
+    text = render(tmp_path, tests, {m: [make_record(7, m, prediction=HOSTILE)] for m in MODELS})
+    page = Page(text)
+    assert len(page.get_texts("script")) == len(page.get_texts("style")) == 1
+    assert not [tag for tag, _ in page.tags if tag in ("img", "template", "iframe", "link", "object", "base")]
+    assert page.get_texts("prompt")[1] == f"{HOSTILE} p"
+    shown = page.get_texts("text")
+    assert show("\ud800") == "\ufffd"  # half of a pair, which JSON may hold and UTF-8 may not
+    assert {f"{HOSTILE} s", f"{HOSTILE} r", HOSTILE, odd, "a\ufffdb\ufffdc"} <= set(shown)
+    assert f"not usable: {HOSTILE} x" in page.get_texts("warning")
+
+
+def test_the_page_asks_for_nothing(tmp_path):
+    text = render(tmp_path, make_tests(2))
+    page = Page(text)
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", text)
+    assert not [tags for _, tags in page.tags if {"src", "style", "onclick", "action"} & set(tags)]
+    assert all(tags["href"].startswith("#") for _, tags in page.tags if "href" in tags)
+    (policy,) = [tags["content"] for _, tags in page.tags if tags.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+def test_facts_of_an_answer(tmp_path):
+    tests = make_tests(1, label=0.25)
+    tests["kd"][0] |= {"finish_reason": "length", "generated_tokens": 1234, "parsed_value": 0.5, "nll": 4.0}
+    tests["kd_base"][0] |= {"usable": False, "problem": "no answer", "nll": 9000.0, "generated_tokens": 1}
+    tests["kd_base_2"][0]["prediction"] = tests["kd_base_2"][0]["reference"]
+    del tests["teacher"][0]["nll"], tests["teacher"][0]["nll_tokens"]  # a server tells none
+    facts = [" | ".join(part.split("  ")).strip() for part in Page(render(tmp_path, tests)).get_texts("facts")]
+    assert facts == [
+        "",
+        "5 tokens",
+        "not usable: no answer 1 token perplexity of the reference over 1e+299",
+        "cut off 1,234 tokens value 0.5 perplexity of the reference 2.72",
+        "5 tokens same as the reference perplexity of the reference 1.65",
+    ]
+    assert "true value 0.25" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_sample_is_stable_and_told(tmp_path):
+    few, many = (make_tests(count, ["teacher", "kd"]) for count in (1000, 1100))
+    text = render(tmp_path, few, most=50)
+    assert "50 of 1,000 test prompts, chosen by a hash" in " ".join(text.split())
+    assert len(Page(text).get_texts("card")) == 50
+    before, after = ({one["uid"] for one in choose_records(tests["kd"], 50)} for tests in (few, many))
+    assert len(before & after) >= 40  # a hundred new ones take the places of 4.5 on average
+    assert before - after
+    numbers = [one["id"] for one in choose_records(few["kd"], 50)]
+    assert numbers == sorted(numbers)
+    assert "Fixed questions" not in text
+    questions = {model: [make_record(3, model)] for model in ("teacher", "kd")}
+    text = render(tmp_path, few, questions, most=0)
+    assert "1 fixed question and 0 of 1,000 test prompts" in " ".join(text.split())
+    assert "reference" not in " ".join(Page(text).get_texts("boxes"))
+
+
+def test_files_of_other_records_are_refused(tmp_path):
+    tests = make_tests(3, ["teacher", "kd"])
+    tests["kd"][1]["uid"] = "f" * 32
+    with pytest.raises(InputError, match=rf"kd/sutras\S+ expected the records of \S+teacher/sutras.*uid {1:032x}"):
+        render(tmp_path, tests)
+    tests = make_tests(3, ["teacher", "kd"])
+    tests["kd"][2]["reference"] = "another"
+    with pytest.raises(InputError, match=rf"expected the references of .*uid {2:032x}"):
+        render(tmp_path, tests)
+    tests = make_tests(3, ["teacher"])
+    del tests["teacher"][0]["prompt"]
+    with pytest.raises(InputError, match=r"sutras.predictions.jsonl:1: prompt: expected a string"):
+        render(tmp_path, tests)
+
+
+def test_a_base_stands_before_its_student_and_shares_its_colour():
+    columns = order_columns(["teacher", "a", "a_base", "b", "b_base", "c_base"])
+    assert [column.name for column in columns] == [
+        "reference", "teacher", "a_base", "a", "b_base", "b", "c_base"
+    ]  # fmt: skip
+    assert [column.tone for column in columns] == [0, 0, 1, 1, 2, 2, 3]
+    assert [column.is_base for column in columns] == [False, False, True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("什么是空性？", "zh"),
+        ("これは水です", "ja"),
+        ("물은 무엇입니까", "ko"),
+        ("What is a cause, 空?", ""),
+        ("", ""),
+    ],
+)
+def test_languages(text, language):
+    assert guess_language(text) == language
+
+
+def test_the_script_is_none_that_ends_early():
+    assert "</" not in PARTS[2].read_text(encoding="utf-8")
+    assert "</" not in PARTS[1].read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [("KD_BASE_2 第3问", 1), ("onerror=alert(1", 1), ("空性 没有", 0)],
+)
+def test_search_in_a_browser(tmp_path, query, shown):
+    """Chinese, any case, all words, no pattern; hostile text runs nothing there."""
+    tests = make_tests(4)
+    tests["kd"][1]["prediction"] = HOSTILE
+    render(tmp_path, tests)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    url = f"{(tmp_path / 'page.html').as_uri()}#q={quote(query)}"
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=60)
+    page = Page(done.stdout)
+    assert page.get_texts("title") == ["Answers side by side: sutras"]
+    cards = [tags for _, tags in page.tags if tags.get("class") == "card"]
+    assert (len(cards), sum("hidden" not in card for card in cards)) == (4, shown)
+    assert f"{shown} of 4" in page.get_texts("line")[0]

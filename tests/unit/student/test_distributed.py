@@ -1,0 +1,195 @@
+"""Several processes on the CPU (gloo): they end where one process does, with whole weights and with shared ones."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import SCRIPTS, environment
+from safetensors.torch import load_file
+from tiny import save_model
+from training_runs import assert_same_weights, log_lines, make_arguments, make_options, train_student, write_splits
+
+import run_on_nodes
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+# Trains; in one of two processes a signal comes in the middle of the third step.
+TOLD = """
+import os, signal, sys
+from distill.student import train_student as student, trainer
+class Told(trainer.DistillTrainer):
+    def training_step(self, *arguments):
+        if self.state.global_step == 2 and os.environ["RANK"] == "1": os.kill(os.getpid(), signal.SIGUSR1)
+        return super().training_step(*arguments)
+student.DistillTrainer = Told
+import train_student
+train_student.main()
+"""
+# In the place of srun: two nodes that are processes of this machine. Their numbers go to the file NODES names.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for node in 0 1; do SLURM_NODEID=$node "$@" & echo $! >> "$NODES"; pids="$pids $!"; done
+worst=0
+for pid in $pids; do wait "$pid"; code=$?; ((code > worst)) && worst=$code; done
+exit "$worst"
+"""
+# Says which process it is, and waits for SIGUSR1 before it ends as a stopped training does.
+WAITING = """
+import os, pathlib, signal, sys, time
+told = []
+signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
+names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+words = sys.argv[1], *(os.environ[name] for name in names)
+pathlib.Path(sys.argv[2] + os.environ["RANK"]).write_text(" ".join(words))
+while not told: time.sleep(0.05)
+sys.exit(143)
+"""
+
+
+def run(*command, **variables):
+    """A command that has ended: its exit code and standard error."""
+    paths = {"PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, command)), env=environment() | paths | variables, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stderr
+
+
+def log_of(folder):
+    return [
+        {name: value for name, value in line.items() if name not in ("tokens_per_second", "memory_mb")}
+        for line in log_lines({"out": folder})
+    ]
+
+
+def assert_same_run(folder, other):
+    for line, wanted in zip(log_of(folder), log_of(other), strict=True):
+        assert line == pytest.approx(wanted, rel=1e-5)
+    one, two = (load_file(path / "model.safetensors") for path in (folder, other))
+    assert_same_weights(one, two, rtol=1e-5, atol=1e-6)
+
+
+SHARES = ["--strategy", "fsdp"]
+
+
+@pytest.mark.parametrize(
+    ("method", "tied", "more"),
+    [
+        ("jsd", False, []),
+        ("jsd", False, ["--lora-rank", "4", "--lora-dropout", "0"]),
+        ("forward_kl", True, [*SHARES, "--fsdp-offload", "--gradient-checkpointing"]),
+        ("jsd", False, [*SHARES, "--lora-rank", "4", "--lora-dropout", "0"]),
+    ],
+    ids=["copies", "copies, lora", "shares, tied", "shares, lora"],
+)
+def test_two_processes_train_as_one_does(tmp_path, models, records, tokenizer, method, tied, more):
+    """9 records in steps of 4: the last step of an epoch has a record for one of the processes alone."""
+    if tied:
+        models |= {"student": save_model(tmp_path / "tied", tokenizer, vocabulary=336, hidden=16, seed=2, tied=True)}
+    train, val = records[:9], records[:3]
+    data = write_splits(tmp_path / "data", train, val)
+    settings = {"optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
+    if "--lora-rank" in more:
+        settings |= {"lora_rank": 4, "lora_dropout": 0.0}
+    train_student(make_options(tmp_path, models, method, "one") | settings, train, val)
+    written = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    arguments = make_arguments(tmp_path, models, method, "two", data)
+    code, log = run(*TORCHRUN, SCRIPTS / "train_student.py", *arguments, *written, *more)
+    assert code == 0, log
+    assert log.count("is shared out among 2 processes") == (2 if "fsdp" in more else 0)  # teacher and student
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    before = load_file(Path(models["student"]) / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_goes_on_where_two_were_stopped(tmp_path, models, records, strategy):
+    """A signal to one process stops both at the same step; a checkpoint does not belong to a number of processes."""
+    data = write_splits(tmp_path / "data", records, records[:2])
+    settings = {"logging_steps": 1, "eval_steps": 1, "best_checkpoint": True}
+    train_student(make_options(tmp_path, models, out="whole") | settings, records, records[:2])
+    more = ["--logging-steps=1", "--eval-steps=1", "--best-checkpoint", "--strategy", strategy]
+    arguments = [*make_arguments(tmp_path, models, out="stopped", data=data), *more]
+    told = tmp_path / "told.py"
+    told.write_text(TOLD)
+    code, log = run(*TORCHRUN, told, *arguments)
+    assert code != 0
+    assert log.count("stopped by a signal") == 2, log
+    assert "(exitcode: 143)" in log
+    (checkpoint,) = (tmp_path / "checkpoints_stopped").glob("s/banks/*/checkpoint-3")
+    assert (checkpoint / "rng_state_1.pth").exists()
+    code, log = run(sys.executable, SCRIPTS / "train_student.py", *arguments)
+    assert code == 0, log
+    assert f"going on from {checkpoint}" in log
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+# ---- Nodes ----
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """Variables of a Slurm job whose srun is SRUN."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/srun").write_text(SRUN)
+    (tmp_path / "bin/srun").chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{environment()['PATH']}"
+    return {"PATH": path, "NODES": str(tmp_path / "nodes"), "SLURM_JOB_ID": "77", "SLURM_GPUS_ON_NODE": "1"}
+
+
+def wait_for(*paths):
+    for _ in range(1200):
+        if all(path.exists() and path.read_text() for path in paths):
+            return [path.read_text() for path in paths]
+        time.sleep(0.05)
+    raise TimeoutError(paths)
+
+
+def test_nodes_are_joined_told_and_end_as_their_processes_do(tmp_path, nodes):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, SCRIPTS / "run_on_nodes.py", "--nodes", "2", tmp_path / "waiting.py"]
+    command += ["--signal", tmp_path / "rank"]  # an option that torchrun would take for one of its own
+    with subprocess.Popen(list(map(str, command)), env=environment() | nodes) as process:
+        texts = wait_for(tmp_path / "rank0", tmp_path / "rank1")
+        for pid in (tmp_path / "nodes").read_text().split():
+            os.kill(int(pid), signal.SIGUSR1)
+        assert process.wait(120) == 143
+    host = os.uname().nodename
+    assert texts == [f"--signal {rank} 2 {host} {run_on_nodes.FIRST_PORT + 77}" for rank in (0, 1)]
+
+
+def test_one_node_of_several_gpus_has_as_many_processes(tmp_path, nodes):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, SCRIPTS / "run_on_nodes.py", "--nodes", "1", "--gpus", "2", tmp_path / "waiting.py"]
+    command += ["--signal", tmp_path / "rank"]
+    variables = environment() | nodes | {"SLURM_GPUS_ON_NODE": "2"}
+    with subprocess.Popen(list(map(str, command)), env=variables) as process:
+        texts = wait_for(tmp_path / "rank0", tmp_path / "rank1")
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(120) == 143
+    assert [text.split()[:3] for text in texts] == [["--signal", rank, "2"] for rank in "01"]
+    assert not (tmp_path / "nodes").exists()  # no srun
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"), [(["--nodes", "2"], "no Slurm job"), (["--nodes", "1", "--gpus", "2"], "gpus_per_node: 2")]
+)
+def test_what_is_not_there_is_said_and_the_script_runs_alone(tmp_path, options, warning):
+    """On the CPU: a GPU is hidden from it."""
+    (tmp_path / "script.py").write_text("import sys; sys.exit(' '.join(sys.argv[1:]))")
+    command = [sys.executable, SCRIPTS / "run_on_nodes.py", *options, tmp_path / "script.py", "--nodes", "x"]
+    code, log = run(*command, CUDA_VISIBLE_DEVICES="")
+    assert (code, log.splitlines()[-1]) == (1, "--nodes x")
+    assert warning in log
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([143, 143], 143), ([-15, 143], 143), ([-10], 143), ([1, -15], 1), ([143, 1], 1), ([-9], 137), ([-9, 143], 137)],
+)
+def test_a_failure_comes_before_a_stop(codes, code):
+    assert run_on_nodes.choose_exit_code(codes) == code

@@ -1,0 +1,465 @@
+"""Training that survives: pre-emption, memory that runs out, early stopping, the best model, on-policy buffers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import SCRIPTS, environment
+from training_runs import (
+    Killed,
+    assert_same_weights,
+    log_lines,
+    make_arguments,
+    train_student,
+    weights,
+    write_splits,
+)
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, TrainerCallback
+
+from distill.common.errors import InputError
+from distill.evaluation.likelihood import answer_likelihoods
+from distill.models.examples import encode_examples
+from distill.student import train_student as student_module
+from distill.student.checkpoints import last_checkpoint
+from distill.student.on_policy import OnPolicy, PolicyBuffer
+from distill.student.step_batches import StepBatches
+from distill.student.training_examples import balance
+
+TRAINER = student_module.DistillTrainer
+
+
+def callback_at(monkeypatch, step, action):
+    """Do something when `step` steps are done (and saved, where it is a step to save)."""
+
+    class At(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                action()
+
+    def build(*args, **kwargs):
+        trainer = TRAINER(*args, **kwargs)
+        trainer.add_callback(At())
+        return trainer
+
+    monkeypatch.setattr(student_module, "DistillTrainer", build)
+
+
+def kill():
+    raise Killed
+
+
+# ---- SIGTERM ----
+
+
+def test_sigterm_saves_the_step_under_way_and_the_run_ends_as_if_undisturbed(options, records, monkeypatch):
+    settings = {"epochs": 3.0, "save_steps": 100, "gradient_checkpointing": False}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="told", **settings)
+    train_student(undisturbed, records, records[:2])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            callback_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(SystemExit) as stopped:
+                train_student(run, records, records[:2])
+        assert stopped.value.code == 143
+        (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
+        assert last_checkpoint(folder) == str(folder / "checkpoint-4")  # the step in which it came
+        assert not Path(run["out"]).exists()
+        train_student(run, records, records[:2])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+
+
+def test_sigterm_reaches_the_script(tmp_path, models, records):
+    data = write_splits(tmp_path / "data", records, records[:2])
+    arguments = [*make_arguments(tmp_path, models, data=data), "--epochs", "100000", "--save-steps", "1000000"]
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, SCRIPTS / "train_student.py", *arguments], stderr=file, stdout=file, env=environment()
+        )
+    end = time.monotonic() + 300
+    while "step 2/" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=120) == 143
+    assert "stopped by a signal; the same command goes on from step" in log.read_text()
+    assert list((tmp_path / "checkpoints_out").glob("s/banks/*/checkpoint-*/trainer_state.json"))
+
+
+def test_sigterm_does_not_wait_for_a_validation(options, records, monkeypatch):
+    """The run that goes on does it first: the same weights, and the same log."""
+    settings = {"epochs": 3.0, "save_steps": 100, "gradient_checkpointing": False, "eval_steps": 3, "logging_steps": 1}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="told", **settings)
+    train_student(undisturbed, records, records[:2])
+    validated = []
+    evaluate = TRAINER.evaluate
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                TRAINER, "evaluate", lambda self: (validated.append(self.state.global_step), evaluate(self))[1]
+            )
+            callback_at(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                train_student(run, records, records[:2])
+            assert validated == []
+        train_student(run, records, records[:2])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+    one, other = ([line["step"] for line in log_lines(x) if "val_loss" in line] for x in (run, undisturbed))
+    assert one == other
+
+
+def test_sigterm_ends_a_validation(options, records, monkeypatch):
+    settings = {"epochs": 3.0, "save_steps": 100, "gradient_checkpointing": False, "eval_steps": 3}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="told", **settings)
+    train_student(undisturbed, records, records)
+    scored = []
+    score = TRAINER.score
+
+    def told(self, model, examples):
+        if not model.training:
+            scored.append(examples)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, model, examples)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(TRAINER, "score", told)
+            with pytest.raises(SystemExit) as stopped:
+                train_student(run, records, records)
+        assert (stopped.value.code, len(scored)) == (143, 1)
+        (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
+        assert last_checkpoint(folder) == str(folder / "checkpoint-3")
+        train_student(run, records, records)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+    assert len(log_lines(run)) == len(log_lines(undisturbed))
+
+
+def test_torn_checkpoints_are_removed_before_they_are_counted(options, records, monkeypatch):
+    """save_total_limit keeps the highest numbers; torn ones among them would be all that is left."""
+    run = options(epochs=4.0, save_steps=2, save_total_limit=1)
+    with monkeypatch.context() as patch:
+        callback_at(patch, 3, kill)
+        with pytest.raises(Killed):
+            train_student(run, records, [])
+    (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
+    for number in (90, 95):
+        (folder / f"checkpoint-{number}").mkdir()
+    with monkeypatch.context() as patch:
+        callback_at(patch, 5, kill)
+        with pytest.raises(Killed):
+            train_student(run, records, [])
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-4"]
+
+
+# ---- Memory ----
+
+
+def run_out(monkeypatch, most):
+    """Memory for `most` records at a time: beyond, it runs out in the backward pass, after gradients were added."""
+    score, sizes = TRAINER.score, []
+
+    def limited(self, model, examples):
+        terms = score(self, model, examples)
+        if len(examples) > most and model.training:
+            terms.loss.backward()
+            raise torch.OutOfMemoryError("out of memory")
+        sizes.append(len(examples))
+        return terms
+
+    monkeypatch.setattr(TRAINER, "score", limited)
+    return sizes
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(8, 1), (4, 2)])
+def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing(
+    options, records, monkeypatch, caplog, size, accumulation
+):
+    settings = {"epochs": 2.0, "batch_size": size, "gradient_accumulation_steps": accumulation, "optimizer": "sgd"}
+    settings |= {"learning_rate": 0.5, "max_grad_norm": 0.0}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="short", **settings)
+    train_student(undisturbed, records, [])
+    sizes = run_out(monkeypatch, most=2)
+    train_student(run, records, [])
+    assert max(sizes) == 2
+    assert_same_weights(weights(run), weights(undisturbed), rtol=1e-5, atol=1e-6)
+    one, other = ([(line["loss"], line["completion_tokens"]) for line in log_lines(x)] for x in (run, undisturbed))
+    assert one == [pytest.approx(line, rel=1e-5) for line in other]
+    said = [record for record in caplog.records if "out of memory" in record.message]
+    assert len(said) == {8: 2, 4: 1}[size]  # 8 → 4 → 2: once for each halving
+
+
+def test_memory_that_runs_out_in_a_validation_halves_its_batches(options, records, monkeypatch):
+    settings = {"batch_size": 8, "gradient_accumulation_steps": 1}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="short", **settings)
+    train_student(undisturbed, records, records)
+    score = TRAINER.score
+
+    def limited(self, model, examples):
+        if len(examples) > 3 and not model.training:
+            raise torch.OutOfMemoryError("out of memory")
+        return score(self, model, examples)
+
+    monkeypatch.setattr(TRAINER, "score", limited)
+    train_student(run, records, records)
+    one, other = ([line["val_loss"] for line in log_lines(x) if "val_loss" in line] for x in (run, undisturbed))
+    assert one == [pytest.approx(loss, rel=1e-4) for loss in other]
+
+
+def test_memory_that_runs_out_in_the_optimizer_ends_with_advice(options, records, monkeypatch):
+    def step(self, *_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(InputError, match="adamw_bnb_8bit"):
+        train_student(options(), records, [])
+
+
+def test_memory_for_no_record_ends_with_advice(options, records, monkeypatch):
+    run_out(monkeypatch, most=0)
+    with pytest.raises(InputError, match="gradient_checkpointing: true, lora"):
+        train_student(options(batch_size=4), records, [])
+
+
+def test_other_errors_are_not_taken_for_memory(options, records, monkeypatch):
+    monkeypatch.setattr(TRAINER, "score", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        train_student(options(), records, [])
+
+
+# ---- Validation decides ----
+
+
+def scripted_validation(monkeypatch, losses):
+    """Validation losses in order, in place of the measured ones."""
+    log, given = TRAINER.log, iter(losses)
+
+    def scripted(self, logs, start_time=None):
+        if "val_loss" in logs:
+            logs["val_loss"] = next(given)
+        log(self, logs, start_time)
+
+    monkeypatch.setattr(TRAINER, "log", scripted)
+
+
+def test_training_ends_when_validation_has_long_not_become_better(options, records, monkeypatch):
+    run = options(epochs=10.0, early_stopping_patience=2)
+    scripted_validation(monkeypatch, [3.0, 2.0, 2.5, 2.0, 1.0, 1.0])
+    train_student(run, records, records[:2])
+    assert [line["val_loss"] for line in log_lines(run) if "val_loss" in line] == [3.0, 2.0, 2.5, 2.0]
+
+
+def test_a_run_that_had_stopped_early_stays_stopped(options, records, monkeypatch):
+    """Killed after its last step and before the student is written."""
+    settings = {"epochs": 10.0, "early_stopping_patience": 1, "eval_steps": 2, "save_steps": 2}
+    undisturbed, run = options(out="undisturbed", **settings), options(out="killed", **settings)
+    losses = [3.0, 2.0, 2.5, 0.5, 0.4]
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses)
+        train_student(undisturbed, records, records[:2])
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses)
+        patch.setattr(student_module, "write_student", lambda *_: kill())
+        with pytest.raises(Killed):
+            train_student(run, records, records[:2])
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses[3:])
+        train_student(run, records, records[:2])
+    assert [line["step"] for line in log_lines(run) if "val_loss" in line] == [2, 4, 6]
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(options, records, monkeypatch):
+    score = TRAINER.score
+
+    def broken(self, model, examples):
+        terms = score(self, model, examples)
+        return terms if model.training else terms._replace(loss=terms.loss * float("nan"))
+
+    monkeypatch.setattr(TRAINER, "score", broken)
+    with pytest.raises(InputError, match="step 3: the validation loss is not finite"):
+        train_student(options(), records, records[:2])
+
+
+def test_the_best_model_is_kept_and_survives_a_kill(options, records, monkeypatch):
+    losses = [3.0, 1.0, 2.0, 2.5]
+    settings = {"epochs": 4.0, "save_total_limit": 1, "save_steps": 3}
+    best, run = options(out="best", best_checkpoint=True, **settings), options(out="killed", **settings)
+    run["best_checkpoint"] = True
+    # What two of the four epochs give, on the course of a learning rate of four.
+    two = options(out="two", **settings)
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses[:2])
+        callback_at(patch, 6, lambda: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train_student(two | {"best_checkpoint": True}, records, records[:2])
+    (folder,) = Path(two["checkpoints"], "s", "banks").iterdir()
+    wanted = AutoModelForCausalLM.from_pretrained(folder / "checkpoint-6").state_dict()
+    for options_, killed_at in ((best, None), (run, 10)):
+        with monkeypatch.context() as patch:
+            scripted_validation(patch, losses)
+            if killed_at:
+                callback_at(patch, killed_at, kill)
+                with pytest.raises(Killed):
+                    train_student(options_, records, records[:2])
+        with monkeypatch.context() as patch:
+            scripted_validation(patch, losses[3:] if killed_at else losses)
+            train_student(options_, records, records[:2])
+        assert_same_weights(weights(options_), {name: wanted[name] for name in weights(options_)}, rtol=0, atol=0)
+
+
+# ---- On-policy ----
+
+
+ON_POLICY = {"on_policy_fraction": 0.5, "on_policy_steps": 4, "on_policy_max_new_tokens": 12}
+
+
+def buffer(examples, **changes):
+    settings = {"fraction": 0.5, "steps": 4, "max_new_tokens": 6, "temperature": 1.0, "seed": 1, "max_length": 100}
+    batches = StepBatches([1] * len(examples), 2, 1, 0)
+    return PolicyBuffer(OnPolicy(**(settings | {"vocabulary": 300} | changes)), examples, batches, None)
+
+
+def test_the_fraction_of_steps_is_on_policy():
+    for fraction in (0.0, 0.3, 1.0):
+        steps = [buffer([], fraction=fraction).is_sampled(step) for step in range(2000)]
+        assert sum(steps) / 2000 == pytest.approx(fraction, abs=0.04)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["jsd", "reverse_kl"])
+def test_on_policy_steps_train_on_the_students_own_answers(options, records, tokenizer, monkeypatch, method, precision):
+    seen = []
+    score = TRAINER.score
+
+    def spy(self, model, examples):
+        terms = score(self, model, examples)
+        seen.append((self.state.global_step, examples, terms))
+        return terms
+
+    monkeypatch.setattr(TRAINER, "score", spy)
+    run = options(method, epochs=4.0, precision=precision, **ON_POLICY)
+    train_student(run, records, [])
+    sampled = {step for step, examples, _ in seen if examples[0].get("is_sampled")}
+    policy = buffer([], seed=42)
+    assert sampled == {step for step in range(12) if policy.is_sampled(step)}
+    assert 0 < len(sampled) < 12
+    own = {one["uid"]: one["completion"] for one in encode_examples(records, tokenizer, None, 1000)}
+    for step, examples, terms in seen:
+        for example in examples if step in sampled else []:
+            assert 1 <= len(example["completion"]) <= 12
+            assert example["completion"] != own[example["uid"]]
+            assert terms.loss.item() == pytest.approx(0.5 * 2.0**2 * terms.kd.item(), rel=1e-4)  # no cross-entropy
+
+
+def test_answers_are_drawn_once_for_several_steps(options, records, monkeypatch):
+    filled = []
+    fill = PolicyBuffer.fill
+    monkeypatch.setattr(
+        PolicyBuffer, "fill", lambda self, *arguments: (filled.append(arguments[1:]), fill(self, *arguments))[1]
+    )
+    train_student(options("jsd", epochs=4.0, on_policy_fraction=1.0, on_policy_steps=5), records, [])
+    assert filled == [(0, 5), (5, 10), (10, 12)]
+
+
+def test_a_sampled_answer_follows_the_students_distribution(models, tokenizer):
+    """The share of first tokens that are drawn against the model's own probabilities."""
+    model = AutoModelForCausalLM.from_pretrained(models["student"])
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(12.0)
+    prompt = tokenizer("me=12.5, profit=0.31: estimate")["input_ids"]
+    examples = [{"uid": str(n), "prompt": prompt, "teacher_prompt": prompt, "index": n} for n in range(3000)]
+    policy = PolicyBuffer(
+        OnPolicy(1.0, 1, 1, 1.0, 0, 100, len(tokenizer)), examples, StepBatches([1] * 3000, 3000, 1, 0), tokenizer
+    )
+    drawn = policy.take(model, 0, 1, examples)
+    counts = torch.bincount(torch.tensor([one["completion"][0] for one in drawn]), minlength=len(tokenizer))
+    expected = model(torch.tensor([prompt])).logits[0, -1, : len(tokenizer)].softmax(-1)
+    assert (counts / 3000 - expected).abs().sum() / 2 < 0.15  # total variation of 3,000 draws
+    assert expected.max() > 0.02
+
+
+@pytest.mark.parametrize("killed_at", [3, 7])
+def test_an_on_policy_run_that_was_killed_ends_with_the_same_weights(options, records, monkeypatch, killed_at):
+    settings = {"epochs": 4.0, "save_steps": 3, "gradient_checkpointing": False, **ON_POLICY}
+    undisturbed, run = options("jsd", "undisturbed", **settings), options("jsd", "killed", **settings)
+    train_student(undisturbed, records, [])
+    with monkeypatch.context() as patch:
+        callback_at(patch, killed_at, kill)
+        with pytest.raises(Killed):
+            train_student(run, records, [])
+    train_student(run, records, [])
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+
+
+def test_on_policy_works_where_layers_look_at_a_window(options, records, tokenizer, tmp_path):
+    """Such models are generated by transformers' own means, which call the model's forward."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=336, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, eos_token_id=2, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    tokenizer.save_pretrained(tmp_path / "mistral")
+    run = options("jsd", model=str(tmp_path / "mistral"), epochs=1.0, **(ON_POLICY | {"on_policy_fraction": 1.0}))
+    train_student(run, records, [])
+    assert log_lines(run)[-1]["kd"] > 0
+
+
+def test_on_policy_answers_leave_room_in_the_context(options, records, tokenizer):
+    longest = max(
+        len(example["prompt"]) + len(example["completion"])
+        for example in encode_examples(records, tokenizer, None, 1000)
+    )
+    run = options("jsd", epochs=1.0, max_length=longest, on_policy_fraction=1.0, on_policy_max_new_tokens=400)
+    train_student(run, records, [])
+    assert log_lines(run)[-1]["loss"] > 0
+
+
+# ---- Several categories ----
+
+
+def test_a_pooled_student_learns_from_all_folders(options, records):
+    run = options(epochs=30.0, learning_rate=1e-2, category="all")
+    student_module.train_student(run, [records[:6], records[6:]], [records[:1], records[6:7]])
+    lines = log_lines(run)
+    assert lines[-1]["val_loss"] < 0.8 * next(line for line in lines if "val_loss" in line)["val_loss"]
+    assert "10 training and\n2 validation records of all categories." in (Path(run["out"]) / "README.md").read_text()
+
+
+def test_balanced_pools_take_as_many_records_of_each_folder():
+    examples = [{"folder": folder, "uid": f"{folder}-{n}"} for folder, count in ((0, 7), (1, 3)) for n in range(count)]
+    found = balance(examples, seed=1)
+    counts = [sum(one["folder"] == folder for one in found) for folder in (0, 1)]
+    assert counts == [7, 7]
+    of_each = [sum(one["uid"] == f"1-{n}" for one in found) for n in range(3)]
+    assert sorted(of_each) == [2, 2, 3]
+    assert found != balance(examples, seed=2)
+
+
+def test_a_distilled_student_is_likelier_to_give_the_answers(options, records, tokenizer):
+    run = options(epochs=40.0, learning_rate=1e-2)
+    train_student(run, records, [])
+    tests = [
+        {"system": m[0]["content"], "prompt": m[1]["content"], "answer": m[2]["content"], "is_whole": True}
+        for m in (record["messages"] for record in records)
+    ]
+    before, after = (
+        sum(one.nll for one in answer_likelihoods(AutoModelForCausalLM.from_pretrained(x), tokenizer, tests))
+        for x in (run["model"], run["out"])
+    )
+    assert after < 0.5 * before

@@ -1,0 +1,373 @@
+"""The distillation loss against independent float64 formulas: values and all gradients."""
+
+import math
+
+import pytest
+import torch
+
+from distill.models import completions
+from distill.models.completions import collate
+from distill.student import loss as losses
+from distill.student.divergences import divergence
+from distill.student.loss import ExactTeacher, Objective, TopKTeacher, distillation_loss
+
+METHODS = ["forward_kl", "reverse_kl", "jsd", "tvd"]
+SHARED = 17
+
+
+def compare(method, p, q, beta):
+    """D of probabilities, in the plainest words."""
+    m = beta * p + (1 - beta) * q
+    return {
+        "forward_kl": (p * (p / q).log()).sum(),
+        "reverse_kl": (q * (q / p).log()).sum(),
+        "jsd": beta * (p * (p / m).log()).sum() + (1 - beta) * (q * (q / m).log()).sum(),
+        "tvd": (p - q).abs().sum() / 2,
+    }[method]
+
+
+def reference(student_logits, teacher_logits, targets, method, tau, beta, vocabulary, top_k=None):
+    """(cross-entropy, divergence) in float64 from probabilities, row by row; with `top_k` over k + 1 buckets."""
+    ce = kd = torch.zeros((), dtype=torch.float64)
+    for s, t, y in zip(student_logits.double(), teacher_logits.double(), targets, strict=True):
+        ce = ce - (s - s.max()).softmax(0)[y].log()
+        q, p = (s[:vocabulary] / tau).softmax(0), (t[:vocabulary] / tau).softmax(0)
+        if top_k:
+            top = p.topk(top_k).indices
+            rest = torch.ones(len(p), dtype=torch.bool).index_fill(0, top, False)
+            p, q = (torch.cat([one[top], one[rest].sum()[None]]) for one in (p, q))
+        kd = kd + compare(method, p, q, beta)
+    return ce, kd
+
+
+def top_k_teacher(teacher_logits, k, tau, vocabulary=SHARED):
+    """The cached signal at a temperature, from float64."""
+    logp = (teacher_logits.double()[:, :vocabulary] / tau).log_softmax(-1)
+    top = logp.topk(k)
+    tail = logp.exp().scatter(1, top.indices, 0.0).sum(-1).log()
+    return TopKTeacher(top.indices.int(), top.values.float(), tail.float())
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(3)
+    rows, teacher_rows = torch.randn(11, 6, requires_grad=True), torch.randn(11, 9)
+    # Padded vocabularies of different size over a shared one of 17.
+    head, teacher_head = torch.nn.Linear(6, 24, bias=False), torch.nn.Linear(9, 20, bias=False)
+    return rows, head, torch.randint(0, SHARED, (11,)), ExactTeacher(teacher_rows, teacher_head)
+
+
+def logits_of(teacher):
+    return (teacher.rows @ teacher.head.weight.T).detach()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("swap", [False, True], ids=["student wider", "teacher wider"])
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("top_k", [None, 1, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_value_and_gradients_match_float64(problem, method, top_k, tau, beta, swap, bias):
+    rows, head, targets, teacher = problem
+    if swap or bias:
+        head = torch.nn.Linear(6, 20 if swap else 24, bias=bias)
+        teacher = ExactTeacher(teacher.rows, torch.nn.Linear(9, 24 if swap else 20, bias=False))
+    logits = logits_of(teacher)
+    given = top_k_teacher(logits, top_k, tau) if top_k else teacher
+    objective = Objective(method, tau, 0.3, beta, SHARED)
+    found = distillation_loss(rows, head, targets, given, objective, chunk=4)
+    gradients = torch.autograd.grad(found.loss, [rows, *head.parameters()])
+
+    leaves = [one.detach().double().requires_grad_() for one in (rows, *head.parameters())]
+    student = leaves[0] @ leaves[1].T + (leaves[2] if bias else 0.0)
+    ce, kd = reference(student, logits, targets, method, tau, beta, SHARED, top_k)
+    loss = 0.3 * tau**2 * kd + 0.7 * ce
+    expected = torch.autograd.grad(loss, leaves)
+    assert found.ce.item() == pytest.approx(ce.item(), rel=1e-5)
+    assert found.kd.item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
+    assert found.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    for one, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_match_finite_differences(method, top_k):
+    """With no formula of a gradient at all, in float64 throughout."""
+    torch.manual_seed(1)
+    head, teacher_head = (torch.nn.Linear(4, 12, bias=False, dtype=torch.float64) for _ in range(2))
+    rows, targets = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1, 0, 11])
+    teacher = ExactTeacher(torch.randn(3, 4, dtype=torch.float64), teacher_head)
+    if top_k:
+        kept = top_k_teacher(logits_of(teacher), top_k, 2.0, 12)
+        teacher = TopKTeacher(kept.ids, kept.logprobs.double(), kept.log_tail.double())
+    objective = Objective(method, 2.0, 0.7, 0.4, None)
+
+    @torch.no_grad()
+    def loss_at(place, step):
+        moved = rows.flatten().index_add(0, torch.tensor([place]), torch.tensor([step], dtype=torch.float64))
+        return distillation_loss(moved.view_as(rows), head, targets, teacher, objective).loss.item()
+
+    leaf = rows.clone().requires_grad_()
+    terms = distillation_loss(leaf, head, targets, teacher, objective, chunk=2)
+    assert terms.loss.dtype == torch.float64
+    (gradient,) = torch.autograd.grad(terms.loss, leaf)
+    found = [(loss_at(place, 1e-6) - loss_at(place, -1e-6)) / 2e-6 for place in range(rows.numel())]
+    torch.testing.assert_close(gradient.flatten(), torch.tensor(found, dtype=torch.float64), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["lora", "lora with dropout off", "soft-capped", "bfloat16"])
+@pytest.mark.parametrize("method", [*METHODS, "seqkd"])
+def test_other_heads_and_numbers_match_autograd_over_whole_logits(problem, method, kind):
+    rows, head, targets, teacher = problem
+    if kind.startswith("lora"):
+        from peft import LoraConfig, inject_adapter_in_model
+
+        holder = torch.nn.ModuleDict({"lm_head": head})
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False), holder)
+        head = holder["lm_head"]
+    elif kind == "soft-capped":
+        head = torch.nn.Sequential(head, torch.nn.Tanh())
+    elif kind == "bfloat16":
+        rows = rows.detach().bfloat16().requires_grad_()
+        head = head.bfloat16()
+    objective = Objective(method, 2.0, 0.3, 0.5, SHARED)
+    given = None if method == "seqkd" else teacher
+    weights = [one for one in head.parameters() if one.requires_grad]
+    found = distillation_loss(rows, head, targets, given, objective, chunk=4)
+    gradients = torch.autograd.grad(found.loss, [rows, *weights])
+
+    logits = head(rows).double()
+    ce, kd = reference(logits, logits_of(teacher), targets, "tvd" if given is None else method, 2.0, 0.5, SHARED)
+    loss = ce if given is None else 0.3 * 4 * kd + 0.7 * ce
+    expected = torch.autograd.grad(loss, [rows, *weights])
+    assert found.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    tolerance = {"rtol": 2e-2, "atol": 5e-2} if kind == "bfloat16" else {"rtol": 1e-4, "atol": 1e-5}
+    for one, wanted in zip(gradients, expected, strict=True):
+        assert one.dtype == wanted.dtype
+        torch.testing.assert_close(one, wanted, **tolerance)
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_under_autocast_weights_keep_float32_gradients(problem, method, top_k):
+    rows, head, targets, teacher = problem
+    given = top_k_teacher(logits_of(teacher), top_k, 2.0) if top_k else teacher
+    objective = Objective(method, 2.0, 0.3, 0.5, SHARED)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distillation_loss(rows, head, targets, given, objective, chunk=4)
+    exact = distillation_loss(rows, head, targets, given, objective)
+    assert found.loss.dtype == torch.float32
+    for one, wanted in zip(
+        *(torch.autograd.grad(terms.loss, [rows, head.weight]) for terms in (found, exact)), strict=True
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, wanted, rtol=3e-2, atol=5e-2)
+
+
+def test_tied_weights_get_both_gradients():
+    torch.manual_seed(0)
+    embedding, head = torch.nn.Embedding(12, 4), torch.nn.Linear(4, 12, bias=False)
+    head.weight = embedding.weight
+    ids, targets = torch.tensor([3, 5, 7]), torch.tensor([1, 2, 3])
+    found = distillation_loss(embedding(ids), head, targets, None, Objective("seqkd"))
+    (gradient,) = torch.autograd.grad(found.loss, [embedding.weight])
+    weight = embedding.weight.detach().double().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(weight[ids] @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(loss, weight)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_heads_get_no_gradient(problem):
+    rows, head, targets, teacher = problem
+    head.requires_grad_(False)
+    distillation_loss(rows, head, targets, teacher, Objective("jsd", vocabulary=SHARED)).loss.backward()
+    assert head.weight.grad is None
+    assert rows.grad.norm() > 0
+
+
+def test_without_gradients_values_are_the_same(problem):
+    rows, head, targets, teacher = problem
+    objective = Objective("forward_kl", 2.0, vocabulary=SHARED)
+    with torch.no_grad():
+        found = distillation_loss(rows, head, targets, teacher, objective)
+    wanted = distillation_loss(rows, head, targets, teacher, objective)
+    assert [one.item() for one in found[:3]] == [one.item() for one in wanted[:3]]
+
+
+def test_gradients_are_used_once(problem):
+    rows, head, targets, teacher = problem
+    loss = distillation_loss(rows, head, targets, teacher, Objective("tvd", vocabulary=SHARED)).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up"):
+        loss.backward()
+
+
+def test_gradient_norms_of_the_terms(problem):
+    """What tells that one term drowns the other (by their gradients, not by their values)."""
+    rows, head, targets, teacher = problem
+    found = distillation_loss(rows, head, targets, teacher, Objective("forward_kl", 2.0, 0.3, vocabulary=SHARED))
+    logits = head(rows).detach().double().requires_grad_()
+    ce, kd = reference(logits, logits_of(teacher), targets, "forward_kl", 2.0, 0.5, SHARED)
+    of_ce, of_kd = torch.autograd.grad(0.7 * ce, logits)[0], torch.autograd.grad(0.3 * 4 * kd, logits)[0]
+    assert found.ce_grad.item() == pytest.approx((of_ce**2).sum().item(), rel=1e-4)
+    assert found.kd_grad.item() == pytest.approx((of_kd**2).sum().item(), rel=1e-4)
+
+
+def test_on_policy_leaves_cross_entropy_out(problem):
+    rows, head, targets, teacher = problem
+    found = distillation_loss(
+        rows, head, targets, teacher, Objective("jsd", 2.0, 0.25, vocabulary=SHARED, is_on_policy=True)
+    )
+    assert found.loss.item() == pytest.approx(found.kd.item(), rel=1e-6)  # 0.25 · 2²
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_the_padding_of_a_vocabulary_has_no_probability(problem, top_k):
+    rows, head, targets, teacher = problem
+    objective = Objective("forward_kl", vocabulary=SHARED)
+    found = []
+    for value in (50.0, -50.0):  # a padded id that would win every row, or lose it
+        with torch.no_grad():
+            teacher.head.weight[SHARED:] = value
+        given = top_k_teacher(logits_of(teacher), top_k, 1.0) if top_k else teacher
+        found.append(distillation_loss(rows, head, targets, given, objective).kd.item())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_token_that_only_the_teacher_has_is_no_bucket(problem, method):
+    """Cached ids beyond the shared vocabulary: as if the teacher did not have them."""
+    rows, head, targets, teacher = problem
+    logits = logits_of(teacher)
+    logits[:, SHARED] = logits[:, :SHARED].mean(-1)  # never all of the probability
+    over_all = top_k_teacher(logits, SHARED + 1, 1.0, SHARED + 1)  # ids in order of probability, one of them foreign
+    objective = Objective(method, vocabulary=SHARED)
+    found = distillation_loss(rows, head, targets, over_all, objective)
+    wanted = distillation_loss(rows, head, targets, top_k_teacher(logits, SHARED - 1, 1.0, SHARED), objective)
+    assert found.kd.item() == pytest.approx(wanted.kd.item(), rel=1e-4)
+    assert torch.autograd.grad(found.loss, rows)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["forward_kl", "reverse_kl", "jsd", "tvd"])
+def test_buckets_are_a_lower_bound(problem, method):
+    rows, head, targets, teacher = problem
+    objective = Objective(method, 2.0, vocabulary=SHARED)
+    exact = distillation_loss(rows, head, targets, teacher, objective).kd.item()
+    kept = [
+        distillation_loss(rows, head, targets, top_k_teacher(logits_of(teacher), k, 2.0), objective).kd.item()
+        for k in (2, 8, 16)
+    ]
+    assert kept[0] < kept[1] < kept[2] <= exact * (1 + 1e-5)
+    assert kept[2] == pytest.approx(exact, rel=1e-3)  # 16 of 17 and the last one as the tail: exact
+
+
+def test_without_the_tail_bucket_mass_elsewhere_would_go_unseen():
+    """Teacher: two tokens. A student with all its probability elsewhere must be pulled towards them."""
+    teacher = TopKTeacher(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]]).log(), torch.tensor([math.log(1e-6)]))
+    rows = torch.tensor([[0.0, 0.0, 9.0, 9.0]], requires_grad=True)
+    eye = torch.nn.Identity()
+    loss = distillation_loss(rows, eye, torch.tensor([0]), teacher, Objective("forward_kl", 1.0, 1.0)).loss
+    (gradient,) = torch.autograd.grad(loss, rows)
+    assert loss.item() > 5
+    assert (gradient[0, :2] < -0.4).all()
+    assert (gradient[0, 2:] > 0.4).all()
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_sizes_of_chunks_and_blocks_change_nothing(problem, monkeypatch, method, top_k):
+    rows, head, targets, teacher = problem
+    given = top_k_teacher(logits_of(teacher), top_k, 2.0) if top_k else teacher
+    objective = Objective(method, 2.0, vocabulary=SHARED)
+    found = []
+    for chunk, block in ((1, 1), (3, 1), (11, 4), (11, 100), (100, 3), (None, None)):
+        if block:
+            monkeypatch.setattr(losses, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
+        terms = distillation_loss(rows, head, targets, given, objective, chunk)
+        found.append([*(one.detach() for one in terms), *torch.autograd.grad(terms.loss, [rows, head.weight])])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_perfect_student_has_no_divergence(problem, method):
+    rows, head, targets, _ = problem
+    for given in (
+        ExactTeacher(rows.detach(), head),
+        top_k_teacher((rows @ head.weight.T).detach(), 5, 1.0),
+    ):
+        found = distillation_loss(rows, head, targets, given, Objective(method, 1.0, 1.0, vocabulary=SHARED))
+        assert abs(found.kd.item()) < 1e-5
+        assert torch.autograd.grad(found.loss, rows)[0].abs().max() < (1.0 if method == "tvd" else 1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("top_k", [None, 1])
+def test_gradients_stay_finite_where_probabilities_vanish(method, top_k):
+    # log(softmax) is -inf here; log_softmax is not.
+    rows = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
+    logits = torch.tensor([[-200.0, 200.0, 0.0]])
+    eye = torch.nn.Identity()
+    given = ExactTeacher(logits, eye)
+    if top_k:
+        given = TopKTeacher(torch.tensor([[1]]), torch.tensor([[0.0]]), torch.tensor([-200.0]))
+    found = distillation_loss(rows, eye, torch.tensor([0]), given, Objective(method))
+    (gradient,) = torch.autograd.grad(found.loss, rows)
+    assert math.isfinite(found.kd.item())
+    assert gradient.isfinite().all()
+
+
+def test_a_certain_teacher_and_a_certain_student_have_finite_tails():
+    """Both put all float32 probability on the one kept token."""
+    rows = torch.tensor([[0.0, 300.0, 0.0]], requires_grad=True)
+    given = TopKTeacher(torch.tensor([[1]]), torch.tensor([[0.0]]), torch.tensor([-60000.0]))
+    for method in METHODS:
+        found = distillation_loss(rows, torch.nn.Identity(), torch.tensor([1]), given, Objective(method))
+        assert abs(found.kd.item()) < 1e-5
+        assert torch.autograd.grad(found.loss, rows)[0].abs().max() < 1.0
+
+
+def test_without_a_completion_token_the_graph_stays_connected(problem):
+    rows, head, targets, teacher = problem
+    empty = ExactTeacher(teacher.rows[:0], teacher.head)
+    found = distillation_loss(rows[:0], head, targets[:0], empty, Objective("forward_kl", vocabulary=SHARED))
+    gradients = torch.autograd.grad(found.loss, [rows, head.weight])
+    assert found.ce.item() == found.kd.item() == found.loss.item() == 0
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_no_tensor_of_all_rows_by_vocabulary_is_held(monkeypatch):
+    """Every tensor that is made is looked at, in the forward and in the backward pass."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for one in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(one, torch.Tensor):
+                    largest = max(largest, one.numel())
+            return result
+
+    vocabulary, count = 4096, 1000
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 64 * vocabulary, "cuda": 64 * vocabulary})
+    rows = torch.randn(count, 4, requires_grad=True)
+    head = torch.nn.Linear(4, vocabulary)
+    teacher = ExactTeacher(torch.randn(count, 4), torch.nn.Linear(4, vocabulary).requires_grad_(False))
+    with Largest():
+        distillation_loss(rows, head, torch.zeros(count, dtype=torch.long), teacher, Objective("jsd")).loss.backward()
+    assert largest == 64 * vocabulary
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="seqkd"):
+        divergence("seqkd", torch.zeros(1, 2), torch.zeros(1, 2), 0.5)
+
+
+def test_completion_rows_predict_the_next_token():
+    hidden = torch.arange(15.0).reshape(3, 5, 1)
+    batch = collate([[1, 2], [1], [1, 2, 3, 4, 5]], [[7, 8], [5], []], 0)
+    assert completions.take_rows(hidden, batch["positions"]).flatten().tolist() == [1, 2, 5]
+    assert batch["targets"].tolist() == [7, 8, 5]

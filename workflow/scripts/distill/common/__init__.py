@@ -1,0 +1,3 @@
+"""What every package uses: errors, files, digests, progress, names, hashing, command-line types. Imports no other
+package.
+"""

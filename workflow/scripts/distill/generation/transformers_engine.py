@@ -1,0 +1,94 @@
+"""A model in this process as an engine: it is loaded when the first answer is asked for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from distill.common.digest import digest_of
+from distill.generation.generate import context_length, generate_requests
+from distill.generation.sampling import Generated, Request, Sampling
+from distill.models.chat import encode_prompt
+from distill.models.fingerprint import fingerprint_model
+from distill.models.load import load_config, load_model, load_tokenizer, select_device, select_dtype
+from distill.models.memory import memory_mb
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model, and how it is loaded; names and values as in config/README.md."""
+
+    model: str
+    adapter: str | None = None
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+    device: str = "auto"
+
+    def load(self) -> Any:
+        """The model on its device, for inference."""
+        device = select_device(self.device)
+        return load_model(self.model, device, select_dtype(self.dtype, device), self.quantization, self.adapter)
+
+    def config(self) -> Any:
+        """The model's configuration.
+
+        Raises:
+            InputError: it is not there, or describes no model that transformers knows.
+        """
+        return load_config(self.model)
+
+    def describe(self) -> dict[str, str | None]:
+        """Names of what `fingerprint` digests."""
+        parts = ("model", "adapter", "dtype", "quantization")
+        return {name: getattr(self, name) for name in parts}
+
+    def fingerprint(self, tokenizer: Any, sampling: Sampling) -> str:
+        """Digest of everything that decides an answer to a prompt."""
+        return digest_of(
+            {
+                "model": fingerprint_model(self.model, self.adapter),
+                "dtype": str(select_dtype(self.dtype, select_device(self.device))),
+                "quantization": self.quantization,
+                "template": tokenizer.chat_template,
+                "sampling": sampling.digest_parts(),
+            }
+        )
+
+
+class LocalEngine:
+    """Answers by transformers.
+
+    Args:
+        batch_size: answers at a time; None grows to the memory there is.
+    """
+
+    def __init__(self, source: ModelSource, sampling: Sampling, batch_size: int | None):
+        self.source, self.sampling, self.batch_size = source, sampling, batch_size
+        self.tokenizer = load_tokenizer(source.model)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model on its device."""
+        return self.source.load()
+
+    def fingerprint(self) -> str:
+        """Digest of weights, adapter, template, numbers and sampling."""
+        return self.source.fingerprint(self.tokenizer, self.sampling)
+
+    def describe(self) -> dict[str, Any]:
+        """Model, adapter, numbers and sampling by name."""
+        return {"engine": "transformers", **self.source.describe(), "sampling": self.sampling.digest_parts()}
+
+    def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
+        """Prompts that leave no room for a token of answer."""
+        limit = context_length(self.source.config())
+        lengths = {r.uid: len(encode_prompt(self.tokenizer, r.system, r.prompt)) for r in requests}
+        return {uid: f"{n} tokens, the limit is {limit - 1}" for uid, n in lengths.items() if limit and n >= limit}
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
+        """Answers as they end."""
+        return generate_requests(self.model, self.tokenizer, requests, self.sampling, self.batch_size)
+
+    def peak_memory_mb(self) -> int:
+        """Of the GPU, or of this process on the CPU."""
+        return memory_mb(self.model.device)

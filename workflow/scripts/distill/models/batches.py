@@ -1,0 +1,34 @@
+"""Batches that grow to the memory there is and shrink when it runs out."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+AUTO_BATCH_SIZE = {"cpu": 32, "cuda": 64}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out; on a CPU torch has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def in_batches(rows: list[int], work: Callable[[list[int]], Result], batch_size: int) -> Iterator[Result]:
+    """Yield work(rows of one batch); a batch that runs out of memory is tried again in halves."""
+    start = 0
+    while start < len(rows):
+        try:
+            result = work(rows[start : start + batch_size])
+        except RuntimeError as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            batch_size //= 2
+            logger.warning("out of memory: going on with batches of %d", batch_size)
+            continue
+        yield result
+        start += batch_size

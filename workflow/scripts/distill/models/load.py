@@ -1,0 +1,240 @@
+"""Loading models and tokenizers: device, precision, quantization, adapters."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils import logging as transformers_logging
+
+from distill.common.errors import InputError
+from distill.models.adapters import load_adapter
+from distill.models.fingerprint import find_gguf
+from distill.models.memory import build_skeleton, quantized_layers, stored_quantization
+from distill.models.placement import join_parts, place_model
+
+logger = logging.getLogger(__name__)
+
+
+if not sys.stderr.isatty():
+    transformers_logging.disable_progress_bar()  # in a log it is noise
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def select_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        InputError: CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: expected a CUDA GPU, found none; set `device: auto` or `device: cpu`")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; a GPU that only emulates it does not."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def select_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The torch dtype of a configured name; bfloat16 becomes float16 on a GPU that has no bfloat16."""
+    if dtype == "bfloat16" and not has_bfloat16(device):
+        logger.warning("this GPU has no bfloat16; float16 is used instead")
+        return torch.float16
+    return DTYPES[dtype]
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a hub id or local folder, with a padding token.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    check_source(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no tokenizer could be loaded: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_source(model: str) -> None:
+    """Say early and plainly that a local folder is not there, before a hub is asked for it.
+
+    Raises:
+        InputError: `model` is written as a path and is no folder with a config.json.
+    """
+    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").exists():
+            raise InputError(f"{model}: expected a model folder, found no config.json in it")
+    elif not is_hub_id:
+        raise InputError(f"{model}: expected a local model folder or a hub id `owner/name`, found no such folder")
+
+
+def load_config(model: str) -> Any:
+    """The configuration of a hub id or local folder.
+
+    Raises:
+        InputError: it is not there, or describes no model that transformers knows.
+    """
+    check_source(model)
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{model}: no configuration could be read from its config.json: {error}") from error
+
+
+def check_quantization(model: str, skeleton: Any, quantization: str, device: torch.device) -> None:
+    """Say before loading what bitsandbytes cannot do.
+
+    Raises:
+        InputError: it is not installed, the weights are quantized already, or nf4 on a CPU does not fit the widths.
+    """
+    if quantization == "none":
+        return
+    if stored := "gguf" if find_gguf(model) else stored_quantization(skeleton.config):
+        raise InputError(
+            f"{model}: quantization: expected none, since the weights are quantized already ({stored}), "
+            f"found {quantization}"
+        )
+    if not is_bitsandbytes_available():
+        raise InputError(
+            f"quantization: {quantization} needs the package bitsandbytes, which is not installed; "
+            "install it or set `quantization: none`"
+        )
+    if quantization == "nf4" and device.type == "cpu":
+        # Its CPU kernels read the scales of blocks of 64 row by row, and pack 32 rows together.
+        for name, layer in quantized_layers(skeleton).items():
+            rows, width = layer.weight.shape
+            if width % 64 or rows % 32:
+                raise InputError(
+                    f"{model}: quantization: nf4 on a CPU needs layers of 64·n inputs and 32·n outputs, found {width} "
+                    f"and {rows} in {name}; set int8 or none"
+                )
+
+
+def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
+    """bitsandbytes settings: `int8` (LLM.int8), `nf4` (double quantization, computing in `dtype`), or none."""
+    # Of int8 it says at every call of every layer that it computes in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def weights_settings(model: str, quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told of the weights: how they are quantized, or the GGUF file that holds them."""
+    if name := find_gguf(model):
+        return {"gguf_file": name, "quantization_config": GgufConfig(dequantize=True)}
+    chosen = quantization_config(quantization, dtype)
+    # A None that is passed hides how stored weights are quantized, which are then read as if they were not.
+    return {} if chosen is None else {"quantization_config": chosen}
+
+
+def choose_attention(skeleton: Any, device: torch.device, dtype: torch.dtype, for_generation: bool) -> str:
+    """The attention kernel, by its name in transformers.
+
+    Generation masks keys by row, which flash-attn's own kernels do not take; torch's `sdpa` does, and uses a flash
+    kernel where there is no mask.
+    """
+    if not for_generation and skeleton._supports_flash_attn and takes_flash_attention(device, dtype):
+        if is_flash_attn_3_available():
+            return "flash_attention_3"
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
+    return "sdpa" if skeleton._supports_sdpa else "eager"
+
+
+def takes_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash-attn has a kernel: 16-bit numbers on an Ampere GPU or a newer one."""
+    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def load_model(
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    adapter: str | None = None,
+    trainable: bool = False,
+    for_generation: bool = True,
+    is_alone: bool | None = None,
+) -> Any:
+    """A causal language model on its device, or over all GPUs where one is too small.
+
+    A folder whose weights are one GGUF file is loaded as that file describes it, its weights unpacked to `dtype`.
+    Inputs go to `model.device`, where the embeddings are, and outputs come back there.
+
+    Args:
+        model: hub id or local folder.
+        quantization: `none`, `int8` or `nf4`.
+        adapter: a LoRA checkpoint; merged into the weights unless they are quantized.
+        trainable: for training: in training mode; otherwise in evaluation mode, without gradients.
+        for_generation: as of `choose_attention`; a trainable model never is.
+        is_alone: as of `place_model`; by default a model for generation is.
+
+    Raises:
+        InputError: model or adapter cannot be loaded, the weights take more memory than there is, or the model
+            changes its logits after the head.
+    """
+    skeleton = build_skeleton(load_config(model), dtype)
+    check_quantization(model, skeleton, quantization, device)
+    attention = choose_attention(skeleton, device, dtype, for_generation and not trainable)
+    placed: dict[str, Any] = {"device_map": None}  # a student is placed by the Trainer
+    if not trainable:
+        placed = place_model(
+            model, skeleton, device, dtype, quantization, for_generation if is_alone is None else is_alone
+        )
+    logger.info("%s: attention by %s", model, attention)
+    try:
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=dtype,
+            **weights_settings(model, quantization, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            **placed,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{model}: no model could be loaded: {error}") from error
+    loaded, report = result
+    check_loaded(model, loaded, report)
+    join_parts(loaded)
+    if adapter:
+        loaded = load_adapter(loaded, adapter, merge=not getattr(loaded, "is_quantized", False))
+    if not trainable:
+        loaded.eval().requires_grad_(False)
+    return loaded
+
+
+def check_loaded(model: str, loaded: Any, report: Any) -> None:
+    """Refuse a model that is not what its name says.
+
+    Raises:
+        InputError: weights are missing, or it changes its logits after the head.
+    """
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"{model}: expected all weights of the model, {len(missing)} are missing, first {missing[0]}")
+    changes = [name for name in LOGIT_CHANGES if getattr(loaded.config, name, None) not in (None, 1, 1.0)]
+    if changes:
+        raise InputError(f"{model}: models that change logits after the head are not supported ({', '.join(changes)})")

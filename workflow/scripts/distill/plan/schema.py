@@ -1,0 +1,213 @@
+"""The configuration: checking it against its schema, with messages for people, and filling in the defaults."""
+
+import difflib
+import functools
+import math
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from distill.common.errors import InputError, describe
+from distill.plan.checks import Place, Problems, check_alpaca, check_names, check_paths, check_together
+
+SCHEMA = Path(__file__).resolve().parents[3] / "schemas" / "config.schema.yaml"
+TYPES = {"string": "text", "boolean": "true | false", "null": "null", "object": "a mapping of keys"}
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+FLOAT_WITHOUT_POINT_OR_SIGN = re.compile(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)")
+
+Schema = dict[str, Any]
+
+
+@functools.cache
+def load_schema() -> Schema:
+    """The schema as it stands in its file, read once a process."""
+    return yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def get_name_pattern() -> str:
+    """Regular expression of a category's and a student's name, without anchors: also the wildcard constraint."""
+    return load_schema()["$defs"]["name"]["pattern"].removeprefix("^").removesuffix("$")
+
+
+def resolve(schema: Schema) -> Schema:
+    """The schema with what its `$ref` names merged in."""
+    if "$ref" not in schema:
+        return schema
+    return {**load_schema()["$defs"][schema["$ref"].rsplit("/", 1)[-1]], **schema}
+
+
+def format_place(place: Place) -> str:
+    """A place in the configuration as it is shown: `students.student_kd.train.epochs`, `categories[2]`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return text.removeprefix(".") or "the configuration"
+
+
+def format_value(value: Any) -> str:
+    """A value of the schema as YAML writes it, on one line."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n").strip()
+    )
+
+
+def describe_kind(kind: str, schema: Schema) -> str:
+    """What a value of one type may be."""
+    if kind in ("integer", "number"):
+        bounds = " and ".join(f"{sign} {schema[word]}" for word, sign in BOUNDS.items() if word in schema)
+        return f"{'an integer' if kind == 'integer' else 'a number'} {bounds}".strip()
+    if kind == "string" and "pattern" in schema:
+        literal = schema["pattern"].strip("^$")
+        return literal if literal.isalnum() else f"text that matches {schema['pattern']}"
+    if kind == "string" and schema.get("minLength"):
+        return "text that is not empty"
+    if kind == "array":
+        return f"a list of {describe_allowed(schema['items'])}".replace(" | ", ", ")
+    if kind == "object" and "properties" in schema:
+        return f"the keys {', '.join(schema['properties'])}"
+    return TYPES[kind]
+
+
+def describe_allowed(schema: Schema) -> str:
+    """What a value may be, for a message: `an integer >= 1 | auto`."""
+    schema = resolve(schema)
+    if "enum" in schema:
+        return " | ".join(format_value(value) for value in schema["enum"])
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    return " | ".join(describe_kind(kind, schema) for kind in kinds)
+
+
+def find_hint(value: Any, schema: Schema) -> str:
+    """What YAML made of the value, where that is a known pitfall; else nothing."""
+    kinds = resolve(schema).get("type", [])
+    numeric = "number" in kinds or "integer" in kinds
+    if isinstance(value, str) and numeric:
+        if found := FLOAT_WITHOUT_POINT_OR_SIGN.fullmatch(value):
+            whole, digits, sign, exponent = found.groups()
+            tidy = f"{whole}{digits if digits and digits != '.' else '.0'}e{sign or '+'}{exponent}"
+            return f" (YAML 1.1 reads {value} as text: write {tidy})"
+        if re.fullmatch(r"[+-]?\d+(\.\d*)?", value):
+            return f" (text: write {value} without quotes)"
+    if isinstance(value, bool) and "boolean" not in kinds:
+        return " (YAML 1.1 reads yes, no, on and off as true and false: put the word in quotes)"
+    if isinstance(value, int | float) and "string" in kinds and not numeric:
+        return f' (a number: write "{value}" in quotes)'
+    if value is None and "object" in kinds and "default" in resolve(schema):
+        return " (nothing stands under the key: leave it out to have the defaults)"
+    return ""
+
+
+def walk_schema(schema: Schema, place: Place = ()) -> Iterator[tuple[Place, Schema]]:
+    """Yield (place, schema) of every key that the schema knows; the name of a student is NAME."""
+    schema = resolve(schema)
+    children = dict(schema.get("properties", {}))
+    if isinstance(schema.get("additionalProperties"), dict):
+        children["NAME"] = schema["additionalProperties"]
+    for key, child in children.items():
+        yield (*place, key), resolve(child)
+        yield from walk_schema(child, (*place, key))
+
+
+def suggest_key(key: str, known: list[str], place: Place) -> str:
+    """Where an unknown key may belong: under a key beside it, else the nearest key here, else one elsewhere."""
+
+    def count_shared(other: Place) -> int:
+        return sum(a in (b, "NAME") for a, b in zip(other, place, strict=False))
+
+    places = [other for other, _ in walk_schema(load_schema()) if other[-1] != "NAME"]
+    places.sort(key=count_shared, reverse=True)
+    same = [other[:-1] for other in places if other[-1] == key]
+    inside = [other for other in same if count_shared(other) == min(len(other), len(place))]
+    near = difflib.get_close_matches(key, known, n=1)
+    if near and not inside:
+        return f"; did you mean {near[0]}?"
+    if same:
+        return f"; {key} belongs under {' or '.join(format_place(other) for other in (inside or same)[:3])}"
+    for name in difflib.get_close_matches(key, [str(other[-1]) for other in places], n=1):
+        return f"; did you mean {next(format_place(other) for other in places if other[-1] == name)}?"
+    return ""
+
+
+def note_error(problems: Problems, error: ValidationError) -> None:
+    """Add what jsonschema found, one problem a place."""
+    place, value, schema = tuple(error.absolute_path), error.instance, error.schema
+    if error.validator == "additionalProperties":
+        known = list(schema["properties"])
+        for key in [key for key in value if key not in known]:
+            hint = suggest_key(key, known, place)
+            text = f"unknown key (value {describe(value[key])}), expected one of {', '.join(known)}{hint}"
+            problems.setdefault((*place, key), text)
+    elif error.validator == "required":
+        for key in [key for key in error.validator_value if key not in value]:
+            expected = describe_allowed(schema["properties"][key])
+            problems.setdefault((*place, key), f"missing, expected {expected}")
+    elif error.validator in ("minItems", "minProperties"):
+        problems.setdefault(place, f"expected at least {error.validator_value}, found {describe(value)}")
+    elif error.validator == "uniqueItems":
+        problems.setdefault(place, f"expected each value once, found {describe(value)}")
+    else:
+        is_secret = schema.get("writeOnly")
+        shown = "something else (not shown: it may be a secret)" if is_secret else describe(value)
+        found = f"found {shown}{'' if is_secret else find_hint(value, schema)}"
+        problems.setdefault(place, f"expected {describe_allowed(schema)}, {found}")
+
+
+def tidy_keys(value: Any, problems: Problems, place: Place = ()) -> Any:
+    """A copy of the value with text for keys, as the schema needs it; notes other keys and non-finite numbers."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                problems[(*place, str(key))] = f"expected text as a key, found {key!r} (put it in quotes)"
+        return {str(key): tidy_keys(child, problems, (*place, str(key))) for key, child in value.items()}
+    if isinstance(value, list):
+        return [tidy_keys(child, problems, (*place, i)) for i, child in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        problems[place] = f"expected a finite number, found {value}"
+    return value
+
+
+def fill_defaults(value: Any, schema: Schema) -> Any:
+    """A copy of the value with the defaults of all keys that are not there; whole floats become integers."""
+    schema = resolve(schema)
+    if isinstance(value, dict):
+        known, other = schema.get("properties", {}), schema.get("additionalProperties")
+        filled = {
+            key: value[key] if key in value else child["default"]
+            for key, child in known.items()
+            if key in value or "default" in child
+        }
+        filled |= {key: child for key, child in value.items() if key not in known}
+        children = {key: known.get(key, other if isinstance(other, dict) else {}) for key in filled}
+        return {key: fill_defaults(child, children[key]) for key, child in filled.items()}
+    if isinstance(value, float) and "integer" in schema.get("type", []) and value.is_integer():
+        return int(value)
+    return deepcopy(value)
+
+
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the defaults of all keys that are not there; the one given stays as it is.
+
+    `answer: null` becomes a key of null and no label fields.
+
+    Raises:
+        InputError: lists every error with its place, what is allowed, what was found, and the nearest known key.
+    """
+    problems: Problems = {}
+    tidy = tidy_keys(config, problems)
+    for error in Draft202012Validator(load_schema()).iter_errors(tidy):
+        note_error(problems, error)
+    filled = fill_defaults(tidy, load_schema())
+    check_names(filled, problems, get_name_pattern())
+    check_paths(filled, problems)
+    check_together(filled, problems)
+    check_alpaca(filled, problems)
+    if problems:
+        listed = "\n".join(f"  {format_place(place)}: {text}" for place, text in problems.items())
+        raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")
+    if filled["answer"] is None:
+        filled["answer"] = {"key": None, "label_fields": []}
+    return filled

@@ -1,0 +1,66 @@
+"""The prompts that the teacher is asked, with their labels."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.common.errors import InputError, format_problem, raise_problems
+from distill.common.files import read_jsonl, write_jsonl
+from distill.records.raw_records import ORIGINS, Record, check_label, check_record, get_label, get_texts, get_uid
+
+logger = logging.getLogger(__name__)
+
+
+def check_mixed(record: Record, label_fields: Sequence[str], path: Path, line: int) -> None:
+    """Refuse what no mixing writes.
+
+    Raises:
+        InputError: a bad record, an unknown origin, or a uid that is not that of its texts.
+    """
+    problems = check_record(record, path, line) + check_label(record, label_fields, path, line)
+    if record.get("origin") not in ORIGINS:
+        problems.append(format_problem(path, line, "origin", " | ".join(ORIGINS), record.get("origin")))
+    if not problems and record.get("uid") != (uid := get_uid(*get_texts(record))):
+        problems.append(format_problem(path, line, "uid", f"{uid} (hash of system and user text)", record.get("uid")))
+    raise_problems(problems, "mixed records")
+
+
+def read_prompts(path: Path, label_fields: Sequence[str], answer_key: str | None) -> Iterator[dict[str, Any]]:
+    """Yield `{"id", "uid", "system", "prompt", "label", "origin"}` of each mixed record; id counts from 0.
+
+    An `original_output` that a record has stays with it.
+
+    No assistant turn becomes part of a prompt, and that of a GRPO record, a placeholder, never its label.
+
+    Raises:
+        InputError: a record that no mixing writes; names file, line and field.
+    """
+    for number, (line, record) in enumerate(read_jsonl(path)):
+        check_mixed(record, label_fields, path, line)
+        system, user = get_texts(record)
+        label = get_label(record, record["origin"], label_fields, answer_key)
+        known = {"id": number, "uid": record["uid"], "system": system, "prompt": user}
+        original = {"original_output": record["original_output"]} if "original_output" in record else {}
+        yield {**known, "label": label, "origin": record["origin"], **original}
+
+
+def make_prompts(mix: Path, label_fields: Sequence[str], answer_key: str | None, out: Path) -> int:
+    """Write the prompts of a file of mixed records; returns how many.
+
+    Raises:
+        InputError: a record that no mixing writes, or no record at all.
+    """
+    counts: Counter[str] = Counter()
+
+    def count(prompts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for prompt in prompts:
+            counts["none" if prompt["label"] is None else "label"] += 1
+            yield prompt
+        if not counts:
+            raise InputError(format_problem(mix, 1, "file", "at least one record", "an empty file"))
+
+    total = write_jsonl(out, count(read_prompts(mix, label_fields, answer_key)))
+    logger.info("%s: %d prompts = %d with a label + %d without", mix, total, counts["label"], counts["none"])
+    return total

@@ -1,0 +1,104 @@
+"""Raw records: chat messages beside their fields. Checking them, their identity, and their label."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+from distill.common.errors import format_problem
+from distill.records.answer_format import parse_answer
+
+ROLES = ("system", "user", "assistant")
+ORIGINS = ("grpo", "sft", "alpaca")
+SEPARATOR = "\x1f"
+
+Record = dict[str, Any]
+
+
+def check_message(message: Any, where: str) -> tuple[str, str, Any] | None:
+    """(field, expected, found) of the first fault of one message, None where there is none."""
+    if not isinstance(message, dict):
+        return where, "an object with role and content", message
+    if message.get("role") not in ROLES:
+        return f"{where}.role", " | ".join(ROLES), message.get("role")
+    if not isinstance(message.get("content"), str):
+        return f"{where}.content", "text", message.get("content")
+    if not isinstance(message.get("loss", False), bool | None):
+        return f"{where}.loss", "true | false", message["loss"]
+    return None
+
+
+def check_record(record: Record, path: str | PathLike[str], line: int) -> list[str]:
+    """The problems of one record's messages, each naming file, line and field; empty where it is well-formed.
+
+    A record holds one system text and one user text, neither blank, in this order; then any number of assistant turns.
+    """
+    messages = record.get("messages")
+    if not isinstance(messages, list):
+        return [format_problem(path, line, "messages", "a list of messages", messages)]
+    faults = [check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    if any(faults):
+        return [format_problem(path, line, *fault) for fault in faults if fault]
+    problems = []
+    for role in ("system", "user"):
+        texts = [message["content"] for message in messages if message["role"] == role]
+        if len(texts) != 1 or not texts[0].strip():
+            found = texts[0] if len(texts) == 1 else f"{len(texts)} messages"
+            problems.append(format_problem(path, line, "messages", f"one {role} message that is not blank", found))
+    roles = [message["role"] for message in messages]
+    if not problems and roles[:2] != ["system", "user"]:
+        problems.append(format_problem(path, line, "messages", "system, user, then assistant turns", roles))
+    return problems
+
+
+def get_texts(record: Record) -> tuple[str, str]:
+    """(system text, user text) of a checked record."""
+    return record["messages"][0]["content"], record["messages"][1]["content"]
+
+
+def get_uid(system: str, user: str) -> str:
+    """Identity of a prompt: 32 hexadecimal digits of SHA-256 over its texts, whatever else the record holds."""
+    return hashlib.sha256(f"{system}{SEPARATOR}{user}".encode()).digest()[:16].hex()
+
+
+def get_answer_text(record: Record) -> str:
+    """The assistant's answer, several turns (reasoning, then answer) joined by a line feed.
+
+    Turns with `"loss": false` are left out: nothing may be learnt from them, so that no label is read from them.
+    """
+    turns = [m["content"] for m in record["messages"] if m["role"] == "assistant" and m.get("loss") is not False]
+    return "\n".join(turns)
+
+
+def check_label(record: Record, label_fields: Sequence[str], path: str | PathLike[str], line: int) -> list[str]:
+    """The problem of the record's label field (the first one that is there): a value that is no finite number."""
+    for field in label_fields:
+        value = record.get(field)
+        if value is not None:
+            return [] if is_finite(value) else [format_problem(path, line, field, "a finite number", value)]
+    return []
+
+
+def is_finite(value: Any) -> bool:
+    """Whether the value is a number (no boolean, no text) that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def get_label(record: Record, origin: str, label_fields: Sequence[str], answer_key: str | None) -> float | None:
+    """The true value of a checked record, None where it holds none.
+
+    It is the first of `label_fields` that is present and not null; else, for origin `sft` only, the value in the
+    assistant's answer. The assistant turn of a `grpo` record is a placeholder and never gives a label.
+    """
+    for field in label_fields:
+        if record.get(field) is not None:
+            return float(record[field])
+    if origin != "sft" or answer_key is None:
+        return None
+    return parse_answer(get_answer_text(record), answer_key).value

@@ -1,0 +1,129 @@
+"""The answers of a category's shards as one file, in the order of its prompts."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.common.errors import MOST_SHOWN, InputError, format_problem
+from distill.common.files import read_jsonl, write_json, write_jsonl
+from distill.teacher.shards import Shard, get_shard
+
+logger = logging.getLogger(__name__)
+
+HIGHEST = "peak_memory_mb"
+RATE = "tokens_per_second"
+
+
+class ShardAnswers:
+    """The answers that one shard's job wrote, taken prompt by prompt, and the counts of its stats file."""
+
+    def __init__(self, shard: Shard, answers: Path, stats: Path):
+        self.shard, self.path = shard, answers
+        self.stats = read_stats(stats)
+        self.lines = read_jsonl(answers)
+        self.waiting = next(self.lines, None)
+        self.prompts = 0
+        self.unanswered: list[int] = []
+
+    def take(self, prompt: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the records of the shard's next prompt; their samples ascend.
+
+        Raises:
+            InputError: a sample stands there twice; names file and line.
+        """
+        self.prompts += 1
+        last = -1
+        while self.waiting is not None and self.waiting[1].get("uid") == prompt["uid"]:
+            line, record = self.waiting
+            sample = record.get("sample", 0)
+            if sample <= last:
+                raise InputError(format_problem(self.path, line, "sample", f"a number above {last}", sample))
+            yield record
+            last = sample
+            self.waiting = next(self.lines, None)
+        if last < 0:
+            self.unanswered.append(prompt["id"])
+
+    def check_end(self) -> None:
+        """Refuse answers of other prompts, and prompts without an answer that were not left out as overlong.
+
+        Raises:
+            InputError: names the file, and the line or the prompts' ids.
+        """
+        if self.waiting is not None:
+            line, record = self.waiting
+            expected = f"the prompts of shard {self.shard} in their order, each once"
+            raise InputError(format_problem(self.path, line, "uid", expected, record.get("uid", "nothing")))
+        overlong = self.stats["overlong"]
+        if (self.prompts, len(self.unanswered)) != (self.stats["prompts"], overlong):
+            ids = ", ".join(map(str, self.unanswered[:MOST_SHOWN]))
+            listed = f" (ids {ids}{', …' if len(self.unanswered) > MOST_SHOWN else ''})" if ids else ""
+            raise InputError(
+                f"{self.path}: shard {self.shard} has {self.prompts} prompts, {len(self.unanswered)} of them without "
+                f"an answer{listed}; expected by its stats {self.stats['prompts']}, {overlong} of them overlong"
+            )
+
+
+def read_stats(path: Path) -> dict[str, int | float]:
+    """The counts of one job.
+
+    Raises:
+        InputError: the file holds no such counts.
+    """
+    try:
+        stats = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: expected a JSON object ({error})") from None
+    needed = ("prompts", "overlong", "generated_tokens", "seconds", HIGHEST, RATE)
+    if not isinstance(stats, dict) or not all(isinstance(stats.get(name), int | float) for name in needed):
+        raise InputError(f"{path}: expected an object with the numbers {', '.join(needed)}")
+    return stats
+
+
+def merge_stats(shards: Sequence[dict[str, int | float]]) -> dict[str, int | float]:
+    """Counts of all shards together, in the first one's order.
+
+    Everything is summed: `seconds` is the time of all jobs, one after the other or side by side. `tokens_per_second`
+    is over that time, the speed of one job; `peak_memory_mb` is the highest of a job.
+    """
+    merged = {name: sum(stats[name] for stats in shards) for name in shards[0]}
+    merged["seconds"] = seconds = round(merged["seconds"], 3)
+    merged[RATE] = round(merged["generated_tokens"] / seconds, 1) if seconds else 0.0
+    merged[HIGHEST] = max(stats[HIGHEST] for stats in shards)
+    return merged
+
+
+def merge_answers(prompts: Iterable[dict[str, Any]], shards: Sequence[ShardAnswers]) -> Iterator[dict[str, Any]]:
+    """Yield all answers in the prompts' order; one record a shard is in memory.
+
+    Raises:
+        InputError: answers that are missing, doubled or of other prompts.
+    """
+    for prompt in prompts:
+        yield from shards[get_shard(prompt["uid"], len(shards)).number - 1].take(prompt)
+    for shard in shards:
+        shard.check_end()
+
+
+def gather_answers(prompts: Path, answers: Sequence[Path], stats: Sequence[Path], out: Path, out_stats: Path) -> None:
+    """Write what one job for all prompts would have written.
+
+    Args:
+        prompts: the category's.
+        answers, stats: of each shard, from the first to the last.
+
+    Raises:
+        InputError: answers that are missing, doubled or of other prompts, or another number of stats files.
+    """
+    if len(answers) != len(stats):
+        raise InputError(f"expected a stats file for each of {len(answers)} shards, found {len(stats)}")
+    pairs = zip(answers, stats, strict=True)
+    shards = [ShardAnswers(Shard(number, len(answers)), *pair) for number, pair in enumerate(pairs, start=1)]
+    records = write_jsonl(out, merge_answers((prompt for _, prompt in read_jsonl(prompts)), shards))
+    write_json(out_stats, merge_stats([shard.stats for shard in shards]))
+    asked = sum(shard.prompts for shard in shards)
+    overlong = sum(len(shard.unanswered) for shard in shards)
+    text = "%s: %d prompts of %d shards = %d with %d answers + %d overlong"
+    logger.info(text, out, asked, len(shards), asked - overlong, records, overlong)

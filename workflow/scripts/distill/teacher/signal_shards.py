@@ -1,0 +1,91 @@
+"""Shards of a teacher signal: safetensors files, each whole, that say themselves whose records they hold."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill.common.errors import InputError
+from distill.common.files import remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+
+SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 60.0  # what a shard holds at most, and what a kill costs at most
+
+
+def save_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file aside, and then give it its name.
+
+    Raises:
+        InputError: it cannot be written; names the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, aside, metadata)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except SafetensorError as error:  # what it calls a full disk, too
+        raise InputError(f"{path}: could not be written: {error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def scan_shards(folder: Path) -> dict[str, list[Any]]:
+    """Where each record of earlier runs is: [shard, start, rows] by key; what is torn is passed over."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                records = json.loads(file.metadata()["records"])
+                rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+            logger.warning("%s: not a whole shard, passed over (%s)", path, error)
+            continue
+        if len(set(rows.values())) == 1:
+            found |= {key: [path.name, start, count] for key, start, count in records if key not in found}
+    return found
+
+
+class ShardWriter:
+    """Keeps computed signals, and writes them as a shard when there are enough or some time has passed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.kept: list[tuple[str, dict[str, Tensor]]] = []
+        self.size, self.since = 0, time.monotonic()
+        self.places: dict[str, list[Any]] = {}
+        numbers = [int(path.stem) for path in folder.glob("[0-9]*.safetensors") if path.stem.isdecimal()]
+        self.number = max(numbers, default=-1) + 1
+
+    def add(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Take a record's signal."""
+        self.kept.append((key, tensors))
+        self.size += sum(tensor.nbytes for tensor in tensors.values())
+        if self.size >= SHARD_BYTES or time.monotonic() - self.since >= SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken since the last shard."""
+        if self.kept:
+            name, start = f"{self.number:05}.safetensors", 0
+            records: list[tuple[str, int, int]] = []
+            for key, tensors in self.kept:
+                rows = len(tensors["completion"])
+                records.append((key, start, rows))
+                start += rows
+            joined = {part: torch.cat([tensors[part] for _, tensors in self.kept]) for part in self.kept[0][1]}
+            save_whole(self.folder / name, joined, {"records": json.dumps(records)})
+            self.places |= {key: [name, first, rows] for key, first, rows in records}
+            self.number += 1
+        self.kept, self.size, self.since = [], 0, time.monotonic()

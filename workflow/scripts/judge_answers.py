@@ -11,11 +11,13 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.common.arguments import add_model_arguments, batch_size
 from distill.common.errors import run_script
 from distill.common.files import write_jsonl
+from distill.common.options import add_options
 from distill.evaluation.judge import find_models, judge
 from distill.evaluation.prediction_files import load_predictions
+from distill.generation.options import BatchOptions
+from distill.models.options import DeviceOptions, ModelOptions
 
 logger = logging.getLogger("judge_answers")
 
@@ -28,8 +30,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--journal", type=Path, default=Path("artifacts/judged"), help="folder of what was read before")
-    parser.add_argument("--batch-size", type=batch_size, help="auto or a number of answers")
-    add_model_arguments(parser)
+    add_options(parser, BatchOptions)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
     return parser.parse_args(argv)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from distill.common.errors import InputError
-from distill.generation.arguments import read_sampling
-from distill.generation.sampling import Generated, Request
+from distill.common.options import read_options
+from distill.generation.sampling import Generated, Request, Sampling
 
 
 class Engine(Protocol):
@@ -39,7 +39,7 @@ def build_engine(args: argparse.Namespace) -> Engine:
     from distill.generation.transformers_engine import LocalEngine, ModelSource
 
     source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
-    return LocalEngine(source, read_sampling(args), args.batch_size)
+    return LocalEngine(source, read_options(args, Sampling), args.batch_size)
 
 
 def build_server_engine(args: argparse.Namespace) -> Engine:
@@ -52,7 +52,7 @@ def build_server_engine(args: argparse.Namespace) -> Engine:
 
     return ServerEngine(
         args.model,
-        read_sampling(args),
+        read_options(args, Sampling),
         args.base_url,
         args.api_key_env,
         args.concurrency,

@@ -15,7 +15,7 @@ from distill.common.errors import InputError, run_script
 from distill.common.files import write_jsonl
 from distill.common.options import add_options
 from distill.evaluation.predict import find_journal, forget_others, predict
-from distill.generation.engine import build_engine
+from distill.generation.engine import ENGINES, build_engine
 from distill.generation.options import BatchOptions, EngineOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import DeviceOptions, ModelOptions
@@ -45,8 +45,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Predict and write."""
     args = parse_args(argv)
-    if args.likelihood and args.engine == "openai":
-        raise InputError("--likelihood: expected --no-likelihood with --engine openai, which gives answers alone")
+    if args.likelihood and not ENGINES[args.engine].gives_likelihoods:
+        raise InputError(
+            f"--likelihood: expected --no-likelihood with --engine {args.engine}, which gives answers only"
+        )
     records = read_split(args.test.parent, args.test.stem)
     engine = build_engine(args)
     journal = find_journal(args.journal, args.out, code_digest(Path(__file__)))

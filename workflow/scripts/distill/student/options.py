@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill.common.options import option
+from distill.student.divergences import METHODS
 
 SIGNALS = ("online", "hidden", "topk")
 SEED: dict[str, Any] = {"minimum": 0, "maximum": 2**32 - 1}
@@ -17,7 +18,7 @@ class ObjectiveOptions:
     method: str = option(
         "Divergence between teacher and student; `seqkd` has none and trains on the teacher's answers alone.",
         "forward_kl",
-        choices=("seqkd", "forward_kl", "reverse_kl", "jsd", "tvd"),  # METHODS once it is there
+        choices=METHODS,
         when="See [choosing a method](../docs/distillation.md); `seqkd` is the cheapest and works across tokenizers.",
     )
     signal: str = option(

@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 from distill.common.hashing import parse_fraction
 
 Schema = dict[str, Any]
+SEED: Schema = {"minimum": 0, "maximum": 2**32 - 1}  # bounds of a seed
+COUNT: Schema = {"minimum": 1}  # bounds of a number of things
 T = TypeVar("T")
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", Fraction: "number"}
@@ -34,6 +36,9 @@ class Option:
         is_secret: the value is never shown in an error message.
         changes_result: whether another value gives another result. Options that only decide where or how fast a job
             runs rerun nothing.
+        is_optional: the key may be missing although it has no default.
+        prefix: the field's dataclass is not a group of its own: its options stand in place of the field, each with
+            this prefix.
     """
 
     description: str
@@ -43,6 +48,8 @@ class Option:
     items: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_secret: bool = False
     changes_result: bool = True
+    is_optional: bool = False
+    prefix: str = ""
 
 
 def option(description: str, default: Any = MISSING, *, when: str = "", choices: Iterable[Any] | None = None,
@@ -52,20 +59,40 @@ def option(description: str, default: Any = MISSING, *, when: str = "", choices:
     facts = Option(description, when, choices, bounds, items or {}, is_secret, changes_result)
     metadata = {"option": facts}
     if default is MISSING:
-        return field(metadata=metadata, kw_only=True)
+        return field(metadata=metadata)
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata, kw_only=True)
-    return field(default=default, metadata=metadata, kw_only=True)
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def group(description: str, default: Any = MISSING, *, when: str = "", **bounds: Any) -> Any:
+def group(
+    description: str,
+    default: Any = MISSING,
+    *,
+    when: str = "",
+    changes_result: bool = True,
+    is_optional: bool = False,
+    **bounds: Any,
+) -> Any:
     """A dataclass field that holds further options: `default` is their dataclass, or None for a group left out."""
-    metadata = {"option": Option(description, when, bounds=bounds)}
+    facts = Option(description, when, bounds=bounds, changes_result=changes_result, is_optional=is_optional)
+    metadata = {"option": facts}
     if default is MISSING:
-        return field(metadata=metadata, kw_only=True)
+        return field(metadata=metadata)
     if default is None:
-        return field(default=None, metadata=metadata, kw_only=True)
-    return field(default_factory=default, metadata=metadata, kw_only=True)
+        return field(default=None, metadata=metadata)
+    return field(default_factory=default, metadata=metadata)
+
+
+def prefixed(prefix: str, cls: type) -> Any:
+    """A dataclass field whose options stand in its place, each with a prefix."""
+    return field(default_factory=cls, metadata={"option": Option("", prefix=prefix)})
+
+
+def same_as(cls: type, name: str) -> Any:
+    """A dataclass field that declares the same option as another dataclass."""
+    _, one, facts = list_options(cls)[name]
+    return field(default=one.default, metadata={"option": facts})
 
 
 def list_options(cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any], Option]]:
@@ -97,19 +124,22 @@ def get_branches(kind: Any) -> tuple[Any, ...]:
 
 def to_schema(cls: type) -> Schema:
     """The JSON schema of a dataclass of options, nested ones included; no other keys are allowed."""
-    properties, required = {}, []
+    properties: Schema = {}
+    required = []
     for name, (kind, one, facts) in list_options(cls).items():
+        if facts.prefix:
+            properties |= {facts.prefix + key: part for key, part in to_schema(kind)["properties"].items()}
+            continue
         properties[name] = describe_option(kind, one, facts)
-        if get_default(one) is MISSING:
+        if get_default(one) is MISSING and not facts.is_optional:
             required.append(name)
-    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+    needed = {"required": required} if required else {}
+    return {"type": "object", "additionalProperties": False, **needed, "properties": properties}
 
 
 def describe_option(kind: Any, one: dataclasses.Field[Any], facts: Option) -> Schema:
     """The JSON schema of one option: description, types, bounds, default."""
     schema: Schema = {"description": facts.description}
-    if facts.when:
-        schema["x-when"] = facts.when
     branches = get_branches(kind)
     is_list = any(typing.get_origin(branch) is list for branch in branches)
     if facts.choices is not None and not is_list:
@@ -132,14 +162,13 @@ def describe_type(kind: Any, facts: Option) -> Schema:
     if kind is type(None):
         return {"type": "null"}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        found = to_schema(kind)
-        return found if found["required"] else {name: part for name, part in found.items() if name != "required"}
+        return to_schema(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return {"type": "string", "pattern": "^" + "|".join(arguments) + "$"}
     if origin is list:
-        items = {"enum": list(facts.choices)} if facts.choices is not None else describe_type(arguments[0], facts)
-        return {"type": "array", "uniqueItems": True, "items": items | facts.items}
+        items = describe_type(arguments[0], facts) if facts.choices is None else {"enum": list(facts.choices)}
+        return {"type": "array", "uniqueItems": True, "items": {**items, **facts.items}}
     if origin is dict:
         return {"type": "object", "additionalProperties": describe_type(arguments[1], facts)}
     return {"type": JSON_TYPES[kind]}
@@ -148,7 +177,7 @@ def describe_type(kind: Any, facts: Option) -> Schema:
 def merge_branch(schema: Schema, branch: Schema) -> None:
     """Add an alternative of a union: the types are listed, all else stands beside them."""
     known, new = schema.get("type"), branch["type"]
-    schema |= {name: part for name, part in branch.items() if name != "type"}
+    schema.update({name: part for name, part in branch.items() if name != "type"})
     schema["type"] = new if known is None else [*([known] if isinstance(known, str) else known), new]
 
 

@@ -31,7 +31,7 @@ class ModelOptions:
         when="`float16` on GPUs older than Ampere, `float32` on a CPU.",
     )
     quantization: str = option(
-        "bitsandbytes quantization of the weights: none, 8 bits or 4 bits.",
+        "Quantization of the weights by bitsandbytes: none, 8 bits or 4 bits.",
         "none",
         choices=QUANTIZATIONS,
         when="`int8` to fit a 7B teacher beside a student on a 40 GB GPU, `nf4` if that is still too large.",

@@ -1,14 +1,12 @@
 """Options of a student and its training."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from distill.common.options import option
+from distill.common.options import COUNT, SEED, option
 from distill.student.divergences import METHODS
 
 SIGNALS = ("online", "hidden", "topk")
-SEED: dict[str, Any] = {"minimum": 0, "maximum": 2**32 - 1}
-COUNT: dict[str, Any] = {"minimum": 1}
 
 
 @dataclass(frozen=True)

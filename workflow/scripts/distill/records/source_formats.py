@@ -1,0 +1,45 @@
+"""Formats of raw records, values of `source.format`: the one place that says what each of them consists of.
+
+To add a format, add an entry here, a script that writes mixed records, and a rule of the script's name in
+`rules/RULE.smk`. What an entry means stands in a comment: unlike a text, editing it reruns nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """A format of raw records.
+
+    Attributes:
+        files: inputs of the rule, each with the key under `source` that holds the path of a category's raw file.
+        rule: name of the rule, its script and its file in rules/ that turn raw records into mixed records.
+        origins: values of `origin` in the mixed records.
+        needs_system: whether `source.system` is required.
+        has_original_answers: whether a record holds an answer that `mix_targets` can take as the target.
+        has_alpaca_targets: whether a run also writes the splits in Alpaca format.
+    """
+
+    files: Mapping[str, str]
+    rule: str
+    origins: tuple[str, ...]
+    needs_system: bool = False
+    has_original_answers: bool = False
+    has_alpaca_targets: bool = False
+
+
+SOURCE_FORMATS = {
+    # JSONL of chat messages: a mix of GRPO and SFT records. `mix` holds a fraction for each file.
+    "messages": SourceFormat(files={"grpo": "grpo", "sft": "sft"}, rule="mix_records", origins=("grpo", "sft")),
+    # JSON array or JSONL of objects with instruction, input and output: every record is taken.
+    "alpaca": SourceFormat(
+        files={"questions": "path"},
+        rule="read_alpaca",
+        origins=("alpaca",),
+        needs_system=True,
+        has_original_answers=True,
+        has_alpaca_targets=True,
+    ),
+}
+ORIGINS = tuple(origin for source_format in SOURCE_FORMATS.values() for origin in source_format.origins)

@@ -1,24 +1,28 @@
 """The configuration: examples that hold, defaults, every kind of error, and a README in step with the schema."""
 
 import copy
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from running import merge
+from running import ROOT, merge
 
 from distill.common.errors import InputError
+from distill.common.options import option
+from distill.plan import settings
+from distill.plan.config_reference import render_schema, update_reference
 from distill.plan.schema import (
     check_config,
     describe_allowed,
     format_place,
     format_value,
-    get_name_pattern,
     load_schema,
     walk_schema,
 )
+from distill.plan.settings import NAME_PATTERN
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 EXAMPLES = sorted(CONFIG.glob("*.yaml"))
@@ -426,29 +430,54 @@ def test_anything_is_answered_with_a_list_of_problems(config):
 
 
 def test_name_pattern_is_one_for_schema_and_wildcards():
-    pattern = get_name_pattern()
-    assert load_schema()["$defs"]["name"]["pattern"] == f"^{pattern}$"
+    assert load_schema()["properties"]["categories"]["items"]["pattern"] == f"^{NAME_PATTERN}$"
     for name in ("banks", "pension_funds", "a-b", "7b"):
-        assert re.fullmatch(pattern, name)
+        assert re.fullmatch(NAME_PATTERN, name)
     for name in ("", "_a", "a/b", "a.b", "a b", "ä"):
-        assert not re.fullmatch(pattern, name)
+        assert not re.fullmatch(NAME_PATTERN, name)
 
 
-def read_table() -> dict[str, list[str]]:
+def read_table(text: str) -> dict[str, list[str]]:
     """Key → the other cells of its row, of all tables of config/README.md that explain keys."""
-    text = (CONFIG / "README.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in text.split("\n") if line.startswith("| `")]
     return {cells[0].strip("`"): cells[1:] for cells in rows if not cells[0].endswith(".yaml`")}
 
 
 def test_readme_explains_exactly_the_keys_of_the_schema():
     leaves = get_leaves()
-    assert set(read_table()) == set(leaves) | {"students.NAME.lora", "students.NAME.model", "mix_targets", "export"}
-    for place, (default, allowed, meaning, *_) in read_table().items():
+    table = read_table((CONFIG / "README.md").read_text(encoding="utf-8"))
+    groups = {"students.NAME.lora", "students.NAME.model", "mix_targets", "export", "answer"}
+    assert set(table) == set(leaves) | groups
+    for place, (default, allowed, meaning, when) in table.items():
         schema = leaves.get(place) or {format_place(p): s for p, s in walk_schema(load_schema())}[place]
         assert default == (f"`{format_value(schema['default'])}`" if "default" in schema else "required"), place
         assert allowed == describe_allowed(schema).replace(" | ", " or "), place
         assert meaning == schema["description"], place
+        assert when, place
+
+
+def test_the_generated_files_are_up_to_date():
+    """After a change run `python workflow/scripts/write_config_reference.py`."""
+    text = (CONFIG / "README.md").read_text(encoding="utf-8")
+    assert update_reference(text) == text
+    assert (ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8") == render_schema()
+
+
+def test_a_changed_option_changes_the_reference(monkeypatch):
+    """So that the test above can fail."""
+    text = (CONFIG / "README.md").read_text(encoding="utf-8")
+    field = next(one for one in dataclasses.fields(settings.Source) if one.name == "missing")
+    other = option("What happens.", "stop", choices=("stop", "wait"))
+    monkeypatch.setattr(field, "metadata", other.metadata)
+    assert "| `source.missing` | `skip` | stop or wait | What happens. | — |" in update_reference(text)
+    assert "What happens." in render_schema()
+
+
+def test_every_description_is_a_sentence():
+    for place, schema in walk_schema(load_schema()):
+        if place[-1] != "NAME":
+            assert schema["description"][0].isupper() or schema["description"][0] == "`", place
+            assert schema["description"].endswith("."), place
 
 
 def test_readme_names_every_example():

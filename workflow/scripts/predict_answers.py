@@ -16,7 +16,7 @@ from distill.common.errors import InputError, run_script
 from distill.common.files import write_jsonl
 from distill.evaluation.predict import find_journal, forget_others, predict
 from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
-from distill.generation.engine import build_engine
+from distill.generation.engine import ENGINES, build_engine
 from distill.records.splits import read_split
 
 logger = logging.getLogger("predict_answers")
@@ -40,8 +40,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Predict and write."""
     args = parse_args(argv)
-    if args.likelihood and args.engine == "openai":
-        raise InputError("--likelihood: expected --no-likelihood with --engine openai, which gives answers alone")
+    if args.likelihood and not ENGINES[args.engine].gives_likelihoods:
+        raise InputError(
+            f"--likelihood: expected --no-likelihood with --engine {args.engine}, which gives answers only"
+        )
     records = read_split(args.test.parent, args.test.stem)
     engine = build_engine(args)
     journal = find_journal(args.journal, args.out, code_digest(Path(__file__)))

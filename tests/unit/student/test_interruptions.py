@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from distill.common.errors import InputError
 from distill.evaluation.likelihood import answer_likelihoods
+from distill.generation.sampling import Sampling
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.examples import encode_examples
 from distill.student import train_student as student_module
 from distill.student.checkpoints import last_checkpoint
@@ -451,7 +453,7 @@ def test_balanced_pools_take_as_many_records_of_each_folder():
     assert found != balance(examples, seed=2)
 
 
-def test_a_distilled_student_is_likelier_to_give_the_answers(options, records, tokenizer):
+def test_a_distilled_student_is_likelier_to_give_the_answers(options, records):
     run = options(epochs=40.0, learning_rate=1e-2)
     train_student(run, records, [])
     tests = [
@@ -459,7 +461,7 @@ def test_a_distilled_student_is_likelier_to_give_the_answers(options, records, t
         for m in (record["messages"] for record in records)
     ]
     before, after = (
-        sum(one.nll for one in answer_likelihoods(AutoModelForCausalLM.from_pretrained(x), tokenizer, tests))
-        for x in (run["model"], run["out"])
+        sum(one.nll for one in answer_likelihoods(TransformersEngine(source, Sampling(), None), tests))
+        for source in (ModelSource(run[name], dtype="float32", device="cpu") for name in ("model", "out"))
     )
     assert after < 0.5 * before

@@ -3,7 +3,7 @@
 import argparse
 
 from distill.common.arguments import batch_size, count, retries, seconds
-from distill.generation.sampling import Sampling
+from distill.generation.engine import ENGINES
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +16,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """--engine and what only one of them needs: --batch-size of transformers, where the server is of openai."""
-    parser.add_argument("--engine", choices=["transformers", "openai"], default="transformers")
+    """--engine, --batch-size, and the options for connecting to a server."""
+    parser.add_argument("--engine", choices=ENGINES, default="transformers")
     parser.add_argument("--batch-size", type=batch_size, help="of transformers: auto or a number of records")
     server = parser.add_argument_group("engine openai")
     server.add_argument("--base-url", help="of the server, up to and with /v1")
@@ -25,8 +25,3 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--concurrency", type=count, default=16, help="open requests at a time")
     server.add_argument("--timeout", type=seconds, default=600.0, help="longest wait for one answer, in seconds")
     server.add_argument("--request-retries", type=retries, default=8, help="how often a request is sent again")
-
-
-def read_sampling(args: argparse.Namespace) -> Sampling:
-    """The sampling settings of a parsed command line."""
-    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed)

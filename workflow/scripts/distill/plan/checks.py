@@ -4,8 +4,10 @@ import re
 from typing import Any
 
 from distill.common.names import SUFFIXES
+from distill.generation.engine import ENGINES, EngineType
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
+from distill.records.source_formats import SOURCE_FORMATS
 
 Place = tuple[str | int, ...]
 Problems = dict[Place, str]
@@ -22,6 +24,11 @@ def get_value(config: dict[str, Any], problems: Problems, *place: str) -> Any:
             return None
         value = value.get(key)
     return value
+
+
+def get_engine(config: dict[str, Any], problems: Problems) -> EngineType | None:
+    """Return the teacher's engine; None if it is missing or wrong."""
+    return ENGINES.get(get_value(config, problems, "teacher", "engine"))
 
 
 def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> None:
@@ -43,9 +50,10 @@ def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> Non
 def check_paths(config: dict[str, Any], problems: Problems) -> None:
     """The only placeholder is {category}; a raw file's path must hold it, a model's may not."""
     students = get_value(config, problems, "students")
-    is_served = get_value(config, problems, "teacher", "engine") == "openai"
+    engine = get_engine(config, problems)
+    is_served = engine is not None and not engine.loads_weights
     models = [("students", name, "model") for name in (students if isinstance(students, dict) else {})]
-    raw = [("source", "grpo"), ("source", "sft"), ("source", "path")]
+    raw = [("source", key) for source_format in SOURCE_FORMATS.values() for key in source_format.files.values()]
     for place in [*raw, ("teacher", "adapter"), ("teacher", "model"), *models]:
         path = get_value(config, problems, *place)
         if not isinstance(path, str):
@@ -67,12 +75,15 @@ def check_paths(config: dict[str, Any], problems: Problems) -> None:
         problems.setdefault(("source", "sft"), "expected another file than source.grpo")
 
 
-def check_alpaca(config: dict[str, Any], problems: Problems) -> None:
-    """What format alpaca needs, and what needs format alpaca."""
-    source = {name: get_value(config, problems, "source", name) for name in ("format", "path", "system")}
-    for name in ("path", "system"):
-        if source["format"] == "alpaca" and source[name] is None:
-            problems.setdefault(("source", name), "expected text, since source.format is alpaca, found nothing")
+def check_source(config: dict[str, Any], problems: Problems) -> None:
+    """Check what the format of the raw records requires, and what requires a format."""
+    name = get_value(config, problems, "source", "format")
+    if name not in SOURCE_FORMATS:
+        return
+    required = [*SOURCE_FORMATS[name].files.values(), *(["system"] if SOURCE_FORMATS[name].needs_system else [])]
+    for key in required:
+        if get_value(config, problems, "source", key) is None:
+            problems.setdefault(("source", key), f"expected text, since source.format is {name}, found nothing")
     targets = get_value(config, problems, "mix_targets")
     if not targets:
         return
@@ -80,8 +91,9 @@ def check_alpaca(config: dict[str, Any], problems: Problems) -> None:
     if teacher is not None and original is not None and abs(teacher + original - 1) > 1e-9:
         text = f"expected shares that sum to 1, found {teacher} + {original}"
         problems.setdefault(("mix_targets",), text)
-    if source["format"] == "messages":
-        problems.setdefault(("mix_targets",), "expected null: only source.format alpaca has original answers")
+    if not SOURCE_FORMATS[name].has_original_answers:
+        others = " | ".join(other for other, found in SOURCE_FORMATS.items() if found.has_original_answers)
+        problems.setdefault(("mix_targets",), f"expected null: only source.format {others} has original answers")
 
 
 def check_questions(config: dict[str, Any], problems: Problems) -> None:
@@ -133,34 +145,46 @@ def check_teacher(config: dict[str, Any], problems: Problems) -> None:
             problems.setdefault(("teacher", name), text)
     if teacher.get("keep") == "best" and not has_contract:
         problems.setdefault(("teacher", "keep"), "expected all where answer.key is null (no label to be near to)")
-    if teacher.get("engine") == "openai":
-        check_server(teacher, problems)
-    elif teacher.get("engine") == "transformers" and teacher.get("base_url") is not None:
-        text = "expected engine openai where base_url is set, found transformers"
+    engine = get_engine(config, problems)
+    if engine is None:
+        return
+    if engine.needs_base_url:
+        check_address(teacher, problems)
+    elif teacher.get("base_url") is not None:
+        names = " | ".join(name for name, other in ENGINES.items() if other.needs_base_url)
+        text = f"expected engine {names} where base_url is set, found {teacher['engine']}"
         problems.setdefault(("teacher", "base_url"), text)
+    if not engine.loads_weights:
+        check_server(teacher, problems)
 
 
-def check_server(teacher: dict[str, Any], problems: Problems) -> None:
-    """What a teacher behind a server needs, and what it cannot do."""
+def check_address(teacher: dict[str, Any], problems: Problems) -> None:
+    """Check the address of the server that a teacher's engine connects to."""
     if teacher.get("base_url") is None:
-        text = "expected the server's address (http://… or https://…) with engine openai, found None"
+        text = f"expected the server's address (http://… or https://…) with engine {teacher['engine']}, found None"
         problems.setdefault(("teacher", "base_url"), text)
     elif problem := find_address_problem(teacher["base_url"]):
         problems.setdefault(("teacher", "base_url"), problem)
+
+
+def check_server(teacher: dict[str, Any], problems: Problems) -> None:
+    """Check a teacher whose weights a server loads."""
+    engine = teacher["engine"]
     for name, without in (("adapter", None), ("quantization", "none")):
         if teacher.get(name) != without:
-            text = f"expected {without or 'null'} with engine openai: the server loads the model"
+            text = f"expected {without or 'null'} with engine {engine}: the server loads the model"
             problems.setdefault(("teacher", name), f"{text}, found {teacher[name]!r}")
     if teacher.get("overlong") == "skip":
-        text = "expected error with engine openai, found skip: only the server knows its context"
+        text = f"expected error with engine {engine}, found skip: only the server knows its context"
         remedy = "start it with a longer one, or take the prompts that it refuses out of the raw files"
         problems.setdefault(("teacher", "overlong"), f"{text}; {remedy}")
 
 
 def check_students(config: dict[str, Any], problems: Problems) -> None:
     """Each student's settings beside each other, the teacher's and the splits'."""
-    teacher, students = get_value(config, problems, "teacher"), get_value(config, problems, "students")
-    is_served = isinstance(teacher, dict) and teacher.get("engine") == "openai"
+    students = get_value(config, problems, "students")
+    engine = get_engine(config, problems)
+    is_served = engine is not None and not engine.loads_weights
     adapter = get_value(config, problems, "teacher", "adapter")
     has_adapters = isinstance(adapter, str) and "{category}" in adapter
     for name in students if isinstance(students, dict) else {}:
@@ -170,13 +194,12 @@ def check_students(config: dict[str, Any], problems: Problems) -> None:
         known = {key: get_value(config, problems, "students", name, key) for key in student}
         is_copied, has_signal = isinstance(known.get("model"), dict), known.get("method") not in (None, "seqkd")
         if is_served and has_signal:
-            text = "expected seqkd with engine openai, which gives answers and no distributions"
+            text = f"expected seqkd with engine {config['teacher']['engine']}, which gives answers and no distributions"
             problems.setdefault(("students", name, "method"), f"{text}, found {known['method']}")
         if is_served and is_copied:
-            text = (
-                "expected a hub id or local folder with engine openai: the layers of a server's model are out of reach"
-            )
-            problems.setdefault(("students", name, "model"), text)
+            text = f"expected a hub id or local folder with engine {config['teacher']['engine']}"
+            why = "the layers of a server's model are out of reach"
+            problems.setdefault(("students", name, "model"), f"{text}: {why}")
         check_on_policy(name, known, problems)
         check_pool(name, known, has_adapters, problems)
         check_validation(config, name, problems)

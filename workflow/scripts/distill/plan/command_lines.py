@@ -11,7 +11,10 @@ from typing import Any
 
 from distill.common.digest import digest_of
 from distill.common.names import TEACHER
+from distill.common.options import list_run_options
+from distill.generation.options import EngineOptions
 from distill.models.hub_names import get_public_name
+from distill.plan import settings as declared
 from distill.plan.experiment import (
     Config,
     get_adapter,
@@ -26,15 +29,15 @@ from distill.plan.experiment import (
 from distill.plan.signals import get_signal, get_signals
 from distill.student.run_options import LAUNCH, get_pace
 
-SERVER_OPTIONS = ("base_url", "api_key_env", "concurrency", "timeout", "request_retries")
+SERVER_OPTIONS = list_run_options(EngineOptions)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by train.precision
 
-# Settings that decide where and how a run goes or what is exported, not the trained student. By place in the config.
+# Settings that do not affect a student's weights and scores, by their place in the configuration.
 WITHOUT_RESULT = {
-    "": ("device", "cache", "export"),
-    "teacher": (*SERVER_OPTIONS, "shards"),
-    "teacher.generation": ("batch_size",),
-    "evaluation": ("batch_size",),
+    "": list_run_options(declared.Config),
+    "teacher": list_run_options(declared.Teacher),
+    "teacher.generation": list_run_options(declared.Generation),
+    "evaluation": list_run_options(declared.Evaluation),
 }
 
 

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distill.common.errors import InputError
+from distill.common.names import POOLED
+from distill.records.source_formats import SOURCE_FORMATS
 
 # The rules of a step; several jobs of a category may belong to one (a shard, a student, a model each). A step that an
 # experiment has no job of is not shown.
 STEPS = {
     "download": ("download_model",),
-    "mix": ("mix_records", "read_alpaca"),
+    "mix": tuple(source_format.rule for source_format in SOURCE_FORMATS.values()),
     "prompts": ("make_prompts",),
     "answers": ("generate_answers", "gather_answers"),
     "split": ("split_answers",),
@@ -25,7 +27,6 @@ STEPS = {
     "score": ("score_predictions",),
     "export": ("export_model", "export_gguf", "write_model_card"),
 }
-POOLED = "all"
 COLOURS = {"done": "32", "to do": "33", "missing input": "31", "–": "90"}
 
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+):$")

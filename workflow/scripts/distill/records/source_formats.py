@@ -1,7 +1,7 @@
 """Formats of raw records, values of `source.format`: the one place that says what each of them consists of.
 
 To add a format, add an entry here, a script that writes mixed records, and a rule of the script's name in
-`rules/RULE.smk`. What an entry means stands in a comment: unlike a text, editing it reruns nothing.
+`rules/RULE.smk`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ class SourceFormat:
     """A format of raw records.
 
     Attributes:
+        description: one sentence for the configuration reference.
         files: inputs of the rule, each with the key under `source` that holds the path of a category's raw file.
         rule: name of the rule, its script and its file in rules/ that turn raw records into mixed records.
         origins: values of `origin` in the mixed records.
@@ -21,6 +22,7 @@ class SourceFormat:
         has_alpaca_targets: whether a run also writes the splits in Alpaca format.
     """
 
+    description: str
     files: Mapping[str, str]
     rule: str
     origins: tuple[str, ...]
@@ -30,10 +32,14 @@ class SourceFormat:
 
 
 SOURCE_FORMATS = {
-    # JSONL of chat messages: a mix of GRPO and SFT records. `mix` holds a fraction for each file.
-    "messages": SourceFormat(files={"grpo": "grpo", "sft": "sft"}, rule="mix_records", origins=("grpo", "sft")),
-    # JSON array or JSONL of objects with instruction, input and output: every record is taken.
+    "messages": SourceFormat(
+        description="JSONL of chat messages, GRPO and SFT records. `mix` has a fraction for each of the two files.",
+        files={"grpo": "grpo", "sft": "sft"},
+        rule="mix_records",
+        origins=("grpo", "sft"),
+    ),
     "alpaca": SourceFormat(
+        description="Objects with `instruction`, `input` and `output`, as a JSON array or JSONL. All of them are used.",
         files={"questions": "path"},
         rule="read_alpaca",
         origins=("alpaca",),

@@ -17,7 +17,7 @@ from distill.common.files import write_jsonl
 from distill.generation.answer_cache import CacheWriter, read_cache
 from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.sampling import Sampling
-from distill.plan.command_lines import asking_flags, generate_flags
+from distill.plan.command_lines import generate_flags, generate_run_flags
 from distill.plan.prune_cache import find_uses
 from distill.plan.schema import check_config
 
@@ -63,7 +63,7 @@ def ask(directory, prompts, monkeypatch):
     def run(config, category="banks"):
         monkeypatch.chdir(directory)
         write_jsonl("prompts.jsonl", [prompt | {"id": 0, "label": None, "origin": "sft"} for prompt in prompts[:3]])
-        line = f"{generate_flags(config, category)} {asking_flags(config)} --device cpu"
+        line = f"{generate_flags(config, category)} {generate_run_flags(config)} --device cpu"
         line += " --prompts prompts.jsonl --out out.jsonl --stats stats.json"
         before = set(os.listdir("artifacts/cache/teacher"))
         generate_answers.main(shlex.split(line))

@@ -19,7 +19,7 @@ from distill.common.errors import InputError
 from distill.generation.answer_cache import DESCRIPTION, iterate_answers
 from distill.generation.engine import build_engine
 from distill.models.hub_names import MANIFEST, is_download
-from distill.plan.command_lines import asking_flags, generate_flags
+from distill.plan.command_lines import generate_flags, generate_run_flags
 from distill.plan.experiment import Config, get_adapter, get_made_files, get_missing_files, get_teacher_models
 from distill.plan.schema import check_config
 
@@ -147,7 +147,7 @@ def find_folders_here(config: Config, category: str, parse_args: GenerateParser)
     for model in filter(is_download, get_teacher_models(config, category)):
         if not all(Path(path).exists() for path in get_made_files(config, model)):
             raise InputError(f"{model}: expected a model that is downloaded, found no {MANIFEST} in it")
-    line = f"{generate_flags(config, category)} {asking_flags(config)} --device cpu --prompts - --out - --stats -"
+    line = f"{generate_flags(config, category)} {generate_run_flags(config)} --device cpu --prompts - --out - --stats -"
     args = parse_args(shlex.split(line))
     dtypes = {args.dtype, "float16"} if args.dtype == "bfloat16" else {args.dtype}
     return {build_engine(argparse.Namespace(**vars(args) | {"dtype": dtype})).fingerprint() for dtype in dtypes}

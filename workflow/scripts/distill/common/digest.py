@@ -30,8 +30,8 @@ def strip_docstrings(tree: ast.Module) -> None:
 def strip_help(tree: ast.Module) -> None:
     """Blank the texts that only `--help` and the configuration reference show, in place.
 
-    These are the arguments `help`, `when` and `description` of any call (registries describe their entries by the
-    last), and the description that `option` and `group` of common/options.py take first.
+    These are the arguments `help`, `when` and `description` of any call, and the description that `option` and `group`
+    of common/options.py take first. So no step may write the description of a registry's entry into its result.
     """
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):

@@ -33,13 +33,13 @@ class SourceFormat:
 
 SOURCE_FORMATS = {
     "messages": SourceFormat(
-        description="JSONL of chat messages, GRPO and SFT records. `mix` has a fraction for each of the two files.",
+        description="Chat messages in JSONL, mixed from GRPO and SFT records; `mix` sets the share of each.",
         files={"grpo": "grpo", "sft": "sft"},
         rule="mix_records",
         origins=("grpo", "sft"),
     ),
     "alpaca": SourceFormat(
-        description="Objects with `instruction`, `input` and `output`, as a JSON array or JSONL. All of them are used.",
+        description="A JSON array or JSONL of objects with `instruction`, `input` and `output`; all of them are used.",
         files={"questions": "path"},
         rule="read_alpaca",
         origins=("alpaca",),

@@ -22,8 +22,7 @@ rule gather_answers:
         mem_mb=1000,
         runtime=60,
     params:
-        script=get_script("gather_answers"),
-        code=get_code("gather_answers"),
+        **job("gather_answers"),
     shell:
         "python {params.script} --prompts {input.prompts:q} --shards {input.answers:q} --shard-stats {input.stats:q}"
         " --out {output.answers:q} --stats {output.stats:q} > {log:q} 2>&1"

@@ -30,14 +30,14 @@ def strip_docstrings(tree: ast.Module) -> None:
 def strip_help(tree: ast.Module) -> None:
     """Blank the texts that only `--help` and the configuration reference show, in place.
 
-    These are the arguments `help` and `when` of any call, and the description that `option` and `group` of
-    common/options.py take first.
+    These are the arguments `help`, `when` and `description` of any call, and the description that `option` and `group`
+    of common/options.py take first. So no step may write the description of a registry's entry into its result.
     """
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         for keyword in node.keywords:
-            if keyword.arg in ("help", "when") and isinstance(keyword.value, ast.Constant):
+            if keyword.arg in ("help", "when", "description") and isinstance(keyword.value, ast.Constant):
                 keyword.value = ast.Constant("")
         if isinstance(node.func, ast.Name) and node.func.id in ("option", "group") and node.args:
             node.args[0] = ast.Constant("")

@@ -13,7 +13,7 @@ from jsonschema.exceptions import ValidationError
 
 from distill.common.errors import InputError, describe
 from distill.common.options import BOUNDS, Schema, to_schema
-from distill.plan.checks import Place, Problems, check_alpaca, check_names, check_paths, check_together
+from distill.plan.checks import Place, Problems, check_names, check_paths, check_source, check_together
 from distill.plan.settings import NAME_PATTERN, Config
 
 TYPES = {"string": "text", "boolean": "true | false", "null": "null", "object": "a mapping of keys"}
@@ -186,7 +186,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     check_names(filled, problems, NAME_PATTERN)
     check_paths(filled, problems)
     check_together(filled, problems)
-    check_alpaca(filled, problems)
+    check_source(filled, problems)
     if problems:
         listed = "\n".join(f"  {format_place(place)}: {text}" for place, text in problems.items())
         raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")

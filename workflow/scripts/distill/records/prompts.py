@@ -8,7 +8,8 @@ from typing import Any
 
 from distill.common.errors import InputError, format_problem, raise_problems
 from distill.common.files import read_jsonl, write_jsonl
-from distill.records.raw_records import ORIGINS, Record, check_label, check_record, get_label, get_texts, get_uid
+from distill.records.raw_records import Record, check_label, check_record, get_label, get_texts, get_uid
+from distill.records.source_formats import ORIGINS
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from distill.common.errors import format_problem
 from distill.records.answer_format import parse_answer
 
 ROLES = ("system", "user", "assistant")
-ORIGINS = ("grpo", "sft", "alpaca")
 SEPARATOR = "\x1f"
 
 Record = dict[str, Any]

@@ -227,7 +227,7 @@ def test_a_hub_model_is_known_by_its_commit():
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["owner/other", "no such/na me"])
 def test_a_hub_model_that_cannot_be_had_is_named(name):
-    with pytest.raises(InputError, match=f"{name}: expected a local folder or a model of the hub"):
+    with pytest.raises(InputError, match=f"{name}: expected a local folder, or a Hugging Face model"):
         fingerprint_model(name)
 
 

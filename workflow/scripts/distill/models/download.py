@@ -90,7 +90,7 @@ def download_file(hub: Hub, file: RemoteFile, folder: Path, checked: CheckedFile
     """
     if sha256 := checked.find(file):
         return sha256
-    temporary = (CorruptFileError, *hub.retryable)
+    temporary: tuple[type[Exception], ...] = (CorruptFileError, *hub.retryable)
     retrying = Retrying(
         retry=retry_if_exception_type(temporary),
         wait=WAIT,

@@ -145,7 +145,7 @@ ERRORS = [
     ("students: {b: {}}", "students.b.model", "missing, expected text that is not empty"),
     ("students: null", "students", "expected a mapping of keys, found None"),
     ("categories: []", "categories", "expected at least 1, found []"),
-    ("mix: null", "mix", "(nothing stands under the key: leave it out to have the defaults)"),
+    ("mix: null", "mix", "(the key has no value: remove it to use the defaults)"),
     ("teacher: {model: ''}", "teacher.model", "expected text that is not empty, found ''"),
     ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name, since answer.key is set"),
     # not in this version

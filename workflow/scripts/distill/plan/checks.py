@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from distill.common.names import SUFFIXES
+from distill.common.variants import list_suffixes
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
 
@@ -11,7 +11,6 @@ Place = tuple[str | int, ...]
 Problems = dict[Place, str]
 RESERVED_CATEGORIES = {"all"}
 RESERVED_STUDENTS = {"teacher", "evaluation", "export", "report"}  # all but the first are folders beside the students'
-RESERVED_ENDINGS = tuple(f"_{suffix}" for suffix in SUFFIXES)
 
 
 def get_value(config: dict[str, Any], problems: Problems, *place: str) -> Any:
@@ -32,11 +31,12 @@ def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> Non
             problems.setdefault(("categories", index), f"expected another name, {name} is reserved")
         elif isinstance(name, str) and not re.fullmatch(pattern, name):
             problems.setdefault(("categories", index), f"expected text that matches ^{pattern}$, found {name!r}")
+    reserved_endings = tuple(f"_{suffix}" for suffix in list_suffixes())
     for name in students if isinstance(students, dict) else {}:
         if not re.fullmatch(pattern, name):
             problems.setdefault(("students", name), f"expected a name that matches ^{pattern}$")
-        elif name in RESERVED_STUDENTS or name.endswith(RESERVED_ENDINGS):
-            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(RESERVED_ENDINGS)}"
+        elif name in RESERVED_STUDENTS or name.endswith(reserved_endings):
+            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(reserved_endings)}"
             problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
 
 

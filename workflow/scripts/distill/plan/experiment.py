@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.common.names import POOLED, SCORED, get_variant, get_weights_name, is_base, split_name
+from distill.common.names import POOLED
+from distill.common.variants import VARIANTS, get_variant, is_base, split_name
 from distill.models.hub_names import MANIFEST, get_folder, is_download
 
 Config = dict[str, Any]
@@ -197,7 +198,7 @@ def get_made_files(config: Config, model: str) -> list[str]:
     elif is_download(model):
         names = [MANIFEST]
     elif variant := get_exports(config, config["categories"]).get(model):
-        names = ["config.json", "generation_config.json", get_weights_name(variant), "tokenizer_config.json"]
+        names = ["config.json", "generation_config.json", VARIANTS[variant].weights_file, "tokenizer_config.json"]
     else:
         names = []
     return [f"{model}/{name}" for name in names]
@@ -211,7 +212,7 @@ def get_student(config: Config, model: str) -> dict[str, Any]:
 def get_models(config: Config) -> list[str]:
     """Names under output/evaluation: the teacher, then each student, itself before distillation, and its variants."""
     variants = config["export"]["variants"] if config["export"] else []
-    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if variant in SCORED)]
+    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if VARIANTS[variant].is_quantized)]
     return ["teacher", *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
 
 

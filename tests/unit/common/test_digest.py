@@ -248,6 +248,8 @@ def test_a_step_depends_on_its_own_modules(tmp_path, script, free_of):
         ('option("Old.", 1, minimum=0, when="Never.")', 'option("New.", 1, minimum=0, when="Always.")', False),
         ('option("Old.", 1, minimum=0)', 'option("Old.", 2, minimum=0)', True),
         ('group("Old.", None)', 'group("New.", None)', False),
+        ('Entry(description="Old.", rule="a")', 'Entry(description="New.", rule="a")', False),
+        ('Entry(description="Old.", rule="a")', 'Entry(description="Old.", rule="b")', True),
         ('describe("Old.")', 'describe("New.")', True),
     ],
 )

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from distill.common.errors import InputError
 from distill.common.files import write_atomically
-from distill.common.names import BASE, POOLED, TEACHER, split_name
+from distill.common.names import BASE, POOLED, TEACHER
+from distill.common.variants import split_name
 
 FIELDS = ("model", "category", "metric", "value", "ci_low", "ci_high", "n")
 SUFFIX = ".metrics.json"

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.common.names import POOLED, SCORED, TEACHER, get_variant, get_weights_name, is_base, split_name
+from distill.common.names import POOLED, TEACHER
+from distill.common.variants import VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import MANIFEST, get_folder, is_download
 from distill.records.source_formats import SOURCE_FORMATS, SourceFormat
@@ -140,6 +141,11 @@ def get_export_folder(config: Config, student: str, category: str, variant: str)
     return f"output/export/{student}/{get_training_categories(config, student, [category])[0]}/{variant}"
 
 
+def list_variants(weights_file: str | None = None) -> list[str]:
+    """Return the variants that can be exported: all of them, or those whose weights are in a file of this name."""
+    return [name for name, variant in VARIANTS.items() if weights_file in (None, variant.weights_file)]
+
+
 def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
     """Return the folders of all exported models, each with its variant."""
     variants = config["export"]["variants"] if config["export"] else []
@@ -168,7 +174,7 @@ def get_made_files(config: Config, model: str) -> list[str]:
     elif is_download(model):
         names = [MANIFEST]
     elif variant := get_exports(config, config["categories"]).get(model):
-        names = ["config.json", "generation_config.json", get_weights_name(variant), "tokenizer_config.json"]
+        names = ["config.json", "generation_config.json", VARIANTS[variant].weights_file, "tokenizer_config.json"]
     else:
         names = []
     return [f"{model}/{name}" for name in names]
@@ -182,7 +188,7 @@ def get_student(config: Config, model: str) -> dict[str, Any]:
 def get_models(config: Config) -> list[str]:
     """Return the names of all evaluated models: the teacher, then each student, its `_base` and its variants."""
     variants = config["export"]["variants"] if config["export"] else []
-    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if variant in SCORED)]
+    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if VARIANTS[variant].is_quantized)]
     return [TEACHER, *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
 
 
@@ -223,8 +229,7 @@ def get_asked_models(config: Config) -> list[str]:
 
 def get_card_models(config: Config, student: str, variant: str) -> list[str]:
     """Return the models in the score table of a model card: teacher, student, `_base`, and a variant that is scored."""
-    scored = [f"{student}_{variant}"] if variant in SCORED else []
-    return [TEACHER, student, f"{student}_base", *scored]
+    return list(dict.fromkeys([TEACHER, student, f"{student}_base", get_evaluated_name(student, variant)]))
 
 
 def has_page(config: Config) -> bool:

@@ -223,13 +223,13 @@ ERRORS = [
     (
         "evaluation: {metrics: [bleu, rougeL]}",
         "evaluation.metrics[1]",
-        "expected bleu | rouge | ppl | answer | chrf | shape | fdistill, found 'rougeL'",
+        "expected answer | ppl | bleu | chrf | rouge | fdistill | shape, found 'rougeL'",
     ),
     ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
     (
         "evaluation: {metrics: bleu}",
         "evaluation.metrics",
-        "expected a list of bleu, rouge, ppl, answer, chrf, shape, fdistill, found 'bleu'",
+        "expected a list of answer, ppl, bleu, chrf, rouge, fdistill, shape, found 'bleu'",
     ),
     ("teacher: {model: 'hf:Qwen'}", "teacher.model", "expected hf:OWNER/NAME | modelscope:OWNER/NAME, with @REVISION"),
     ("teacher: {adapter: 'hg:a/lora-{category}'}", "teacher.adapter", "expected hf:OWNER/NAME | modelscope:OWNER/NAME"),

@@ -1,4 +1,4 @@
-"""Command-line options of generation: engine and sampling."""
+"""Command-line options for generation: engine and sampling."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from distill.generation.engine import ENGINES
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """--max-new-tokens, --temperature, --top-p, --top-k, --seed."""
+    """Add --max-new-tokens, --temperature, --top-p, --top-k and --seed."""
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off")
@@ -16,7 +16,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """--engine, --batch-size, and the options for connecting to a server."""
+    """Add --engine, --batch-size and the options for connecting to a server."""
     parser.add_argument("--engine", choices=ENGINES, default="transformers")
     parser.add_argument("--batch-size", type=batch_size, help="of transformers: auto or a number of records")
     server = parser.add_argument_group("engine openai")

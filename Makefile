@@ -6,6 +6,7 @@
 #               ARGS="--profile slurm …" its jobs in Slurm's queue, too
 # make serve    an exported model by the OpenAI API: MODEL=output/export/… [PORT=8000], until Ctrl-C
 # make cache    teacher answers that are kept, and who uses them; ARGS="prune …" removes what is not used (README.md)
+# make docs     the documentation as a searchable site in site/; sets up .venv-docs instead of .venv
 # All of them set up .venv first, where it is not there yet or requirements.txt has changed.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PORT ?= 8000
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-slurm status serve cache setup
+.PHONY: demo smollm2 test test-slurm status serve cache docs setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,6 +26,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	.venv/bin/python workflow/scripts/write_config_reference.py
 	touch $@
 
 demo: setup
@@ -68,3 +70,12 @@ serve: setup
 cache: setup
 	@source .venv/bin/activate
 	python workflow/scripts/cache.py $(ARGS)
+
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	echo "The documentation: site/index.html (for the search: python3 -m http.server --directory site)"
+
+.venv-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-docs.txt
+	touch $@

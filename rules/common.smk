@@ -14,7 +14,8 @@ from distill.common.digest import code_digest, files_digest
 from distill.common.errors import InputError
 from distill.models.fingerprint import fingerprint_folder
 from distill.plan import command_lines as commands, experiment
-from distill.plan.schema import check_config, get_name_pattern
+from distill.plan.schema import check_config
+from distill.plan.settings import NAME_PATTERN
 from distill.report import answers_page
 
 try:
@@ -42,10 +43,10 @@ resource_scopes:
 
 
 wildcard_constraints:
-    category=get_name_pattern(),
-    student=get_name_pattern(),
-    model=get_name_pattern(),
-    signal=get_name_pattern(),
+    category=NAME_PATTERN,
+    student=NAME_PATTERN,
+    model=NAME_PATTERN,
+    signal=NAME_PATTERN,
     kind="predictions|questions",
 
 

@@ -10,15 +10,15 @@ import argparse
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
+from distill.models.options import ModelOptions
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the teacher: hub id or local folder")
-    parser.add_argument("--adapter", help="LoRA checkpoint")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--layers", type=int, required=True, help="how many are kept, first and last among them")
+    add_options(parser, ModelOptions, only=["model", "adapter", "dtype"])
+    parser.add_argument("--layers", type=int, required=True, help="number of layers to keep, first and last included")
     parser.add_argument("--out", type=Path, required=True, help="the student's folder")
     return parser.parse_args(argv)
 

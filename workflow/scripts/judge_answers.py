@@ -12,12 +12,14 @@ import logging
 from pathlib import Path
 from typing import cast
 
-from distill.common.arguments import add_model_arguments, batch_size
 from distill.common.errors import run_script
 from distill.common.files import write_jsonl
+from distill.common.options import add_options
 from distill.evaluation.judge import find_models, judge
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, ScoringEngine, build_engine
+from distill.generation.options import BatchOptions
+from distill.models.options import DeviceOptions, ModelOptions
 
 logger = logging.getLogger("judge_answers")
 
@@ -30,10 +32,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--journal", type=Path, default=Path("artifacts/judged"), help="folder of what was read before")
-    parser.add_argument("--batch-size", type=batch_size, help="auto or a number of answers")
+    add_options(parser, BatchOptions)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
     engines = [name for name, kind in ENGINES.items() if kind.gives_likelihoods]
     parser.add_argument("--engine", choices=engines, default="transformers")
-    add_model_arguments(parser)
     parser.set_defaults(max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=0, seed=0)  # nothing is generated
     return parser.parse_args(argv)
 

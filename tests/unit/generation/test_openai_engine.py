@@ -10,15 +10,16 @@ from running import run_python
 from serving import FakeServer, RealServer, completion
 from tiny import save_model
 
-from distill.common.arguments import add_model_arguments
 from distill.common.errors import InputError
 from distill.common.files import escape_line, read_jsonl, write_jsonl
+from distill.common.options import add_options
 from distill.generation.answer_cache import CacheWriter, read_cache
-from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
 from distill.generation.cached_engine import to_record
 from distill.generation.engine import build_engine
 from distill.generation.openai_engine import OpenAIEngine
+from distill.generation.options import BatchOptions, EngineOptions
 from distill.generation.sampling import Request, Sampling
+from distill.models.options import DeviceOptions, ModelOptions
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
@@ -517,8 +518,8 @@ def test_the_name_and_the_sampling_make_the_fingerprint():
 
 def parse(*argv):
     parser = ArgumentParser()
-    for add in (add_model_arguments, add_sampling_arguments, add_engine_arguments):
-        add(parser)
+    for options in (ModelOptions, DeviceOptions, Sampling, EngineOptions, BatchOptions):
+        add_options(parser, options)
     return parser.parse_args(["--model", "m", *argv])
 
 

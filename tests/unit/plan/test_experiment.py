@@ -2,11 +2,12 @@
 
 import pytest
 import yaml
+from running import ROOT
 
 from distill.plan import experiment
-from distill.plan.schema import SCHEMA, check_config
+from distill.plan.schema import check_config
 
-DEMO = SCHEMA.parents[2] / "config/demo.yaml"
+DEMO = ROOT / "config/demo.yaml"
 
 
 @pytest.fixture

@@ -4,26 +4,16 @@ import math
 
 import pytest
 import torch
+from divergence_formulas import FORMULAS
 
 from distill.models import completions
 from distill.models.completions import collate
-from distill.student import loss as losses
-from distill.student.divergences import divergence
-from distill.student.loss import ExactTeacher, Objective, TopKTeacher, distillation_loss
+from distill.student import fused_loss
+from distill.student.fused_loss import distillation_loss
+from distill.student.loss import ExactTeacher, Objective, TopKTeacher
 
-METHODS = ["forward_kl", "reverse_kl", "jsd", "tvd"]
+METHODS = list(FORMULAS)
 SHARED = 17
-
-
-def compare(method, p, q, beta):
-    """D of probabilities, in the plainest words."""
-    m = beta * p + (1 - beta) * q
-    return {
-        "forward_kl": (p * (p / q).log()).sum(),
-        "reverse_kl": (q * (q / p).log()).sum(),
-        "jsd": beta * (p * (p / m).log()).sum() + (1 - beta) * (q * (q / m).log()).sum(),
-        "tvd": (p - q).abs().sum() / 2,
-    }[method]
 
 
 def reference(student_logits, teacher_logits, targets, method, tau, beta, vocabulary, top_k=None):
@@ -36,7 +26,7 @@ def reference(student_logits, teacher_logits, targets, method, tau, beta, vocabu
             top = p.topk(top_k).indices
             rest = torch.ones(len(p), dtype=torch.bool).index_fill(0, top, False)
             p, q = (torch.cat([one[top], one[rest].sum()[None]]) for one in (p, q))
-        kd = kd + compare(method, p, q, beta)
+        kd = kd + FORMULAS[method](p, q, beta)
     return ce, kd
 
 
@@ -248,7 +238,7 @@ def test_a_token_that_only_the_teacher_has_is_no_bucket(problem, method):
     assert torch.autograd.grad(found.loss, rows)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["forward_kl", "reverse_kl", "jsd", "tvd"])
+@pytest.mark.parametrize("method", METHODS)
 def test_buckets_are_a_lower_bound(problem, method):
     rows, head, targets, teacher = problem
     objective = Objective(method, 2.0, vocabulary=SHARED)
@@ -282,7 +272,7 @@ def test_sizes_of_chunks_and_blocks_change_nothing(problem, monkeypatch, method,
     found = []
     for chunk, block in ((1, 1), (3, 1), (11, 4), (11, 100), (100, 3), (None, None)):
         if block:
-            monkeypatch.setattr(losses, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
+            monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
         terms = distillation_loss(rows, head, targets, given, objective, chunk)
         found.append([*(one.detach() for one in terms), *torch.autograd.grad(terms.loss, [rows, head.weight])])
     for other in found[1:]:
@@ -352,18 +342,13 @@ def test_no_tensor_of_all_rows_by_vocabulary_is_held(monkeypatch):
             return result
 
     vocabulary, count = 4096, 1000
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 64 * vocabulary, "cuda": 64 * vocabulary})
+    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", {"cpu": 64 * vocabulary, "cuda": 64 * vocabulary})
     rows = torch.randn(count, 4, requires_grad=True)
     head = torch.nn.Linear(4, vocabulary)
     teacher = ExactTeacher(torch.randn(count, 4), torch.nn.Linear(4, vocabulary).requires_grad_(False))
     with Largest():
         distillation_loss(rows, head, torch.zeros(count, dtype=torch.long), teacher, Objective("jsd")).loss.backward()
     assert largest == 64 * vocabulary
-
-
-def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="seqkd"):
-        divergence("seqkd", torch.zeros(1, 2), torch.zeros(1, 2), 0.5)
 
 
 def test_completion_rows_predict_the_next_token():

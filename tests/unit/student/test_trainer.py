@@ -21,10 +21,10 @@ from distill.models.examples import encode_examples
 from distill.student import loss as losses
 from distill.student import train_student as student_module
 from distill.student.checkpoints import last_checkpoint
+from distill.student.divergences import METHODS
+from distill.student.fused_loss import distillation_loss
 from distill.student.step_batches import StepBatches
 from distill.student.trainer_arguments import training_arguments
-
-METHODS = ["seqkd", "forward_kl", "reverse_kl", "jsd", "tvd"]
 
 
 def expected_loss(options, records, tokenizer, alpha, tau):
@@ -343,7 +343,7 @@ def test_every_gpu_but_the_first_is_left_alone(options, monkeypatch):
 def test_mixed_precision_leaves_the_teacher_as_configured(options, records, models, tokenizer):
     """The divergence's teacher is float32, though the student trains in bf16."""
     seen = []
-    original = losses.compare_all
+    original = losses.exact_divergence
 
     def spy(logits, teacher_logits, objective):
         seen.append(teacher_logits.clone())
@@ -351,7 +351,7 @@ def test_mixed_precision_leaves_the_teacher_as_configured(options, records, mode
 
     mixed = options(precision="bf16", epochs=1.0, gradient_checkpointing=False, batch_size=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "compare_all", spy)
+        patch.setattr(losses, "exact_divergence", spy)
         train_student(mixed, records, [])
         train_student(options(out="plain", epochs=1.0, gradient_checkpointing=False, batch_size=10), records, [])
     half = len(seen) // 2
@@ -474,7 +474,7 @@ def test_the_side_of_the_padding_changes_nothing(models, records, tokenizer, met
         with torch.no_grad():
             of_teacher = take_rows(teacher.model(**inputs).last_hidden_state, positions)
         known = losses.ExactTeacher(of_teacher, teacher.lm_head) if method != "seqkd" else None
-        terms = losses.distillation_loss(rows, model.lm_head, batch["targets"], known, objective)
+        terms = distillation_loss(rows, model.lm_head, batch["targets"], known, objective)
         found.append([terms.loss, *torch.autograd.grad(terms.loss, list(model.parameters()))])
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from distill.common.errors import InputError
+from distill.common.options import read_options
 from distill.generation.sampling import Generated, Request, Sampling
 
 
@@ -99,7 +100,7 @@ def build_transformers(args: argparse.Namespace) -> Engine:
     from distill.generation.transformers_engine import ModelSource, TransformersEngine
 
     source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
-    return TransformersEngine(source, read_sampling(args), args.batch_size)
+    return TransformersEngine(source, read_options(args, Sampling), args.batch_size)
 
 
 def build_openai(args: argparse.Namespace) -> Engine:
@@ -108,7 +109,7 @@ def build_openai(args: argparse.Namespace) -> Engine:
 
     return OpenAIEngine(
         args.model,
-        read_sampling(args),
+        read_options(args, Sampling),
         args.base_url,
         args.api_key_env,
         args.concurrency,
@@ -149,8 +150,3 @@ def build_engine(args: argparse.Namespace) -> Engine:
         reason = f"expected neither with --engine {args.engine}: the server loads the model"
         raise InputError(f"--adapter, --quantization: {reason}")
     return kind.build(args)
-
-
-def read_sampling(args: argparse.Namespace) -> Sampling:
-    """Return the sampling settings of a parsed command line."""
-    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed)

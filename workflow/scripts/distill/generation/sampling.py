@@ -7,24 +7,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+from distill.common.options import SEED, option
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled.
+    """How answers are sampled."""
 
-    Attributes:
-        max_new_tokens: maximum length of an answer in tokens.
-        temperature: sampling temperature; 0 is greedy decoding.
-        top_p: nucleus sampling threshold; 1 disables it.
-        top_k: number of most likely tokens to sample from; 0 disables it.
-        seed: seed of all answers' random streams.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 42
+    max_new_tokens: int = option(
+        "Maximum length of an answer in tokens.",
+        512,
+        minimum=1,
+        when="Higher if answers are cut off (`finish_reason` is `length`).",
+    )
+    temperature: float = option(
+        "Sampling temperature; 0 is greedy decoding.",
+        0.7,
+        minimum=0,
+        when="0 for the most likely answer, higher for more varied ones.",
+    )
+    top_p: float = option(
+        "Nucleus sampling: sample from the most likely tokens with this total probability; 1 disables it.",
+        1.0,
+        exclusiveMinimum=0,
+        maximum=1,
+        when="Below 1 if sampled answers go astray.",
+    )
+    top_k: int = option(
+        "Sample from this many most likely tokens; 0 disables it.",
+        0,
+        minimum=0,
+        when="Above 0 if sampled answers go astray.",
+    )
+    seed: int = option(
+        "Seed of the sampling, combined with each record's uid.", 42, **SEED, when="For another set of samples."
+    )
 
     def digest_parts(self) -> dict[str, Any]:
         """Return the settings that determine an answer; with greedy decoding, seed, top_p and top_k do not."""

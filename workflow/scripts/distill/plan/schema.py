@@ -1,12 +1,10 @@
-"""The configuration: checking it against its schema, with messages for people, and filling in the defaults."""
+"""Checking a configuration: all problems at once, with messages for people, and the defaults filled in."""
 
 import difflib
-import functools
 import math
 import re
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,32 +12,18 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from distill.common.errors import InputError, describe
+from distill.common.options import BOUNDS, Schema, to_schema
 from distill.plan.checks import Place, Problems, check_alpaca, check_names, check_paths, check_together
+from distill.plan.settings import NAME_PATTERN, Config
 
-SCHEMA = Path(__file__).resolve().parents[3] / "schemas" / "config.schema.yaml"
 TYPES = {"string": "text", "boolean": "true | false", "null": "null", "object": "a mapping of keys"}
-BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 FLOAT_WITHOUT_POINT_OR_SIGN = re.compile(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)")
 
-Schema = dict[str, Any]
 
-
-@functools.cache
 def load_schema() -> Schema:
-    """The schema as it stands in its file, read once a process."""
-    return yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def get_name_pattern() -> str:
-    """Regular expression of a category's and a student's name, without anchors: also the wildcard constraint."""
-    return load_schema()["$defs"]["name"]["pattern"].removeprefix("^").removesuffix("$")
-
-
-def resolve(schema: Schema) -> Schema:
-    """The schema with what its `$ref` names merged in."""
-    if "$ref" not in schema:
-        return schema
-    return {**load_schema()["$defs"][schema["$ref"].rsplit("/", 1)[-1]], **schema}
+    """The JSON schema of a configuration."""
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Configuration of an experiment"}
+    return about | to_schema(Config)
 
 
 def format_place(place: Place) -> str:
@@ -74,7 +58,6 @@ def describe_kind(kind: str, schema: Schema) -> str:
 
 def describe_allowed(schema: Schema) -> str:
     """What a value may be, for a message: `an integer >= 1 | auto`."""
-    schema = resolve(schema)
     if "enum" in schema:
         return " | ".join(format_value(value) for value in schema["enum"])
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
@@ -83,7 +66,7 @@ def describe_allowed(schema: Schema) -> str:
 
 def find_hint(value: Any, schema: Schema) -> str:
     """What YAML made of the value, where that is a known pitfall; else nothing."""
-    kinds = resolve(schema).get("type", [])
+    kinds = schema.get("type", [])
     numeric = "number" in kinds or "integer" in kinds
     if isinstance(value, str) and numeric:
         if found := FLOAT_WITHOUT_POINT_OR_SIGN.fullmatch(value):
@@ -96,19 +79,18 @@ def find_hint(value: Any, schema: Schema) -> str:
         return " (YAML 1.1 reads yes, no, on and off as true and false: put the word in quotes)"
     if isinstance(value, int | float) and "string" in kinds and not numeric:
         return f' (a number: write "{value}" in quotes)'
-    if value is None and "object" in kinds and "default" in resolve(schema):
+    if value is None and "object" in kinds and "default" in schema:
         return " (nothing stands under the key: leave it out to have the defaults)"
     return ""
 
 
 def walk_schema(schema: Schema, place: Place = ()) -> Iterator[tuple[Place, Schema]]:
     """Yield (place, schema) of every key that the schema knows; the name of a student is NAME."""
-    schema = resolve(schema)
     children = dict(schema.get("properties", {}))
     if isinstance(schema.get("additionalProperties"), dict):
         children["NAME"] = schema["additionalProperties"]
     for key, child in children.items():
-        yield (*place, key), resolve(child)
+        yield (*place, key), child
         yield from walk_schema(child, (*place, key))
 
 
@@ -172,7 +154,6 @@ def tidy_keys(value: Any, problems: Problems, place: Place = ()) -> Any:
 
 def fill_defaults(value: Any, schema: Schema) -> Any:
     """A copy of the value with the defaults of all keys that are not there; whole floats become integers."""
-    schema = resolve(schema)
     if isinstance(value, dict):
         known, other = schema.get("properties", {}), schema.get("additionalProperties")
         filled = {
@@ -197,11 +178,12 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
         InputError: lists every error with its place, what is allowed, what was found, and the nearest known key.
     """
     problems: Problems = {}
+    schema = load_schema()
     tidy = tidy_keys(config, problems)
-    for error in Draft202012Validator(load_schema()).iter_errors(tidy):
+    for error in Draft202012Validator(schema).iter_errors(tidy):
         note_error(problems, error)
-    filled = fill_defaults(tidy, load_schema())
-    check_names(filled, problems, get_name_pattern())
+    filled = fill_defaults(tidy, schema)
+    check_names(filled, problems, NAME_PATTERN)
     check_paths(filled, problems)
     check_together(filled, problems)
     check_alpaca(filled, problems)

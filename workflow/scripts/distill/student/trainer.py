@@ -31,7 +31,8 @@ from distill.student.callbacks import (
     root,
 )
 from distill.student.checkpoints import find_best
-from distill.student.loss import Objective, Terms, distillation_loss
+from distill.student.fused_loss import distillation_loss
+from distill.student.loss import Objective, Terms
 from distill.student.on_policy import PolicyBuffer
 from distill.student.step_batches import EpochLoader, StepBatches
 from distill.student.teacher_signal import Signal

@@ -1,0 +1,40 @@
+"""Options of exported models."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.common.options import add_options, option
+from distill.models.options import DeviceOptions, ModelOptions
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """What a model card states beyond what the workflow knows."""
+
+    license: str | None = option(
+        "License of the models, by its identifier on the Hugging Face hub, such as `apache-2.0`.",
+        None,
+        minLength=1,
+        when="Before you publish a model.",
+    )
+    datasets: list[str] = option(
+        "Hub ids of the datasets that the raw records come from.",
+        [],
+        items={"minLength": 1},
+        when="Before you publish a model.",
+    )
+    language: list[str] = option(
+        "Languages of the answers, by their ISO 639 codes.",
+        [],
+        items={"pattern": "^[a-z]{2,3}$"},
+        when="Before you publish a model.",
+    )
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the scripts that export a student: --student, --out, --dtype, --device."""
+    parser.add_argument("--student", required=True, help="folder of the trained model")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the exported model to")
+    add_options(parser, ModelOptions, only=["dtype"])
+    add_options(parser, DeviceOptions)

@@ -1,0 +1,51 @@
+"""Options that say which model is loaded, and how."""
+
+from dataclasses import dataclass
+
+from distill.common.options import option
+
+DTYPES = ("bfloat16", "float16", "float32")
+QUANTIZATIONS = ("none", "int8", "nf4")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model, its adapter, and the precision that it is loaded in."""
+
+    model: str = option(
+        "Model to load: `hf:OWNER/NAME`, `modelscope:OWNER/NAME`, a local folder, or a Hugging Face hub id.",
+        minLength=1,
+        when="Always: name your own model.",
+    )
+    adapter: str | None = option(
+        "LoRA checkpoint to apply to the model. In a configuration the path may contain `{category}`.",
+        None,
+        minLength=1,
+        when="Your teacher is a LoRA checkpoint, for example `checkpoints/{category}` with one per category.",
+    )
+    dtype: str = option(
+        "Data type of the weights.",
+        "bfloat16",
+        choices=DTYPES,
+        when="`float16` on GPUs older than Ampere, `float32` on a CPU.",
+    )
+    quantization: str = option(
+        "Quantization of the weights by bitsandbytes: none, 8 bits or 4 bits.",
+        "none",
+        choices=QUANTIZATIONS,
+        when="`int8` to fit a 7B teacher beside a student on a 40 GB GPU, `nf4` if that is still too large.",
+    )
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a model runs."""
+
+    device: str = option(
+        "Device to run on; `auto` uses a CUDA GPU if there is one.",
+        "auto",
+        choices=DEVICES,
+        changes_result=False,
+        when="`cpu` to leave a busy GPU alone.",
+    )

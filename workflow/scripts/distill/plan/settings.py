@@ -1,0 +1,258 @@
+"""The configuration of an experiment, declared once: its keys, types, defaults, bounds and descriptions.
+
+Groups that are also options of scripts come from the packages that use them. The JSON schema, the checks and
+config/README.md are made from this module.
+"""
+
+from dataclasses import dataclass
+
+from distill.common.names import VARIANTS
+from distill.common.options import COUNT, group, option, prefixed, same_as
+from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
+from distill.evaluation.options import ScoringOptions
+from distill.export.options import CardOptions
+from distill.generation.options import BatchOptions, EngineOptions
+from distill.generation.sampling import Sampling
+from distill.models.options import QUANTIZATIONS, DeviceOptions, ModelOptions
+from distill.records.options import AnswerFormat, MixOptions, SplitOptions
+from distill.student.options import LaunchOptions, LoraOptions, ObjectiveOptions, OnPolicyOptions, TrainOptions
+from distill.teacher.options import AnswerOptions
+
+# Names of categories and students, without anchors: also the wildcard constraint of {category}, {student} and {model}.
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]*"
+SOURCE_FORMATS = ("messages", "alpaca")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the raw records are."""
+
+    format: str = option(
+        "Format of the raw records.",
+        "messages",
+        choices=SOURCE_FORMATS,
+        when="`alpaca` for questions with `instruction`, `input` and `output`; see below.",
+    )
+    path: str | None = option(
+        "With format `alpaca`: path of a category's questions (a JSON array or JSONL), containing `{category}`.",
+        None,
+        minLength=1,
+        when="Required with `alpaca`.",
+    )
+    system: str | None = option(
+        "With format `alpaca`: system prompt of questions that have none of their own.",
+        None,
+        minLength=1,
+        when="Required with `alpaca`.",
+    )
+    grpo: str = option(
+        "Path of a category's GRPO records (JSONL), containing `{category}`.",
+        "artifacts/grpo/grpo_{category}.jsonl",
+        when="Your files are elsewhere.",
+    )
+    sft: str = option(
+        "Path of a category's SFT records (JSONL), containing `{category}`.",
+        "artifacts/sft/sft_train_{category}.jsonl",
+        when="Your files are elsewhere.",
+    )
+    missing: str = option(
+        "What to do with a category whose raw file is missing: skip it with a warning, or stop with an error.",
+        "skip",
+        choices=("skip", "error"),
+        when="`error` in production, where a missing file is a mistake.",
+    )
+
+
+@dataclass(frozen=True)
+class TargetShares:
+    """Whose answers the students are trained on."""
+
+    teacher: float = option("Share of the prompts whose target is the teacher's answer.", minimum=0, maximum=1)
+    original: float = option(
+        "Share of the prompts whose target is the original answer, selected by a hash of the prompt and split.seed.",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True)
+class Generation(BatchOptions, Sampling):
+    """How the teacher generates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(AnswerOptions, EngineOptions, ModelOptions):
+    """The model that is distilled."""
+
+    generation: Generation = group("How the teacher generates its answers.", Generation)
+    shards: int = option(
+        "Generation jobs per category, run in parallel on the available GPUs or nodes.",
+        1,
+        **COUNT,
+        changes_result=False,
+        when="The number of GPUs, if one category should use all of them.",
+    )
+
+
+@dataclass(frozen=True)
+class CopiedLayers:
+    """A student that starts as a copy of some layers of the teacher."""
+
+    init: str = option(
+        "How the student is initialised: `copy_layers` copies evenly spaced layers of the teacher, its embeddings, its "
+        "head and its tokenizer.",
+        choices=("copy_layers",),
+    )
+    layers: int = option(
+        "Number of layers to copy, including the first and the last.",
+        **COUNT,
+        when="Fewer for a smaller student, which has more to relearn.",
+    )
+
+
+@dataclass(frozen=True)
+class StudentStart:
+    """The model that a student starts from."""
+
+    model: str | CopiedLayers = option(
+        "Model to train: `hf:OWNER/NAME`, `modelscope:OWNER/NAME`, a local folder or a Hugging Face hub id; or "
+        "`{init: copy_layers, layers: N}`, a copy of some layers of the teacher.",
+        minLength=1,
+        when="Always. The model needs the teacher's tokenizer unless the method is `seqkd`. Copy layers if the family "
+        "has no small model.",
+    )
+
+
+@dataclass(frozen=True)
+class Training(LaunchOptions, TrainOptions):
+    """How a student is trained, and on how many devices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(ObjectiveOptions, StudentStart):
+    """One student."""
+
+    teacher_quantization: str | None = option(
+        "Quantization of the teacher that provides the distribution; null uses teacher.quantization.",
+        None,
+        choices=QUANTIZATIONS,
+        when="To learn from a smaller version of the teacher than the one that answered.",
+    )
+    on_policy: OnPolicyOptions = prefixed("on_policy_", OnPolicyOptions)
+    pool: bool = option(
+        "Train one model on all categories, in `output/NAME/all`; it is scored in each category.",
+        False,
+        when="`true` if categories have few records, or if one model should serve them all.",
+    )
+    pool_balance: str = option(
+        "With `pool`: use each category's records once (`proportional`), or repeat those of smaller categories up to "
+        "the size of the largest (`balanced`).",
+        "proportional",
+        choices=("proportional", "balanced"),
+        when="`balanced` if small categories score worse.",
+    )
+    lora: LoraOptions | None = group(
+        "Train a LoRA adapter and merge it at the end; null trains all weights.",
+        None,
+        when="Memory does not hold the optimizer states of all weights. `{}` uses the defaults below.",
+    )
+    train: Training = group("How the student is trained.", Training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(BatchOptions, ScoringOptions):
+    """How models are scored on the test split."""
+
+    questions: list[str] = option(
+        "Fixed questions that every model answers, for reading the answers side by side.",
+        [],
+        items={"minLength": 1},
+        when="A dozen questions that you know the answers to.",
+    )
+    system: str | None = option(
+        "System prompt of the fixed questions; null uses source.system.",
+        None,
+        minLength=1,
+        when="Required with `questions` and source.format `messages`.",
+    )
+    page_records: int = option(
+        "Test prompts per category on the page that shows answers side by side. The selection is stable as data grow.",
+        200,
+        minimum=0,
+        when="0 for the fixed questions alone; more records make the page larger.",
+    )
+    max_new_tokens: int = option(
+        "Maximum length of an answer in tokens.", 512, minimum=1, when="Match teacher.generation.max_new_tokens."
+    )
+    temperature: float = option(
+        "Sampling temperature; 0 is greedy decoding.", 0.0, minimum=0, when="Above 0 to score sampled answers."
+    )
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What is exported."""
+
+    variants: list[str] = option(
+        "Variants to export of each student.",
+        list(VARIANTS),
+        choices=VARIANTS,
+        minItems=1,
+        when="Only those that you deploy: each is loaded and scored.",
+    )
+
+
+@dataclass(frozen=True)
+class Export(CardOptions, Variants):
+    """Students as folders to deploy."""
+
+
+@dataclass(frozen=True)
+class Demo(TokenizerOptions):
+    """Sizes of the demo's own models."""
+
+    teacher: DemoTeacher = group("The demo's teacher.", DemoTeacher)
+    adapter: DemoAdapter = group("The demo's LoRA adapters, one per category.", DemoAdapter)
+    student: DemoStudent = group("The demo's student before distillation.", DemoStudent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The configuration of an experiment."""
+
+    categories: list[str] = option(
+        "Names of the categories. Each has its own data, adapter, students and scores.",
+        minItems=1,
+        items={"pattern": f"^{NAME_PATTERN}$"},
+        when="Always: name your own.",
+    )
+    device: str = same_as(DeviceOptions, "device")
+    cache: str = option(
+        "Folder of the cached teacher answers, relative to the working directory.",
+        "artifacts/cache/teacher",
+        minLength=1,
+        changes_result=False,
+        when="To share answers between working directories or to use a larger disk. `make cache` lists and prunes it.",
+    )
+    source: Source = group("Raw records.", Source)
+    mix: MixOptions = group("Which raw records are used. Format `alpaca` uses all of them instead.", MixOptions)
+    mix_targets: TargetShares | None = group(
+        "Whose answers students are trained on, the teacher's or the original ones of format `alpaca`; null trains on "
+        "the teacher's alone.",
+        None,
+        when="The original annotations are worth learning from, too.",
+    )
+    teacher: Teacher = group("The model that is distilled.")
+    answer: AnswerFormat | None = group(
+        "What a usable answer contains; null accepts any text and reads no labels.", AnswerFormat
+    )
+    split: SplitOptions = group("Shares of the usable answers that are held out.", SplitOptions)
+    students: dict[str, Student] = group("The models to train, by name.", minProperties=1)
+    evaluation: Evaluation = group("How models are scored on the test split.", Evaluation)
+    export: Export | None = group(
+        "Export students as folders to deploy, with model cards; null exports nothing.",
+        None,
+        changes_result=False,
+        when="`{}` uses the defaults below.",
+    )
+    demo: Demo = group("Sizes of the demo's own models. Without this key they are not created.", is_optional=True)

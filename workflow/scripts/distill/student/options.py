@@ -1,0 +1,250 @@
+"""Options of a student and its training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distill.common.options import COUNT, SEED, option
+from distill.student.divergences import METHODS
+
+SIGNALS = ("online", "hidden", "topk")
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """What the student minimises, and where the teacher's distribution comes from."""
+
+    method: str = option(
+        "Divergence between teacher and student; `seqkd` has none and trains on the teacher's answers alone.",
+        "forward_kl",
+        choices=METHODS,
+        when="See [choosing a method](../docs/distillation.md); `seqkd` is the cheapest and works across tokenizers.",
+    )
+    signal: str = option(
+        "Source of the teacher's distribution: a teacher in memory (`online`), its cached hidden states (`hidden`), or "
+        "its cached top-k log-probabilities (`topk`). Not used by `seqkd`.",
+        "online",
+        choices=SIGNALS,
+        when="`hidden` or `topk` to train without a teacher in memory, especially for several students.",
+    )
+    top_k: int = option(
+        "Log-probabilities kept per position with signal `topk`.",
+        64,
+        **COUNT,
+        when="Lower to save disk space, higher for a divergence closer to the exact one.",
+    )
+    temperature: float = option(
+        "Temperature of both distributions in the divergence. Not used by `seqkd`.",
+        2.0,
+        exclusiveMinimum=0,
+        when="Higher values weight unlikely tokens more.",
+    )
+    alpha: float = option(
+        "Weight of the divergence; the cross-entropy has weight 1 - alpha. Not used by `seqkd`.",
+        0.5,
+        minimum=0,
+        maximum=1,
+        when="1 for the divergence alone.",
+    )
+    beta: float = option(
+        "Weight of the teacher in the mixture distribution of `jsd`. Not used by other methods.",
+        0.5,
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+        when="Only with `jsd`.",
+    )
+
+
+@dataclass(frozen=True)
+class OnPolicyOptions:
+    """Training steps on answers that the student samples itself; the names have the prefix `on_policy_`."""
+
+    fraction: float = option(
+        "Share of the optimizer steps that train on answers sampled from the student (λ of GKD, arXiv 2306.13649).",
+        0.0,
+        minimum=0,
+        maximum=1,
+        when="Above 0 if the student goes astray when it continues its own answers.",
+    )
+    steps: int = option(
+        "Optimizer steps that one round of sampling provides answers for.",
+        8,
+        **COUNT,
+        when="Lower to train on answers of a more recent student, higher for speed.",
+    )
+    max_new_tokens: int = option(
+        "Maximum length of a sampled answer in tokens.", 256, **COUNT, when="Match the length of the teacher's answers."
+    )
+    temperature: float = option(
+        "Sampling temperature.",
+        1.0,
+        exclusiveMinimum=0,
+        when="Lower if the samples of an untrained student are not text.",
+    )
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """A LoRA adapter that is trained and then merged; the names have the prefix `lora_` on command lines."""
+
+    rank: int = option("Rank of the LoRA matrices.", 64, **COUNT, when="Higher for more capacity.")
+    alpha: float = option(
+        "LoRA scaling: the update is multiplied by alpha / rank.",
+        128,
+        exclusiveMinimum=0,
+        when="Keep it at twice the rank.",
+    )
+    dropout: float = option(
+        "Dropout on the inputs of the adapter.",
+        0.05,
+        minimum=0,
+        exclusiveMaximum=1,
+        when="Higher if the validation loss rises early.",
+    )
+    target: Literal["all"] | list[str] = option(
+        "Modules with an adapter: `all` linear layers, or a list of module names.",
+        "all",
+        minItems=1,
+        items={"minLength": 1},
+        when="Module names for a smaller adapter.",
+    )
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a student is trained."""
+
+    epochs: float = option(
+        "Passes over the training records.",
+        3,
+        exclusiveMinimum=0,
+        when="Fewer if the validation loss rises. Fractions are allowed.",
+    )
+    batch_size: int = option(
+        "Records per device and micro-batch.",
+        2,
+        **COUNT,
+        when="As large as memory allows. An optimizer step has batch_size · gradient_accumulation_steps records.",
+    )
+    gradient_accumulation_steps: int = option(
+        "Micro-batches per optimizer step.",
+        8,
+        **COUNT,
+        when="Lower as batch_size rises, which keeps the result the same.",
+    )
+    learning_rate: float = option(
+        "Peak learning rate, reached after the warm-up.",
+        5.0e-5,
+        exclusiveMinimum=0,
+        when="About 1.0e-4 to 2.0e-4 with `lora`.",
+    )
+    lr_scheduler: str = option(
+        "Learning rate schedule after the warm-up.", "cosine", choices=("cosine", "linear", "constant")
+    )
+    warmup_ratio: float = option(
+        "Share of the optimizer steps used for learning rate warm-up.",
+        0.1,
+        minimum=0,
+        exclusiveMaximum=1,
+        when="Higher if the loss jumps at the start.",
+    )
+    optimizer: str = option(
+        "Optimizer, by its name in transformers.",
+        "adamw_torch_fused",
+        choices=("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adafactor"),
+        when="`adamw_bnb_8bit` or `adafactor` to save memory.",
+    )
+    weight_decay: float = option("Weight decay.", 0.0, minimum=0)
+    max_grad_norm: float = option(
+        "Gradients are clipped to this norm; 0 disables clipping.",
+        1.0,
+        minimum=0,
+        when="Lower if `grad_norm` has spikes.",
+    )
+    precision: str = option(
+        "Training precision. `bf16` falls back to `fp32` on a GPU without bfloat16.",
+        "bf16",
+        choices=("fp32", "fp16", "bf16"),
+        when="`fp16` on GPUs older than Ampere, `fp32` on a CPU.",
+    )
+    gradient_checkpointing: bool = option(
+        "Recompute activations in the backward pass to save memory.",
+        True,
+        changes_result=False,
+        when="`false` if memory allows: training is faster.",
+    )
+    max_length: int = option(
+        "Maximum length of prompt and answer together, in tokens. Longer records are left out.",
+        2048,
+        minimum=2,
+        when="Higher if the log reports records that are left out.",
+    )
+    group_by_length: bool = option(
+        "Build optimizer steps from records of similar length: less padding, but less random steps.",
+        False,
+        when="`true` if lengths differ much. Records are always sorted by length within a step.",
+    )
+    best_checkpoint: bool = option(
+        "Keep the model with the lowest validation loss instead of the last one.",
+        False,
+        when="`true` if the validation loss rises again.",
+    )
+    early_stopping_patience: int | None = option(
+        "Stop after this many validations without a lower loss; null never stops early.",
+        None,
+        **COUNT,
+        when="2 or 3 with many `epochs`, ideally with `best_checkpoint`.",
+    )
+    logging_steps: int = option("Optimizer steps between log lines.", 10, **COUNT, changes_result=False)
+    eval_steps: int | None = option(
+        "Optimizer steps between validations; null validates after every epoch.",
+        None,
+        **COUNT,
+        changes_result=False,
+        when="A number for long epochs.",
+    )
+    save_steps: int = option(
+        "Optimizer steps between checkpoints.",
+        500,
+        **COUNT,
+        changes_result=False,
+        when="Lower if jobs are killed often: a resumed run repeats up to this many steps.",
+    )
+    save_total_limit: int = option(
+        "Number of checkpoints to keep.", 3, **COUNT, changes_result=False, when="Lower if disk space is short."
+    )
+    seed: int = option(
+        "Seed of the record order and of dropout.", 42, **SEED, when="To measure how much scores vary between runs."
+    )
+    strategy: str = option(
+        "Distributed strategy: `ddp` replicates the weights on every rank, `fsdp` shards weights and optimizer states.",
+        "ddp",
+        choices=("ddp", "fsdp"),
+        changes_result=False,
+        when="`fsdp` if weights and optimizer states do not fit one GPU.",
+    )
+    fsdp_offload: bool = option(
+        "With `fsdp`, keep sharded parameters in CPU memory while they are not in use.",
+        False,
+        changes_result=False,
+        when="`true` if even the shards do not fit; slower.",
+    )
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How many processes train together; read by the command that launches the training."""
+
+    nodes: int = option(
+        "Machines that train together under Slurm; outside Slurm one machine is used.",
+        1,
+        **COUNT,
+        changes_result=False,
+        when="2 or more for speed, or with `fsdp` if the student does not fit one machine.",
+    )
+    gpus_per_node: int = option(
+        "GPUs per machine that train together, one process each. If a machine has fewer, all of them are used.",
+        1,
+        **COUNT,
+        changes_result=False,
+        when="All GPUs of a machine, for speed or with `fsdp`. Locally add `--resources gpu=N`.",
+    )

@@ -1,0 +1,35 @@
+"""Options of the teacher's answers."""
+
+from dataclasses import dataclass
+
+from distill.common.options import COUNT, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How many answers are generated per prompt, and which are kept."""
+
+    samples: int = option(
+        "Answers to generate per prompt.",
+        1,
+        **COUNT,
+        when="Above 1 to choose among answers (`keep: best`) or to train on several.",
+    )
+    retries: int = option(
+        "How many times to retry a prompt that has no usable answer.",
+        0,
+        minimum=0,
+        when="1 to 3 if many answers break the format.",
+    )
+    keep: str = option(
+        "Which usable answers of a prompt to keep: all of them, or the one closest to the label.",
+        "all",
+        choices=("all", "best"),
+        when="`best` for rejection sampling against the true value.",
+    )
+    overlong: str = option(
+        "What to do with a prompt that exceeds the model's context: stop with an error, or skip it with a warning.",
+        "error",
+        choices=("error", "skip"),
+        when="`skip`, once you have seen which prompts are too long.",
+    )

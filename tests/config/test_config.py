@@ -157,9 +157,13 @@ ERRORS = [
     # the teacher's settings beside each other
     (SERVED.replace("base_url: http://s/v1", "base_url: null"), "teacher.base_url", "http://… or https://…"),
     (SERVED.replace("http://s/v1", "localhost:8000"), "teacher.base_url", "found 'localhost:8000'"),
-    (SERVED.replace("http://s/v1", "'http://'"), "teacher.base_url", "expected an address as http://localhost:8000/v1"),
-    (SERVED.replace("http://s/v1", "'http://a b/v1'"), "teacher.base_url", "expected an address as http://localhost"),
-    (SERVED.replace("http://s/v1", "'http://s:port/v1'"), "teacher.base_url", "expected an address as http://"),
+    (
+        SERVED.replace("http://s/v1", "'http://'"),
+        "teacher.base_url",
+        "expected an address like http://localhost:8000/v1",
+    ),
+    (SERVED.replace("http://s/v1", "'http://a b/v1'"), "teacher.base_url", "expected an address like http://localhost"),
+    (SERVED.replace("http://s/v1", "'http://s:port/v1'"), "teacher.base_url", "expected an address like http://"),
     (SERVED.replace("engine: openai, ", ""), "teacher.base_url", "expected engine openai where base_url is set"),
     (SERVED.replace("engine", "overlong: skip, engine"), "teacher.overlong", "expected error with engine openai"),
     ("teacher: {api_key_env: 'my key'}", "teacher.api_key_env", "expected text that matches ^[A-Za-z_][A-Za-z0-9_]*$"),
@@ -223,13 +227,13 @@ ERRORS = [
     (
         "evaluation: {metrics: [bleu, rougeL]}",
         "evaluation.metrics[1]",
-        "expected bleu | rouge | ppl | answer | chrf | shape | fdistill, found 'rougeL'",
+        "expected answer | ppl | bleu | chrf | rouge | fdistill | shape, found 'rougeL'",
     ),
     ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
     (
         "evaluation: {metrics: bleu}",
         "evaluation.metrics",
-        "expected a list of bleu, rouge, ppl, answer, chrf, shape, fdistill, found 'bleu'",
+        "expected a list of answer, ppl, bleu, chrf, rouge, fdistill, shape, found 'bleu'",
     ),
     ("teacher: {model: 'hf:Qwen'}", "teacher.model", "expected hf:OWNER/NAME | modelscope:OWNER/NAME, with @REVISION"),
     ("teacher: {adapter: 'hg:a/lora-{category}'}", "teacher.adapter", "expected hf:OWNER/NAME | modelscope:OWNER/NAME"),

@@ -1,15 +1,13 @@
 """How likely the teacher finds the answers of the other models; what was read once is not read again."""
 
-import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
-from distill.common.files import dump_json
+from distill.common.journal import Journal, read_journal
 from distill.common.progress import Progress
 from distill.generation.engine import ScoringEngine
 
@@ -24,36 +22,12 @@ def get_key(prediction: dict[str, Any]) -> str:
     return digest_of([prediction[name] for name in ("system", "prompt", "prediction", "finish_reason")])
 
 
-def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """What was judged before, by key; a last line that a killed job left torn is passed over."""
-    found: dict[str, dict[str, Any]] = {}
-    if not path.exists():
-        return found
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            record = json.loads(line) if line else None
-        except ValueError:
-            logger.warning("%s:%d: no whole record: passed over", path, number)
-            continue
-        if record:
-            found[record["key"]] = {name: record[name] for name in FIELDS}
-    return found
-
-
-def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add records to a journal; they are on disk when this returns. A torn last line is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell() and not _ends_in_line_feed(file):
-            file.write(b"\n")
-        file.write("".join(dump_json(record) + "\n" for record in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _ends_in_line_feed(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+def parse_judged(record: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return the key and the scores of a journal's record; None if one is missing."""
+    try:
+        return record["key"], {name: record[name] for name in FIELDS}
+    except KeyError:
+        return None
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
@@ -80,7 +54,7 @@ def judge(
         journal: folder of what was judged before.
     """
     path = journal / f"{engine.fingerprint()}.jsonl"
-    kept = read_journal(path)
+    kept = dict(read_journal(path, parse_judged, "a judged answer"))
     asked = {get_key(one): one for records in predictions.values() for one in records}
     missing = [(key, one) for key, one in asked.items() if key not in kept]
     logger.info(
@@ -106,7 +80,8 @@ def read_answers(
         part = missing[start : start + size]
         tests = [one | {"is_whole": one["finish_reason"] != "length"} for _, one in part]
         judged = measure_likelihoods(tests, "prediction", engine)
-        append(path, [{"key": key} | one for (key, _), one in zip(part, judged, strict=True)])
+        with Journal(path) as kept:
+            kept.append({"key": key} | one for (key, _), one in zip(part, judged, strict=True))
         found |= {key: one for (key, _), one in zip(part, judged, strict=True)}
         progress.add(len(part), sum(one["nll_tokens"] for one in judged))
     progress.close()

@@ -11,7 +11,15 @@ import pytest
 from running import SCRIPTS, environment
 from safetensors.torch import load_file
 from tiny import save_model
-from training_runs import assert_same_weights, log_lines, make_arguments, make_options, train_student, write_splits
+from training_runs import (
+    assert_same_weights,
+    change_run,
+    make_arguments,
+    make_run,
+    read_log,
+    train_student,
+    write_splits,
+)
 
 import run_on_nodes
 
@@ -27,6 +35,18 @@ class Told(trainer.DistillTrainer):
 student.DistillTrainer = Told
 import train_student
 train_student.main()
+"""
+# Trains with plain SGD, which configurations do not offer.
+SGD = """
+from dataclasses import replace
+from distill.student import train_student as student
+original = student.train_student
+def train_by_sgd(run, *splits):
+    original(replace(run, train=replace(run.train, optimizer="sgd")), *splits)
+student.train_student = train_by_sgd
+import train_student
+from distill.common.errors import run_script
+run_script(train_student.main)
 """
 # In the place of srun: two nodes that are processes of this machine. Their numbers go to the file NODES names.
 SRUN = """#!/bin/bash
@@ -61,7 +81,7 @@ def run(*command, **variables):
 def log_of(folder):
     return [
         {name: value for name, value in line.items() if name not in ("tokens_per_second", "memory_mb")}
-        for line in log_lines({"out": folder})
+        for line in read_log(folder)
     ]
 
 
@@ -91,15 +111,17 @@ def test_two_processes_train_as_one_does(tmp_path, models, records, tokenizer, m
         models |= {"student": save_model(tmp_path / "tied", tokenizer, vocabulary=336, hidden=16, seed=2, tied=True)}
     train, val = records[:9], records[:3]
     data = write_splits(tmp_path / "data", train, val)
-    settings = {"optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
+    settings = {"learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
     if "--lora-rank" in more:
         settings |= {"lora_rank": 4, "lora_dropout": 0.0}
-    train_student(make_options(tmp_path, models, method, "one") | settings, train, val)
+    one = make_run(tmp_path, models, method, "one")
+    train_student(change_run(one, optimizer="sgd", **settings), train, val)
     written = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     arguments = make_arguments(tmp_path, models, method, "two", data)
-    code, log = run(*TORCHRUN, SCRIPTS / "train_student.py", *arguments, *written, *more)
+    (tmp_path / "sgd.py").write_text(SGD)
+    code, log = run(*TORCHRUN, tmp_path / "sgd.py", *arguments, *written, *more)
     assert code == 0, log
-    assert log.count("is shared out among 2 processes") == (2 if "fsdp" in more else 0)  # teacher and student
+    assert log.count("is sharded over 2 ranks") == (2 if "fsdp" in more else 0)  # teacher and student
     assert_same_run(tmp_path / "two", tmp_path / "one")
     before = load_file(Path(models["student"]) / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -111,7 +133,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path, models, records, s
     """A signal to one process stops both at the same step; a checkpoint does not belong to a number of processes."""
     data = write_splits(tmp_path / "data", records, records[:2])
     settings = {"logging_steps": 1, "eval_steps": 1, "best_checkpoint": True}
-    train_student(make_options(tmp_path, models, out="whole") | settings, records, records[:2])
+    train_student(change_run(make_run(tmp_path, models, out="whole"), **settings), records, records[:2])
     more = ["--logging-steps=1", "--eval-steps=1", "--best-checkpoint", "--strategy", strategy]
     arguments = [*make_arguments(tmp_path, models, out="stopped", data=data), *more]
     told = tmp_path / "told.py"
@@ -124,7 +146,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path, models, records, s
     assert (checkpoint / "rng_state_1.pth").exists()
     code, log = run(sys.executable, SCRIPTS / "train_student.py", *arguments)
     assert code == 0, log
-    assert f"going on from {checkpoint}" in log
+    assert f"resuming from {checkpoint}" in log
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from running import SCRIPTS, environment
 from training_runs import (
     Killed,
     assert_same_weights,
+    change_run,
     log_lines,
     make_arguments,
     train_student,
@@ -25,8 +25,9 @@ from distill.common.errors import InputError
 from distill.evaluation.likelihood import answer_likelihoods
 from distill.models.examples import encode_examples
 from distill.student import train_student as student_module
-from distill.student.checkpoints import last_checkpoint
-from distill.student.on_policy import OnPolicy, PolicyBuffer
+from distill.student.checkpoints import find_last_checkpoint
+from distill.student.on_policy import SampleBuffer
+from distill.student.options import OnPolicyOptions
 from distill.student.step_batches import StepBatches
 from distill.student.training_examples import balance
 
@@ -67,9 +68,9 @@ def test_sigterm_saves_the_step_under_way_and_the_run_ends_as_if_undisturbed(opt
             with pytest.raises(SystemExit) as stopped:
                 train_student(run, records, records[:2])
         assert stopped.value.code == 143
-        (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
-        assert last_checkpoint(folder) == str(folder / "checkpoint-4")  # the step in which it came
-        assert not Path(run["out"]).exists()
+        (folder,) = (run.checkpoints / "s/banks").iterdir()
+        assert find_last_checkpoint(folder) == folder / "checkpoint-4"  # the step in which it came
+        assert not run.out.exists()
         train_student(run, records, records[:2])
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -91,7 +92,7 @@ def test_sigterm_reaches_the_script(tmp_path, models, records):
         time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=120) == 143
-    assert "stopped by a signal; the same command goes on from step" in log.read_text()
+    assert "stopped by a signal; rerun the same command to resume at step" in log.read_text()
     assert list((tmp_path / "checkpoints_out").glob("s/banks/*/checkpoint-*/trainer_state.json"))
 
 
@@ -140,8 +141,8 @@ def test_sigterm_ends_a_validation(options, records, monkeypatch):
             with pytest.raises(SystemExit) as stopped:
                 train_student(run, records, records)
         assert (stopped.value.code, len(scored)) == (143, 1)
-        (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
-        assert last_checkpoint(folder) == str(folder / "checkpoint-3")
+        (folder,) = (run.checkpoints / "s/banks").iterdir()
+        assert find_last_checkpoint(folder) == folder / "checkpoint-3"
         train_student(run, records, records)
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -156,7 +157,7 @@ def test_torn_checkpoints_are_removed_before_they_are_counted(options, records, 
         callback_at(patch, 3, kill)
         with pytest.raises(Killed):
             train_student(run, records, [])
-    (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
+    (folder,) = (run.checkpoints / "s/banks").iterdir()
     for number in (90, 95):
         (folder / f"checkpoint-{number}").mkdir()
     with monkeypatch.context() as patch:
@@ -299,15 +300,15 @@ def test_the_best_model_is_kept_and_survives_a_kill(options, records, monkeypatc
     losses = [3.0, 1.0, 2.0, 2.5]
     settings = {"epochs": 4.0, "save_total_limit": 1, "save_steps": 3}
     best, run = options(out="best", best_checkpoint=True, **settings), options(out="killed", **settings)
-    run["best_checkpoint"] = True
+    run = change_run(run, best_checkpoint=True)
     # What two of the four epochs give, on the course of a learning rate of four.
     two = options(out="two", **settings)
     with monkeypatch.context() as patch:
         scripted_validation(patch, losses[:2])
         callback_at(patch, 6, lambda: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            train_student(two | {"best_checkpoint": True}, records, records[:2])
-    (folder,) = Path(two["checkpoints"], "s", "banks").iterdir()
+            train_student(change_run(two, best_checkpoint=True), records, records[:2])
+    (folder,) = (two.checkpoints / "s/banks").iterdir()
     wanted = AutoModelForCausalLM.from_pretrained(folder / "checkpoint-6").state_dict()
     for options_, killed_at in ((best, None), (run, 10)):
         with monkeypatch.context() as patch:
@@ -328,15 +329,15 @@ def test_the_best_model_is_kept_and_survives_a_kill(options, records, monkeypatc
 ON_POLICY = {"on_policy_fraction": 0.5, "on_policy_steps": 4, "on_policy_max_new_tokens": 12}
 
 
-def buffer(examples, **changes):
-    settings = {"fraction": 0.5, "steps": 4, "max_new_tokens": 6, "temperature": 1.0, "seed": 1, "max_length": 100}
+def buffer(examples, fraction=0.5, seed=1):
+    options = OnPolicyOptions(fraction=fraction, steps=4, max_new_tokens=6, temperature=1.0)
     batches = StepBatches([1] * len(examples), 2, 1, 0)
-    return PolicyBuffer(OnPolicy(**(settings | {"vocabulary": 300} | changes)), examples, batches, None)
+    return SampleBuffer(options, examples, batches, None, seed=seed, max_length=100, vocabulary=300)
 
 
 def test_the_fraction_of_steps_is_on_policy():
     for fraction in (0.0, 0.3, 1.0):
-        steps = [buffer([], fraction=fraction).is_sampled(step) for step in range(2000)]
+        steps = [buffer([], fraction=fraction).is_on_policy(step) for step in range(2000)]
         assert sum(steps) / 2000 == pytest.approx(fraction, abs=0.04)
 
 
@@ -355,8 +356,8 @@ def test_on_policy_steps_train_on_the_students_own_answers(options, records, tok
     run = options(method, epochs=4.0, precision=precision, **ON_POLICY)
     train_student(run, records, [])
     sampled = {step for step, examples, _ in seen if examples[0].get("is_sampled")}
-    policy = buffer([], seed=42)
-    assert sampled == {step for step in range(12) if policy.is_sampled(step)}
+    sampler = buffer([], seed=42)
+    assert sampled == {step for step in range(12) if sampler.is_on_policy(step)}
     assert 0 < len(sampled) < 12
     own = {one["uid"]: one["completion"] for one in encode_examples(records, tokenizer, None, 1000)}
     for step, examples, terms in seen:
@@ -368,9 +369,9 @@ def test_on_policy_steps_train_on_the_students_own_answers(options, records, tok
 
 def test_answers_are_drawn_once_for_several_steps(options, records, monkeypatch):
     filled = []
-    fill = PolicyBuffer.fill
+    fill = SampleBuffer.fill
     monkeypatch.setattr(
-        PolicyBuffer, "fill", lambda self, *arguments: (filled.append(arguments[1:]), fill(self, *arguments))[1]
+        SampleBuffer, "fill", lambda self, *arguments: (filled.append(arguments[1:]), fill(self, *arguments))[1]
     )
     train_student(options("jsd", epochs=4.0, on_policy_fraction=1.0, on_policy_steps=5), records, [])
     assert filled == [(0, 5), (5, 10), (10, 12)]
@@ -383,10 +384,16 @@ def test_a_sampled_answer_follows_the_students_distribution(models, tokenizer):
         model.get_output_embeddings().weight.mul_(12.0)
     prompt = tokenizer("me=12.5, profit=0.31: estimate")["input_ids"]
     examples = [{"uid": str(n), "prompt": prompt, "teacher_prompt": prompt, "index": n} for n in range(3000)]
-    policy = PolicyBuffer(
-        OnPolicy(1.0, 1, 1, 1.0, 0, 100, len(tokenizer)), examples, StepBatches([1] * 3000, 3000, 1, 0), tokenizer
+    sampler = SampleBuffer(
+        OnPolicyOptions(fraction=1.0, steps=1, max_new_tokens=1, temperature=1.0),
+        examples,
+        StepBatches([1] * 3000, 3000, 1, 0),
+        tokenizer,
+        seed=0,
+        max_length=100,
+        vocabulary=len(tokenizer),
     )
-    drawn = policy.take(model, 0, 1, examples)
+    drawn = sampler.sample(model, 0, 1, examples)
     counts = torch.bincount(torch.tensor([one["completion"][0] for one in drawn]), minlength=len(tokenizer))
     expected = model(torch.tensor([prompt])).logits[0, -1, : len(tokenizer)].softmax(-1)
     assert (counts / 3000 - expected).abs().sum() / 2 < 0.15  # total variation of 3,000 draws
@@ -438,7 +445,7 @@ def test_a_pooled_student_learns_from_all_folders(options, records):
     student_module.train_student(run, [records[:6], records[6:]], [records[:1], records[6:7]])
     lines = log_lines(run)
     assert lines[-1]["val_loss"] < 0.8 * next(line for line in lines if "val_loss" in line)["val_loss"]
-    assert "10 training and\n2 validation records of all categories." in (Path(run["out"]) / "README.md").read_text()
+    assert "10 training and\n2 validation records of all categories." in (run.out / "README.md").read_text()
 
 
 def test_balanced_pools_take_as_many_records_of_each_folder():
@@ -460,6 +467,6 @@ def test_a_distilled_student_is_likelier_to_give_the_answers(options, records, t
     ]
     before, after = (
         sum(one.nll for one in answer_likelihoods(AutoModelForCausalLM.from_pretrained(x), tokenizer, tests))
-        for x in (run["model"], run["out"])
+        for x in (run.model, run.out)
     )
     assert after < 0.5 * before

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import build_model, build_tokenizer, save_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import Killed, assert_same_weights, log_lines, train_student, weights
+from training_runs import Killed, assert_same_weights, change_run, log_lines, train_student, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 from distill.common.errors import InputError
@@ -20,17 +20,17 @@ from distill.models.completions import collate, take_rows
 from distill.models.examples import encode_examples
 from distill.student import loss as losses
 from distill.student import train_student as student_module
-from distill.student.checkpoints import last_checkpoint
+from distill.student.checkpoints import find_last_checkpoint
 from distill.student.divergences import METHODS
 from distill.student.fused_loss import distillation_loss
 from distill.student.step_batches import StepBatches
-from distill.student.trainer_arguments import training_arguments
+from distill.student.trainer_arguments import make_trainer_arguments
 
 
-def expected_loss(options, records, tokenizer, alpha, tau):
+def expected_loss(run, records, tokenizer, alpha, tau):
     """The objective of all records at once in float64, from whole logits and a loop over positions."""
     sizes = len(tokenizer)
-    models = [AutoModelForCausalLM.from_pretrained(options[name]).double() for name in ("model", "teacher_model")]
+    models = [AutoModelForCausalLM.from_pretrained(name).double() for name in (run.model, run.teacher.model)]
     ce = kd = count = 0.0
     for record in records:
         system, prompt, answer = (message["content"] for message in record["messages"])
@@ -74,9 +74,9 @@ def test_accumulation_does_not_change_the_step(options, records, method):
     for batch_size, steps in ((8, 1), (2, 4), (1, 8)):
         run = options(method, out=f"out{steps}", batch_size=batch_size, gradient_accumulation_steps=steps, epochs=1.0)
         plain = {"optimizer": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.5, "warmup_ratio": 0.0}
-        train_student(run | plain, records[:8], [])
+        train_student(change_run(run, **plain), records[:8], [])
         found.append(weights(run))
-    before = load_file(Path(run["model"]) / "model.safetensors")
+    before = load_file(Path(run.model) / "model.safetensors")
     assert max((found[0][name] - before[name]).abs().max() for name in before) > 1e-3
     assert_same_weights(found[0], found[1], rtol=1e-5, atol=1e-6)
     assert_same_weights(found[0], found[2], rtol=1e-5, atol=1e-6)
@@ -110,7 +110,7 @@ def test_log_has_first_and_last_step_and_every_field(options, records):
 
 def test_speed_leaves_validation_out(options, records, monkeypatch):
     clock = {"now": 0.0}
-    monkeypatch.setattr("distill.student.trainer.time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr("distill.student.training_meter.time.monotonic", lambda: clock["now"])
     score = student_module.DistillTrainer.score
     read = []
 
@@ -158,12 +158,12 @@ def test_a_killed_run_ends_with_the_same_weights(options, records, monkeypatch, 
         kill_at(patch, killed_at)
         with pytest.raises(Killed):
             train_student(run, records, records[:2])
-    assert not Path(run["out"]).exists()
+    assert not run.out.exists()
     train_student(run, records, records[:2])
     assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
     steps = [(line["step"], "loss" in line) for line in log_lines(run)]
     assert steps == [(line["step"], "loss" in line) for line in log_lines(undisturbed)]
-    assert not Path(run["checkpoints"], "s", "banks").exists()
+    assert not (run.checkpoints / "s/banks").exists()
 
 
 def test_changed_data_never_resumes(options, records, monkeypatch, caplog):
@@ -175,7 +175,7 @@ def test_changed_data_never_resumes(options, records, monkeypatch, caplog):
     changed = [records[0] | {"messages": [*records[0]["messages"][:2], {"role": "assistant", "content": "other"}]}]
     with caplog.at_level("INFO"):
         train_student(run, changed + records[1:], [])
-    assert "going on from" not in caplog.text
+    assert "resuming from" not in caplog.text
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
@@ -184,24 +184,24 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     for step, text in ((2, '{"global_step": 2}'), (4, '{"global_step": 4}'), (6, '{"global_st')):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
     (tmp_path / "checkpoint-8").mkdir()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     shutil.rmtree(tmp_path / "checkpoint-4")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_the_folder_is_an_ordinary_model(options, records):
     run = options(lora_rank=4, precision="bf16")
     train_student(run, records, records[:2])
-    model = AutoModelForCausalLM.from_pretrained(run["out"])
-    tokenizer = AutoTokenizer.from_pretrained(run["out"])
+    model = AutoModelForCausalLM.from_pretrained(run.out)
+    tokenizer = AutoTokenizer.from_pretrained(run.out)
     assert model.dtype == torch.bfloat16
     assert tokenizer.chat_template
-    names = {path.name for path in Path(run["out"]).iterdir()}
+    names = {path.name for path in run.out.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "README.md", "adapter"} <= names
-    card = (Path(run["out"]) / "README.md").read_text()
+    card = (run.out / "README.md").read_text()
     assert "base_model:" in card
     assert "10 training and\n2 validation records" in card
-    merged, base = weights(run), AutoModelForCausalLM.from_pretrained(run["model"], dtype=torch.bfloat16).state_dict()
+    merged, base = weights(run), AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.bfloat16).state_dict()
     assert any(not torch.equal(merged[name], base[name]) for name in merged)
 
 
@@ -210,7 +210,7 @@ def test_a_quantized_teacher_teaches(options, records, quantization, tokenizer, 
     # bitsandbytes quantizes to nf4 in blocks of 64, which have to divide a row.
     teacher = save_model(tmp_path / "wide", tokenizer, hidden=64, scale=4.0)
     exact, run = (options(out=out, epochs=1.0, teacher_model=teacher) for out in ("exact", "quantized"))
-    run["teacher_quantization"] = quantization
+    run = change_run(run, teacher_quantization=quantization)
     train_student(exact, records, [])
     train_student(run, records, [])
     kd, exact_kd = log_lines(run)[0]["kd"], log_lines(exact)[0]["kd"]
@@ -223,7 +223,7 @@ def test_an_adapter_changes_the_teacher(options, records, tmp_path):
 
     plain = options(out="plain", epochs=1.0)
     adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(plain["teacher_model"]),
+        AutoModelForCausalLM.from_pretrained(plain.teacher.model),
         LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "adapter")
@@ -238,7 +238,7 @@ def test_different_tokenizers_are_refused_before_training(options, records, tmp_
     run = options(teacher_model=save_model(tmp_path / "other", other))
     with pytest.raises(InputError, match="same tokenizer"):
         train_student(run, records, [])
-    train_student(run | {"method": "seqkd"}, records, [])
+    train_student(change_run(run, method="seqkd"), records, [])
 
 
 def test_models_that_change_their_logits_are_refused(options, records, tmp_path, tokenizer):
@@ -279,8 +279,8 @@ def test_a_broken_loss_stops_the_run_and_names_step_and_records(options, records
     text = str(error.value)
     assert text.startswith("step 5:")
     assert bad in text
-    (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
-    assert last_checkpoint(folder) == str(folder / "checkpoint-4")
+    (folder,) = (run.checkpoints / "s/banks").iterdir()
+    assert find_last_checkpoint(folder) == folder / "checkpoint-4"
     assert f"the last checkpoint is {folder}/checkpoint-4" in text
 
 
@@ -325,8 +325,8 @@ def test_settings_of_how_a_run_goes_do_not_begin_it_anew(options, records, monke
             train_student(run, records, [])
     other = {"save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "gradient_checkpointing": False}
     with caplog.at_level("INFO"):
-        train_student(run | other, records, [])
-    assert "going on from" in caplog.text
+        train_student(change_run(run, **other), records, [])
+    assert "resuming from" in caplog.text
 
 
 def test_every_gpu_but_the_first_is_left_alone(options, monkeypatch):
@@ -336,7 +336,9 @@ def test_every_gpu_but_the_first_is_left_alone(options, monkeypatch):
 
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four_gpus))
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self.__dict__.setdefault("_n_gpu", 4)))
-    arguments = training_arguments(Path("unused"), options(), torch.device("cpu"), StepBatches([3] * 10, 2, 1, 0), 0)
+    arguments = make_trainer_arguments(
+        Path("unused"), options().train, torch.device("cpu"), StepBatches([3] * 10, 2, 1, 0), False
+    )
     assert arguments.train_batch_size == arguments.per_device_train_batch_size == 2
 
 
@@ -390,10 +392,10 @@ def test_tokens_that_the_teacher_does_not_know_leave_their_record_out(records, t
     assert "1 of 10 records left out: a token" in caplog.text
 
 
-@pytest.mark.parametrize("which", ["model", "teacher_model"])
+@pytest.mark.parametrize("which", ["student", "teacher"])
 def test_missing_weights_are_refused(options, records, which):
     run = options()
-    path = Path(run[which]) / "model.safetensors"
+    path = Path(run.model if which == "student" else run.teacher.model) / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(path).items() if "layers.1." not in name}
     save_file(kept, path, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"are missing, first model\.layers\.1"):
@@ -402,7 +404,7 @@ def test_missing_weights_are_refused(options, records, which):
 
 def test_a_torn_weights_file_is_told_of(options, records):
     run = options()
-    path = Path(run["model"]) / "model.safetensors"
+    path = Path(run.model) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="no model could be loaded"):
         train_student(run, records, [])
@@ -513,7 +515,7 @@ def test_the_adapter_beside_a_student_lists_its_modules_in_order(options, record
     """PEFT lists them in another order in each process; a later teacher's adapter is known by its bytes."""
     run = options(lora_rank=2, epochs=1.0)
     train_student(run, records, [])
-    settings = json.loads((Path(run["out"]) / "adapter/adapter_config.json").read_text())
+    settings = json.loads((run.out / "adapter/adapter_config.json").read_text())
     assert len(settings["target_modules"]) == 14  # seven in each of two layers
     assert settings["target_modules"] == sorted(settings["target_modules"])
 
@@ -523,13 +525,13 @@ def test_the_adapter_beside_a_student_lists_its_modules_in_order(options, record
 def test_lora_on_the_head_is_merged_into_the_head_alone(options, records, tokenizer, tmp_path, precision, tied):
     student = save_model(tmp_path / "with_head", tokenizer, vocabulary=336, hidden=16, seed=2, tied=tied)
     run = options(model=student, lora_rank=2, lora_target=["lm_head", "q_proj"], lora_dropout=0.0, epochs=20.0)
-    run |= {"precision": precision, "learning_rate": 3e-2}
+    run = change_run(run, precision=precision, learning_rate=3e-2)
     train_student(run, records, [])
     assert log_lines(run)[-1]["loss"] < 0.9 * log_lines(run)[0]["loss"]
-    merged = AutoModelForCausalLM.from_pretrained(run["out"], dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(run.out, dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(student)
     before = base.get_input_embeddings().weight.clone()
-    adapted = PeftModel.from_pretrained(base, Path(run["out"]) / "adapter").eval()
+    adapted = PeftModel.from_pretrained(base, run.out / "adapter").eval()
     tokens = torch.arange(10, 40)[None]
     with torch.no_grad():
         found, wanted = merged(tokens).logits, adapted(tokens).logits

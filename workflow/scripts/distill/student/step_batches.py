@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from distill.models.examples import Example
+
 GROUPED_STEPS = 16  # optimizer steps whose records are sorted together with `group_by_length`
 
 
@@ -98,3 +100,18 @@ class EpochLoader(DataLoader):
         """See `StepBatches.set_epoch`."""
         sampler: Any = self.batch_sampler
         sampler.set_epoch(epoch)
+
+
+def split_validation(examples: Sequence[Example], size: int, rank: int, ranks: int) -> Iterator[list[Example]]:
+    """The validation batches of a rank; all ranks have the same number, so some may be empty.
+
+    Args:
+        examples: the validation split.
+        size: maximum number of examples in a batch.
+        rank: rank of this process.
+        ranks: number of ranks.
+    """
+    rounds = math.ceil(len(examples) / (size * ranks))
+    lengths = [len(example["prompt"]) + len(example["completion"]) for example in examples]
+    for indices in StepBatches(lengths, size, rounds * ranks, 0, rank, ranks):
+        yield [examples[index] for index in indices]

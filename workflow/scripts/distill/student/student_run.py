@@ -76,19 +76,26 @@ class StudentRun:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run to a command line."""
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="folders with the splits")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the student to")
-    parser.add_argument("--name", required=True, help="name of the student")
-    parser.add_argument("--category", required=True, help="category of the records; `all` for several")
-    parser.add_argument("--model", required=True, help="student before distillation: hub id or local folder")
     parser.add_argument(
-        "--checkpoints", type=Path, default=Path("artifacts/checkpoints"), help="parent folder of the checkpoints"
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="Folders with the splits, one per category.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="Folder to write the student to.")
+    parser.add_argument("--name", required=True, help="Name of the student.")
+    parser.add_argument("--category", required=True, help="Category of the records, or `all`.")
+    parser.add_argument("--model", required=True, help="Student before distillation: hub id or local folder.")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("artifacts/checkpoints"), help="Parent folder of the checkpoints."
     )
     parser.add_argument(
         "--pool-balance",
         choices=["proportional", "balanced"],
         default="proportional",
-        help="with several --data: use each record once, or repeat those of smaller folders",
+        help="With several --data: use each record once, or repeat those of smaller categories.",
     )
     add_options(parser, DeviceOptions)
     add_options(parser.add_argument_group("objective"), ObjectiveOptions, defaults={"method": MISSING})
@@ -99,10 +106,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--teacher-adapter",
         nargs="+",
         metavar="ADAPTER",
-        help="LoRA checkpoint of the teacher; with signal hidden or topk one for each --data is allowed",
+        help="LoRA checkpoint of the teacher; with a cached signal one, or one for each --data.",
     )
     teacher.add_argument(
-        "--signal-folders", type=Path, nargs="+", metavar="FOLDER", help="output of compute_signal.py for each --data"
+        "--signal-folders", type=Path, nargs="+", metavar="FOLDER", help="Output of compute_signal.py for each --data."
     )
     add_options(parser.add_argument_group("on-policy training"), OnPolicyOptions, "on_policy_")
     lora = parser.add_argument_group("LoRA", "Without --lora-rank all weights are trained.")
@@ -166,7 +173,7 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
 
 
 def list_card_settings(run: StudentRun) -> dict[str, Any]:
-    """The options in use, by their names on the command line, for the model card; without models and method."""
+    """The options that shaped the student, by their names on the command line; without models and method."""
     settings: dict[str, Any] = {"pool_balance": run.pool_balance} if len(run.data) > 1 else {}
     if run.teacher:
         others = {name for method in METHODS.values() for name in method.options}
@@ -180,4 +187,5 @@ def list_card_settings(run: StudentRun) -> dict[str, Any]:
     if run.lora:
         settings |= {f"lora_{name}": value for name, value in dataclasses.asdict(run.lora).items()}
     settings |= dataclasses.asdict(run.train)
-    return {name: value for name, value in settings.items() if value is not None}
+    unused = list_run_options(TrainOptions)
+    return {name: value for name, value in settings.items() if value is not None and name not in unused}

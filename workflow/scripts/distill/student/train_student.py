@@ -15,22 +15,19 @@ from transformers import set_seed
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
-from distill.common.files import dump_json, replace_directory
-from distill.models.adapters import untie_adapted_head, write_adapter
 from distill.models.batches import is_out_of_memory
 from distill.models.examples import Example
 from distill.models.fingerprint import fingerprint_model
-from distill.models.hub_names import get_public_name
-from distill.models.load import has_bfloat16, load_model, load_tokenizer, select_device
+from distill.models.load import has_bfloat16, load_tokenizer, select_device
 from distill.models.memory import keep_freed_memory
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, remove_incomplete
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
+from distill.student.load_student import load_student
 from distill.student.loss import Objective
-from distill.student.model_card import TrainingFacts, render_card
 from distill.student.on_policy import SampleBuffer
-from distill.student.options import LoraOptions, TrainOptions
+from distill.student.options import TrainOptions
 from distill.student.step_batches import StepBatches
-from distill.student.student_run import StudentRun, list_card_settings, list_result_settings
+from distill.student.student_run import StudentRun, list_result_settings
 from distill.student.trainer import OUT_OF_MEMORY, DistillTrainer
 from distill.student.trainer_arguments import make_trainer_arguments
 from distill.student.training_examples import (
@@ -41,12 +38,9 @@ from distill.student.training_examples import (
     load_teacher,
     local_device,
 )
+from distill.student.write_student import Examples, write_student
 
 logger = logging.getLogger(__name__)
-
-SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-Examples = dict[str, list[Example]]  # by split
 
 
 def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[list[Record]]) -> None:
@@ -120,35 +114,6 @@ def make_examples(
     for index, example in enumerate(examples["train"]):
         example["index"] = index
     return examples
-
-
-def load_student(run: StudentRun, device: torch.device) -> Any:
-    """The student with float32 weights, and a LoRA adapter if configured.
-
-    Raises:
-        InputError: the model has no modules that `lora.target` names.
-    """
-    model = load_model(run.model, device, torch.float32, trainable=True)
-    return add_lora(model, run.lora) if run.lora else model
-
-
-def add_lora(model: Any, lora: LoraOptions) -> Any:
-    """A model with an untrained LoRA adapter; see `load_student`."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules="all-linear" if lora.target in ("all", ["all"]) else lora.target,
-    )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise InputError(f"lora.target: {error}") from error
-    untie_adapted_head(adapted)
-    return adapted
 
 
 def run_digest(run: StudentRun, examples: Examples, teacher: LoadedTeacher | None) -> str:
@@ -249,58 +214,3 @@ def run_training(trainer: DistillTrainer, folder: Path) -> None:
         logger.warning("stopped by a signal; rerun the same command to resume at step %d", trainer.state.global_step)
         trainer.accelerator.wait_for_everyone()  # the launcher kills all ranks when the first one exits
         sys.exit(128 + signal.SIGTERM)
-
-
-def gather_model(run: StudentRun, trainer: DistillTrainer) -> Any:
-    """The trained model, unwrapped; with FSDP all ranks gather its shards, and only the first returns the model."""
-    if not trainer.is_fsdp_enabled:
-        return trainer.accelerator.unwrap_model(trainer.model)
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if not trainer.is_world_process_zero():
-        return None
-    model = load_student(run, torch.device("cpu"))
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
-    return model
-
-
-def write_student(run: StudentRun, trainer: DistillTrainer, tokenizer: Any, examples: Examples) -> None:
-    """Write the student's folder atomically; a LoRA adapter is merged, and also kept in `adapter/`."""
-    model = gather_model(run, trainer)
-    if not trainer.is_world_process_zero():
-        return
-    history = trainer.state.log_history
-    with replace_directory(run.out) as folder:
-        if hasattr(model, "peft_config"):
-            write_adapter(model, folder / "adapter")
-            model = model.merge_and_unload()
-        model.to(SAVED_DTYPES[run.train.precision]).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        with open(folder / "training_log.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(dump_json(line) + "\n" for line in history)
-        facts = collect_facts(run, history, trainer.state.global_step, examples)
-        (folder / "README.md").write_text(render_card(run.name, run.category, facts), encoding="utf-8")
-    logger.info("wrote %s after %d steps", run.out, trainer.state.global_step)
-
-
-def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, examples: Examples) -> TrainingFacts:
-    """What the model card reports about a run.
-
-    Args:
-        run: the options.
-        history: lines of the training log.
-        steps: optimizer steps.
-        examples: the examples of each split.
-    """
-    final: dict[str, float] = {"steps": steps}
-    for line in history:
-        final |= {name: line[name] for name in ("loss", "ce", "kd", "val_loss", "val_ce") if line.get(name) is not None}
-    return TrainingFacts(
-        base_model=get_public_name(run.model),
-        teacher=get_public_name(run.teacher.model) if run.teacher else None,
-        method=run.objective.method,
-        train_records=len(examples["train"]),
-        val_records=len(examples["val"]),
-        options=list_card_settings(run),
-        final=final,
-    )

@@ -19,21 +19,14 @@ from distill.common.errors import InputError
 from distill.models.batches import is_out_of_memory
 from distill.models.completions import collate, to_device
 from distill.models.examples import Example
-from distill.student.callbacks import (
-    NOT_FINITE_ADVICE,
-    FiniteCheck,
-    LastStep,
-    NotFiniteError,
-    Preemption,
-    SkippedValidation,
-)
+from distill.student.callbacks import FiniteCheck, LastStep, Preemption, SkippedValidation
 from distill.student.checkpoints import find_best
 from distill.student.fused_loss import score_completions
 from distill.student.loss import Objective, Terms
 from distill.student.on_policy import SampleBuffer
-from distill.student.step_batches import EpochLoader, StepBatches
+from distill.student.step_batches import EpochLoader, StepBatches, split_validation
 from distill.student.teacher_signal import Signal
-from distill.student.training_meter import TrainingMeter, format_numbers
+from distill.student.training_meter import TrainingMeter, format_numbers, summarize_validation
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +239,9 @@ class DistillTrainer(Trainer):
         if sums is None:
             self.skip_validation()
             return {}
-        metrics = self.average_validation(sums)
+        examples: Any = self.eval_dataset
+        sums = self.accelerator.reduce(sums, "sum")
+        metrics = summarize_validation(sums, examples, self.state.global_step, self.signal is not None)
         self.log(metrics)
         self.compare_validations()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -257,14 +252,13 @@ class DistillTrainer(Trainer):
         """(3,) sums of loss, cross-entropy and divergence over this rank's examples; None if pre-empted."""
         examples: Any = self.eval_dataset
         size, ranks = self.args.per_device_eval_batch_size, self.args.world_size
-        rounds = math.ceil(len(examples) / (size * ranks))
-        lengths = [len(example["prompt"]) + len(example["completion"]) for example in examples]
+        batches = split_validation(examples, size, self.args.process_index, ranks)
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-        for indices in StepBatches(lengths, size, rounds * ranks, 0, self.args.process_index, ranks):
+        for batch in batches:
             if self.preemption.is_requested_anywhere(self.args):
                 return None
-            if indices or ranks > 1:
-                sums += self.sum_terms(model, [examples[index] for index in indices])
+            if batch or ranks > 1:
+                sums += self.sum_terms(model, batch)
         return sums
 
     def sum_terms(self, model: Any, examples: list[Example]) -> torch.Tensor:
@@ -277,21 +271,6 @@ class DistillTrainer(Trainer):
                 raise
             self.halve_records(len(examples), error)
         return self.sum_terms(model, examples)
-
-    def average_validation(self, sums: torch.Tensor) -> dict[str, Any]:
-        """The fields of a validation's log line.
-
-        Raises:
-            NotFiniteError: the loss is not finite.
-        """
-        examples: Any = self.eval_dataset
-        tokens = sum(len(example["completion"]) for example in examples)
-        loss, ce, kd = (self.accelerator.reduce(sums, "sum") / tokens).tolist()
-        if not math.isfinite(loss):
-            raise NotFiniteError(
-                f"step {self.state.global_step}: the validation loss is not finite; {NOT_FINITE_ADVICE}"
-            )
-        return {"val_loss": loss, "val_ce": ce, "val_kd": kd if self.signal is not None else None, "val_tokens": tokens}
 
     def skip_validation(self) -> None:
         """Stop for pre-emption with a checkpoint; `SkippedValidation` validates it on resume."""

@@ -1,4 +1,4 @@
-"""What a line of the training log reports: loss terms, tokens and speed since the line before."""
+"""The fields of the training log: loss terms, tokens and speed since the last line, and validation losses."""
 
 import math
 import time
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from distill.models.memory import memory_mb
+from distill.student.callbacks import NOT_FINITE_ADVICE, NotFiniteError
 from distill.student.loss import Terms
 
 
@@ -89,6 +90,27 @@ class TrainingMeter:
         self.reset()
         self.started, self.logged_step = time.monotonic(), step
         return fields
+
+
+def summarize_validation(
+    sums: torch.Tensor, examples: Sequence[dict[str, Any]], step: int, has_kd: bool
+) -> dict[str, Any]:
+    """The fields of a validation line.
+
+    Args:
+        sums: (3,) loss, cross-entropy and divergence over all ranks.
+        examples: the validation split.
+        step: the current optimizer step, for the message.
+        has_kd: whether the objective has a divergence.
+
+    Raises:
+        NotFiniteError: the loss is not finite.
+    """
+    tokens = sum(len(example["completion"]) for example in examples)
+    loss, ce, kd = (sums / tokens).tolist()
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"step {step}: the validation loss is not finite; {NOT_FINITE_ADVICE}")
+    return {"val_loss": loss, "val_ce": ce, "val_kd": kd if has_kd else None, "val_tokens": tokens}
 
 
 def gradient_norm(squares: float, tokens: float, steps: int) -> float:

@@ -11,9 +11,11 @@ import argparse
 import logging
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
 from distill.evaluation.compare import Pair, Scoring, compare_models, load_models, sort_files
 from distill.evaluation.comparison_table import write_comparisons
-from distill.evaluation.scores import METRIC_GROUPS, TOKENIZERS
+from distill.evaluation.options import ScoringOptions
+from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--judged", nargs="+", default=[], metavar="FILE", help="files of judge_answers.py, for fdistill"
     )
     parser.add_argument("--pairs", nargs="+", type=parse_pair, required=True, metavar="MODEL:OTHER")
-    parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=["answer", "ppl", "bleu", "rouge"])
-    parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
-    parser.add_argument("--tokenize", choices=TOKENIZERS, default="13a", help="of sacreBLEU; zh for Chinese")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals and no p-values")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap")
+    add_options(parser, ScoringOptions)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
     parser.add_argument("--out", required=True, metavar="FILE", help="comparisons.csv")
     return parser.parse_args(argv)
 

@@ -8,8 +8,8 @@ takes its name.
 
 import argparse
 
-from distill.common.arguments import add_export_arguments
 from distill.common.errors import run_script
+from distill.export.options import add_export_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

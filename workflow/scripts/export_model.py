@@ -8,8 +8,8 @@ A fresh process loads the folder and answers a prompt before the folder takes it
 
 import argparse
 
-from distill.common.arguments import add_export_arguments
 from distill.common.errors import run_script
+from distill.export.options import add_export_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

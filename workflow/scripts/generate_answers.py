@@ -13,12 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.common.arguments import add_answer_arguments, add_model_arguments, count, retries
 from distill.common.errors import run_script
 from distill.common.files import write_json, write_jsonl
-from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
+from distill.common.options import add_options, read_options
 from distill.generation.engine import build_engine
+from distill.generation.options import BatchOptions, EngineOptions
+from distill.generation.sampling import Sampling
+from distill.models.options import DeviceOptions, ModelOptions
+from distill.records.options import AnswerFormat
 from distill.teacher.generate_answers import Asking, answer_prompts, load_prompts
+from distill.teacher.options import AnswerOptions
 from distill.teacher.shards import parse_shard, select_shard
 
 logger = logging.getLogger("generate_answers")
@@ -32,14 +36,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stats", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("artifacts/cache/teacher"))
     parser.add_argument("--shard", type=parse_shard, metavar="I-of-N", help="answer one part of the prompts")
-    parser.add_argument("--samples", type=count, default=1, help="answers a prompt")
-    parser.add_argument("--retries", type=retries, default=0, help="times that unusable answers are asked for again")
-    parser.add_argument("--keep", choices=["all", "best"], default="all", help="usable answers of a prompt")
-    parser.add_argument("--overlong", choices=["error", "skip"], default="error", help="prompts beyond the context")
-    add_answer_arguments(parser)
-    add_engine_arguments(parser)
-    add_model_arguments(parser)
-    add_sampling_arguments(parser)
+    add_options(parser, AnswerOptions)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
+    add_options(parser, EngineOptions)
+    add_options(parser, BatchOptions)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
+    add_options(parser, Sampling)
     return parser.parse_args(argv)
 
 
@@ -49,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     prompts = load_prompts(args.prompts)
     if args.shard:
         prompts = select_shard(prompts, args.shard)
-    asking = Asking(args.answer_key, args.samples, args.retries, args.keep, args.overlong)
+    asking = read_options(args, Asking)
     records, stats = answer_prompts(prompts, build_engine(args), asking, args.cache)
     problems: Counter[str] = Counter()
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
+from distill.records.options import AnswerFormat
 from distill.records.prompts import make_prompts
 
 
@@ -17,8 +19,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mix", required=True, type=Path, help="mixed records (JSONL), as mix_records.py writes them")
-    parser.add_argument("--label-fields", nargs="*", default=[], help="fields with the true value, first one wins")
-    parser.add_argument("--answer-key", default="", help="key of the value in an SFT answer; empty: it gives no label")
+    add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
     parser.add_argument("--out", required=True, type=Path, help="prompts (JSONL)")
     return parser.parse_args(argv)
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
-from distill.common.hashing import parse_fraction
+from distill.common.options import add_options
 from distill.records.mix import Labels, Source, mix_records
+from distill.records.options import AnswerFormat, MixOptions
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -21,11 +22,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--category", required=True, help="name of the category, for messages")
     parser.add_argument("--grpo", nargs="?", type=Path, help="raw GRPO records (JSONL); not read where the share is 0")
     parser.add_argument("--sft", nargs="?", type=Path, help="raw SFT records (JSONL); not read where the share is 0")
-    parser.add_argument("--grpo-fraction", required=True, type=parse_fraction, help="share of the GRPO records, 0 to 1")
-    parser.add_argument("--sft-fraction", required=True, type=parse_fraction, help="share of the SFT records, 0 to 1")
-    parser.add_argument("--seed", required=True, type=int, help="decides which records are taken")
-    parser.add_argument("--label-fields", nargs="*", default=[], help="fields with the true value, first one wins")
-    parser.add_argument("--answer-key", default="", help="key of the value in an SFT answer; empty: it gives no label")
+    add_options(parser, MixOptions)
+    add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
     parser.add_argument("--out", required=True, type=Path, help="mixed records (JSONL)")
     args = parser.parse_args(argv)
     for origin in ("grpo", "sft"):

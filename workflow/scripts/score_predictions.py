@@ -16,8 +16,11 @@ from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.files import write_json
+from distill.common.options import add_options
+from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import add_judgements, load_predictions, write_lines
-from distill.evaluation.scores import METRIC_GROUPS, TOKENIZERS, score_records
+from distill.evaluation.scores import score_records
+from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +30,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="predictions.jsonl")
     parser.add_argument("--judged", nargs="+", metavar="FILE", help="files of judge_answers.py, for fdistill")
-    parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=["answer", "ppl", "bleu", "rouge"])
-    parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
-    parser.add_argument("--tokenize", choices=TOKENIZERS, default="13a", help="of sacreBLEU; zh for Chinese")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap")
+    add_options(parser, ScoringOptions)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
     parser.add_argument("--answers-out", metavar="FILE", help="text file of the answers, one a line, for other scorers")
     parser.add_argument("--references-out", metavar="FILE", help="the same of the references, in the same order")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.names import FULL, VARIANTS
+from distill.common.options import add_options
 from distill.evaluation.score_table import gather_scores
 from distill.export.model_card import Exported, write_card
+from distill.export.options import CardOptions
 
 logger = logging.getLogger("write_model_card")
 
@@ -30,9 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--metrics", nargs="+", required=True, metavar="FILE", help="MODEL/CATEGORY.metrics.json")
     parser.add_argument("--base-model", help="the student before distillation, where it has a name")
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--license", help="by the hub's name for it")
-    parser.add_argument("--datasets", nargs="+", default=[], metavar="ID")
-    parser.add_argument("--language", nargs="+", default=[], metavar="CODE")
+    add_options(parser, CardOptions)
     parser.add_argument("--config-digest", required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     return parser.parse_args(argv)

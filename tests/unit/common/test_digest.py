@@ -238,3 +238,25 @@ def test_a_step_depends_on_its_own_modules(tmp_path, script, free_of):
         assert module.is_file(), name
         module.write_text("CHANGED = True\n")
         assert code_digest(root / f"{script}.py") == code_digest(SCRIPTS / f"{script}.py"), name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "counts"),
+    [
+        ('add_argument("--a", help="old", default=1)', 'add_argument("--a", help="new", default=1)', False),
+        ('add_argument("--a", help="old", default=1)', 'add_argument("--a", help="old", default=2)', True),
+        ('option("Old.", 1, minimum=0, when="Never.")', 'option("New.", 1, minimum=0, when="Always.")', False),
+        ('option("Old.", 1, minimum=0)', 'option("Old.", 2, minimum=0)', True),
+        ('group("Old.", None)', 'group("New.", None)', False),
+        ('describe("Old.")', 'describe("New.")', True),
+    ],
+)
+def test_help_texts_do_not_count(tmp_path, before, after, counts):
+    """A better description of an option must not train students again."""
+    digests = []
+    for place, code in (("before", before), ("after", after)):
+        script = tmp_path / place / "script.py"
+        script.parent.mkdir()
+        script.write_text(f"x = {code}\n")
+        digests.append(code_digest(script))
+    assert (digests[0] != digests[1]) == counts

@@ -10,15 +10,16 @@ from running import run_python
 from serving import FakeServer, RealServer, completion
 from tiny import save_model
 
-from distill.common.arguments import add_model_arguments
 from distill.common.errors import InputError
 from distill.common.files import escape_line, read_jsonl, write_jsonl
+from distill.common.options import add_options
 from distill.generation.answer_cache import CacheWriter, read_cache
-from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
 from distill.generation.cached_engine import to_record
 from distill.generation.engine import build_engine
-from distill.generation.openai_engine import ServerEngine
+from distill.generation.openai_engine import OpenAIEngine
+from distill.generation.options import BatchOptions, EngineOptions
 from distill.generation.sampling import Request, Sampling
+from distill.models.options import DeviceOptions, ModelOptions
 from distill.teacher.generate_answers import Asking, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
@@ -31,7 +32,7 @@ def make_requests(count, start=0):
 
 def make_engine(url, sampling=GREEDY, model="m", **options):
     defaults = {"api_key_env": "STILLHOUSE_TEST_KEY", "concurrency": 4, "timeout": 60.0, "request_retries": 2}
-    return ServerEngine(model, sampling, url, **(defaults | options))
+    return OpenAIEngine(model, sampling, url, **(defaults | options))
 
 
 def collect(batches):
@@ -71,9 +72,9 @@ def server(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def local_answers(model):
     """What the engine `transformers` answers to the same requests."""
-    from distill.generation.transformers_engine import LocalEngine, ModelSource
+    from distill.generation.transformers_engine import ModelSource, TransformersEngine
 
-    engine = LocalEngine(ModelSource(model, dtype="float32", device="cpu"), REAL, 4)
+    engine = TransformersEngine(ModelSource(model, dtype="float32", device="cpu"), REAL, 4)
     return dict(chain.from_iterable(engine.generate(make_requests(24))))
 
 
@@ -485,10 +486,10 @@ def test_a_caller_that_fails_ends_cleanly():
 import logging, sys
 from distill.common.errors import run_script
 from distill.generation.sampling import Request, Sampling
-from distill.generation.openai_engine import ServerEngine
+from distill.generation.openai_engine import OpenAIEngine
 
 def main():
-    engine = ServerEngine("m", Sampling(), sys.argv[1], concurrency=4)
+    engine = OpenAIEngine("m", Sampling(), sys.argv[1], concurrency=4)
     for batch in engine.generate([Request(i, str(i), "s", f"me={i}.5: estimate") for i in range(100)]):
         raise OSError(28, "No space left on device", "answers.jsonl")
 
@@ -514,8 +515,8 @@ def test_the_name_and_the_sampling_make_the_fingerprint():
 
 def parse(*argv):
     parser = ArgumentParser()
-    for add in (add_model_arguments, add_sampling_arguments, add_engine_arguments):
-        add(parser)
+    for options in (ModelOptions, DeviceOptions, Sampling, EngineOptions, BatchOptions):
+        add_options(parser, options)
     return parser.parse_args(["--model", "m", *argv])
 
 

@@ -1,5 +1,7 @@
 """Command lines that a configuration becomes: what is in them reruns a rule, what is not does not."""
 
+from fractions import Fraction
+
 import pytest
 
 import copy_layers
@@ -212,8 +214,8 @@ def test_mix_and_score_options_parse():
     config = make_config()
     args = parse(mix_records, commands.mix_flags(config), "--category", "b", "--grpo", "g", "--sft", "s", "--out", "o")
     assert (args.grpo_fraction, args.sft_fraction, args.seed) == (
-        mix_records.parse_fraction("0.7"),
-        mix_records.parse_fraction("0.3"),
+        Fraction("0.7"),
+        Fraction("0.3"),
         42,
     )
     assert args.label_fields == ["holding_log_delta", "label_log_delta", "label_delta"]

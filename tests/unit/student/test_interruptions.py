@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from distill.common.errors import InputError
 from distill.evaluation.likelihood import answer_likelihoods
+from distill.generation.sampling import Sampling
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.examples import encode_examples
 from distill.student import train_student as student_module
 from distill.student.checkpoints import find_last_checkpoint
@@ -458,7 +460,7 @@ def test_a_balanced_pool_has_as_many_records_from_each_folder():
     assert found != balance(examples, seed=2)
 
 
-def test_distillation_raises_the_likelihood_of_the_answers(options, records, tokenizer):
+def test_distillation_raises_the_likelihood_of_the_answers(options, records):
     run = options(epochs=40.0, learning_rate=1e-2)
     train_student(run, records, [])
     tests = [
@@ -466,7 +468,7 @@ def test_distillation_raises_the_likelihood_of_the_answers(options, records, tok
         for m in (record["messages"] for record in records)
     ]
     before, after = (
-        sum(one.nll for one in answer_likelihoods(AutoModelForCausalLM.from_pretrained(x), tokenizer, tests))
-        for x in (run.model, run.out)
+        sum(one.nll for one in answer_likelihoods(TransformersEngine(source, Sampling(), None), tests))
+        for source in (ModelSource(str(path), dtype="float32", device="cpu") for path in (run.model, run.out))
     )
     assert after < 0.5 * before

@@ -13,7 +13,7 @@ from distill.common.files import read_jsonl, write_jsonl
 from distill.evaluation.predict import predict
 from distill.generation.answer_cache import read_cache
 from distill.generation.sampling import Generated, Sampling
-from distill.generation.transformers_engine import LocalEngine, ModelSource
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.load import load_tokenizer
 from distill.teacher.generate_answers import Asking, answer_prompts
 
@@ -33,7 +33,7 @@ def prompts(prompts):
 def ask(model, tmp_path, prompts):
     def run(prompts=prompts, sampling=Sampling(max_new_tokens=10, temperature=1.0), batch_size=2, **changes):  # noqa: B008
         settings = {"model": model, "dtype": "float32", "device": "cpu"} | changes
-        engine = LocalEngine(ModelSource(**settings), sampling, batch_size)
+        engine = TransformersEngine(ModelSource(**settings), sampling, batch_size)
         records, stats = answer_prompts(prompts, engine, Asking(), tmp_path / "cache")
         return list(records), stats
 
@@ -211,7 +211,7 @@ def test_prompts_beyond_the_context_are_named_or_left_out(prompts, tmp_path):
 
 
 def test_a_models_context_is_its_configurations(model, prompts):
-    engine = LocalEngine(ModelSource(model, dtype="float32", device="cpu"), Sampling(4, 0.0), 2)
+    engine = TransformersEngine(ModelSource(model, dtype="float32", device="cpu"), Sampling(4, 0.0), 2)
     from distill.teacher.generate_answers import to_request
 
     long = prompts[0] | {"prompt": "me=12.5 " * 400}

@@ -27,6 +27,22 @@ def strip_docstrings(tree: ast.Module) -> None:
             node.body = node.body[1:] or [ast.Pass()]
 
 
+def strip_help(tree: ast.Module) -> None:
+    """Blank the texts that only `--help` and the configuration reference show, in place.
+
+    These are the arguments `help` and `when` of any call, and the description that `option` and `group` of
+    common/options.py take first.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        for keyword in node.keywords:
+            if keyword.arg in ("help", "when") and isinstance(keyword.value, ast.Constant):
+                keyword.value = ast.Constant("")
+        if isinstance(node.func, ast.Name) and node.func.id in ("option", "group") and node.args:
+            node.args[0] = ast.Constant("")
+
+
 def find_imports(tree: ast.Module, package: str) -> set[str]:
     """Dotted names of all modules that the code may import, those inside functions too.
 
@@ -62,6 +78,7 @@ def read_module(path: Path, package: str) -> tuple[str, frozenset[str]]:
         line = getattr(error, "lineno", None) or 1
         raise InputError(f"{path}:{line}: expected Python code ({getattr(error, 'msg', error)})") from None
     strip_docstrings(tree)
+    strip_help(tree)
     return ast.unparse(tree), frozenset(find_imports(tree, package))
 
 
@@ -82,9 +99,9 @@ def locate(root: Path, name: str) -> list[tuple[str, str, Path]]:
 def code_digest(script: Path) -> str:
     """SHA-256 (64 hexadecimal digits) over a script and all modules beside it that it imports, directly or not.
 
-    Comments, docstrings, blank lines and formatting do not count, nor do modules WITHOUT_RESULT, nor the place of the
-    checkout. Modules that
-    are found only by name at run time (importlib) and installed libraries are not seen. Read once a process.
+    Comments, docstrings, help texts, formatting and the place of the checkout do not count, nor do the modules in
+    WITHOUT_RESULT. Installed libraries and modules imported by name at run time (importlib) are not seen. Every file
+    is read once per process.
 
     Raises:
         InputError: one of the files is no Python.

@@ -11,6 +11,7 @@ from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.common.files import dump_json
 from distill.common.progress import Progress
+from distill.generation.engine import ScoringEngine
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +69,14 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
     return models
 
 
-def judge(predictions: dict[str, list[dict[str, Any]]], engine: Any, journal: Path) -> Iterator[dict[str, Any]]:
+def judge(
+    predictions: dict[str, list[dict[str, Any]]], engine: ScoringEngine, journal: Path
+) -> Iterator[dict[str, Any]]:
     """Yield `model`, `category`, `uid` of each prediction with `nll`, `nll_tokens` and `nll_hits` of its answer.
 
     Args:
         predictions: of `load_predictions`, by model.
-        engine: a LocalEngine of the teacher; its model is loaded where something is to be read.
+        engine: the teacher's; it loads the model only if an answer has to be scored.
         journal: folder of what was judged before.
     """
     path = journal / f"{engine.fingerprint()}.jsonl"
@@ -90,12 +93,13 @@ def judge(predictions: dict[str, list[dict[str, Any]]], engine: Any, journal: Pa
             yield {"model": model, "category": one["category"], "uid": one["uid"], **kept[get_key(one)]}
 
 
-def read_answers(missing: Sequence[tuple[str, dict[str, Any]]], engine: Any, path: Path) -> dict[str, dict[str, Any]]:
+def read_answers(
+    missing: Sequence[tuple[str, dict[str, Any]]], engine: ScoringEngine, path: Path
+) -> dict[str, dict[str, Any]]:
     """Have the teacher read answers, some batches at a time, each kept before the next."""
     from distill.evaluation.predict import measure_likelihoods
-    from distill.models.batches import AUTO_BATCH_SIZE
 
-    size = BATCHES_AT_ONCE * (engine.batch_size or AUTO_BATCH_SIZE[engine.model.device.type])
+    size = BATCHES_AT_ONCE * engine.score_batch_size
     found: dict[str, dict[str, Any]] = {}
     progress = Progress(len(missing), "judged answers")
     for start in range(0, len(missing), size):

@@ -17,7 +17,7 @@ from distill.common.names import FULL, get_weights_name
 from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
-from distill.generation.transformers_engine import LocalEngine, ModelSource
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.chat import encode_prompt
 from distill.models.fingerprint import WEIGHTS, list_model_files
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
@@ -103,7 +103,7 @@ def check_export(folder: Path, student: str, variant: str, dtype: str, device: s
         raise InputError(f"{student}: variant {variant}: expected the student's tokenizer, found another one")
     if variant == "gguf":
         check_written_tokenizer(folder / get_weights_name(variant), original, PROBE.prompt)
-    engine = LocalEngine(ModelSource(str(folder), dtype=dtype, device=device), ANSWER, 1)
+    engine = TransformersEngine(ModelSource(str(folder), dtype=dtype, device=device), ANSWER, 1)
     answer = answer_probe(engine)
     found: dict[str, Any] = {"answer": answer.text}
     logger.info("%s: loaded in a fresh process, %d tokens answered: %r", variant, answer.tokens, answer.text)
@@ -122,7 +122,7 @@ def check_export(folder: Path, student: str, variant: str, dtype: str, device: s
     return found | {"distance": distance, "agreement": agreement}
 
 
-def answer_probe(engine: LocalEngine) -> Generated:
+def answer_probe(engine: TransformersEngine) -> Generated:
     """The answer to PROBE."""
     ((_, answer),) = [pair for pairs in engine.generate([PROBE]) for pair in pairs]
     return answer

@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 Outcome = tuple[Request, Generated | Problem]
 
 
-class ServerEngine:
+class OpenAIEngine:
     """Answers by an OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve` and others.
 
     Args:

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.common.options import COUNT, option
-
-ENGINES = ("transformers", "openai")
+from distill.generation.engine import ENGINES
 
 
 @dataclass(frozen=True)

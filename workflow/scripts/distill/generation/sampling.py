@@ -2,9 +2,10 @@
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 from distill.common.options import SEED, option
 
@@ -79,6 +80,8 @@ def stream_digest(key: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:16], "big")
 
 
-def record_uniforms(key: str, seed: int, count: int) -> np.ndarray:
+def record_uniforms(key: str, seed: int, count: int) -> "np.ndarray":
     """`count` uniform numbers in [0, 1) that belong to one answer, whatever batch it is in."""
+    import numpy as np  # not at import time: Snakemake's own process imports this module
+
     return np.random.default_rng(stream_digest(key, seed)).random(count)

@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from distill.common.digest import digest_of
+from distill.generation.engine import CompletionScore
 from distill.generation.generate import context_length, generate_requests
 from distill.generation.sampling import Generated, Request, Sampling
+from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import encode_prompt
+from distill.models.completions import collate, decoder_and_head, read_hidden, score_rows, take_rows, to_device
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_config, load_model, load_tokenizer, select_device, select_dtype
 from distill.models.memory import memory_mb
@@ -55,7 +60,7 @@ class ModelSource:
         )
 
 
-class LocalEngine:
+class TransformersEngine:
     """Answers by transformers.
 
     Args:
@@ -88,6 +93,34 @@ class LocalEngine:
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
         """Answers as they end."""
         return generate_requests(self.model, self.tokenizer, requests, self.sampling, self.batch_size)
+
+    @property
+    def score_batch_size(self) -> int:
+        """Completions per batch in `score_completions`."""
+        return self.batch_size or AUTO_BATCH_SIZE[self.model.device.type]
+
+    def score_completions(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[CompletionScore]:
+        """Score completions given their prompts, in batches of similar length, the longest first."""
+        decoder, head = decoder_and_head(self.model)
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(completions[row]))
+
+        @torch.inference_mode()
+        def score(rows: list[int]) -> list[tuple[int, CompletionScore]]:
+            pad_id = self.tokenizer.pad_token_id
+            batch = collate([prompts[row] for row in rows], [completions[row] for row in rows], pad_id)
+            batch = to_device(batch, self.model.device)
+            hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
+            sizes = [len(completions[row]) for row in rows]
+            losses, hits = (found.split(sizes) for found in score_rows(hidden, head, batch["targets"]))
+            return [
+                (row, CompletionScore(loss.double().sum().item(), len(loss), int(hit.sum())))
+                for row, loss, hit in zip(rows, losses, hits, strict=True)
+            ]
+
+        found = dict(pair for batch in in_batches(order, score, self.score_batch_size) for pair in batch)
+        return [found[row] for row in range(len(prompts))]
 
     def peak_memory_mb(self) -> int:
         """Of the GPU, or of this process on the CPU."""

@@ -13,6 +13,7 @@ from distill.generation.cached_engine import Ledger
 from distill.generation.engine import Engine
 from distill.generation.sampling import Request
 from distill.records.answer_format import parse_answer
+from distill.teacher.options import AnswerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +22,14 @@ Prompt = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How often a prompt is asked, and which answers are kept; names and values as in config/README.md."""
+class Asking(AnswerOptions):
+    """How many answers are generated per prompt, which are kept, and what a usable one contains.
+
+    Attributes:
+        answer_key: key of the number in the answer's JSON object; None accepts any text.
+    """
 
     answer_key: str | None = None
-    samples: int = 1
-    retries: int = 0
-    keep: str = "all"
-    overlong: str = "error"
 
 
 def load_prompts(path: Path) -> list[Prompt]:

@@ -109,7 +109,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="LoRA checkpoint of the teacher; with a cached signal one, or one for each --data.",
     )
     teacher.add_argument(
-        "--signal-folders", type=Path, nargs="+", metavar="FOLDER", help="Output of compute_signal.py for each --data."
+        "--signal-folders", nargs="+", metavar="FOLDER", help="Output of compute_signal.py for each --data."
     )
     add_options(parser.add_argument_group("on-policy training"), OnPolicyOptions, "on_policy_")
     lora = parser.add_argument_group("LoRA", "Without --lora-rank all weights are trained.")
@@ -141,7 +141,7 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         adapters=tuple(args.teacher_adapter or ()),
         dtype=args.teacher_dtype,
         quantization=args.teacher_quantization,
-        signal_folders=tuple(args.signal_folders or ()) if args.signal != "online" else (),
+        signal_folders=tuple(map(Path, args.signal_folders or ())) if args.signal != "online" else (),
     )
     return StudentRun(
         data=tuple(args.data),

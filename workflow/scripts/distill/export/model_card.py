@@ -16,7 +16,6 @@ from distill.export.serving import list_servers
 from distill.report.score_text import choose_decimals, format_number
 
 NAMES = {metric.name: metric.card for metric in list_metrics().values() if metric.card}
-}
 PORT = 8000
 
 

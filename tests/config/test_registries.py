@@ -41,7 +41,10 @@ def chosen(request, monkeypatch):
     registry, like, changes = REGISTRIES[request.param]
     with pytest.raises(InputError, match="expected .*, found 'made_up'"):
         check_config(CONFIG | changes)
-    entry = dataclasses.replace(registry[like], description="A made-up entry.")
+    text = (
+        {"summary": "A made-up entry.", "limits": ""} if registry is VARIANTS else {"description": "A made-up entry."}
+    )
+    entry = dataclasses.replace(registry[like], **text)
     monkeypatch.setitem(registry, "made_up", entry)
     return request.param, CONFIG | changes
 

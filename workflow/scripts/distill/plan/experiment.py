@@ -6,9 +6,11 @@ from typing import Any
 
 from distill.common.names import POOLED, TEACHER
 from distill.common.variants import VARIANTS, get_evaluated_name, get_variant, is_base, split_name
+from distill.evaluation.metrics import needs_judgements
 from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import MANIFEST, get_folder, is_download
 from distill.records.source_formats import SOURCE_FORMATS, SourceFormat
+from distill.student.divergences import METHODS
 
 Config = dict[str, Any]
 
@@ -120,7 +122,7 @@ def get_training_data(config: Config, categories: Sequence[str]) -> list[str]:
 def get_training_models(config: Config, student: str, category: str) -> list[str]:
     """Return the hub ids and folders that a training loads: the student, and an online teacher."""
     settings = config["students"][student]
-    is_online = settings["method"] != "seqkd" and settings["signal"] == "online"
+    is_online = METHODS[settings["method"]].needs_teacher and settings["signal"] == "online"
     return [get_initial_model(config, student, category), *(get_teacher_models(config, category) if is_online else [])]
 
 
@@ -219,7 +221,7 @@ def get_questions_system(config: Config) -> str | None:
 
 def is_judging(config: Config) -> bool:
     """Whether the teacher scores the other models' answers, which requires its weights."""
-    return "fdistill" in config["evaluation"]["metrics"] and get_engine(config).loads_weights
+    return needs_judgements(config["evaluation"]["metrics"]) and get_engine(config).gives_likelihoods
 
 
 def get_asked_models(config: Config) -> list[str]:

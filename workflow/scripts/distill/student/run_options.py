@@ -5,10 +5,10 @@ from typing import Any
 from distill.common.options import list_run_options
 from distill.student.options import LaunchOptions, TrainOptions
 
-LAUNCH = list_run_options(LaunchOptions)
+LAUNCH_OPTIONS = list_run_options(LaunchOptions)
 
 
-def get_pace(train: dict[str, Any]) -> list[str]:
+def get_run_options(train: dict[str, Any]) -> list[str]:
     """The options of a training that do not change its result.
 
     `eval_steps` does change it if validations choose the model or stop the training.

@@ -1,5 +1,5 @@
-# Models that are named with their hub. What is downloaded is no output, so that a job that fails loses none of it: the
-# manifest, with the checksums of all files, is. A local rule: compute nodes often reach no hub.
+# Downloads a model that is named with its hub. Only the manifest, with the checksums of all files, is an output, because
+# Snakemake deletes the outputs of a failed job. A local rule, since compute nodes often have no internet access.
 rule download_model:
     output:
         manifest="models/{hub}/{source}/download.json",

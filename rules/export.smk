@@ -21,7 +21,7 @@ rule export_model:
     benchmark:
         "logs/export_model/{student}/{category}.{variant}.benchmark.tsv"
     wildcard_constraints:
-        variant="full|nf4|int8",
+        variant="|".join(experiment.list_variants("model.safetensors")),
     conda:
         "../envs/torch.yaml"
     threads: job_resources.get_threads(config)
@@ -41,7 +41,7 @@ rule export_model:
         " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
 
 
-# A script of its own, so that editing the GGUF code reruns no other variant.
+# A rule of its own, since its weights have another file name.
 use rule export_model as export_gguf with:
     output:
         multiext(
@@ -75,7 +75,7 @@ rule write_model_card:
     benchmark:
         "logs/write_model_card/{student}/{category}.{variant}.benchmark.tsv"
     wildcard_constraints:
-        variant="full|nf4|int8|gguf",
+        variant="|".join(experiment.list_variants()),
     conda:
         "../envs/torch.yaml"
     resources:

@@ -1,4 +1,4 @@
-# The jobs that a category's prompts are dealt out to, where teacher.shards is more than one.
+# Splits the generation of a category's answers into teacher.shards jobs, and merges their results.
 scattergather:
     shards=config["teacher"]["shards"],
 

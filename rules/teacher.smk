@@ -79,7 +79,7 @@ rule split_answers:
 
 
 # Caches the teacher's distribution over a category's completions, for students that train without the teacher in memory.
-# The outputs refer to files in a data/ folder beside them. Snakemake does not delete it, so that a job resumes.
+# The shards are in a data/ folder beside the outputs, which Snakemake does not delete, so that a rerun resumes.
 rule compute_signal:
     input:
         train="artifacts/distill_data/processed/{category}/train.jsonl",

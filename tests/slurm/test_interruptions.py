@@ -142,7 +142,7 @@ def wait_for_steps(directory, after):
 
     def step():
         text = log.read_text() if log.exists() else ""
-        begun = re.search(r"going on from \S+/checkpoint-(\d+)", text)
+        begun = re.search(r"resuming from \S+/checkpoint-(\d+)", text)
         begun = int(begun[1]) if begun else 0
         steps = [int(number) for number in re.findall(r" step (\d+)/\d+: ", text)]
         return steps[-1] if steps and begun >= after and steps[-1] >= begun + 5 else None

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from rules import RULES, find_directive, find_rules
 from running import ROOT, environment
-
-RULES = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
 
 
 @pytest.mark.parametrize(
@@ -32,13 +31,6 @@ def test_snakemake_lint(fresh):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def find_rules():
-    """Name to (text, name of the rule that it specializes or None) of each rule."""
-    heads = list(re.finditer(r"^(?:use rule (\w+) as |rule )(\w+)(?: with)?:$", RULES, flags=re.MULTILINE))
-    ends = [*(head.start() for head in heads[1:]), len(RULES)]
-    return {head[2]: (RULES[head.end() : end], head[1]) for head, end in zip(heads, ends, strict=True)}
-
-
 def test_every_script_named_in_a_rule_is_there_and_carries_its_digest():
     """job() gives both the script and its digest; download_model, whose code reruns nothing, names them one by one."""
     scripts = re.findall(r'\*\*job\("(\w+)"\)', RULES)
@@ -54,11 +46,11 @@ def test_every_rule_that_does_work_is_whole_and_named_as_its_script():
     """A rule that specializes another one has files of its own, and inherits conda and resources."""
     rules = find_rules()
     assert len(rules) > 20
-    for name, (text, base) in rules.items():
+    for name, (text, _) in rules.items():
         for directive in ("output", "log", "benchmark"):
             assert f"    {directive}:" in text, (name, directive)
         for directive in ("resources", "conda", "shell"):
-            assert f"    {directive}:" in text + (rules[base][0] if base else ""), (name, directive)
+            assert find_directive(name, directive), (name, directive)
         if name != "share_base_answers":
             assert re.search(rf'(\*\*job|get_script)\("{name}"\)', text), name
 

@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Judge and write."""
     args = parse_args(argv)
-    predictions = {model: load_predictions([path], []) for model, path in find_models(args.predictions).items()}
+    predictions = {model: load_predictions([path]) for model, path in find_models(args.predictions).items()}
     count = write_jsonl(args.out, judge(predictions, cast(ScoringEngine, build_engine(args)), args.journal))
     logger.info("%d judged answers of %d models -> %s", count, len(predictions), args.out)
 

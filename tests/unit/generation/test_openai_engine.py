@@ -1,4 +1,4 @@
-"""The engine that asks a server: a real one, one that is killed, and fakes for what servers do wrong."""
+"""The engine `openai`: with a real server, a killed one, and scripted ones that misbehave."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.options import EngineOptions
 from distill.generation.sampling import Request, Sampling
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
-from distill.teacher.generate_answers import Asking, answer_prompts
+from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
 AT_ONCE = {"Retry-After": "0.001"}
@@ -36,7 +36,7 @@ def make_engine(url, sampling=GREEDY, model="m", **options):
 
 
 def collect(batches):
-    """(answers by request, the InputError at the end or None)"""
+    """Return (answers by request, the final InputError or None)."""
     answers = {}
     try:
         for batch in batches:
@@ -71,7 +71,7 @@ def server(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local_answers(model):
-    """What the engine `transformers` answers to the same requests."""
+    """Return the answers of the engine `transformers` to the same requests."""
     from distill.generation.transformers_engine import ModelSource, TransformersEngine
 
     engine = TransformersEngine(ModelSource(model, dtype="float32", device="cpu"), REAL, 4)
@@ -108,7 +108,7 @@ def test_a_killed_server_that_comes_back_is_asked_on(server, model, local_answer
     assert error is None
     assert not answers.keys() & rest.keys()
     assert answers | rest == {request: local_answers[request] for request in requests}
-    # One request for the check; those that were open when it died may have been answered without being read.
+    # One request is the check; requests open at the kill may have been answered without being read.
     assert len(requests) + 1 <= server.answered() - before <= len(requests) + 1 + 3
 
 
@@ -202,7 +202,7 @@ def test_a_server_that_counts_no_tokens_is_said_once(caplog):
     with FakeServer(lambda body, number: completion(usage=None)) as fake:
         answers, _ = collect(make_engine(fake.url).generate(make_requests(3)))
     assert {(generated.tokens, generated.prompt_tokens) for generated in answers.values()} == {(0, 0)}
-    assert caplog.text.count("gives no usage") == 1
+    assert caplog.text.count("expected token counts (usage)") == 1
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_only_whole_counts_of_tokens_count(usage, counted, warnings, caplog, tmp
     assert error is None
     assert [(one.prompt_tokens, one.tokens) for one in answers.values()] == [counted] * 3
     assert {type(count) for one in answers.values() for count in (one.prompt_tokens, one.tokens)} == {int}
-    assert caplog.text.count("gives no usage") == warnings
+    assert caplog.text.count("expected token counts (usage)") == warnings
     with CacheWriter(tmp_path) as writer:
         writer.add([to_record(request, generated) for request, generated in answers.items()])
     assert len(read_cache(tmp_path)) == 3
@@ -281,10 +281,10 @@ def test_only_what_failed_is_asked_again(tmp_path):
 
     with FakeServer(answer) as fake:
         with pytest.raises(InputError, match="2 problems"):
-            answer_prompts(prompts, make_engine(fake.url), Asking(), tmp_path)
+            answer_prompts(prompts, make_engine(fake.url), AnswerSettings(), tmp_path)
         refused.clear()
         fake.bodies.clear()
-        records, stats = answer_prompts(prompts, make_engine(fake.url), Asking(), tmp_path)
+        records, stats = answer_prompts(prompts, make_engine(fake.url), AnswerSettings(), tmp_path)
     assert sorted(fake.prompts()) == ["me=2.5: estimate", "me=7.5: estimate"]
     assert [record["id"] for record in records] == list(range(10))
     assert (stats["from_cache"], stats["generated"], stats["peak_memory_mb"]) == (8, 2, 0)
@@ -327,7 +327,7 @@ def test_a_server_that_died_is_not_asked_for_everything(broken):
         answers, error = collect(engine.generate(make_requests(500)))
     assert len(answers) == 10
     assert "3 problems" in error
-    assert "fails again and again: 487 more requests were given up" in error
+    assert "keeps failing: 487 more requests were abandoned" in error
     assert len(fake.bodies) == 13
 
 
@@ -335,8 +335,8 @@ def test_a_dead_server_is_asked_once_for_each_open_request():
     with FakeServer(lambda body, number: None) as fake:
         answers, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(500)))
     assert answers == {}
-    assert "fails again and again" in error
-    assert len(fake.bodies) <= 2 * 4  # the concurrency, and once more for those that took a failed one's place
+    assert "keeps failing" in error
+    assert len(fake.bodies) <= 2 * 4  # the concurrency, and once more for requests that replaced failed ones
 
 
 def test_failures_between_answers_stop_nothing():
@@ -360,7 +360,7 @@ def test_a_server_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize(("key", "state"), [("sk-sesame", "holds another"), ("", "is not set")])
+@pytest.mark.parametrize(("key", "state"), [("sk-sesame", "has another value"), ("", "is not set")])
 @pytest.mark.parametrize("served", [("m",), None], ids=["listed", "no list"])
 def test_a_refused_key_ends_it_at_once(monkeypatch, status, key, state, served):
     monkeypatch.setenv("STILLHOUSE_TEST_KEY", key)
@@ -368,7 +368,7 @@ def test_a_refused_key_ends_it_at_once(monkeypatch, status, key, state, served):
     with FakeServer(lambda body, number: (status, {}, words), served) as fake:
         answers, error = collect(make_engine(fake.url).generate(make_requests(100)))
     assert answers == {}
-    assert "the server refuses the key" in error
+    assert "the server rejects the key" in error
     assert f"environment variable STILLHOUSE_TEST_KEY, which {state}" in error
     assert "sesame" not in error
     assert len(fake.bodies) <= 4
@@ -387,7 +387,7 @@ KEY = "sk-sesame-" + "0123456789" * 3
 @pytest.mark.parametrize(
     "answer",
     [
-        (400, {}, {"error": {"message": "x" * 275 + KEY}}),  # a cut goes through the key
+        (400, {}, {"error": {"message": "x" * 275 + KEY}}),  # the message is cut in the middle of the key
         completion(finish_reason=f"no credit for {KEY}"),
         (200, {"Content-Type": "text/html"}, f"<html>{KEY}".encode()),
         {"error": {"message": f"no credit for {KEY}"}},
@@ -439,7 +439,10 @@ def test_a_name_that_is_served_without_being_listed_is_taken():
 
 
 def test_a_server_that_takes_any_name_must_list_the_models():
-    with FakeServer(served=("qwen-7b",)) as fake, pytest.raises(InputError, match="any name; it serves qwen-7b"):
+    with (
+        FakeServer(served=("qwen-7b",)) as fake,
+        pytest.raises(InputError, match="accepts any name; it serves qwen-7b"),
+    ):
         next(make_engine(fake.url).generate(make_requests(2)))
 
 
@@ -448,7 +451,7 @@ def test_a_server_that_takes_any_name_must_list_the_models():
     ["localhost:8000/v1", "http://", "http://host:port/v1", "http://[::1/v1", "", "http://a b/v1", "http://host/v1\n"],
 )
 def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(InputError, match="base_url: expected an address as http://localhost:8000/v1"):
+    with pytest.raises(InputError, match="base_url: expected an address like http://localhost:8000/v1"):
         make_engine(url)
 
 
@@ -476,12 +479,12 @@ def test_closing_early_leaves_nothing_behind(caplog):
         batches.close()
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio")]
         release.set()
-    assert len(fake.bodies) <= 4  # those that were open with the first answer
+    assert len(fake.bodies) <= 4  # those that were open at the first answer
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_caller_that_fails_ends_cleanly():
-    """As with a full disk: only the reason is shown, and the process ends although requests are open."""
+    """A caller that hits a full disk shows only the reason, and exits although requests are open."""
     code = """
 import logging, sys
 from distill.common.errors import run_script

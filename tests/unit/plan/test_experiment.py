@@ -4,6 +4,7 @@ import pytest
 import yaml
 from running import ROOT
 
+from distill.common.variants import VARIANTS, Variant
 from distill.plan import experiment
 from distill.plan.schema import check_config
 
@@ -103,3 +104,18 @@ def test_exports_are_targets_models_to_score_and_files_to_wait_for():
     assert "output/export/two/funds/gguf/model.gguf" in experiment.get_made_files(config, folders[-1])
     assert "output/export/two/funds/full/model.safetensors" in experiment.get_made_files(config, folders[-2])
     assert experiment.get_made_files(config, "output/export/two/funds/nf4") == []
+
+
+def test_a_new_safetensors_variant_needs_no_rule(monkeypatch):
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8"]
+    assert experiment.list_variants() == ["full", "nf4", "int8", "gguf"]
+    monkeypatch.setitem(VARIANTS, "fp8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "fp8"]
+    config = make_config({"one": {"model": "s"}})
+    config["export"] = {"variants": ["full", "fp8"]}
+    assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_fp8"]
+    folder = "output/export/one/banks/fp8"
+    assert experiment.get_predicting_models(config, "one_fp8", "banks") == [folder]
+    assert f"{folder}/model.safetensors" in experiment.get_made_files(config, folder)
+    cards = [experiment.get_card_models(config, "one", variant) for variant in ("full", "fp8")]
+    assert cards == [["teacher", "one", "one_base"], ["teacher", "one", "one_base", "one_fp8"]]

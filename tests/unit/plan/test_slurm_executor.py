@@ -13,7 +13,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from throttler import Throttler
 
 from distill.plan import slurm_executor
-from distill.plan.slurm_executor import GuardedExecutor, check_pace
+from distill.plan.slurm_executor import GuardedExecutor, check_poll_interval
 
 SCONTROL = 'echo "MinJobAge               = {age} sec"'
 
@@ -193,10 +193,10 @@ def test_the_plugin_that_is_guarded_is_the_one_that_is_required():
     assert f"snakemake-executor-plugin-slurm=={slurm_executor.VERSION}\n" in (ROOT / "requirements.txt").read_text()
 
 
-def test_pace_is_a_third_of_what_slurm_remembers():
-    check_pace(60, 20)
+def test_the_poll_interval_is_a_third_of_what_slurm_remembers():
+    check_poll_interval(60, 20)
     with pytest.raises(WorkflowError):
-        check_pace(59, 20)
+        check_poll_interval(59, 20)
 
 
 def test_what_is_being_submitted_is_cancelled_too(executor, slurm):

@@ -213,7 +213,7 @@ def test_script_does_not_read_a_source_with_share_0(tmp_path, capsys):
     assert len(list(read_jsonl(tmp_path / "o"))) == 7
     with pytest.raises(SystemExit):
         script.main([*argv, "--grpo-fraction", "0.7", "--sft-fraction", "0.3"])
-    assert "--sft is needed" in capsys.readouterr().err
+    assert "--sft is required" in capsys.readouterr().err
     with pytest.raises(InputError, match="no record is taken"):
         script.main([*argv, "--grpo-fraction", "0", "--sft-fraction", "0"])
 

@@ -53,10 +53,18 @@ def test_a_new_format_is_known_everywhere(made_up, tmp_path, monkeypatch):
 def test_a_new_formats_needs_are_checked(made_up):
     with pytest.raises(InputError) as error:
         make_config(format="made_up", path="texts.txt")
-    assert "source.path: expected a path with {category} in it" in str(error.value)
+    assert "source.path: expected a path that contains {category}" in str(error.value)
     assert "source.system: expected text, since source.format is made_up, found nothing" in str(error.value)
     with pytest.raises(InputError, match=r"source.format: expected messages \| alpaca \| made_up, found 'other'"):
         make_config(format="other")
+
+
+def test_an_unknown_format_does_not_hide_other_problems():
+    config = {"categories": ["banks"], "teacher": {"model": "t"}, "students": {"one": {"model": "s"}}}
+    with pytest.raises(InputError) as error:
+        check_config(config | {"source": {"format": "other"}, "mix_targets": {"teacher": 0.5, "original": 0.6}})
+    assert "source.format: expected messages | alpaca, found 'other'" in str(error.value)
+    assert "mix_targets: expected shares that sum to 1, found 0.5 + 0.6" in str(error.value)
 
 
 def test_an_input_without_a_share_has_no_file():

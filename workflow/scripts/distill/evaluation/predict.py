@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
-from distill.generation.cached_engine import Ledger
+from distill.generation.cached_engine import CachedEngine
 from distill.generation.engine import Engine, ScoringEngine
 from distill.generation.sampling import Request
 from distill.records.answer_format import parse_answer
@@ -73,9 +73,9 @@ def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path)
     """The engine's answer to each test prompt, by uid, as the cache keeps it."""
     requests = [Request(test["id"], test["uid"], test["system"], test["prompt"]) for test in tests]
     uids = {request.uid for request in requests}
-    ledger = Ledger(engine, journal / engine.fingerprint(), None, uids, "predictions")
-    ledger.ask(requests)
-    return {uid: ledger.take(uid)[0] for uid in uids}
+    cached = CachedEngine(engine, journal / engine.fingerprint(), None, uids, "predictions")
+    cached.generate(requests)
+    return {uid: cached.get_answers(uid)[0] for uid in uids}
 
 
 def measure_likelihoods(tests: list[dict[str, Any]], field: str, engine: ScoringEngine) -> list[dict[str, Any]]:

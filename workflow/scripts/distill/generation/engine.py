@@ -150,8 +150,3 @@ def build_engine(args: argparse.Namespace) -> Engine:
         reason = f"expected neither with --engine {args.engine}: the server loads the model"
         raise InputError(f"--adapter, --quantization: {reason}")
     return kind.build(args)
-
-
-def read_sampling(args: argparse.Namespace) -> Sampling:
-    """Return the sampling settings of a parsed command line."""
-    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed)

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from distill.common.names import POOLED, SUFFIXES, TEACHER
+from distill.common.names import POOLED, TEACHER
+from distill.common.variants import list_suffixes
 from distill.generation.engine import ENGINES, EngineType
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
@@ -15,7 +16,6 @@ Problems = dict[Place, str]
 Config = dict[str, Any]
 RESERVED_CATEGORIES = {POOLED}
 RESERVED_STUDENTS = {TEACHER, "evaluation", "export", "report"}  # the last three are folders under output/
-RESERVED_ENDINGS = tuple(f"_{suffix}" for suffix in SUFFIXES)
 CACHED_SIGNALS = ("hidden", "topk")
 
 
@@ -49,11 +49,12 @@ def check_names(config: Config, problems: Problems, pattern: str) -> None:
             problems.setdefault(("categories", index), f"expected another name, {name} is reserved")
         elif isinstance(name, str) and not re.fullmatch(pattern, name):
             problems.setdefault(("categories", index), f"expected text that matches ^{pattern}$, found {name!r}")
+    reserved_endings = tuple(f"_{suffix}" for suffix in list_suffixes())
     for name in students if isinstance(students, dict) else {}:
         if not re.fullmatch(pattern, name):
             problems.setdefault(("students", name), f"expected a name that matches ^{pattern}$")
-        elif name in RESERVED_STUDENTS or name.endswith(RESERVED_ENDINGS):
-            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(RESERVED_ENDINGS)}"
+        elif name in RESERVED_STUDENTS or name.endswith(reserved_endings):
+            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(reserved_endings)}"
             problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
 
 
@@ -96,10 +97,11 @@ def check_placeholders(path: str, place: tuple[str, ...], problems: Problems) ->
 def check_source(config: Config, problems: Problems) -> None:
     """Check what the format of the raw records requires, and what requires another format."""
     name = get_value(config, problems, "source", "format")
-    if name not in SOURCE_FORMATS:
-        return
-    source_format = SOURCE_FORMATS[name]
-    for key in [*source_format.files.values(), *(["system"] if source_format.needs_system else [])]:
+    source_format = SOURCE_FORMATS.get(name)
+    required = (
+        [*source_format.files.values(), *(["system"] if source_format.needs_system else [])] if source_format else []
+    )
+    for key in required:
         if get_value(config, problems, "source", key) is None:
             problems.setdefault(("source", key), f"expected text, since source.format is {name}, found nothing")
     targets = get_value(config, problems, "mix_targets")
@@ -108,7 +110,7 @@ def check_source(config: Config, problems: Problems) -> None:
     teacher, original = (get_value(config, problems, "mix_targets", key) for key in ("teacher", "original"))
     if teacher is not None and original is not None and abs(teacher + original - 1) > 1e-9:
         problems.setdefault(("mix_targets",), f"expected shares that sum to 1, found {teacher} + {original}")
-    if not source_format.has_original_answers:
+    if source_format and not source_format.has_original_answers:
         others = " | ".join(other for other, found in SOURCE_FORMATS.items() if found.has_original_answers)
         problems.setdefault(("mix_targets",), f"expected null: only source.format {others} has original answers")
 

@@ -12,6 +12,7 @@ from typing import Any
 from distill.common.digest import digest_of
 from distill.common.names import TEACHER
 from distill.common.options import list_run_options
+from distill.evaluation.metrics import needs_likelihoods
 from distill.generation.options import EngineOptions
 from distill.models.hub_names import get_public_name
 from distill.plan import settings as declared
@@ -27,7 +28,8 @@ from distill.plan.experiment import (
     get_teacher,
 )
 from distill.plan.signals import get_signal, get_signals
-from distill.student.run_options import LAUNCH, get_pace
+from distill.student.divergences import METHODS
+from distill.student.run_options import LAUNCH_OPTIONS, get_run_options
 
 SERVER_OPTIONS = list_run_options(EngineOptions)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by train.precision
@@ -133,13 +135,13 @@ def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
     student = config["students"][name]
     settings = {"model": get_initial_model(config, name, categories[0]), "method": student["method"]}
     settings |= pick(student, "pool_balance") if student["pool"] else {}
-    if student["method"] != "seqkd":  # seqkd has no divergence and loads no teacher
+    if METHODS[student["method"]].needs_teacher:
         settings |= divergence_settings(config, name, categories)
     if student["lora"]:
         target = student["lora"]["target"]
         lora = student["lora"] | {"target": target if isinstance(target, list) else [target]}
         settings |= {f"lora_{option}": value for option, value in lora.items()}
-    untracked = (*get_pace(student["train"]), *LAUNCH)
+    untracked = (*get_run_options(student["train"]), *LAUNCH_OPTIONS)
     return flags(settings | {option: value for option, value in student["train"].items() if option not in untracked})
 
 
@@ -155,7 +157,7 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
     settings = {f"teacher_{option}": value for option, value in teacher.items()}
     settings |= {"teacher_adapter": adapters} if len(adapters) > 1 else {}
     settings |= pick(student, "temperature", "alpha")
-    settings |= pick(student, "beta") if student["method"] == "jsd" else {}
+    settings |= pick(student, *METHODS[student["method"]].options)
     settings |= pick(student, "signal")
     if signal := get_signal(config, name):
         settings |= pick(student, "top_k") if student["signal"] == "topk" else {}
@@ -170,7 +172,7 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
 def training_run_flags(config: Config, name: str) -> str:
     """Return the untracked options of train_student.py."""
     train = config["students"][name]["train"]
-    return flags(pick(train, *get_pace(train)))
+    return flags(pick(train, *get_run_options(train)))
 
 
 def launch_flags(config: Config, name: str, threads: int) -> str:
@@ -201,8 +203,7 @@ def evaluated_settings(config: Config, model: str, category: str) -> dict[str, A
 
 def predict_flags(config: Config, model: str, category: str) -> str:
     """Return the options of predict_answers.py for an evaluated model."""
-    has_likelihood_metrics = not {"ppl", "fdistill"}.isdisjoint(config["evaluation"]["metrics"])
-    likelihood = has_likelihood_metrics and get_engine(config, model).gives_likelihoods
+    likelihood = needs_likelihoods(config["evaluation"]["metrics"]) and get_engine(config, model).gives_likelihoods
     settings = {"likelihood": likelihood, "answer_key": config["answer"]["key"]}
     return flags(evaluated_settings(config, model, category) | settings)
 
@@ -287,7 +288,7 @@ def digest_settings(config: Config, student: str) -> str:
     settings = deepcopy(config)
     settings["students"] = {student: settings["students"][student]}
     train = settings["students"][student]["train"]
-    remove(train, get_pace(train))
+    remove(train, get_run_options(train))
     for place, names in WITHOUT_RESULT.items():
         section = settings
         for key in filter(None, place.split(".")):

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.common.names import POOLED, SCORED, TEACHER, get_variant, get_weights_name, is_base, split_name
+from distill.common.names import POOLED, TEACHER
+from distill.common.variants import VARIANTS, get_evaluated_name, get_variant, is_base, split_name
+from distill.evaluation.metrics import needs_judgements
 from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import MANIFEST, get_folder, is_download
 from distill.records.source_formats import SOURCE_FORMATS, SourceFormat
+from distill.student.divergences import METHODS
 
 Config = dict[str, Any]
 
@@ -119,7 +122,7 @@ def get_training_data(config: Config, categories: Sequence[str]) -> list[str]:
 def get_training_models(config: Config, student: str, category: str) -> list[str]:
     """Return the hub ids and folders that a training loads: the student, and an online teacher."""
     settings = config["students"][student]
-    is_online = settings["method"] != "seqkd" and settings["signal"] == "online"
+    is_online = METHODS[settings["method"]].needs_teacher and settings["signal"] == "online"
     return [get_initial_model(config, student, category), *(get_teacher_models(config, category) if is_online else [])]
 
 
@@ -138,6 +141,11 @@ def get_predicting_models(config: Config, model: str, category: str) -> list[str
 def get_export_folder(config: Config, student: str, category: str, variant: str) -> str:
     """Return the folder of a variant of the trained model that answers a category's prompts."""
     return f"output/export/{student}/{get_training_categories(config, student, [category])[0]}/{variant}"
+
+
+def list_variants(weights_file: str | None = None) -> list[str]:
+    """Return the variants that can be exported: all of them, or those whose weights are in a file of this name."""
+    return [name for name, variant in VARIANTS.items() if weights_file in (None, variant.weights_file)]
 
 
 def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
@@ -168,7 +176,7 @@ def get_made_files(config: Config, model: str) -> list[str]:
     elif is_download(model):
         names = [MANIFEST]
     elif variant := get_exports(config, config["categories"]).get(model):
-        names = ["config.json", "generation_config.json", get_weights_name(variant), "tokenizer_config.json"]
+        names = ["config.json", "generation_config.json", VARIANTS[variant].weights_file, "tokenizer_config.json"]
     else:
         names = []
     return [f"{model}/{name}" for name in names]
@@ -182,7 +190,7 @@ def get_student(config: Config, model: str) -> dict[str, Any]:
 def get_models(config: Config) -> list[str]:
     """Return the names of all evaluated models: the teacher, then each student, its `_base` and its variants."""
     variants = config["export"]["variants"] if config["export"] else []
-    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if variant in SCORED)]
+    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if VARIANTS[variant].is_quantized)]
     return [TEACHER, *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
 
 
@@ -213,7 +221,7 @@ def get_questions_system(config: Config) -> str | None:
 
 def is_judging(config: Config) -> bool:
     """Whether the teacher scores the other models' answers, which requires its weights."""
-    return "fdistill" in config["evaluation"]["metrics"] and get_engine(config).loads_weights
+    return needs_judgements(config["evaluation"]["metrics"]) and get_engine(config).gives_likelihoods
 
 
 def get_asked_models(config: Config) -> list[str]:
@@ -223,8 +231,7 @@ def get_asked_models(config: Config) -> list[str]:
 
 def get_card_models(config: Config, student: str, variant: str) -> list[str]:
     """Return the models in the score table of a model card: teacher, student, `_base`, and a variant that is scored."""
-    scored = [f"{student}_{variant}"] if variant in SCORED else []
-    return [TEACHER, student, f"{student}_base", *scored]
+    return list(dict.fromkeys([TEACHER, student, f"{student}_base", get_evaluated_name(student, variant)]))
 
 
 def has_page(config: Config) -> bool:

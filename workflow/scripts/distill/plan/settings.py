@@ -6,8 +6,8 @@ config/README.md are made from this module.
 
 from dataclasses import dataclass
 
-from distill.common.names import VARIANTS
 from distill.common.options import COUNT, group, option, prefixed, same_as
+from distill.common.variants import VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
 from distill.export.options import CardOptions

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.plan.experiment import Config, get_teacher
+from distill.student.divergences import METHODS
 
 
 def get_signal(config: Config, student: str) -> str | None:
@@ -13,7 +14,7 @@ def get_signal(config: Config, student: str) -> str | None:
     differs from that of the teacher that generates the answers. Students with the same name share the signal.
     """
     settings = config["students"][student]
-    if settings["method"] == "seqkd" or settings["signal"] == "online":
+    if not METHODS[settings["method"]].needs_teacher or settings["signal"] == "online":
         return None
     temperature = f"{settings['temperature']:g}".replace(".", "_")
     topk = f"_{settings['top_k']}_t{temperature}" if settings["signal"] == "topk" else ""

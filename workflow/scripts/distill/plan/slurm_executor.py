@@ -42,7 +42,7 @@ class GuardedExecutor(plugin.Executor):
         super().__post_init__(*args)
         if self.get_status_command() == "squeue":
             age = find_min_job_age()
-            check_pace(age, self.workflow.executor_settings.init_seconds_before_status_checks)
+            check_poll_interval(age, self.workflow.executor_settings.init_seconds_before_status_checks)
             self.pause = min(self.pause, age // 3)
             # Read once: if scontrol fails later, the plugin would switch to sacct, which may know no jobs.
             plugin.get_min_job_age = lambda: age
@@ -171,7 +171,7 @@ def find_min_job_age() -> int:
     return int(match[1]) or NEVER_PURGED
 
 
-def check_pace(age: int, first: int) -> None:
+def check_poll_interval(age: int, first: int) -> None:
     """Check that the end of a job is seen while Slurm still lists the job.
 
     Args:

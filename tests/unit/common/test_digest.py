@@ -82,11 +82,11 @@ def test_comments_docstrings_and_formatting_do_not_count(tmp_path, script):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_code_of_every_module_in_use_counts(tmp_path, change):
+def test_code_of_every_imported_module_counts(tmp_path, change):
     assert digest(tmp_path, **change) != digest(tmp_path)
 
 
-def test_text_that_is_no_docstring_counts(tmp_path):
+def test_text_that_is_not_a_docstring_counts(tmp_path):
     one, two = (SCRIPT + f'\nTEXT = """{text}"""\n' for text in ("a", "b"))
     assert digest(tmp_path, one) != digest(tmp_path, two)
 

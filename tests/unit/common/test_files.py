@@ -57,7 +57,7 @@ def test_escape_writes_what_the_format_says():
 
 
 @pytest.mark.parametrize("line", ["\\", "a\\t", "\\\\\\"])
-def test_stray_backslash_is_refused(line):
+def test_stray_backslash_is_rejected(line):
     with pytest.raises(ValueError, match="stray backslash"):
         unescape_line(line)
 
@@ -69,7 +69,7 @@ def test_jsonl_round_trip_keeps_line_separators_inside_records(tmp_path):
     assert "−0.5 ↓".encode() in (tmp_path / "a.jsonl").read_bytes()
 
 
-def test_bom_blank_lines_and_crlf_are_passed_over(tmp_path):
+def test_bom_blank_lines_and_crlf_are_skipped(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(BOM + b'{"a": 1}\r\n\r\n  \n{"a": 2}')
     assert list(read_jsonl(tmp_path / "a.jsonl")) == [(1, {"a": 1}), (4, {"a": 2})]
 
@@ -108,7 +108,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(path.parent) == ["a.txt"]
 
 
-def test_killed_write_shows_no_torn_file(tmp_path):
+def test_a_killed_write_leaves_the_old_file(tmp_path):
     code = (
         "import os, sys; from distill.common.files import write_atomically\n"
         "with write_atomically(sys.argv[1]) as file:\n"
@@ -121,7 +121,7 @@ def test_killed_write_shows_no_torn_file(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+def test_the_error_of_a_full_disk_names_the_file(tmp_path):
     code = """
 import resource, signal, sys
 from distill.common.errors import run_script
@@ -141,7 +141,7 @@ run_script(main)
     assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
-def test_an_error_that_is_not_the_files_does_not_get_its_name(tmp_path):
+def test_an_unrelated_error_does_not_name_the_file(tmp_path):
     with pytest.raises(ConnectionResetError) as caught, write_atomically(tmp_path / "a.txt"):
         raise ConnectionResetError(104, "Connection reset by peer")
     assert caught.value.filename is None
@@ -209,7 +209,7 @@ def test_script_ends_on_bad_input_without_traceback():
     assert done.stderr == "error: f:1: wrong\n"
 
 
-def test_what_a_killed_job_left_is_removed(tmp_path):
+def test_leftovers_of_killed_jobs_are_removed(tmp_path):
     (tmp_path / ".student.123.tmp").mkdir()
     (tmp_path / ".student.123.tmp" / "model.safetensors").write_text("half")
     (tmp_path / ".student.123.old").mkdir()

@@ -24,7 +24,7 @@ def test_completion_is_the_answer_with_the_end_of_its_turn(tokenizer):
     assert tokenizer.decode(ids) == "0.12<|im_end|>"
 
 
-def test_end_of_turn_is_read_off_the_template_not_the_eos_token():
+def test_end_of_turn_comes_from_the_template_not_from_eos_token():
     tokenizer = build_tokenizer()
     tokenizer.eos_token = "<|endoftext|>"
     assert get_end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -35,7 +35,7 @@ def test_end_of_turn_falls_back_to_eos_where_the_template_has_none():
     assert get_end_of_turn_id(tokenizer) == tokenizer.eos_token_id
 
 
-def test_a_tokenizer_without_template_is_refused():
+def test_a_tokenizer_without_template_is_rejected():
     tokenizer = build_tokenizer(template=None)
     with pytest.raises(InputError, match="chat template"):
         render_prompt(tokenizer, "S", "U")
@@ -49,18 +49,18 @@ def test_a_tokenizer_with_more_special_tokens_at_the_end_shares_the_rest(tokeniz
     assert shared_vocabulary_size(tokenizer, longer) == len(tokenizer)
 
 
-def test_equal_sizes_prove_nothing(tokenizer):
+def test_vocabularies_of_equal_size_with_other_ids_are_rejected(tokenizer):
     other = build_tokenizer(special=[SPECIAL[1], SPECIAL[0], SPECIAL[2]])
     assert len(other) == len(tokenizer)
     with pytest.raises(InputError, match="2 of .* token ids stand for different tokens, first 0"):
         shared_vocabulary_size(other, tokenizer)
 
 
-def test_a_smaller_vocabulary_with_other_merges_is_refused(tokenizer):
+def test_a_smaller_vocabulary_with_other_merges_is_rejected(tokenizer):
     other = build_tokenizer(texts=["wholly other words here"] * 9 + TEXTS, size=300)
     with pytest.raises(InputError, match="seqkd"):
         shared_vocabulary_size(tokenizer, other)
 
 
-def test_an_answer_that_was_cut_off_has_no_end(tokenizer):
+def test_an_answer_cut_off_has_no_end_of_turn(tokenizer):
     assert tokenizer.decode(encode_completion(tokenizer, "0.1", is_whole=False)) == "0.1"

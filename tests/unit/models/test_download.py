@@ -72,7 +72,7 @@ def is_whole(out, model):
 
 
 @pytest.mark.parametrize("source", [f"{name}:owner/name" for name in HUBS])
-def test_the_files_that_matter_arrive(hub, model, tmp_path, source):
+def test_files_needed_for_loading_are_downloaded(hub, model, tmp_path, source):
     out = fetch(tmp_path, source)
     manifest = is_whole(out, model)
     names = [entry["name"] for entry in manifest["files"]]
@@ -87,7 +87,7 @@ def test_the_files_that_matter_arrive(hub, model, tmp_path, source):
 
 
 @pytest.mark.parametrize("name", HUBS)
-def test_a_broken_connection_goes_on_from_what_is_there(hub, model, tmp_path, name):
+def test_a_download_resumes_after_a_broken_connection(hub, model, tmp_path, name):
     hub.breaks[SHARD] = [1_000_000, 500_000, 700_000]
     is_whole(fetch(tmp_path, f"{name}:owner/name"), model)
     assert SIZE <= hub.served[SHARD] <= SIZE + 3 * CHUNK  # each time, the last chunk is downloaded again
@@ -98,7 +98,7 @@ def test_a_broken_connection_goes_on_from_what_is_there(hub, model, tmp_path, na
 
 
 @pytest.mark.parametrize("name", HUBS)
-def test_a_killed_download_goes_on(hub, model, tmp_path, name):
+def test_a_killed_download_resumes(hub, model, tmp_path, name):
     large = 10 * SIZE
     (model / SHARD).write_bytes(hashlib.shake_128(b"large").digest(large))
     hub.delay = 0.005
@@ -136,7 +136,7 @@ def wait_for(hub, size, process):
 
 
 @pytest.mark.parametrize("name", HUBS)
-def test_ctrl_c_ends_it_at_once_and_the_log_has_no_bars(hub, model, tmp_path, name):
+def test_ctrl_c_stops_at_once_and_the_log_has_no_bars(hub, model, tmp_path, name):
     hub.delay = 0.05  # 2.3 s for the whole file
     with start(hub, tmp_path / "here", f"{name}:owner/name") as process:
         wait_for(hub, SIZE // 3, process)
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_it_at_once_and_the_log_has_no_bars(hub, model, tmp_path, na
     assert not (tmp_path / "here" / SHARD).exists()
 
 
-def test_two_processes_do_not_write_to_one_part(hub, model, tmp_path):
+def test_two_processes_do_not_write_to_the_same_part(hub, model, tmp_path):
     hub.delay = 0.05
     out = tmp_path / "here"
     with start(hub, out) as first:
@@ -163,7 +163,7 @@ def test_two_processes_do_not_write_to_one_part(hub, model, tmp_path):
     assert hub.served[SHARD] == SIZE
 
 
-def test_what_another_revision_left_is_removed(hub, model, tmp_path):
+def test_files_of_another_revision_are_removed(hub, model, tmp_path):
     (model / "chat_template.jinja").write_text("old")
     out = fetch(tmp_path)
     (model / "chat_template.jinja").unlink()
@@ -186,21 +186,21 @@ def test_a_token_that_a_login_left_on_disk_is_not_used(hub, tmp_path, monkeypatc
         fetch(tmp_path, f"{name}:owner/name")
 
 
-def test_weights_are_fetched_once():
+def test_duplicate_weights_are_left_out():
     files = [RemoteFile(name, 1, None) for name in ("consolidated.safetensors", "model.safetensors")]
     assert choose_files(files) == files[1:]
     assert choose_files(files[:1]) == files[:1]
 
 
 @pytest.mark.parametrize("name", HUBS)
-def test_a_spoiled_file_is_fetched_anew(hub, model, tmp_path, name):
+def test_a_corrupt_file_is_downloaded_again(hub, model, tmp_path, name):
     hub.spoiled[SHARD] = 2
     hub.spoiled["config.json"] = 1
     is_whole(fetch(tmp_path, f"{name}:owner/name"), model)
 
 
 @pytest.mark.parametrize("name", HUBS)
-def test_a_file_that_stays_wrong_ends_it_and_the_others_stay(hub, model, tmp_path, name):
+def test_a_file_that_stays_corrupt_is_an_error_and_others_are_kept(hub, model, tmp_path, name):
     hub.spoiled[SHARD] = 10**6
     with pytest.raises(InputError) as error:
         fetch(tmp_path, f"{name}:owner/name")
@@ -217,7 +217,7 @@ def test_a_file_that_stays_wrong_ends_it_and_the_others_stay(hub, model, tmp_pat
 
 
 @pytest.mark.parametrize(("name", "variable"), [("hf", "HF_TOKEN"), ("modelscope", "MODELSCOPE_API_TOKEN")])
-def test_tokens_are_of_the_environment_alone(hub, model, tmp_path, monkeypatch, caplog, name, variable):
+def test_tokens_come_from_the_environment_only(hub, model, tmp_path, monkeypatch, caplog, name, variable):
     hub.token = "hf_secret"
     with pytest.raises(InputError, match=variable):
         fetch(tmp_path, f"{name}:owner/name")
@@ -238,13 +238,13 @@ def test_tokens_are_of_the_environment_alone(hub, model, tmp_path, monkeypatch, 
         ("hf:name", "expected hf:OWNER/NAME or modelscope:OWNER/NAME"),
     ],
 )
-def test_what_is_not_there_is_said(hub, tmp_path, source, message):
+def test_missing_models_and_revisions_are_errors(hub, tmp_path, source, message):
     with pytest.raises(InputError, match=message):
         fetch(tmp_path, source)
 
 
 @pytest.mark.parametrize("name", HUBS)
-def test_a_hub_out_of_reach_is_said(hub, tmp_path, name, monkeypatch):
+def test_an_unreachable_hub_is_an_error(hub, tmp_path, name, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("modelscope_hub.constants.API_MAX_RETRIES", 0, raising=False)
@@ -252,21 +252,21 @@ def test_a_hub_out_of_reach_is_said(hub, tmp_path, name, monkeypatch):
         fetch(tmp_path, f"{name}:owner/name")
 
 
-def test_a_full_disk_is_said_before(hub, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_the_download(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(InputError, match=r"expected 0\.0 GB free on its disk, found 0\.0 GB"):
         fetch(tmp_path)
     assert SHARD not in hub.served
 
 
-def test_a_page_without_weights_is_refused(hub, model, tmp_path):
+def test_a_repository_without_weights_is_rejected(hub, model, tmp_path):
     for path in [*model.glob("*.safetensors"), *model.glob("*.bin")]:
         path.unlink()
     with pytest.raises(InputError, match="hf:owner/name: expected weights"):
         fetch(tmp_path)
 
 
-def test_pickled_weights_are_taken_where_there_are_no_others(hub, model, tmp_path):
+def test_pickled_weights_are_downloaded_if_there_are_no_others(hub, model, tmp_path):
     for path in model.glob("*.safetensors"):
         path.unlink()
     names = [entry["name"] for entry in is_whole(fetch(tmp_path), model)["files"]]
@@ -274,7 +274,7 @@ def test_pickled_weights_are_taken_where_there_are_no_others(hub, model, tmp_pat
     assert not Path(tmp_path / "here/model.gguf").exists()
 
 
-def test_a_folder_of_the_users_own_is_left_alone(hub, tmp_path):
+def test_a_folder_of_the_user_is_not_changed(hub, tmp_path):
     own = tmp_path / "here/pytorch_model.bin"
     own.parent.mkdir()
     own.write_bytes(b"mine")
@@ -284,7 +284,7 @@ def test_a_folder_of_the_users_own_is_left_alone(hub, tmp_path):
 
 
 @pytest.mark.parametrize("name", HUBS)
-def test_a_whole_file_that_was_not_noted_is_not_fetched_again(hub, model, tmp_path, name):
+def test_a_correct_file_missing_in_the_journal_is_not_downloaded_again(hub, model, tmp_path, name):
     out = fetch(tmp_path, f"{name}:owner/name")
     (out / "download.json").unlink()
     (out / ".checked.jsonl").write_text("")
@@ -301,7 +301,7 @@ def test_pauses_double_up_to_a_minute():
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_attempts_are_counted_anew_after_progress():
+def test_attempts_are_counted_again_after_progress():
     on_disk = iter([0, 0, 5, 5, 5, 7, 0, 0, 0])
     stop = downloads.StopWithoutProgress(3, lambda: next(on_disk))
     assert [stop(None) for _ in range(8)] == [False, False, False, False, False, False, False, True]

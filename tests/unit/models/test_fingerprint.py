@@ -67,7 +67,7 @@ def large(tmp_path):
 
 
 @pytest.mark.parametrize("name", DECIDING)
-def test_deciding_files_count(folder, name):
+def test_files_that_affect_the_output_are_included(folder, name):
     before = fingerprint_files(folder)
     assert folder / name in list_model_files(folder)
     write(folder / name, "two")
@@ -75,7 +75,7 @@ def test_deciding_files_count(folder, name):
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_what_a_training_leaves_does_not(folder, name):
+def test_files_of_a_training_are_not_included(folder, name):
     before = fingerprint_files(folder)
     (folder / name).write_text("other")
     assert fingerprint_files(folder) == before
@@ -86,7 +86,7 @@ def test_what_a_training_leaves_does_not(folder, name):
     [("a", (0, 0)), ("a", (-1, -1)), ("a", (500, 0)), ("b", (0, 3)), ("b", (-1, 990)), ("norm", (4,))],
     ids=str,
 )
-def test_a_weight_in_a_sampled_place_counts(large, name, place):
+def test_a_change_in_a_sample_is_detected(large, name, place):
     before = fingerprint_files(large)
     tensors = load_file(large / "model.safetensors")
     tensors[name][place] += 1e-3
@@ -95,7 +95,7 @@ def test_a_weight_in_a_sampled_place_counts(large, name, place):
 
 
 @pytest.mark.parametrize("name", ["a", "b", "norm"])
-def test_a_change_to_a_tenth_of_a_tensor_counts(large, name):
+def test_a_change_to_a_tenth_of_a_tensor_is_detected(large, name):
     before = fingerprint_files(large)
     tensors = load_file(large / "model.safetensors")
     generator = torch.Generator().manual_seed(1)
@@ -104,7 +104,7 @@ def test_a_change_to_a_tenth_of_a_tensor_counts(large, name):
     assert fingerprint_files(large) != before
 
 
-def test_header_size_and_tokenizer_count(large):
+def test_changes_of_header_size_and_tokenizer_are_detected(large):
     found = [fingerprint_files(large)]
     tensors = load_file(large / "model.safetensors")
     save_file({"c" if name == "a" else name: tensor for name, tensor in tensors.items()}, large / "model.safetensors")
@@ -116,7 +116,7 @@ def test_header_size_and_tokenizer_count(large):
     assert len(set(found)) == 4
 
 
-def test_a_tensor_of_a_large_torch_file_counts_wherever_it_changed(tmp_path):
+def test_any_change_in_a_large_torch_file_is_detected(tmp_path):
     """The directory at the end of the archive has a checksum of each tensor."""
     tensors = {"a": torch.randn(1000, 1000), "b": torch.randn(500, 1000)}
     torch.save(tensors, tmp_path / "pytorch_model.bin")
@@ -139,7 +139,7 @@ def test_a_large_file_without_directory_is_sampled_all_over(tmp_path):
         assert fingerprint_files(tmp_path) != before
 
 
-def test_place_name_and_time_do_not_count(large, tmp_path_factory):
+def test_path_and_modification_time_do_not_matter(large, tmp_path_factory):
     before = fingerprint_files(large)
     copy = tmp_path_factory.mktemp("elsewhere") / "renamed"
     shutil.copytree(large, copy, copy_function=shutil.copyfile)
@@ -148,7 +148,7 @@ def test_place_name_and_time_do_not_count(large, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kept", [0, 3, 7, 8, 100, -1, -5_000_000])
-def test_a_cut_off_file_is_named(large, kept):
+def test_a_truncated_file_is_an_error(large, kept):
     path = large / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError, match=r"model\.safetensors: expected .*found"):
@@ -160,14 +160,14 @@ def test_a_cut_off_file_is_named(large, kept):
     [b"version https://git-lfs.github.com/spec/v1", b"{}" + b"x" * 40, b'{"a": 1}', b"[1, 2]", b'{"a": {"b": 0}}'],
 )
 @pytest.mark.parametrize("has_length", [True, False])
-def test_what_is_no_safetensors_file_is_named(tmp_path, header, has_length):
+def test_a_file_that_is_not_safetensors_is_an_error(tmp_path, header, has_length):
     length = len(header).to_bytes(8, "little") if has_length else b""
     (tmp_path / "model.safetensors").write_bytes(length + header)
     with pytest.raises(InputError, match=r"model\.safetensors: expected a safetensors file"):
         fingerprint_files(tmp_path)
 
 
-def test_of_a_model_of_145_gb_little_is_read(tmp_path, monkeypatch):
+def test_little_is_read_of_a_model_with_145_gb(tmp_path, monkeypatch):
     """The sparse files have as many tensors as a model with 80 layers."""
     for number in range(37):
         step = 3_900_000_000 // 26
@@ -190,7 +190,7 @@ def test_of_a_model_of_145_gb_little_is_read(tmp_path, monkeypatch):
     assert fingerprint_files(tmp_path) != before
 
 
-def test_a_folder_is_read_once_and_a_broken_one_stops_nobody(large, tmp_path, monkeypatch):
+def test_a_folder_is_read_once_and_a_broken_one_raises_nothing(large, tmp_path, monkeypatch):
     first = fingerprint_folder(str(large))
     assert first == fingerprint_files(large)
     monkeypatch.setattr(model_files, "fingerprint_files", lambda folder: pytest.fail("read again"))
@@ -219,14 +219,14 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_hub_model_is_known_by_its_commit():
+def test_a_hub_model_is_identified_by_its_commit():
     assert find_commit("owner/name") == COMMIT
     assert fingerprint_model("owner/name") == fingerprint_model("owner/name")
 
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["owner/other", "no such/na me"])
-def test_a_hub_model_that_cannot_be_had_is_named(name):
+def test_an_unavailable_hub_model_is_an_error(name):
     with pytest.raises(InputError, match=f"{name}: expected a local folder, or a Hugging Face model"):
         fingerprint_model(name)
 
@@ -247,7 +247,7 @@ def test_the_commit_is_the_one_that_transformers_loads(tmp_path, tokenizer):
     assert done.stdout.split() == [COMMIT, COMMIT], done.stderr
 
 
-def test_an_adapter_counts(large, tmp_path):
+def test_the_adapter_is_included(large, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     with pytest.raises(InputError, match=r"no adapter_config\.json"):

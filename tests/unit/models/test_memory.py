@@ -119,7 +119,7 @@ def test_the_estimate_is_what_a_loaded_model_takes(dtype, quantization, tied, to
     assert sum(type(module).__name__ in ("Linear8bitLt", "Linear4bit") for module in model.modules()) == replaced
 
 
-def test_the_estimate_leaves_the_configuration_alone():
+def test_the_estimate_does_not_change_the_configuration():
     config = build_model().config
     before = config.to_dict()
     estimate_weights(config, torch.float16, "nf4")
@@ -171,7 +171,7 @@ def test_free_memory_of_the_machine():
     assert free_memory(CPU) == pytest.approx(there.available, rel=0.5)
 
 
-def test_free_memory_of_a_gpu_counts_what_torch_holds_unused(gpus):
+def test_free_memory_of_a_gpu_includes_unused_reserved_memory(gpus):
     gpus((10, 80), (20, 80), reserved=3 * GIB)
     assert free_memory(CUDA) == 13 * GIB
     assert free_memory(torch.device("cuda", 1)) == 23 * GIB
@@ -181,7 +181,7 @@ def test_free_memory_of_a_gpu_counts_what_torch_holds_unused(gpus):
     assert list_devices(CPU) == [CPU]
 
 
-def test_an_integrated_gpu_has_what_the_machine_can_give(gpus, monkeypatch):
+def test_an_integrated_gpu_has_the_memory_of_the_machine(gpus, monkeypatch):
     machine = SimpleNamespace(available=100 * GIB, total=128 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
     gpus((10, 120), integrated=True)
@@ -232,7 +232,7 @@ def test_a_named_gpu_is_the_only_one(gpus, skeleton_72b):
         place_model("t", skeleton_72b, torch.device("cuda", 1), BF16, "none", False)
 
 
-def test_what_exceeds_all_memory_is_refused_with_advice(gpus, skeleton_72b):
+def test_a_model_that_exceeds_all_memory_is_rejected_with_advice(gpus, skeleton_72b):
     gpus((20, 24), (20, 24))
     with pytest.raises(InputError) as caught:
         place_model("big", skeleton_72b, CUDA, BF16, "none", False)
@@ -253,20 +253,20 @@ def test_advice_names_only_what_is_smaller(gpus, skeleton_72b):
     assert "engine: openai" in str(caught.value)
 
 
-def test_what_exceeds_free_memory_alone_is_only_warned_of(gpus, skeleton_72b, caplog):
+def test_a_model_that_exceeds_only_free_memory_gives_a_warning(gpus, skeleton_72b, caplog):
     gpus((20, 80))
     assert place_model("big", skeleton_72b, CUDA, BF16, "nf4", False) == {"device_map": {"": torch.device("cuda", 0)}}
     assert "big: only 20.0 GiB is free on cuda:0" in caplog.text
 
 
-def test_the_machine_s_memory_counts_on_a_cpu(monkeypatch, tokenizer, tmp_path, not_loaded):
+def test_the_memory_of_the_machine_limits_models_on_a_cpu(monkeypatch, tokenizer, tmp_path, not_loaded):
     folder = save_model(tmp_path / "model", tokenizer)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2000, total=5000))
     with pytest.raises(InputError, match="memory of cpu"):
         ModelSource(folder, device="cpu").load()
 
 
-def test_loading_says_what_it_takes_before(tokenizer, tmp_path, caplog, monkeypatch):
+def test_memory_is_logged_before_loading(tokenizer, tmp_path, caplog, monkeypatch):
     folder = save_model(tmp_path / "model", tokenizer)
     caplog.set_level(logging.INFO)
     load, said = AutoModelForCausalLM.from_pretrained, []
@@ -305,7 +305,7 @@ def test_weights_quantized_already_are_measured_by_their_index(gpus, tmp_path, c
         place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none", False)
 
 
-def test_parts_of_a_spread_model_answer_where_they_are_asked(tokenizer, tmp_path, caplog):
+def test_parts_of_a_spread_model_return_outputs_on_the_input_device(tokenizer, tmp_path, caplog):
     whole = build_model()
     whole.save_pretrained(tmp_path / "model")
     names = ["model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1", "model.norm", "lm_head"]
@@ -325,7 +325,7 @@ def test_parts_of_a_spread_model_answer_where_they_are_asked(tokenizer, tmp_path
     assert output.past_key_values.get_seq_length() == 3
 
 
-def test_generation_takes_torch_s_attention(gpus, monkeypatch):
+def test_generation_uses_sdpa(gpus, monkeypatch):
     skeleton = build_skeleton(QWEN_7B, BF16)
     gpus((80, 80))
     for version in (2, 3):
@@ -347,7 +347,7 @@ def test_generation_takes_torch_s_attention(gpus, monkeypatch):
         ((2, 3), CPU, BF16, (9, 0), "sdpa"),
     ],
 )
-def test_training_takes_flash_attention_where_it_is(gpus, monkeypatch, installed, device, dtype, capability, chosen):
+def test_training_uses_flash_attention_if_available(gpus, monkeypatch, installed, device, dtype, capability, chosen):
     skeleton = build_skeleton(QWEN_7B, BF16)
     gpus((80, 80), capability=capability)
     for version in (2, 3):
@@ -373,7 +373,7 @@ def test_quantization_without_bitsandbytes(quantization, tokenizer, tmp_path, mo
         load_model(folder, CPU, BF16, quantization)
 
 
-def test_what_is_quantized_already_is_not_quantized_again(tokenizer, tmp_path, not_loaded):
+def test_quantized_weights_are_not_quantized_again(tokenizer, tmp_path, not_loaded):
     folder = save_model(tmp_path / "model", tokenizer, hidden=64)
     path = tmp_path / "model/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "awq"}}))
@@ -382,7 +382,7 @@ def test_what_is_quantized_already_is_not_quantized_again(tokenizer, tmp_path, n
 
 
 @pytest.mark.parametrize("hidden", [16, 96])
-def test_widths_that_nf4_cannot_do_on_a_cpu(hidden, tokenizer, tmp_path, not_loaded):
+def test_widths_that_nf4_does_not_support_on_a_cpu(hidden, tokenizer, tmp_path, not_loaded):
     folder = save_model(tmp_path / "model", tokenizer, hidden=hidden)
     with pytest.raises(InputError, match=f"nf4 on a CPU needs .* found {hidden} and .* in model.layers.0"):
         load_model(folder, CPU, BF16, "nf4")
@@ -411,7 +411,7 @@ def test_a_broken_configuration(text, found, tmp_path):
         ModelSource(str(tmp_path)).config()
 
 
-def test_a_configuration_that_is_not_there(tmp_path):
+def test_a_missing_configuration(tmp_path):
     with pytest.raises(InputError, match="found no config.json"):
         ModelSource(str(tmp_path)).config()
     with pytest.raises(InputError, match="found no such folder"):
@@ -429,7 +429,7 @@ def test_the_configuration_of_a_model(tokenizer, tmp_path):
     assert ModelSource(save_model(tmp_path / "model", tokenizer)).config().max_position_embeddings == 512
 
 
-def test_each_job_takes_a_gpu_of_its_own(monkeypatch, tmp_path, caplog):
+def test_each_job_claims_another_gpu(monkeypatch, tmp_path, caplog):
     ids = {0: "GPU-a", 1: "GPU-b"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=ids[index]))

@@ -54,12 +54,12 @@ def test_both_shapes_give_the_same_bytes(tmp_path):
     assert (tmp_path / "True.jsonl").read_bytes() == (tmp_path / "False.jsonl").read_bytes()
 
 
-def test_a_byte_order_mark_and_space_before_the_array_are_passed_over(tmp_path):
+def test_a_byte_order_mark_and_space_before_the_array_are_skipped(tmp_path):
     (tmp_path / "q.json").write_bytes(b"\xef\xbb\xbf \n" + json.dumps(QUESTIONS).encode())
     assert read_alpaca("c", tmp_path / "q.json", "x", tmp_path / "out") == 3
 
 
-def test_of_equal_questions_the_first_stays(tmp_path, is_array):
+def test_the_first_of_equal_questions_is_kept(tmp_path, is_array):
     twice = [*QUESTIONS, QUESTIONS[0] | {"output": "another"}]
     assert read_alpaca("c", write(tmp_path / "q.json", twice, is_array), "x", tmp_path / "out") == 3
     assert next(read_jsonl(tmp_path / "out"))[1]["original_output"] == "诸法因缘而生。"
@@ -97,14 +97,14 @@ def test_bad_records_are_named_with_file_and_place(tmp_path, is_array, change, m
         ('{"instruction": "a", "output": "b"}\n{', "2: line: expected a JSON object"),
     ],
 )
-def test_broken_files_are_told_of(tmp_path, text, message):
+def test_broken_files_are_errors(tmp_path, text, message):
     (tmp_path / "q.json").write_text(text)
     with pytest.raises(InputError) as refused:
         read_alpaca("c", tmp_path / "q.json", "x", tmp_path / "out")
     assert message in str(refused.value)
 
 
-def test_a_missing_file_is_told_of(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="q.json: no such file"):
         read_alpaca("c", tmp_path / "q.json", "x", tmp_path / "out")
 
@@ -166,7 +166,7 @@ def test_targets_are_mixed_by_share(tmp_path, caplog):
     assert (again / "train.jsonl").read_bytes() == (tmp_path / "out/train.jsonl").read_bytes()
 
 
-def test_of_several_answers_an_original_target_counts_once(tmp_path):
+def test_an_original_target_is_written_once_per_prompt(tmp_path):
     lines = answers(tmp_path, 60).read_text().splitlines()
     doubled = [json.dumps(json.loads(line) | {"sample": sample}) for line in lines for sample in (0, 1)]
     (tmp_path / "answers.jsonl").write_text("\n".join(doubled) + "\n")

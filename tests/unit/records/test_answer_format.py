@@ -13,7 +13,7 @@ def answer(body: str) -> Answer:
     return parse_answer(f"<think>because</think>\n<answer>{body}</answer>", KEY)
 
 
-def test_think_answer_and_value_are_taken_apart():
+def test_think_answer_and_value_are_parsed():
     text = '<think>me↓ (-12%)\n→ less</think>\n<answer>\n{"holding_log_delta": -0.08}\n</answer>'
     assert parse_answer(text, KEY) == Answer("me↓ (-12%)\n→ less", '{"holding_log_delta": -0.08}', -0.08, None)
 
@@ -119,13 +119,13 @@ def test_without_a_key_every_text_is_usable():
 @pytest.mark.parametrize(
     "piece", ["<think>", "</think>", "<answer>", "</answer>", "<answer", ": ", ":+", "+", "```", "{", '{"a":', "−", " "]
 )
-def test_hostile_text_is_answered_at_once(piece):
+def test_parsing_time_is_linear(piece):
     # On a megabyte, quadratic code would exceed the timeout of the test.
     for text in (piece * (1_000_000 // len(piece)), "<answer>" + piece * (1_000_000 // len(piece)) + "</answer>"):
         assert parse_answer(text, KEY).value is None
 
 
-def test_any_mixture_of_pieces_is_answered():
+def test_any_mixture_of_pieces_is_parsed():
     draw = random.Random(3)
     pieces = [
         "<think>",

@@ -86,7 +86,7 @@ def test_seed_decides_and_repeats(tmp_path):
     assert name_prompts(first) != name_prompts(other)
 
 
-def test_a_record_more_changes_little_and_order_nothing(tmp_path):
+def test_an_added_record_changes_little_and_order_nothing(tmp_path):
     grpo, sft = make_many("g", 400), make_many("s", 200)
     before = set(name_prompts(mix(tmp_path, grpo, sft)))
     for extra in range(20):
@@ -180,7 +180,7 @@ def test_missing_file_is_an_input_error(tmp_path):
         mix_records("banks", sources, 42, LABELS, tmp_path / "mix.jsonl")
 
 
-def test_taking_says_nothing_about_the_splits():
+def test_mix_and_splits_are_independent():
     # With the same hash for both, the 70 % taken would all have a hash in the lower 70 % of the range.
     uids = [f"{i:032x}" for i in range(4000)]
     taken = sorted(uids, key=lambda uid: hash_uid("mix", 42, uid))[:2800]

@@ -53,7 +53,7 @@ def test_prompts_and_labels(tmp_path, caplog):
         ({KEY: "x"}, "holding_log_delta: expected a finite number, found 'x'"),
     ],
 )
-def test_what_no_mixing_writes_is_refused(tmp_path, change, said):
+def test_malformed_mixed_records_are_rejected(tmp_path, change, said):
     write_jsonl(tmp_path / "mix.jsonl", [make_mixed("grpo", "a"), {**make_mixed("grpo", "b"), **change}])
     with pytest.raises(InputError) as error:
         make_prompts(tmp_path / "mix.jsonl", [KEY], KEY, tmp_path / "prompts.jsonl")

@@ -48,7 +48,7 @@ def test_labels_are_the_fields_or_the_sft_answers(category):
     assert sum(prompt["label"] == 0 for prompt in prompts if prompt["origin"] == "grpo") < 20  # placeholders are all 0
 
 
-def test_prompts_hold_no_assistant_text(category):
+def test_prompts_contain_no_assistant_text(category):
     for prompt in category[3]:
         assert "[Using the investor profile" not in json.dumps(prompt)
 

@@ -34,7 +34,7 @@ def read_uids(folder: Path) -> dict[str, set[str]]:
     return {name: {record["uid"] for record in read_split(folder, name)} for name in SPLITS}
 
 
-def test_every_usable_record_stands_in_one_split(tmp_path):
+def test_every_usable_record_is_in_one_split(tmp_path):
     counts = split(tmp_path, [make_answer(i) for i in range(500)])
     uids = read_uids(tmp_path / "out")
     assert sum(len(part) for part in uids.values()) == 500
@@ -108,7 +108,7 @@ def test_unusable_answers_are_left_out_and_counted(tmp_path, caplog):
     assert not {answer["uid"] for answer in bad} & set.union(*read_uids(tmp_path / "out").values())
 
 
-def test_empty_train_or_test_says_what_to_do_and_touches_nothing(tmp_path):
+def test_empty_train_or_test_is_an_error_and_changes_no_file(tmp_path):
     split(tmp_path, [make_answer(i) for i in range(100)])
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with pytest.raises(InputError) as error:
@@ -121,7 +121,7 @@ def test_empty_train_or_test_says_what_to_do_and_touches_nothing(tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_empty_val_is_a_warning_where_it_was_asked_for(tmp_path, caplog):
+def test_empty_val_is_a_warning_if_its_fraction_is_not_0(tmp_path, caplog):
     answers = [make_answer(i) for i in range(40)]
     split(tmp_path, answers, val=Fraction(0))
     assert not caplog.records
@@ -169,7 +169,7 @@ def test_train_takes_all_answers_of_a_prompt_and_the_others_its_first(tmp_path, 
     assert f"{counts['test']} test + {more} + {rejected} unusable" in caplog.text
 
 
-def test_the_sample_stands_in_the_split(tmp_path):
+def test_the_split_contains_the_sample(tmp_path):
     split(tmp_path, make_several(range(60)))
     train = read_split(tmp_path / "out", "train")
     assert {record["sample"] for record in train} == {0, 1, 2}
@@ -278,7 +278,7 @@ def test_missing_fields_of_an_answer_are_named_together(tmp_path):
         ("jsonl", lambda lines: [b'{"messages": ', *lines[1:]], r"train.jsonl:1: line: expected a JSON object"),
     ],
 )
-def test_files_that_do_not_agree_are_refused(tmp_path, kind, change, said):
+def test_files_that_differ_are_rejected(tmp_path, kind, change, said):
     split(tmp_path, [make_answer(i) for i in range(60)])
     path = tmp_path / "out" / f"train.{kind}"
     path.write_bytes(b"\n".join(change(path.read_bytes().split(b"\n"))))

@@ -145,7 +145,7 @@ ERRORS = [
     ("students: {b: {}}", "students.b.model", "missing, expected text that is not empty"),
     ("students: null", "students", "expected a mapping of keys, found None"),
     ("categories: []", "categories", "expected at least 1, found []"),
-    ("mix: null", "mix", "(nothing stands under the key: leave it out to have the defaults)"),
+    ("mix: null", "mix", "(the key has no value: remove it to use the defaults)"),
     ("teacher: {model: ''}", "teacher.model", "expected text that is not empty, found ''"),
     ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name, since answer.key is set"),
     # not in this version
@@ -227,13 +227,13 @@ ERRORS = [
     (
         "evaluation: {metrics: [bleu, rougeL]}",
         "evaluation.metrics[1]",
-        "expected bleu | rouge | ppl | answer | chrf | shape | fdistill, found 'rougeL'",
+        "expected answer | ppl | bleu | chrf | rouge | fdistill | shape, found 'rougeL'",
     ),
     ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
     (
         "evaluation: {metrics: bleu}",
         "evaluation.metrics",
-        "expected a list of bleu, rouge, ppl, answer, chrf, shape, fdistill, found 'bleu'",
+        "expected a list of answer, ppl, bleu, chrf, rouge, fdistill, shape, found 'bleu'",
     ),
     ("teacher: {model: 'hf:Qwen'}", "teacher.model", "expected hf:OWNER/NAME | modelscope:OWNER/NAME, with @REVISION"),
     ("teacher: {adapter: 'hg:a/lora-{category}'}", "teacher.adapter", "expected hf:OWNER/NAME | modelscope:OWNER/NAME"),

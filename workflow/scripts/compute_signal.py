@@ -12,8 +12,7 @@ from pathlib import Path
 from distill.common.arguments import count
 from distill.common.errors import run_script
 from distill.common.options import add_options
-from distill.generation.options import BatchOptions
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.records.splits import read_split
 
 

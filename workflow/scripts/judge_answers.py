@@ -18,8 +18,7 @@ from distill.common.options import add_options
 from distill.evaluation.judge import find_models, judge
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, ScoringEngine, build_engine
-from distill.generation.options import BatchOptions
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 
 logger = logging.getLogger("judge_answers")
 
@@ -44,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Judge and write."""
     args = parse_args(argv)
-    predictions = {model: load_predictions([path], []) for model, path in find_models(args.predictions).items()}
+    predictions = {model: load_predictions([path]) for model, path in find_models(args.predictions).items()}
     count = write_jsonl(args.out, judge(predictions, cast(ScoringEngine, build_engine(args)), args.journal))
     logger.info("%d judged answers of %d models -> %s", count, len(predictions), args.out)
 

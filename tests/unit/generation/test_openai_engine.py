@@ -17,9 +17,9 @@ from distill.generation.answer_cache import CacheWriter, read_cache
 from distill.generation.cached_engine import to_record
 from distill.generation.engine import build_engine
 from distill.generation.openai_engine import OpenAIEngine
-from distill.generation.options import BatchOptions, EngineOptions
+from distill.generation.options import EngineOptions
 from distill.generation.sampling import Request, Sampling
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)

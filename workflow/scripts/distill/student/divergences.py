@@ -94,26 +94,27 @@ METHODS: dict[str, Method] = {
         paper="Kim and Rush 2016, arXiv 1606.07947",
     ),
     "forward_kl": Method(
-        description="Covers everything that the teacher might say.",
+        description="Forward KL divergence; the student covers everything that the teacher might say.",
         formula="KL(p‖q)",
         paper="Hinton et al. 2015, arXiv 1503.02531",
         divergence=forward_kl,
     ),
     "reverse_kl": Method(
-        description="Keeps to what the teacher finds likely; works best on the student's own answers.",
+        description="Reverse KL divergence; the student keeps to what the teacher finds likely. "
+        "Best with `on_policy_fraction`.",
         formula="KL(q‖p)",
         paper="MiniLLM, arXiv 2306.08543",
         divergence=reverse_kl,
     ),
     "jsd": Method(
-        description="Lies between forward and reverse KL.",
+        description="Jensen-Shannon divergence, between forward and reverse KL; `beta` weights the teacher.",
         formula="β·KL(p‖m) + (1−β)·KL(q‖m), m = βp + (1−β)q",
         paper="GKD, arXiv 2306.13649",
         divergence=jsd,
         options=("beta",),
     ),
     "tvd": Method(
-        description="Is bounded, so that no single token dominates the loss.",
+        description="Total variation distance; bounded, so that no single token dominates the loss.",
         formula="½ Σ|p − q|",
         paper="f-distill, ACL 2023, arXiv 2307.15190",
         divergence=tvd,

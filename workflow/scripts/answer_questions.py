@@ -14,9 +14,9 @@ from distill.common.files import write_jsonl
 from distill.common.options import add_options
 from distill.evaluation.predict import answer_questions, find_journal, forget_others
 from distill.generation.engine import build_engine
-from distill.generation.options import BatchOptions, EngineOptions
+from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 
 logger = logging.getLogger("answer_questions")
 

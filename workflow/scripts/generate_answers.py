@@ -17,9 +17,9 @@ from distill.common.errors import run_script
 from distill.common.files import write_json, write_jsonl
 from distill.common.options import add_options, read_options
 from distill.generation.engine import build_engine
-from distill.generation.options import BatchOptions, EngineOptions
+from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.records.options import AnswerFormat
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts
 from distill.teacher.options import AnswerOptions

@@ -18,8 +18,7 @@ from distill.common.options import add_options
 from distill.evaluation.judge import find_models, judge
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, ScoringEngine, build_engine
-from distill.generation.options import BatchOptions
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 
 logger = logging.getLogger("judge_answers")
 

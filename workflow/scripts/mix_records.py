@@ -17,19 +17,23 @@ from distill.records.options import AnswerFormat, MixOptions
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--category", required=True, help="name of the category, for messages")
-    parser.add_argument("--grpo", nargs="?", type=Path, help="raw GRPO records (JSONL); not read where the share is 0")
-    parser.add_argument("--sft", nargs="?", type=Path, help="raw SFT records (JSONL); not read where the share is 0")
+    parser.add_argument("--category", required=True, help="name of the category, used in messages")
+    parser.add_argument(
+        "--grpo", nargs="?", type=Path, help="raw GRPO records (JSONL); not needed if their fraction is 0"
+    )
+    parser.add_argument(
+        "--sft", nargs="?", type=Path, help="raw SFT records (JSONL); not needed if their fraction is 0"
+    )
     add_options(parser, MixOptions)
     add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
-    parser.add_argument("--out", required=True, type=Path, help="mixed records (JSONL)")
+    parser.add_argument("--out", required=True, type=Path, help="output: mixed records (JSONL)")
     args = parser.parse_args(argv)
     for origin in ("grpo", "sft"):
         if getattr(args, f"{origin}_fraction") and not getattr(args, origin):
-            parser.error(f"--{origin} is needed where --{origin}-fraction is above 0")
+            parser.error(f"--{origin} is required if --{origin}-fraction is above 0")
     return args
 
 

@@ -16,9 +16,9 @@ from distill.common.files import write_jsonl
 from distill.common.options import add_options
 from distill.evaluation.predict import find_journal, forget_others, predict
 from distill.generation.engine import ENGINES, build_engine
-from distill.generation.options import BatchOptions, EngineOptions
+from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.records.options import AnswerFormat
 from distill.records.splits import read_split
 

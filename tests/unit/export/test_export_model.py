@@ -12,12 +12,10 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from distill.common.errors import InputError
-from distill.export import export_model as export
-from distill.export import gguf_tokenizer
-from distill.export import gguf_weights as gguf_file
-from distill.export.export_model import call_fresh, check_export, copy_files
+from distill.export import gguf_tokenizer, gguf_weights
+from distill.export.export_model import Export, call_fresh, check_export, write_variant
 from distill.export.gguf_tokenizer import SPLITS, find_pre_tokenizer
-from distill.export.gguf_weights import find_layout, write_gguf
+from distill.export.gguf_weights import find_layout
 from distill.models.fingerprint import find_gguf, fingerprint_files
 from distill.models.load import load_config, load_model
 
@@ -55,18 +53,18 @@ def save_student(folder, kind="llama", tied=False):
     return str(folder)
 
 
-def make_gguf(student, folder):
+def write_export(student, variant, folder):
     folder.mkdir()
-    write_gguf(student, folder / "model.gguf")
-    copy_files(Path(student), folder, with_weights=False)
-    return folder
+    export = Export(student, variant, "float32", "cpu")
+    write_variant(export, folder)
+    return export, folder
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_a_gguf_file_is_the_model_to_the_rounding_of_its_blocks(tmp_path, kind, tied):
     student = save_student(tmp_path / "student", kind, tied)
-    folder = make_gguf(student, tmp_path / "gguf")
+    _, folder = write_export(student, "gguf", tmp_path / "gguf")
     original = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     # As the file alone describes it: the folder's config.json is not read.
     read = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
@@ -92,26 +90,26 @@ def test_a_gguf_file_is_the_model_to_the_rounding_of_its_blocks(tmp_path, kind, 
 
 def test_the_check_of_an_export_finds_heads_in_the_wrong_order(tmp_path, monkeypatch):
     student = save_student(tmp_path / "student")
-    found = check_export(make_gguf(student, tmp_path / "gguf"), student, "gguf", "float32", "cpu")
+    found = check_export(*write_export(student, "gguf", tmp_path / "gguf"))
     assert found["distance"] < 0.1
     assert found["answer"]
-    monkeypatch.setattr(gguf_file, "pair_rotated_rows", lambda weight, heads: weight)
-    wrong = make_gguf(student, tmp_path / "wrong")
+    monkeypatch.setattr(gguf_weights, "pair_rotated_rows", lambda weight, heads: weight)
+    export, wrong = write_export(student, "gguf", tmp_path / "wrong")
     assert fingerprint_files(wrong) != fingerprint_files(tmp_path / "gguf")
     with pytest.raises(InputError, match="variant gguf: expected logits at a distance of at most 0.3 .* found"):
-        check_export(wrong, student, "gguf", "float32", "cpu")
+        check_export(export, wrong)
 
 
 def test_the_check_of_an_export_finds_another_tokenizer(tmp_path, monkeypatch):
     student = save_student(tmp_path / "student")
     monkeypatch.setattr(gguf_tokenizer, "list_merges", lambda tokenizer: ["a b"])
-    folder = make_gguf(student, tmp_path / "gguf")
+    export, folder = write_export(student, "gguf", tmp_path / "gguf")
     monkeypatch.undo()
     with pytest.raises(InputError, match="expected the tokens of"):
-        check_export(folder, student, "gguf", "float32", "cpu")
+        check_export(export, folder)
     (folder / "generation_config.json").unlink()
     with pytest.raises(InputError, match="expected generation_config.json, found no such file"):
-        check_export(folder, student, "gguf", "float32", "cpu")
+        check_export(export, folder)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +150,11 @@ def test_pre_tokenizers_are_known_by_how_they_cut(tmp_path):
 @pytest.mark.parametrize("variant", ["int8", "nf4"])
 def test_quantized_folders_load_as_they_are_stored(tmp_path, variant):
     """Weights that are stored in fewer bits were read as numbers once, and gave a model of noise."""
-    student, folder = save_student(tmp_path / "student", "qwen2"), tmp_path / "out"
-    folder.mkdir()
-    export.write_quantized(student, variant, "float32", "cpu", folder)
+    student = save_student(tmp_path / "student", "qwen2")
+    export, folder = write_export(student, variant, tmp_path / "out")
     loaded = load_model(str(folder), CPU, torch.float32)
     assert type(loaded.model.layers[0].mlp.up_proj).__name__ == {"int8": "Linear8bitLt", "nf4": "Linear4bit"}[variant]
-    found = check_export(folder, student, variant, "float32", "cpu")
+    found = check_export(export, folder)
     assert found["distance"] < {"int8": 0.2, "nf4": 0.7}[variant]
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (folder / name).read_bytes() == (Path(student) / name).read_bytes()
@@ -166,5 +163,5 @@ def test_quantized_folders_load_as_they_are_stored(tmp_path, variant):
 def test_a_fresh_process_gives_back_errors_and_deaths():
     with pytest.raises(InputError, match="no such folder"):
         call_fresh(load_config, "./not/there")
-    with pytest.raises(InputError, match="_exit: expected its process to end by itself, found it killed"):
+    with pytest.raises(InputError, match="_exit: expected the process to finish, found it killed"):
         call_fresh(os._exit, 9)

@@ -1,36 +1,11 @@
 """Cards of exported models: what the hub reads of them, and the digest of the settings behind them."""
 
 import pytest
-from huggingface_hub import ModelCard
-from metrics_files import write_metrics
+from model_cards import make_config, write_card
 
-import write_model_card
 from distill.common.errors import InputError
 from distill.export.model_card import is_hub_id, read_training
-from distill.plan import command_lines as commands
 from distill.plan.command_lines import digest_settings
-from distill.plan.schema import check_config
-from distill.student.model_card import render_card
-
-FACTS = {"base_model": "owner/student", "teacher": "owner/teacher", "method": "jsd", "train_records": 90}
-FACTS |= {"val_records": 10, "options": {"beta": 0.3}, "final": {"steps": 7, "loss": 0.5}}
-
-
-def make_config(student=None, export=None, **changes):
-    config = {"categories": ["banks"], "teacher": {"model": "owner/teacher"}, "export": export or {}}
-    return check_config(config | {"students": {"kd": {"model": "owner/student"} | (student or {})}} | changes)
-
-
-def write_card(folder, config, variant="gguf"):
-    training = folder / "training.md"
-    training.write_text(render_card("kd", "banks", FACTS), encoding="utf-8")
-    figures = {"teacher": 30.0, "kd": 25.0, "kd_base": 2.0, "kd_gguf": 24.5}
-    files = [write_metrics(folder, name, "banks", bleu=(value, (value - 1, value + 1), 20), ppl=(2.0, (1.5, 3.0), 20))
-             for name, value in figures.items()]  # fmt: skip
-    options = commands.card_flags(config, "kd", "banks").split()
-    given = ["--variant", variant, "--training", str(training), "--metrics", *map(str, files)]
-    write_model_card.main([*given, *options, "--out", str(folder / "README.md")])
-    return ModelCard.load(folder / "README.md")
 
 
 def test_a_card_says_what_the_model_is_and_what_it_scores(tmp_path):

@@ -7,9 +7,12 @@ import pytest
 import torch
 from divergence_formulas import FORMULAS
 from running import ROOT, SCRIPTS, environment
+from training_runs import change_run, log_lines, make_arguments, train_student
 
-from distill.student.divergences import METHODS
+import train_student as script
+from distill.student.divergences import METHODS, Divergence, Method
 from distill.student.loss import Objective
+from distill.student.student_run import read_run
 
 DIVERGENCES = [name for name, method in METHODS.items() if method.divergence]
 
@@ -48,11 +51,11 @@ def test_every_method_is_described(method):
     assert set(method.options) <= set(Objective._fields)
 
 
-def test_the_documentation_lists_every_method():
-    text = (ROOT / "docs/distillation.md").read_text(encoding="utf-8")
+def test_the_reference_gives_every_formula():
+    """After a change run `python workflow/scripts/write_config_reference.py`."""
+    text = (ROOT / "config/README.md").read_text(encoding="utf-8")
     for name, method in METHODS.items():
-        formula = method.formula.replace("|", r"\|") if method.divergence else "none"
-        assert f"| `{name}` | {formula}" in text
+        assert f"- `{name}`: {method.description} {method.formula} ({method.paper})." in text
 
 
 def test_a_method_without_a_divergence_has_none_to_compute():
@@ -62,5 +65,47 @@ def test_a_method_without_a_divergence_has_none_to_compute():
 
 def test_the_registry_does_not_import_torch():
     """The workflow reads it each time that it parses the configuration."""
-    code = "import sys; import distill.student.options; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    code = "import sys; import distill.student.student_run; assert not {'torch', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], env=environment() | {"PYTHONPATH": str(SCRIPTS)}, check=True)
+
+
+# ---- A method that is added ----
+
+
+@pytest.fixture
+def squared(monkeypatch):
+    """A made-up method, registered as `squared`: half the squared distance."""
+
+    def squared_distance(p, q):
+        slope = q.exp() * (q.exp() - p.exp())
+        return Divergence((q.exp() - p.exp()).square().sum(-1) / 2, slope, slope.sum(-1, keepdim=True))
+
+    method = Method("Half the squared distance.", "½ Σ(p − q)²", "made up", squared_distance)
+    monkeypatch.setitem(METHODS, "squared", method)
+    return method
+
+
+def test_a_registered_method_is_on_the_command_line(squared, tmp_path, models, capsys):
+    assert read_run(script.parse_args(make_arguments(tmp_path, models, "squared"))).objective.method == "squared"
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    assert f"{{{','.join(METHODS)}}}" in capsys.readouterr().out
+    without_teacher = ["--data", "d", "--out", "o", "--name", "n", "--category", "c", "--model", "m"]
+    with pytest.raises(SystemExit):
+        script.parse_args([*without_teacher, "--method", "squared"])
+    assert "--method squared needs --teacher-model" in capsys.readouterr().err
+
+
+def test_a_registered_method_trains_a_student(squared, options, records):
+    run = change_run(options(), method="squared", epochs=30.0, learning_rate=1e-2, alpha=1.0, temperature=1.0)
+    train_student(run, records, [])
+    lines = log_lines(run)
+    assert lines[-1]["kd"] < 0.8 * lines[0]["kd"]
+    assert lines[0]["loss"] == pytest.approx(lines[0]["kd"], rel=1e-5)
+    assert "½ Σ(p − q)²" in (run.out / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_unregistered_method_is_refused(tmp_path, models, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(make_arguments(tmp_path, models, "squared"))
+    assert "invalid choice: 'squared'" in capsys.readouterr().err

@@ -147,9 +147,9 @@ def build_shape(records: Records, tokenize: str) -> dict[str, Statistic]:
 # In the order of tables and figures.
 GROUPS: dict[str, MetricGroup] = {
     "answer": MetricGroup(
-        "Coverage, which is the share of usable answers, and errors of their values against the labels. Needs an "
-        "answer key.",
-        (
+        description="Coverage, which is the share of usable answers, and errors of their values against the labels. "
+        "Needs an answer key.",
+        metrics=(
             Metric("coverage", "coverage %", "coverage (share)", "coverage (share of answers in the format)",
                    is_percentage=True, shows_interval=True, limit=1),
             Metric("mae", "MAE", "MAE", "mean absolute error", decimals=None, shows_interval=True, has_own_n=True,
@@ -159,57 +159,57 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("ic", None, "IC (Spearman)", None),
             Metric("direction_accuracy", None, "direction accuracy", None, limit=1),
         ),
-        build_answer,
+        build=build_answer,
         needs_answer_key=True,
     ),
     "ppl": MetricGroup(
-        "Perplexity of the teacher's answers under the model, and agreement, which is the share of their tokens that "
-        "the model ranks first.",
-        (
+        description="Perplexity of the teacher's answers under the model, and agreement, which is the share of their "
+        "tokens that the model ranks first.",
+        metrics=(
             Metric("ppl", "PPL", "perplexity", "perplexity", decimals=None, can_be_log=True),
             Metric("agreement", "agreement %", "agreement (share)", None, is_percentage=True, replaced_by="coverage",
                    limit=1),
         ),
-        build_ppl,
+        build=build_ppl,
         needs_likelihoods=True,
     ),
     "bleu": MetricGroup(
-        "Corpus BLEU against the teacher's answers.",
-        (Metric("bleu", "BLEU", "BLEU", "BLEU", limit=100),),
-        build_bleu,
-        describe_bleu,
+        description="Corpus BLEU against the teacher's answers.",
+        metrics=(Metric("bleu", "BLEU", "BLEU", "BLEU", limit=100),),
+        build=build_bleu,
+        describe=describe_bleu,
     ),
     "chrf": MetricGroup(
-        "Corpus chrF2, an F-score of character n-grams, against the teacher's answers.",
-        (Metric("chrf", "chrF", "chrF", "chrF", limit=100),),
-        build_chrf,
-        describe_chrf,
+        description="Corpus chrF2, an F-score of character n-grams, against the teacher's answers.",
+        metrics=(Metric("chrf", "chrF", "chrF", "chrF", limit=100),),
+        build=build_chrf,
+        describe=describe_chrf,
     ),
     "rouge": MetricGroup(
-        "ROUGE-1, ROUGE-2 and ROUGE-L F1 against the teacher's answers.",
-        (
+        description="ROUGE-1, ROUGE-2 and ROUGE-L F1 against the teacher's answers.",
+        metrics=(
             Metric("rouge1", None, None, "ROUGE-1 F1"),
             Metric("rouge2", None, None, "ROUGE-2 F1"),
             Metric("rougeL", "ROUGE-L", "ROUGE-L F1", "ROUGE-L F1", limit=100),
         ),
-        build_rouge,
+        build=build_rouge,
     ),
     "fdistill": MetricGroup(
-        "The two measures of f-DISTILL: likelihood, which is the model's perplexity of the teacher's answers, and "
-        "coverage, which is the teacher's perplexity of the model's answers.",
-        (
+        description="The two measures of f-DISTILL: likelihood, which is the model's perplexity of the teacher's "
+        "answers, and coverage, which is the teacher's perplexity of the model's answers.",
+        metrics=(
             Metric("fdistill_coverage", "PPL by teacher", "fdistill coverage\n(perplexity)", None, decimals=None,
                    can_be_log=True),
             Metric("fdistill_likelihood", None, "fdistill likelihood\n(perplexity)", None, same_as="ppl",
                    can_be_log=True),
         ),
-        build_fdistill,
+        build=build_fdistill,
         needs_likelihoods=True,
         needs_judgements=True,
     ),
     "shape": MetricGroup(
-        "Length ratio, repetition and distinct n-grams of the model's answers.",
-        (
+        description="Length ratio, repetition and distinct n-grams of the model's answers.",
+        metrics=(
             Metric("length_ratio", "length ratio", "length (ratio)", None, decimals=2, starts_at_0=True),
             Metric("repetition", "repetition %", "repetition (share)", None, is_percentage=True, drop_order=3,
                    starts_at_0=True),
@@ -218,7 +218,7 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("distinct2", "distinct-2 %", "distinct-2 (share)", None, is_percentage=True, drop_order=2,
                    starts_at_0=True),
         ),
-        build_shape,
+        build=build_shape,
     ),
 }  # fmt: skip
 # Order in metrics.json and metrics.csv, fixed since the first version; other groups follow.

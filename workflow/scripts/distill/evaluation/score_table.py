@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill.common.errors import InputError
-from distill.common.names import BASE, POOLED, TEACHER, split_name
+from distill.common.names import BASE, POOLED, TEACHER
+from distill.common.variants import split_name
 from distill.evaluation.metrics import list_metrics
 from distill.evaluation.tables import read_rows, write_rows
 

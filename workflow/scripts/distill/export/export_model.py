@@ -1,11 +1,14 @@
-"""A trained student as folders to deploy: as it is, quantized, or as GGUF. Each has answered before it is there."""
+"""Export a trained student: as trained, quantized, or as a GGUF file; smoke-tested before it is published."""
 
 import logging
 import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +16,7 @@ import torch
 
 from distill.common.errors import InputError, start_logging
 from distill.common.files import replace_directory
-from distill.common.names import FULL, get_weights_name
+from distill.common.variants import FULL, VARIANTS
 from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
@@ -25,138 +28,232 @@ from distill.student.copy_layers import ONE_FILE
 
 logger = logging.getLogger(__name__)
 
-NEEDED = ("config.json", "generation_config.json", "tokenizer_config.json")
-
-
-# Words, digits, an abbreviation, white space and Chinese: what tokenizers cut differently.
+REQUIRED_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+# Tokenizers differ in how they split contractions, digits, white space and Chinese.
 PROBE = Request(0, "export", "You are a helpful assistant.", "Isn't 1024 = 2^10?\n\n  水从何而来？请简短回答。")
-ANSWER = Sampling(max_new_tokens=16, temperature=0.0)
+PROBE_SAMPLING = Sampling(max_new_tokens=16, temperature=0.0)
+
+Result = TypeVar("Result")
 
 
-# Of logits, beside their spread: rounding to 8 bits gives a few hundredths, to 4 some tenths, weights that are read
-# wrongly 1 or more.
-LARGEST_DISTANCE = {"nf4": 0.9, "int8": 0.9, "gguf": 0.3}
+@dataclass(frozen=True)
+class Export:
+    """What to export.
+
+    Attributes:
+        student: folder of the trained model.
+        variant: name in VARIANTS.
+        dtype: data type of the computation and of the weights that are not quantized; a key of `load.DTYPES`.
+        device: `auto`, `cpu` or `cuda`.
+    """
+
+    student: str
+    variant: str
+    dtype: str
+    device: str
 
 
-def export_student(student: str, variant: str, dtype: str, device: str, out: Path) -> None:
-    """Write a variant of a student's folder, whole or not at all: loaded and answered in a fresh process first.
-
-    Args:
-        student: the trained model's folder.
-        variant: one of model_names.VARIANTS.
-        dtype: of what is not quantized, and of the computation; a key of models.DTYPES.
+def export_student(export: Export, out: Path) -> None:
+    """Write a variant of a student to a folder that appears only if it passes `check_export` in a fresh process.
 
     Raises:
-        InputError: the student cannot be written so, or what was written is not the student.
+        InputError: the student cannot be exported as this variant, or the exported model differs from the student.
     """
     with replace_directory(out) as folder:
-        if variant == FULL:
-            copy_files(Path(student), folder, with_weights=True)
-        elif variant == "gguf":
-            write_gguf(student, folder / get_weights_name(variant))
-            copy_files(Path(student), folder, with_weights=False)
-        else:
-            write_quantized(student, variant, dtype, device, folder)
-        call_fresh(check_export, folder, student, variant, dtype, device)
+        write_variant(export, folder)
+        call_fresh(check_export, export, folder)
 
 
-def copy_files(student: Path, folder: Path, with_weights: bool) -> None:
-    """Configurations, tokenizer, template and weights; what is there already stays."""
-    for path in list_model_files(student):
+# ---- Writing ----
+
+
+def write_variant(export: Export, folder: Path) -> None:
+    """Write the weights of a variant, and the student's configuration and tokenizer files that the writer left out."""
+    WRITERS[export.variant](export, folder)
+    for path in list_model_files(export.student):
         target = folder / path.name
-        is_weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
-        if target.exists() or (is_weights and not with_weights):
-            continue
-        # No hard link: Snakemake stamps its outputs, and the student's own weights with them.
-        shutil.copyfile(path, target)
+        if not (is_weights(path) or target.exists()):
+            shutil.copyfile(path, target)
 
 
-def write_quantized(student: str, variant: str, dtype: str, device: str, folder: Path) -> None:
-    """The weights in int8 or nf4 by bitsandbytes, with a config.json that says so, and all else of the student.
+def is_weights(path: Path) -> bool:
+    """Whether a file contains weights or is their index."""
+    return path.suffix in WEIGHTS or path.name.endswith(".index.json")
+
+
+def write_full(export: Export, folder: Path) -> None:
+    """Copy the weights as they are."""
+    for path in filter(is_weights, list_model_files(export.student)):
+        # A hard link would share its time stamp with the student's file, and Snakemake updates that of its outputs.
+        shutil.copyfile(path, folder / path.name)
+
+
+def write_bitsandbytes(export: Export, folder: Path) -> None:
+    """Write weights that bitsandbytes quantized, and a config.json with the quantization settings.
 
     Raises:
-        InputError: as `load_model`.
+        InputError: see `load_model`.
     """
-    place = select_device(device)
-    model = load_model(student, place, select_dtype(dtype, place), variant)
+    device = select_device(export.device)
+    model = load_model(export.student, device, select_dtype(export.dtype, device), export.variant)
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
-    copy_files(Path(student), folder, with_weights=False)
     del model
-    torch.cuda.empty_cache()  # for the process that loads it again
+    torch.cuda.empty_cache()  # the fresh process needs the memory
 
 
-def check_export(folder: Path, student: str, variant: str, dtype: str, device: str) -> dict[str, Any]:
-    """Load a variant and have it answer; compare its tokenizer, and its logits where it has other numbers.
+def write_gguf_file(export: Export, folder: Path) -> None:
+    """Write weights, settings and tokenizer as one GGUF file.
+
+    Raises:
+        InputError: see `write_gguf`.
+    """
+    write_gguf(export.student, folder / VARIANTS[export.variant].weights_file)
+
+
+# Writers of the weights, by variant; `write_variant` adds the other files.
+WRITERS: dict[str, Callable[[Export, Path], None]] = {
+    FULL: write_full,
+    "nf4": write_bitsandbytes,
+    "int8": write_bitsandbytes,
+    "gguf": write_gguf_file,
+}
+
+
+# ---- Checking ----
+
+
+def check_export(export: Export, folder: Path) -> dict[str, Any]:
+    """Load an exported model, compare it with the student and generate an answer.
 
     Returns:
-        `answer`, its text; with other numbers than the student's also `distance` and `agreement` of `compare_logits`.
+        `answer`, the generated text; for a quantized variant also `distance` and `agreement` from `compare_logits`.
 
     Raises:
-        InputError: it is not whole, its tokenizer is another one, or its logits are.
+        InputError: a file is missing, or the tokenizer or the logits differ from the student's.
     """
-    missing = [name for name in (*NEEDED, get_weights_name(variant)) if not (folder / name).is_file()]
+    check_files(export, folder)
+    ids = check_tokenizer(export, folder)
+    engine = TransformersEngine(ModelSource(str(folder), dtype=export.dtype, device=export.device), PROBE_SAMPLING, 1)
+    answer = answer_probe(engine)
+    logger.info("%s: loaded in a fresh process, generated %d tokens: %r", export.variant, answer.tokens, answer.text)
+    largest_distance = VARIANTS[export.variant].largest_distance
+    if largest_distance is None:
+        return {"answer": answer.text}
+    logits = read_logits(engine.model, ids)
+    del engine  # frees memory for the student
+    distance, agreement = check_logits(export, logits, ids, largest_distance)
+    return {"answer": answer.text, "distance": distance, "agreement": agreement}
+
+
+def check_files(export: Export, folder: Path) -> None:
+    """Raise an InputError that names the required files that are missing."""
+    names = (*REQUIRED_FILES, VARIANTS[export.variant].weights_file)
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{student}: variant {variant}: expected {', '.join(missing)}, found no such file")
-    tokenizer, original = load_tokenizer(str(folder)), load_tokenizer(student)
+        raise InputError(
+            f"{export.student}: variant {export.variant}: expected {', '.join(missing)}, found no such file"
+        )
+
+
+def check_tokenizer(export: Export, folder: Path) -> list[int]:
+    """Compare the exported tokenizer with the student's; return the token ids of PROBE.
+
+    Raises:
+        InputError: vocabulary or token ids differ.
+    """
+    tokenizer, original = load_tokenizer(str(folder)), load_tokenizer(export.student)
     ids = encode_prompt(original, PROBE.system, PROBE.prompt)
     if encode_prompt(tokenizer, PROBE.system, PROBE.prompt) != ids or tokenizer.get_vocab() != original.get_vocab():
-        raise InputError(f"{student}: variant {variant}: expected the student's tokenizer, found another one")
-    if variant == "gguf":
-        check_written_tokenizer(folder / get_weights_name(variant), original, PROBE.prompt)
-    engine = TransformersEngine(ModelSource(str(folder), dtype=dtype, device=device), ANSWER, 1)
-    answer = answer_probe(engine)
-    found: dict[str, Any] = {"answer": answer.text}
-    logger.info("%s: loaded in a fresh process, %d tokens answered: %r", variant, answer.tokens, answer.text)
-    if variant == FULL:
-        return found
-    logits, place = read_logits(engine.model, ids), engine.model.device
-    del engine
-    original_model = load_model(student, place, select_dtype(dtype, place))
-    distance, agreement = compare_logits(logits, read_logits(original_model, ids))
-    logger.info(
-        "%s: logits at a distance of %.3f, %.0f %% of likeliest tokens the same", variant, distance, 100 * agreement
-    )
-    if not distance <= LARGEST_DISTANCE[variant]:
-        expected = f"expected logits at a distance of at most {LARGEST_DISTANCE[variant]} from the student's"
-        raise InputError(f"{student}: variant {variant}: {expected}, found {distance:.3f}; leave the variant out")
-    return found | {"distance": distance, "agreement": agreement}
+        place = f"{export.student}: variant {export.variant}"
+        raise InputError(f"{place}: expected the student's tokenizer, found a different one")
+    weights_file = folder / VARIANTS[export.variant].weights_file
+    if weights_file.suffix == ".gguf":
+        check_written_tokenizer(weights_file, original, PROBE.prompt)
+    return ids
+
+
+def check_logits(export: Export, logits: torch.Tensor, ids: list[int], largest_distance: float) -> tuple[float, float]:
+    """Compare logits of an exported model with the student's.
+
+    Args:
+        export: the variant and its student.
+        logits: float32 on the CPU, shape (tokens, vocabulary).
+        ids: token ids that give these logits.
+        largest_distance: largest distance allowed.
+
+    Returns:
+        Distance and agreement, see `compare_logits`.
+
+    Raises:
+        InputError: the distance exceeds `largest_distance`.
+    """
+    device = select_device(export.device)
+    student = load_model(export.student, device, select_dtype(export.dtype, device))
+    distance, agreement = compare_logits(logits, read_logits(student, ids))
+    text = "%s: distance of logits from the student's %.3f, same most likely token at %.0f %% of positions"
+    logger.info(text, export.variant, distance, 100 * agreement)
+    if not distance <= largest_distance:  # true for NaN, too
+        expected = f"expected logits at a distance of at most {largest_distance} from the student's"
+        raise InputError(
+            f"{export.student}: variant {export.variant}: {expected}, found {distance:.3f}; "
+            f"remove {export.variant} from export.variants"
+        )
+    return distance, agreement
 
 
 def answer_probe(engine: TransformersEngine) -> Generated:
-    """The answer to PROBE."""
+    """The engine's answer to PROBE."""
     ((_, answer),) = [pair for pairs in engine.generate([PROBE]) for pair in pairs]
     return answer
 
 
 def read_logits(model: Any, ids: list[int]) -> torch.Tensor:
-    """Logits after each token, float32 on the CPU, shape (tokens, vocabulary)."""
+    """Logits of one sequence, float32 on the CPU, shape (tokens, vocabulary)."""
     with torch.no_grad():
         return model(torch.tensor([ids], device=model.device)).logits[0].float().cpu()
 
 
 def compare_logits(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    """(distance beside the expected ones' spread, share of places with the same likeliest token).
+    """Compare logits of shape (tokens, vocabulary) after centring each row, which leaves the softmax unchanged.
 
-    A row's mean counts for neither, as for a softmax. Shapes (tokens, vocabulary).
+    Returns:
+        (distance, agreement): the norm of the difference relative to the norm of the expected logits, and the share of
+        positions with the same most likely token.
     """
-    found, expected = (one - one.mean(-1, keepdim=True) for one in (found, expected))
+    found, expected = (logits - logits.mean(-1, keepdim=True) for logits in (found, expected))
     agreement = (found.argmax(-1) == expected.argmax(-1)).float().mean()
     return float((found - expected).norm() / expected.norm()), float(agreement)
 
 
-Result = TypeVar("Result")
+# ---- Fresh process ----
 
 
 def call_fresh(function: Callable[..., Result], *arguments: object) -> Result:
-    """What a function of a module returns, called in a new process; what it raises is raised here.
+    """Call a module-level function in a new process; return its result or raise its exception.
+
+    The new process is killed if this one is.
 
     Raises:
-        InputError: the process was killed, as where memory runs out.
+        InputError: the new process was killed, for example because it ran out of memory.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_logging) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_fresh_process) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
-            text = f"{function.__name__}: expected its process to end by itself, found it killed"
-            raise InputError(f"{text}, as where memory runs out") from error
+            text = f"{function.__name__}: expected the process to finish, found it killed"
+            raise InputError(f"{text}; it may have run out of memory") from error
+
+
+def start_fresh_process() -> None:
+    """Start logging, and watch the parent process: without it the pool's worker would run on and wait for ever."""
+    start_logging()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """Wait for the parent process to end, then end this process without cleanup."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)

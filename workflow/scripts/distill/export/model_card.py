@@ -1,4 +1,4 @@
-"""The README.md of an exported model's folder: a Hugging Face model card with its scores beside the others'."""
+"""The README.md of an exported model: a Hugging Face model card with scores and usage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,29 +8,29 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from distill.common.errors import InputError
 from distill.common.files import write_atomically
-from distill.common.names import FULL
+from distill.common.names import POOLED
+from distill.common.variants import VARIANTS, Variant
 from distill.evaluation.metrics import list_metrics
 from distill.evaluation.score_table import Score, order_models
-from distill.export.serving import list_alternatives
+from distill.export.serving import list_servers
 from distill.report.score_text import choose_decimals, format_number
 
 NAMES = {metric.name: metric.card for metric in list_metrics().values() if metric.card}
-SORTS = {
-    "full": "in the numbers that it was trained to",
-    "nf4": "in 4 bits a weight (nf4 with double quantization, bitsandbytes)",
-    "int8": "in 8 bits a weight (LLM.int8, bitsandbytes)",
-    "gguf": "as one GGUF file of 8 bits a weight (Q8_0)",
-}
 PORT = 8000
 
 
 class Exported(NamedTuple):
-    """What a card is about.
+    """The exported model that a card describes.
 
     Attributes:
-        name: of the student; `category` is what it was trained on, `all` for all.
-        evaluated: its name under output/evaluation.
-        base_model: as configured: a hub id, a local folder, or None for layers of the teacher.
+        name: name of the student.
+        category: category that it was trained on, POOLED for all.
+        variant: name in VARIANTS.
+        evaluated: its name in output/evaluation.
+        base_model: the student's model in the configuration: a hub id, a local folder, or None for copied layers.
+        teacher: the teacher's model in the configuration.
+        license, datasets, language: metadata for the hub, as configured.
+        config_digest: digest of the settings that determine the student.
     """
 
     name: str
@@ -46,14 +46,19 @@ class Exported(NamedTuple):
 
 
 def is_hub_id(model: str | None) -> bool:
-    """Whether a model is named by `owner/name`, and no folder is."""
+    """Whether a model is given by `owner/name` and not by a local folder."""
     if model is None or model.count("/") != 1 or model.startswith((".", "/", "~")) or ":" in model:
         return False
     return not Path(model).exists()
 
 
+def describe_category(category: str) -> str:
+    """The category in running text."""
+    return "all categories" if category == POOLED else f"the category `{category}`"
+
+
 def build_metadata(exported: Exported, scores: Sequence[Score]) -> ModelCardData:
-    """The card's metadata, with the scores of this very model as evaluation results."""
+    """Build the metadata of a card, with the scores of the exported model as evaluation results."""
     base = next((model for model in (exported.base_model, exported.teacher) if is_hub_id(model)), None)
     results = [
         EvalResult(
@@ -69,26 +74,26 @@ def build_metadata(exported: Exported, scores: Sequence[Score]) -> ModelCardData
         for score in scores
         if score.model == exported.evaluated and score.value is not None and score.metric in NAMES
     ]
-    is_quantized = exported.variant != FULL
+    variant = VARIANTS[exported.variant]
     return ModelCardData(
         model_name=f"{exported.name} {exported.category} {exported.variant}",
         base_model=base,
-        base_model_relation=("quantized" if is_quantized else "finetune") if base else None,
+        base_model_relation=("quantized" if variant.is_quantized else "finetune") if base else None,
         license=exported.license,
         datasets=exported.datasets or None,
         language=exported.language or None,
-        library_name="gguf" if exported.variant == "gguf" else "transformers",
+        library_name=variant.library,
         pipeline_tag="text-generation",
-        tags=["distillation", "stillhouse", *([exported.variant] if is_quantized else [])],
+        tags=["distillation", "stillhouse", *([exported.variant] if variant.is_quantized else [])],
         eval_results=results or None,
     )
 
 
 def read_training(path: Path) -> str:
-    """The body of the card that a training wrote, below its title.
+    """Read the card that the training wrote, without metadata and title.
 
     Raises:
-        InputError: no such card.
+        InputError: the file is missing or is not such a card.
     """
     text = ModelCard.load(path).text.strip() if path.is_file() else ""
     if not text.startswith("# "):
@@ -97,7 +102,7 @@ def read_training(path: Path) -> str:
 
 
 def format_scores(scores: Sequence[Score]) -> str:
-    """A row a model, a column a metric, 95 % intervals in brackets."""
+    """A Markdown table with one row per model and one column per metric."""
     models = order_models(score.model for score in scores)
     by_key = {(score.model, score.metric): score for score in scores}
     metrics = [metric for metric in NAMES if any((model, metric) in by_key for model in models)]
@@ -110,7 +115,7 @@ def format_scores(scores: Sequence[Score]) -> str:
 
 
 def format_score(score: Score | None, decimals: int) -> str:
-    """A figure and its interval, where it has one."""
+    """A score with its confidence interval in brackets, if it has one."""
     if score is None or score.value is None:
         return "–"
     places = 3 if list_metrics()[score.metric].is_percentage else decimals
@@ -118,57 +123,61 @@ def format_score(score: Score | None, decimals: int) -> str:
     return value if score.ci_low is None else f"{value} [{low}, {high}]"
 
 
-def format_use(variant: str) -> str:
-    """How the folder is used, from where it lies."""
-    others = "\n".join(list_alternatives("FOLDER", PORT, variant == "gguf"))
-    if variant == "gguf":
-        return f'```\n{others}\n```\n\nIn transformers: `from_pretrained(FOLDER, gguf_file="model.gguf")`.'
-    return f"""```python
-from transformers import pipeline
-
-chat = pipeline("text-generation", model="FOLDER")
-print(chat([{{"role": "user", "content": "…"}}])[0]["generated_text"][-1]["content"])
-```
-
-As a server with the OpenAI API: `transformers serve FOLDER`, or
-
-```
-{others}
-```"""
+def format_usage(variant: Variant) -> str:
+    """How to load and serve FOLDER."""
+    servers = ["transformers serve FOLDER"] if variant.library == "transformers" else []
+    servers += list_servers(variant, "FOLDER", PORT)
+    return "\n".join(
+        [
+            "Replace `FOLDER` with the path of this folder. To load the model with transformers:",
+            f"\n```python\n{variant.load_code}\n```\n",
+            "To serve it with the OpenAI API, use one of these commands:",
+            "\n```",
+            *servers,
+            "```",
+        ]
+    )
 
 
 def write_card(exported: Exported, training: Path, scores: Sequence[Score], out: Path) -> None:
-    """Write the card; its metadata has been read back before it is there.
+    """Write the model card, after checking that its metadata can be read back.
 
     Args:
-        training: the trained student's README.md.
-        scores: of the teacher, the student before and after, and this variant, in the category.
+        exported: the model.
+        training: README.md of the trained student.
+        scores: scores in the category of the teacher, the student before and after distillation, and this variant.
+        out: file to write.
 
     Raises:
-        InputError: no card of a training.
+        InputError: `training` is missing or is not a card of a training.
     """
-    metadata = build_metadata(exported, scores)
-    where = "all categories" if exported.category == "all" else f"the category `{exported.category}`"
-    body = f"""# {exported.name}, {exported.category}, {exported.variant}
+    metadata = build_metadata(exported, scores).to_yaml(line_break="\n")
+    text = f"---\n{metadata}\n---\n\n{render_body(exported, read_training(training), scores)}"
+    ModelCard(text)  # raises an error if the hub could not read it
+    with write_atomically(out) as file:
+        file.write(text)
 
-A student of `{exported.teacher}`, distilled on {where}, {SORTS[exported.variant]}.
 
-{read_training(training)}
+def render_body(exported: Exported, training: str, scores: Sequence[Score]) -> str:
+    """The text of the card below its metadata; `training` is the text from `read_training`."""
+    variant, category = VARIANTS[exported.variant], describe_category(exported.category)
+    return f"""# {exported.name} ({exported.category}, {exported.variant})
 
-## Scores
+A language model distilled from `{exported.teacher}` on {category}. {variant.summary}
 
-On held-out prompts of {where}; BLEU, chrF, ROUGE and perplexity are against the teacher's answers, with 95 % bootstrap
-intervals in brackets. `{exported.evaluated}` is this model, a name ending in `_base` the student before distillation.
+{training}
+
+## Evaluation
+
+Scores on held-out prompts of {category}, with 95 % bootstrap confidence intervals in brackets. BLEU, chrF, ROUGE and
+perplexity are computed against the teacher's answers. `{exported.evaluated}` is this model; a name ending in `_base` is
+the student before distillation.
 
 {format_scores(scores)}
 
-## Use
+## Usage
 
-{format_use(exported.variant)}
+{format_usage(variant)}
 
-Made by Stillhouse; digest of the configuration: `{exported.config_digest}`.
+Created with Stillhouse. Configuration digest: `{exported.config_digest}`.
 """
-    text = f"---\n{metadata.to_yaml(line_break=chr(10))}\n---\n\n{body}"
-    ModelCard(text)  # raises where the hub would not understand it
-    with write_atomically(out) as file:
-        file.write(text)

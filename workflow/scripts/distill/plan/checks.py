@@ -3,10 +3,12 @@
 import re
 from typing import Any
 
-from distill.common.names import POOLED, SUFFIXES, TEACHER
+from distill.common.names import POOLED, TEACHER
+from distill.common.variants import list_suffixes
 from distill.generation.engine import ENGINES, EngineType
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
+from distill.records.source_formats import SOURCE_FORMATS
 from distill.student.divergences import METHODS
 
 Place = tuple[str | int, ...]
@@ -14,7 +16,6 @@ Problems = dict[Place, str]
 Config = dict[str, Any]
 RESERVED_CATEGORIES = {POOLED}
 RESERVED_STUDENTS = {TEACHER, "evaluation", "export", "report"}  # the last three are folders under output/
-RESERVED_ENDINGS = tuple(f"_{suffix}" for suffix in SUFFIXES)
 CACHED_SIGNALS = ("hidden", "topk")
 
 
@@ -48,11 +49,12 @@ def check_names(config: Config, problems: Problems, pattern: str) -> None:
             problems.setdefault(("categories", index), f"expected another name, {name} is reserved")
         elif isinstance(name, str) and not re.fullmatch(pattern, name):
             problems.setdefault(("categories", index), f"expected text that matches ^{pattern}$, found {name!r}")
+    reserved_endings = tuple(f"_{suffix}" for suffix in list_suffixes())
     for name in students if isinstance(students, dict) else {}:
         if not re.fullmatch(pattern, name):
             problems.setdefault(("students", name), f"expected a name that matches ^{pattern}$")
-        elif name in RESERVED_STUDENTS or name.endswith(RESERVED_ENDINGS):
-            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(RESERVED_ENDINGS)}"
+        elif name in RESERVED_STUDENTS or name.endswith(reserved_endings):
+            taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(reserved_endings)}"
             problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
 
 
@@ -69,7 +71,7 @@ def check_paths(config: Config, problems: Problems) -> None:
         path = get_value(config, problems, *place)
         if isinstance(path, str) and (problem := find_source_problem(path)):
             problems.setdefault(place, f"{problem}, found {path!r}")
-    raw = [("source", name) for name in ("grpo", "sft", "path")]
+    raw = [("source", key) for source_format in SOURCE_FORMATS.values() for key in source_format.files.values()]
     for place in [*raw, ("teacher", "adapter"), ("teacher", "model"), *models]:
         path = get_value(config, problems, *place)
         if isinstance(path, str):
@@ -92,20 +94,25 @@ def check_placeholders(path: str, place: tuple[str, ...], problems: Problems) ->
         problems.setdefault(place, f"expected a path | null, found {path!r} (the empty value in YAML is null)")
 
 
-def check_alpaca(config: Config, problems: Problems) -> None:
-    """Check what format alpaca requires, and what requires format alpaca."""
-    source = {name: get_value(config, problems, "source", name) for name in ("format", "path", "system")}
-    for name in ("path", "system"):
-        if source["format"] == "alpaca" and source[name] is None:
-            problems.setdefault(("source", name), "expected text, since source.format is alpaca, found nothing")
+def check_source(config: Config, problems: Problems) -> None:
+    """Check what the format of the raw records requires, and what requires another format."""
+    name = get_value(config, problems, "source", "format")
+    source_format = SOURCE_FORMATS.get(name)
+    required = (
+        [*source_format.files.values(), *(["system"] if source_format.needs_system else [])] if source_format else []
+    )
+    for key in required:
+        if get_value(config, problems, "source", key) is None:
+            problems.setdefault(("source", key), f"expected text, since source.format is {name}, found nothing")
     targets = get_value(config, problems, "mix_targets")
     if not targets:
         return
-    teacher, original = (get_value(config, problems, "mix_targets", name) for name in ("teacher", "original"))
+    teacher, original = (get_value(config, problems, "mix_targets", key) for key in ("teacher", "original"))
     if teacher is not None and original is not None and abs(teacher + original - 1) > 1e-9:
         problems.setdefault(("mix_targets",), f"expected shares that sum to 1, found {teacher} + {original}")
-    if source["format"] == "messages":
-        problems.setdefault(("mix_targets",), "expected null: only source.format alpaca has original answers")
+    if source_format and not source_format.has_original_answers:
+        others = " | ".join(other for other, found in SOURCE_FORMATS.items() if found.has_original_answers)
+        problems.setdefault(("mix_targets",), f"expected null: only source.format {others} has original answers")
 
 
 def check_questions(config: Config, problems: Problems) -> None:

@@ -1,7 +1,7 @@
 """Divergences between the distributions of teacher and student, in log space: pure functions, and their registry.
 
-To add a method, write its function and its entry in METHODS, an independent formula in
-tests/helpers/divergence_formulas.py and a row in docs/distillation.md. Tests hold the three together.
+To add a method, write its function and its entry in METHODS, and an independent formula in
+tests/helpers/divergence_formulas.py; then run write_config_reference.py. Tests keep the three consistent.
 
 The workflow reads METHODS when it parses the configuration, so importing this module does not import torch.
 """
@@ -52,6 +52,11 @@ class Method:
     options: tuple[str, ...] = ()
 
     @property
+    def details(self) -> str:
+        """Formula and paper, for the configuration reference."""
+        return f"{self.formula} ({self.paper})."
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether training reads the teacher's distribution, not just its answers."""
         return self.divergence is not None
@@ -90,30 +95,31 @@ def tvd(p: Tensor, q: Tensor) -> Divergence:
 METHODS: dict[str, Method] = {
     "seqkd": Method(
         description="Cross-entropy on the teacher's answers, without its distribution.",
-        formula="none: cross-entropy only",
+        formula="No divergence",
         paper="Kim and Rush 2016, arXiv 1606.07947",
     ),
     "forward_kl": Method(
-        description="Covers everything that the teacher might say.",
+        description="Forward KL divergence; the student covers everything that the teacher might say.",
         formula="KL(p‖q)",
         paper="Hinton et al. 2015, arXiv 1503.02531",
         divergence=forward_kl,
     ),
     "reverse_kl": Method(
-        description="Keeps to what the teacher finds likely; works best on the student's own answers.",
+        description="Reverse KL divergence; the student keeps to what the teacher finds likely. "
+        "Best with `on_policy_fraction`.",
         formula="KL(q‖p)",
         paper="MiniLLM, arXiv 2306.08543",
         divergence=reverse_kl,
     ),
     "jsd": Method(
-        description="Lies between forward and reverse KL.",
+        description="Jensen-Shannon divergence, between forward and reverse KL; `beta` weights the teacher.",
         formula="β·KL(p‖m) + (1−β)·KL(q‖m), m = βp + (1−β)q",
         paper="GKD, arXiv 2306.13649",
         divergence=jsd,
         options=("beta",),
     ),
     "tvd": Method(
-        description="Is bounded, so that no single token dominates the loss.",
+        description="Total variation distance; bounded, so that no single token dominates the loss.",
         formula="½ Σ|p − q|",
         paper="f-distill, ACL 2023, arXiv 2307.15190",
         divergence=tvd,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.models.completions import Head, project
+from distill.models.completions import Head, project, read_hidden, take_rows
 from distill.student.loss import BlockTeacher, Objective, Teacher, Terms, TopKTeacher, compute_terms
 
 # Elements of logits per chunk, enough for fast matrix products, and per block, the part of a chunk that is reduced at
@@ -249,3 +249,17 @@ def distillation_loss(
     )
     with torch.autocast(kind, enabled=False):
         return Terms(*FusedTerms.apply(head, targets, teacher, settings, rows, *weights))
+
+
+def score_completions(self: Any, *args: Any, objective: Objective | None = None, **inputs: Any) -> Any:
+    """The `Terms` of a micro-batch, as the forward method of a causal model, so that DDP and FSDP see all gradients.
+
+    Args:
+        inputs: `input_ids`, `positions` and `targets` from `collate`, and `teacher` for `distillation_loss`.
+        objective: None runs the model's own forward, which `generate` calls.
+    """
+    if objective is None:
+        return type(self).forward(self, *args, **inputs)
+    hidden = read_hidden(self.get_decoder(), inputs["input_ids"])
+    rows = take_rows(hidden, inputs["positions"])
+    return tuple(distillation_loss(rows, self.get_output_embeddings(), inputs["targets"], inputs["teacher"], objective))

@@ -106,7 +106,7 @@ def test_a_killed_reading_goes_on_and_only_what_changed_is_read(judged, monkeypa
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) > 12
     journal.write_bytes(b"".join(lines[:-10]) + lines[-10][:30])  # as a kill in the middle of a line leaves it
-    monkeypatch.setattr("distill.evaluation.judge.BATCHES_AT_ONCE", 4)
+    monkeypatch.setattr("distill.evaluation.judge.BATCHES_PER_PART", 4)
     judge_answers.main(judged["argv"])
     assert len(read) == 10
     assert judged["out"].read_text() == before

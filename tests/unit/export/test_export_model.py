@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
+from running import ROOT
 from tiny import build_model, build_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -165,3 +169,18 @@ def test_a_fresh_process_gives_back_errors_and_deaths():
         call_fresh(load_config, "./not/there")
     with pytest.raises(InputError, match="_exit: expected the process to finish, found it killed"):
         call_fresh(os._exit, 9)
+
+
+def test_a_fresh_process_ends_with_its_parent():
+    """A job that is killed, for example by the memory limit, must not leave a process on the GPU."""
+    work = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = f"from distill.export.export_model import call_fresh; call_fresh(exec, {work!r})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        fresh = int(parent.stdout.readline())
+        parent.kill()
+        try:
+            parent.communicate(timeout=30)  # until the fresh process, which inherits the pipe, has ended, too
+        except subprocess.TimeoutExpired:
+            os.kill(fresh, signal.SIGKILL)
+            raise

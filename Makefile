@@ -26,6 +26,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	.venv/bin/python workflow/scripts/write_config_reference.py
 	touch $@
 
 demo: setup

@@ -3,7 +3,7 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-# A configuration named on the command line replaces this one; Snakemake alone would merge the two.
+# Snakemake would merge a configuration named on the command line with this one.
 if not workflow.overwrite_configfiles:
 
     configfile: f"{workflow.basedir}/config/config.yaml"
@@ -12,6 +12,7 @@ if not workflow.overwrite_configfiles:
 include: "rules/common.smk"
 include: "rules/inputs.smk"
 include: "rules/download.smk"
+include: f"rules/{experiment.get_source_format(config).rule}.smk"
 include: "rules/data.smk"
 include: "rules/teacher.smk"
 include: "rules/student.smk"
@@ -20,23 +21,12 @@ include: "rules/report.smk"
 include: "rules/export.smk"
 
 
-# Of questions in Alpaca format all are taken, of messages a mix.
-if config["source"]["format"] == "alpaca":
-
-    include: "rules/alpaca.smk"
-
-else:
-
-    include: "rules/mix.smk"
-
-
-# What one job answers needs no gathering.
 if is_sharded():
 
     include: "rules/gather.smk"
 
 
-# Without the key, models/teacher and its like are the user's own.
+# Only the demo makes models/teacher, models/student and models/adapters itself.
 if "demo" in config:
 
     include: "rules/demo.smk"

@@ -26,7 +26,7 @@ sys.path.insert(0, str(SCRIPTS))
 from distill.common.files import write_json, write_jsonl  # noqa: E402
 from distill.generation.answer_cache import CacheWriter, iterate_answers  # noqa: E402
 from distill.generation.sampling import Generated, Request  # noqa: E402
-from distill.teacher.generate_answers import Asking, answer_prompts, load_prompts  # noqa: E402
+from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SYSTEM = "You are the manager of a pension fund that holds stocks for the long term. " * 6
@@ -95,7 +95,7 @@ def run(folder: Path) -> None:
     """The path under test; prints its seconds and the most memory it held, in MiB."""
     start = time.perf_counter()
     prompts = load_prompts(folder / "prompts.jsonl")
-    records, stats = answer_prompts(prompts, SilentTeacher(), Asking("holding_log_delta"), folder / "cache")
+    records, stats = answer_prompts(prompts, SilentTeacher(), AnswerSettings("holding_log_delta"), folder / "cache")
     write_jsonl(folder / "answers.jsonl", records)
     if stats["from_cache"] != len(prompts) or stats["usable"] != len(prompts):
         raise AssertionError(f"not all answers came from the cache: {stats}")

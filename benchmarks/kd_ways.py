@@ -16,9 +16,9 @@ from distill.common.files import write_json
 from distill.models.completions import collate, decoder_and_head, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.load import load_model
-from distill.student.loss import ExactTeacher, Objective, distillation_loss
+from distill.student.fused_loss import distillation_loss, score_completions
+from distill.student.loss import ExactTeacher, Objective
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
-from distill.student.trainer import score_completions
 from distill.teacher.signal_files import HEAD, INDEX, SignalReader, fingerprint_parts, signal_key
 from distill.teacher.signal_shards import ShardWriter, save_whole
 from distill.teacher.signal_teacher import SignalTeacher

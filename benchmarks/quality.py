@@ -35,7 +35,8 @@ from distill.models.examples import encode_examples
 from distill.models.load import load_model, load_tokenizer
 from distill.records.raw_records import get_uid
 from distill.records.splits import read_split
-from distill.student.loss import ExactTeacher, Objective, TopKTeacher, distillation_loss
+from distill.student.fused_loss import distillation_loss
+from distill.student.loss import ExactTeacher, Objective, TopKTeacher
 from distill.teacher.signal_files import topk_at, vocabulary_size
 from distill.teacher.signal_size import bytes_per_token
 from distill.teacher.signal_teacher import top_log_probabilities

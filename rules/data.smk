@@ -14,8 +14,7 @@ rule make_prompts:
         mem_mb=1000,
         runtime=60,
     params:
-        script=get_script("make_prompts"),
-        code=get_code("make_prompts"),
-        options=get_prompt_options,
+        **job("make_prompts"),
+        options=from_config(command_lines.prompt_flags),
     shell:
         "python {params.script} --mix {input.mix:q} {params.options} --out {output.prompts:q} > {log:q} 2>&1"

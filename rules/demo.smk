@@ -1,7 +1,7 @@
-# The demo's own small models, made from its data; only a configuration with the key `demo` asks for them.
+# Tiny models for the demo, trained on its data.
 rule train_demo_tokenizer:
     input:
-        **get_demo_data(),
+        **experiment.get_all_raw_inputs(config, CATEGORIES),
     output:
         multiext(
             "models/tokenizer/",
@@ -19,10 +19,9 @@ rule train_demo_tokenizer:
         mem_mb=2000,
         runtime=60,
     params:
-        script=get_script("train_demo_tokenizer"),
-        code=get_code("train_demo_tokenizer"),
+        **job("train_demo_tokenizer"),
         folder=subpath(output.config, parent=True),
-        options=commands.flags({"size": config["demo"]["tokenizer_size"]}),
+        options=from_config(command_lines.tokenizer_flags),
     shell:
         "python {params.script} --sft {input.sft:q} --grpo {input.grpo:q} {params.options} --out {params.folder:q}"
         " > {log:q} 2>&1"
@@ -30,7 +29,7 @@ rule train_demo_tokenizer:
 
 rule train_demo_model:
     input:
-        sft=get_demo_data()["sft"],
+        sft=experiment.get_all_raw_inputs(config, CATEGORIES)["sft"],
         tokenizer="models/tokenizer/tokenizer.json",
     output:
         multiext("models/{demo_model}/", config="config.json", model="model.safetensors"),
@@ -46,11 +45,10 @@ rule train_demo_model:
         mem_mb=2000,
         runtime=60,
     params:
-        script=get_script("train_demo_model"),
-        code=get_code("train_demo_model"),
+        **job("train_demo_model"),
         folder=subpath(output.config, parent=True),
         tokenizer=subpath(input.tokenizer, parent=True),
-        options=get_demo_model_options,
+        options=from_config(command_lines.demo_flags, "demo_model"),
     shell:
         "python {params.script} --tokenizer {params.tokenizer:q} --sft {input.sft:q} {params.options}"
         " --out {params.folder:q} > {log:q} 2>&1"
@@ -72,11 +70,10 @@ rule train_demo_adapter:
         mem_mb=2000,
         runtime=60,
     params:
-        script=get_script("train_demo_adapter"),
-        code=get_code("train_demo_adapter"),
+        **job("train_demo_adapter"),
         folder=subpath(output.config, parent=True),
         model=subpath(input.model, parent=True),
-        options=commands.demo_flags(config, "adapter"),
+        options=command_lines.demo_flags(config, "adapter"),
     shell:
         "python {params.script} --model {params.model:q} --sft {input.sft:q} {params.options} --out {params.folder:q}"
         " > {log:q} 2>&1"

@@ -1,5 +1,5 @@
-# Models that are named with their hub. What is downloaded is no output, so that a job that fails loses none of it: the
-# manifest, with the checksums of all files, is. A local rule: compute nodes often reach no hub.
+# Downloads a model that is named with its hub. Only the manifest, with the checksums of all files, is an output, because
+# Snakemake deletes the outputs of a failed job. A local rule, since compute nodes often have no internet access.
 rule download_model:
     output:
         manifest="models/{hub}/{source}/download.json",
@@ -18,7 +18,7 @@ rule download_model:
         runtime=1440,
     params:
         script=get_script("download_model"),
-        code=Untracked(get_code("download_model")),
+        code=Untracked(code_digest(SCRIPTS / "download_model.py")),
         folder=subpath(output.manifest, parent=True),
     shell:
         "python {params.script} --source {wildcards.hub}:{wildcards.source} --out {params.folder:q} > {log:q} 2>&1"

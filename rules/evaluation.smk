@@ -6,7 +6,7 @@ rule predict_answers:
             test_source="test.source",
             test_target="test.target",
         ),
-        model=get_predicting_files,
+        model=model_files(experiment.get_predicting_models, "model", "category"),
     output:
         predictions="output/evaluation/{model}/{category}.predictions.jsonl",
     log:
@@ -17,57 +17,46 @@ rule predict_answers:
         model="|".join(experiment.get_evaluated_models(config)),
     conda:
         "../envs/torch.yaml"
-    threads: get_asking_threads
+    threads: from_config(job_resources.get_answering_threads, "model")
     resources:
-        gpu=get_asking_gpus,
+        gpu=from_config(job_resources.get_answering_gpus, "model"),
         group_slots=1,
         mem_mb=32000,
         runtime=240,
     params:
-        script=get_script("predict_answers"),
-        code=get_code("predict_answers"),
-        models=get_predicting_digests,
-        options=get_predict_options,
-        pace=get_predict_pace,
+        **job("predict_answers"),
+        test=get_test_option,
+        models=model_digests(experiment.get_predicting_models, "model", "category"),
+        options=from_config(command_lines.predict_flags, "model", "category"),
+        run_options=untracked(command_lines.predict_run_flags, "model"),
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --test {input.test:q} --category {wildcards.category} {params.options}"
-        " {params.pace} --device {params.device} --out {output.predictions:q} > {log:q} 2>&1"
+        "python {params.script} {params.test} --category {wildcards.category} {params.options}"
+        " {params.run_options} --device {params.device} --out {output:q} > {log:q} 2>&1"
 
 
-# Fixed questions, to be read side by side.
-rule answer_questions:
+# Answers to fixed questions, shown side by side in the report.
+use rule predict_answers as answer_questions with:
     input:
-        model=get_predicting_files,
+        model=model_files(experiment.get_predicting_models, "model", "category"),
     output:
         answers="output/evaluation/{model}/{category}.questions.jsonl",
     log:
         "logs/answer_questions/{model}/{category}.log",
     benchmark:
         "logs/answer_questions/{model}/{category}.benchmark.tsv"
-    wildcard_constraints:
-        model="|".join(experiment.get_evaluated_models(config)),
-    conda:
-        "../envs/torch.yaml"
-    threads: get_asking_threads
     resources:
-        gpu=get_asking_gpus,
+        gpu=from_config(job_resources.get_answering_gpus, "model"),
         group_slots=1,
         mem_mb=32000,
         runtime=60,
     params:
-        script=get_script("answer_questions"),
-        code=get_code("answer_questions"),
-        models=get_predicting_digests,
-        options=get_question_options,
-        pace=get_predict_pace,
-        device=Untracked(config["device"]),
-    shell:
-        "python {params.script} --category {wildcards.category} {params.options} {params.pace}"
-        " --device {params.device} --out {output.answers:q} > {log:q} 2>&1"
+        **job("answer_questions"),
+        test="",
+        options=from_config(command_lines.question_flags, "model", "category"),
 
 
-# How likely the teacher finds the answers of all models: it is loaded once for them.
+# Scores all models' answers by the teacher's likelihoods, in one job that loads the teacher once.
 rule judge_answers:
     input:
         predictions=expand(
@@ -75,7 +64,7 @@ rule judge_answers:
             model=experiment.get_models(config),
             allow_missing=True,
         ),
-        teacher=get_teacher_files,
+        teacher=model_files(experiment.get_teacher_models, "category"),
     output:
         judged="output/evaluation/teacher/{category}.judged.jsonl",
     log:
@@ -84,27 +73,27 @@ rule judge_answers:
         "logs/judge_answers/{category}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: get_model_threads()
+    threads: job_resources.get_threads(config)
     resources:
-        gpu=get_gpus(),
+        gpu=job_resources.get_gpus(config),
         group_slots=1,
         mem_mb=64000,
         runtime=240,
     params:
-        script=get_script("judge_answers"),
-        code=get_code("judge_answers"),
-        teacher=get_teacher_digests,
-        options=get_judge_options,
-        pace=Untracked(commands.judge_pace_flags(config)),
+        **job("judge_answers"),
+        teacher=model_digests(experiment.get_teacher_models, "category"),
+        options=from_config(command_lines.judge_flags, "category"),
+        run_options=untracked(command_lines.judge_run_flags),
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --predictions {input.predictions:q} {params.options} {params.pace}"
+        "python {params.script} --predictions {input.predictions:q} {params.options} {params.run_options}"
         " --device {params.device} --out {output.judged:q} > {log:q} 2>&1"
 
 
+# Students with the same model and precision share the answers of their model before distillation.
 rule share_base_answers:
     input:
-        get_shared_answers,
+        collect("output/evaluation/{base}/{{category}}.{{kind}}.jsonl", base=get_first_base),
     output:
         "output/evaluation/{student}_base/{category}.{kind}.jsonl",
     log:
@@ -148,11 +137,9 @@ rule score_predictions:
         mem_mb=2000,
         runtime=30,
     params:
-        script=get_script("score_predictions"),
-        code=get_code("score_predictions"),
-        options=get_score_options,
-        judged="--judged" if experiment.is_judging(config) else "",
+        **job("score_predictions"),
+        inputs=get_input_options,
+        options=from_config(command_lines.score_flags),
     shell:
-        "python {params.script} --predictions {input.predictions:q} {params.judged} {input.judged:q}"
-        " {params.options} --out {output.metrics:q}"
+        "python {params.script} {params.inputs} {params.options} --out {output.metrics:q}"
         " --answers-out {output.answers:q} --references-out {output.references:q} > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-# A student to deploy: as it was trained, or in fewer bits. Each variant has been loaded again before it is there.
+# A student to deploy: as trained, or quantized. The script loads and smoke-tests each variant before it publishes it.
 rule export_model:
     input:
         multiext(
@@ -21,35 +21,28 @@ rule export_model:
     benchmark:
         "logs/export_model/{student}/{category}.{variant}.benchmark.tsv"
     wildcard_constraints:
-        variant="full|nf4|int8",
+        variant="|".join(experiment.list_variants("model.safetensors")),
     conda:
         "../envs/torch.yaml"
-    threads: get_model_threads()
+    threads: job_resources.get_threads(config)
     resources:
-        gpu=get_gpus(),
+        gpu=job_resources.get_gpus(config),
         mem_mb=64000,
         runtime=240,
     params:
-        script=get_script("export_model"),
-        code=get_code("export_model"),
+        **job("export_model"),
+        variant="--variant {variant}",
         student=subpath(input.config, parent=True),
         folder=subpath(output.config, parent=True),
-        options=get_export_options,
+        options=from_config(command_lines.export_flags, "student"),
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --student {params.student:q} --variant {wildcards.variant} {params.options}"
+        "python {params.script} --student {params.student:q} {params.variant} {params.options}"
         " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
 
 
-rule export_gguf:
-    input:
-        multiext(
-            "output/{student}/{category}/",
-            config="config.json",
-            generation="generation_config.json",
-            model="model.safetensors",
-            tokenizer="tokenizer_config.json",
-        ),
+# A rule of its own, since its weights have another file name.
+use rule export_model as export_gguf with:
     output:
         multiext(
             "output/export/{student}/{category}/gguf/",
@@ -62,23 +55,9 @@ rule export_gguf:
         "logs/export_gguf/{student}/{category}.log",
     benchmark:
         "logs/export_gguf/{student}/{category}.benchmark.tsv"
-    conda:
-        "../envs/torch.yaml"
-    threads: get_model_threads()
-    resources:
-        gpu=get_gpus(),
-        mem_mb=64000,
-        runtime=240,
     params:
-        script=get_script("export_gguf"),
-        code=get_code("export_gguf"),
-        student=subpath(input.config, parent=True),
-        folder=subpath(output.config, parent=True),
-        options=get_export_options,
-        device=Untracked(config["device"]),
-    shell:
-        "python {params.script} --student {params.student:q} {params.options}"
-        " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+        **job("export_gguf"),
+        variant="",
 
 
 rule write_model_card:
@@ -87,7 +66,7 @@ rule write_model_card:
         training="output/{student}/{category}/README.md",
         metrics=collect(
             "output/evaluation/{model}/{{category}}.metrics.json",
-            model=get_card_models,
+            model=from_config(experiment.get_card_models, "student", "variant"),
         ),
     output:
         card="output/export/{student}/{category}/{variant}/README.md",
@@ -96,7 +75,7 @@ rule write_model_card:
     benchmark:
         "logs/write_model_card/{student}/{category}.{variant}.benchmark.tsv"
     wildcard_constraints:
-        variant="full|nf4|int8|gguf",
+        variant="|".join(experiment.list_variants()),
     conda:
         "../envs/torch.yaml"
     resources:
@@ -104,15 +83,14 @@ rule write_model_card:
         mem_mb=2000,
         runtime=15,
     params:
-        script=get_script("write_model_card"),
-        code=get_code("write_model_card"),
-        options=get_card_options,
+        **job("write_model_card"),
+        options=from_config(command_lines.card_flags, "student", "category"),
     shell:
         "python {params.script} --variant {wildcards.variant} --training {input.training:q}"
         " --metrics {input.metrics:q} {params.options} --out {output.card:q} > {log:q} 2>&1"
 
 
-# The targets in the format that LLaMA-Factory reads, beside the splits.
+# The training data in the Alpaca format that LLaMA-Factory reads.
 rule write_alpaca:
     input:
         splits=collect(
@@ -139,8 +117,7 @@ rule write_alpaca:
         mem_mb=4000,
         runtime=60,
     params:
-        script=get_script("write_alpaca"),
-        code=get_code("write_alpaca"),
+        **job("write_alpaca"),
         data=collect("artifacts/distill_data/processed/{member}", member=get_scored_categories),
         folder=subpath(output.info, parent=True),
     shell:
@@ -148,7 +125,7 @@ rule write_alpaca:
         " > {log:q} 2>&1"
 
 
-# The same training for LLaMA-Factory, for those who want to run it there; made on demand.
+# The same training as a LLaMA-Factory configuration. Not part of a whole run; request its output by name.
 rule export_llamafactory:
     input:
         info="artifacts/distill_data/processed/{category}/dataset_info.json",
@@ -165,12 +142,11 @@ rule export_llamafactory:
         mem_mb=1000,
         runtime=60,
     params:
-        script=get_script("export_llamafactory"),
-        code=get_code("export_llamafactory"),
+        **job("export_llamafactory"),
         data=subpath(input.info, parent=True),
         folder=subpath(output.settings, parent=True),
         options=get_training_options,
-        pace=get_training_pace,
+        run_options=untracked(command_lines.training_run_flags, "student"),
     shell:
         "python {params.script} --data {params.data:q} --name {wildcards.student} --category {wildcards.category}"
-        " {params.options} {params.pace} --out {params.folder:q} > {log:q} 2>&1"
+        " {params.options} {params.run_options} --out {params.folder:q} > {log:q} 2>&1"

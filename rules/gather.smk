@@ -1,4 +1,4 @@
-# The jobs that a category's prompts are dealt out to, where teacher.shards is more than one.
+# Splits the generation of a category's answers into teacher.shards jobs, and merges their results.
 scattergather:
     shards=config["teacher"]["shards"],
 
@@ -22,8 +22,7 @@ rule gather_answers:
         mem_mb=1000,
         runtime=60,
     params:
-        script=get_script("gather_answers"),
-        code=get_code("gather_answers"),
+        **job("gather_answers"),
     shell:
         "python {params.script} --prompts {input.prompts:q} --shards {input.answers:q} --shard-stats {input.stats:q}"
         " --out {output.answers:q} --stats {output.stats:q} > {log:q} 2>&1"

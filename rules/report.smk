@@ -1,3 +1,4 @@
+# All rules here run the same command: each named input becomes the option of that name.
 rule tabulate_scores:
     input:
         metrics=expand(
@@ -22,13 +23,14 @@ rule tabulate_scores:
         mem_mb=2000,
         runtime=15,
     params:
-        script=get_script("tabulate_scores"),
-        code=get_code("tabulate_scores"),
+        **job("tabulate_scores"),
+        inputs=get_input_options,
+        options="",
     shell:
-        "python {params.script} --metrics {input.metrics:q} --out {output.table:q} > {log:q} 2>&1"
+        "python {params.script} {params.inputs} {params.options} --out {output:q} > {log:q} 2>&1"
 
 
-rule plot_scores:
+use rule tabulate_scores as plot_scores with:
     input:
         scores="output/report/metrics.csv",
     output:
@@ -41,20 +43,11 @@ rule plot_scores:
         "logs/plot_scores.log",
     benchmark:
         "logs/plot_scores.benchmark.tsv"
-    conda:
-        "../envs/data.yaml"
-    resources:
-        group_slots=1,
-        mem_mb=2000,
-        runtime=15,
     params:
-        script=get_script("plot_scores"),
-        code=get_code("plot_scores"),
-    shell:
-        "python {params.script} --scores {input.scores:q} --out {output.figure:q} > {log:q} 2>&1"
+        **job("plot_scores"),
 
 
-rule plot_training:
+use rule tabulate_scores as plot_training with:
     input:
         logs=expand("{student}/training_log.jsonl", student=experiment.get_student_folders(config, CATEGORIES)),
     output:
@@ -67,20 +60,11 @@ rule plot_training:
         "logs/plot_training.log",
     benchmark:
         "logs/plot_training.benchmark.tsv"
-    conda:
-        "../envs/data.yaml"
-    resources:
-        group_slots=1,
-        mem_mb=2000,
-        runtime=15,
     params:
-        script=get_script("plot_training"),
-        code=get_code("plot_training"),
-    shell:
-        "python {params.script} --logs {input.logs:q} --out {output.figure:q} > {log:q} 2>&1"
+        **job("plot_training"),
 
 
-rule plot_values:
+use rule tabulate_scores as plot_values with:
     input:
         predictions=expand(
             "output/evaluation/{model}/{category}.predictions.jsonl",
@@ -98,22 +82,12 @@ rule plot_values:
         "logs/plot_values/{category}.log",
     benchmark:
         "logs/plot_values/{category}.benchmark.tsv"
-    conda:
-        "../envs/data.yaml"
-    resources:
-        group_slots=1,
-        mem_mb=2000,
-        runtime=15,
     params:
-        script=get_script("plot_values"),
-        code=get_code("plot_values"),
-        options=get_value_options,
-    shell:
-        "python {params.script} --predictions {input.predictions:q} {params.options} --out {output.figure:q}"
-        " > {log:q} 2>&1"
+        **job("plot_values"),
+        options=from_config(command_lines.value_flags),
 
 
-rule render_answers:
+use rule tabulate_scores as render_answers with:
     input:
         predictions=expand(
             "output/evaluation/{model}/{category}.predictions.jsonl",
@@ -136,23 +110,13 @@ rule render_answers:
         "logs/render_answers/{category}.log",
     benchmark:
         "logs/render_answers/{category}.benchmark.tsv"
-    conda:
-        "../envs/data.yaml"
-    resources:
-        group_slots=1,
-        mem_mb=2000,
-        runtime=15,
     params:
-        script=get_script("render_answers"),
-        code=get_code("render_answers"),
-        template=get_page_digest(),
-        options=commands.flags({"records": config["evaluation"]["page_records"]}),
-    shell:
-        "python {params.script} --category {wildcards.category} --predictions {input.predictions:q}"
-        " --questions {input.questions:q} {params.options} --out {output.page:q} > {log:q} 2>&1"
+        **job("render_answers"),
+        template=files_digest(answers_page.PARTS),
+        options=from_config(command_lines.page_flags, "category"),
 
 
-rule compare_models:
+use rule tabulate_scores as compare_models with:
     input:
         predictions=expand(
             "output/evaluation/{model}/{category}.predictions.jsonl",
@@ -173,23 +137,16 @@ rule compare_models:
         "logs/compare_models.log",
     benchmark:
         "logs/compare_models.benchmark.tsv"
-    conda:
-        "../envs/data.yaml"
     resources:
         group_slots=1,
         mem_mb=4000,
         runtime=120,
     params:
-        script=get_script("compare_models"),
-        code=get_code("compare_models"),
-        options=get_compare_options,
-        judged="--judged" if experiment.is_judging(config) else "",
-    shell:
-        "python {params.script} --predictions {input.predictions:q} {params.judged} {input.judged:q}"
-        " {params.options} --out {output.table:q} > {log:q} 2>&1"
+        **job("compare_models"),
+        options=from_config(command_lines.compare_flags),
 
 
-rule plot_comparisons:
+use rule tabulate_scores as plot_comparisons with:
     input:
         comparisons="output/report/comparisons.csv",
     output:
@@ -202,14 +159,5 @@ rule plot_comparisons:
         "logs/plot_comparisons.log",
     benchmark:
         "logs/plot_comparisons.benchmark.tsv"
-    conda:
-        "../envs/data.yaml"
-    resources:
-        group_slots=1,
-        mem_mb=2000,
-        runtime=15,
     params:
-        script=get_script("plot_comparisons"),
-        code=get_code("plot_comparisons"),
-    shell:
-        "python {params.script} --comparisons {input.comparisons:q} --out {output.figure:q} > {log:q} 2>&1"
+        **job("plot_comparisons"),

@@ -1,7 +1,7 @@
-# A student that begins as evenly spaced layers of its teacher; {category} is `all` where the teacher is one for all.
+# Initializes a student with evenly spaced layers of its teacher. {category} is `all` if all categories share a teacher.
 rule copy_layers:
     input:
-        teacher=get_teacher_files,
+        teacher=model_files(experiment.get_teacher_models, "category"),
     output:
         multiext(
             "artifacts/initial_students/{layers}_layers/{category}/",
@@ -18,16 +18,15 @@ rule copy_layers:
         layers=r"\d+",
     conda:
         "../envs/torch.yaml"
-    threads: get_model_threads()
+    threads: job_resources.get_threads(config)
     resources:
         mem_mb=64000,
         runtime=60,
     params:
-        script=get_script("copy_layers"),
-        code=get_code("copy_layers"),
-        teacher=get_teacher_digests,
+        **job("copy_layers"),
+        teacher=model_digests(experiment.get_teacher_models, "category"),
         folder=subpath(output.config, parent=True),
-        options=get_copy_options,
+        options=from_config(command_lines.copy_flags, "category"),
     shell:
         "python {params.script} {params.options} --layers {wildcards.layers} --out {params.folder:q} > {log:q} 2>&1"
 
@@ -43,9 +42,9 @@ rule train_student:
         signals=collect(
             "artifacts/distill_data/teacher_signal/{member}/{signal}/index.json",
             member=get_training_categories,
-            signal=get_training_signals,
+            signal=from_config(signals.get_training_signals, "student"),
         ),
-        models=get_training_files,
+        models=model_files(experiment.get_training_models, "student", "category"),
     output:
         multiext(
             "output/{student}/{category}/",
@@ -62,26 +61,25 @@ rule train_student:
         "logs/train_student/{student}/{category}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: get_model_threads()
+    threads: job_resources.get_threads(config)
     resources:
-        gpu=get_training_gpus,
+        gpu=training_resource("gpu"),
         mem_mb=64000,
         runtime=2880,
-        # Of several nodes; Slurm's alone, without them none of these is set.
-        nodes=get_asked_nodes,
-        tasks=get_training_nodes,
-        tasks_per_gpu=get_training_tasks_per_gpu,
-        mpi=get_training_mpi,
+        # For the Slurm executor; unset for one process.
+        nodes=training_resource("nodes"),
+        tasks=training_resource("tasks"),
+        tasks_per_gpu=training_resource("tasks_per_gpu"),
+        mpi=training_resource("mpi"),
     params:
+        **job("train_student"),
         launch=get_training_launch,
-        script=get_script("train_student"),
-        code=get_code("train_student"),
-        models=get_training_digests,
+        models=model_digests(experiment.get_training_models, "student", "category"),
         data=collect("artifacts/distill_data/processed/{member}", member=get_training_categories),
         folder=subpath(output.history, parent=True),
         options=get_training_options,
-        pace=get_training_pace,
+        run_options=untracked(command_lines.training_run_flags, "student"),
         device=Untracked(config["device"]),
     shell:
         "{params.launch} {params.script} --data {params.data:q} --name {wildcards.student} --category {wildcards.category}"
-        " {params.options} {params.pace} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+        " {params.options} {params.run_options} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"

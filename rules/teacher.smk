@@ -1,7 +1,7 @@
 rule generate_answers:
     input:
         prompts="artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
-        teacher=get_teacher_files,
+        teacher=model_files(experiment.get_teacher_models, "category"),
     output:
         answers=branch(
             is_sharded(),
@@ -27,21 +27,20 @@ rule generate_answers:
         )
     conda:
         "../envs/torch.yaml"
-    threads: get_asking_threads
+    threads: job_resources.get_answering_threads(config)
     resources:
-        gpu=get_asking_gpus,
+        gpu=job_resources.get_answering_gpus(config),
         mem_mb=32000,
         runtime=2880,
     params:
-        script=get_script("generate_answers"),
-        code=get_code("generate_answers"),
-        teacher=get_teacher_digests,
-        options=get_generate_options,
-        shard=get_shard_option,
-        pace=Untracked(commands.asking_flags(config)),
+        **job("generate_answers"),
+        teacher=model_digests(experiment.get_teacher_models, "category"),
+        options=from_config(command_lines.generate_flags, "category"),
+        shard=branch(is_sharded(), then="--shard {scatteritem}", otherwise=""),
+        run_options=untracked(command_lines.generate_run_flags),
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --prompts {input.prompts:q} {params.shard} {params.options} {params.pace}"
+        "python {params.script} --prompts {input.prompts:q} {params.shard} {params.options} {params.run_options}"
         " --device {params.device} --out {output.answers:q} --stats {output.stats:q} > {log:q} 2>&1"
 
 
@@ -72,16 +71,15 @@ rule split_answers:
         mem_mb=1000,
         runtime=60,
     params:
-        script=get_script("split_answers"),
-        code=get_code("split_answers"),
+        **job("split_answers"),
         folder=subpath(output.train, parent=True),
-        options=commands.split_flags(config),
+        options=from_config(command_lines.split_flags),
     shell:
         "python {params.script} --answers {input.answers:q} {params.options} --out {params.folder:q} > {log:q} 2>&1"
 
 
-# The teacher's distribution on a category's answers, for students that learn without a teacher in memory. Only what is
-# missing is computed: the data/ folder beside the outputs, which they point into, outlives a run that ends early.
+# Caches the teacher's distribution over a category's completions, for students that train without the teacher in memory.
+# The shards are in a data/ folder beside the outputs, which Snakemake does not delete, so that a rerun resumes.
 rule compute_signal:
     input:
         train="artifacts/distill_data/processed/{category}/train.jsonl",
@@ -89,7 +87,7 @@ rule compute_signal:
             "artifacts/distill_data/processed/{{category}}/{split}",
             split=["train.source", "train.target", "val.jsonl", "val.source", "val.target"],
         ),
-        teacher=get_teacher_files,
+        teacher=model_files(experiment.get_teacher_models, "category"),
     output:
         multiext(
             "artifacts/distill_data/teacher_signal/{category}/{signal}/",
@@ -102,20 +100,19 @@ rule compute_signal:
         "logs/compute_signal/{category}.{signal}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: get_model_threads()
+    threads: job_resources.get_threads(config)
     resources:
-        gpu=get_gpus(),
+        gpu=job_resources.get_gpus(config),
         mem_mb=64000,
         runtime=2880,
     params:
-        script=get_script("compute_signal"),
-        code=get_code("compute_signal"),
-        teacher=get_teacher_digests,
+        **job("compute_signal"),
+        teacher=model_digests(experiment.get_teacher_models, "category"),
         splits=subpath(input.train, parent=True),
         folder=subpath(output.index, parent=True),
-        options=get_signal_options,
-        pace=Untracked(commands.signal_pace_flags(config)),
+        options=from_config(command_lines.signal_flags, "category", "signal"),
+        run_options=untracked(command_lines.signal_run_flags),
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --data {params.splits:q} {params.options} {params.pace}"
+        "python {params.script} --data {params.splits:q} {params.options} {params.run_options}"
         " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"

@@ -3,13 +3,15 @@
 import copy
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from running import ROOT, merge
+from running import merge
 
+import write_config_reference
 from distill.common.errors import InputError
 from distill.common.options import option
 from distill.plan import settings
@@ -143,9 +145,9 @@ ERRORS = [
     ("students: {b: {}}", "students.b.model", "missing, expected text that is not empty"),
     ("students: null", "students", "expected a mapping of keys, found None"),
     ("categories: []", "categories", "expected at least 1, found []"),
-    ("mix: null", "mix", "(nothing stands under the key: leave it out to have the defaults)"),
+    ("mix: null", "mix", "(the key has no value: remove it to use the defaults)"),
     ("teacher: {model: ''}", "teacher.model", "expected text that is not empty, found ''"),
-    ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name where answer.key is set"),
+    ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name, since answer.key is set"),
     # not in this version
     ("source: {format: parquet}", "source.format", "expected messages | alpaca, found 'parquet'"),
     ("teacher: {engine: vllm}", "teacher.engine", "expected transformers | openai, found 'vllm'"),
@@ -155,9 +157,13 @@ ERRORS = [
     # the teacher's settings beside each other
     (SERVED.replace("base_url: http://s/v1", "base_url: null"), "teacher.base_url", "http://… or https://…"),
     (SERVED.replace("http://s/v1", "localhost:8000"), "teacher.base_url", "found 'localhost:8000'"),
-    (SERVED.replace("http://s/v1", "'http://'"), "teacher.base_url", "expected an address as http://localhost:8000/v1"),
-    (SERVED.replace("http://s/v1", "'http://a b/v1'"), "teacher.base_url", "expected an address as http://localhost"),
-    (SERVED.replace("http://s/v1", "'http://s:port/v1'"), "teacher.base_url", "expected an address as http://"),
+    (
+        SERVED.replace("http://s/v1", "'http://'"),
+        "teacher.base_url",
+        "expected an address like http://localhost:8000/v1",
+    ),
+    (SERVED.replace("http://s/v1", "'http://a b/v1'"), "teacher.base_url", "expected an address like http://localhost"),
+    (SERVED.replace("http://s/v1", "'http://s:port/v1'"), "teacher.base_url", "expected an address like http://"),
     (SERVED.replace("engine: openai, ", ""), "teacher.base_url", "expected engine openai where base_url is set"),
     (SERVED.replace("engine", "overlong: skip, engine"), "teacher.overlong", "expected error with engine openai"),
     ("teacher: {api_key_env: 'my key'}", "teacher.api_key_env", "expected text that matches ^[A-Za-z_][A-Za-z0-9_]*$"),
@@ -168,10 +174,14 @@ ERRORS = [
     (SERVED.replace("seqkd", "forward_kl, signal: topk"), "students.kd.method", "expected seqkd with engine openai"),
     (SERVED.replace("seqkd", f"seqkd, model: {COPIED}"), "students.kd.model", "expected a hub id or local folder with"),
     (SERVED, "", None),
-    ("teacher: {samples: 2, generation: {temperature: 0}}", "teacher.samples", "the same answer comes again), found 2"),
-    ("teacher: {retries: 1, generation: {temperature: 0}}", "teacher.retries", "expected 0 where generation.temper"),
-    ("{answer: null, teacher: {retries: 1}}", "teacher.retries", "expected 0 where answer.key is null"),
-    ("{answer: null, teacher: {keep: best}}", "teacher.keep", "expected all where answer.key is null"),
+    (
+        "teacher: {samples: 2, generation: {temperature: 0}}",
+        "teacher.samples",
+        "(greedy decoding repeats the same answer), found 2",
+    ),
+    ("teacher: {retries: 1, generation: {temperature: 0}}", "teacher.retries", "expected 0, since generation.temper"),
+    ("{answer: null, teacher: {retries: 1}}", "teacher.retries", "expected 0, since answer.key is null"),
+    ("{answer: null, teacher: {keep: best}}", "teacher.keep", "expected all, since answer.key is null"),
     ("teacher: {samples: 3, retries: 2, keep: best}", "", None),
     # values
     ("device: gpu", "device", "expected auto | cpu | cuda, found 'gpu'"),
@@ -217,18 +227,18 @@ ERRORS = [
     (
         "evaluation: {metrics: [bleu, rougeL]}",
         "evaluation.metrics[1]",
-        "expected bleu | rouge | ppl | answer | chrf | shape | fdistill, found 'rougeL'",
+        "expected answer | ppl | bleu | chrf | rouge | fdistill | shape, found 'rougeL'",
     ),
     ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
     (
         "evaluation: {metrics: bleu}",
         "evaluation.metrics",
-        "expected a list of bleu, rouge, ppl, answer, chrf, shape, fdistill, found 'bleu'",
+        "expected a list of answer, ppl, bleu, chrf, rouge, fdistill, shape, found 'bleu'",
     ),
     ("teacher: {model: 'hf:Qwen'}", "teacher.model", "expected hf:OWNER/NAME | modelscope:OWNER/NAME, with @REVISION"),
     ("teacher: {adapter: 'hg:a/lora-{category}'}", "teacher.adapter", "expected hf:OWNER/NAME | modelscope:OWNER/NAME"),
     ("students: {kd: {model: 'hf:a/b/c'}}", "students.kd.model", "with @REVISION where it matters, found 'hf:a/b/c'"),
-    ("evaluation: {questions: [Why]}", "evaluation.system", "expected text, since there are evaluation.questions"),
+    ("evaluation: {questions: [Why]}", "evaluation.system", "expected text, since evaluation.questions is set"),
     ("evaluation: {questions: [Why, Why], system: s}", "evaluation.questions", "expected each value once"),
     # what YAML makes of it
     ("students: {kd: {train: {learning_rate: 5e-5}}}", "students.kd.train.learning_rate", "text: write 5.0e-5)"),
@@ -239,7 +249,7 @@ ERRORS = [
     (
         "teacher: {adapter: None}",
         "teacher.adapter",
-        "expected a path | null, found 'None' (YAML's word for nothing is null)",
+        "expected a path | null, found 'None' (the empty value in YAML is null)",
     ),
     ("categories: [2020]", "categories[0]", '(a number: write "2020" in quotes)'),
     ("2020: x", "2020", "expected text as a key, found 2020 (put it in quotes)"),
@@ -269,7 +279,7 @@ ERRORS = [
     ("export: [full]", "export", "expected the keys variants, license, datasets, language | null, found ['full']"),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
     # paths
-    ("source: {grpo: a.jsonl}", "source.grpo", "expected a path with {category} in it, found 'a.jsonl'"),
+    ("source: {grpo: a.jsonl}", "source.grpo", "expected a path that contains {category}, found 'a.jsonl'"),
     ("source: {sft: 'a_{cat}.jsonl'}", "source.sft", "expected {category} as the only placeholder"),
     ("teacher: {adapter: 'a/{student}'}", "teacher.adapter", "expected {category} as the only placeholder"),
     ("teacher: {model: 'a/{category}'}", "teacher.model", "expected no placeholder"),
@@ -305,7 +315,7 @@ ERRORS = [
     (
         "students: {kd: {on_policy_fraction: 1, signal: hidden}}",
         "students.kd.on_policy_fraction",
-        "expected 0 with signal hidden (only a teacher in memory, online, reads new answers), found 1",
+        "expected 0 with signal hidden: only a teacher in memory (online) can score new answers, found 1",
     ),
     ("students: {kd: {on_policy_fraction: 2}}", "students.kd.on_policy_fraction", "expected a number >= 0 and <= 1"),
     ("students: {kd: {on_policy_temperature: 0}}", "students.kd.on_policy_temperature", "expected a number > 0"),
@@ -323,18 +333,18 @@ ERRORS = [
     (
         ADAPTERS.replace("SETTINGS", f"pool: true, signal: topk, model: {COPIED}"),
         "students.kd.model",
-        "(there is no one teacher to copy)",
+        "(no single teacher can be copied)",
     ),
     (ADAPTERS.replace("SETTINGS", f"model: {COPIED}"), "", None),
     (
         "{split: {val_fraction: 0}, students: {kd: {train: {best_checkpoint: true}}}}",
         "students.kd.train.best_checkpoint",
-        "expected false where split.val_fraction is 0 (there is no validation loss), found True",
+        "expected false, since split.val_fraction is 0 (there is no validation loss), found True",
     ),
     (
         "{split: {val_fraction: 0}, students: {kd: {train: {early_stopping_patience: 2}}}}",
         "students.kd.train.early_stopping_patience",
-        "expected null where split.val_fraction is 0",
+        "expected null, since split.val_fraction is 0",
     ),
     ("students: {kd: {train: {best_checkpoint: true, early_stopping_patience: 2}}}", "", None),
     (
@@ -354,7 +364,7 @@ ERRORS = [
     (
         "students: {kd: {train: {fsdp_offload: true}}}",
         "students.kd.train.fsdp_offload",
-        "expected false with strategy ddp (nothing is shared out), found true",
+        "expected false with strategy ddp, which does not shard the weights, found true",
     ),
     (
         "students: {kd: {train: {strategy: fsdp, optimizer: adamw_bnb_8bit}}}",
@@ -370,7 +380,7 @@ ERRORS = [
     (
         "split: {val_fraction: 0.5, test_fraction: 0.5}",
         "split.val_fraction",
-        "below 1, found 0.5 + 0.5: nothing is left",
+        "below 1, found 0.5 + 0.5: no training records remain",
     ),
     ("mix: {grpo_fraction: 0, sft_fraction: 0}", "mix", "expected grpo_fraction or sft_fraction above 0"),
     (
@@ -456,11 +466,19 @@ def test_readme_explains_exactly_the_keys_of_the_schema():
         assert when, place
 
 
-def test_the_generated_files_are_up_to_date():
+def test_the_reference_is_up_to_date():
     """After a change run `python workflow/scripts/write_config_reference.py`."""
     text = (CONFIG / "README.md").read_text(encoding="utf-8")
     assert update_reference(text) == text
-    assert (ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8") == render_schema()
+
+
+def test_the_exported_schema_checks_the_examples(tmp_path):
+    shutil.copy(CONFIG / "README.md", tmp_path)
+    write_config_reference.main(["--readme", str(tmp_path / "README.md"), "--schema", str(tmp_path / "schema.yaml")])
+    schema = yaml.safe_load((tmp_path / "schema.yaml").read_text(encoding="utf-8"))
+    for path in EXAMPLES:
+        Draft202012Validator(schema).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert not Draft202012Validator(schema).is_valid({"categories": [], "teacher": {"model": "t"}, "students": {}})
 
 
 def test_a_changed_option_changes_the_reference(monkeypatch):
@@ -500,7 +518,7 @@ ALPACA = "source: {format: alpaca, path: 'data/{category}.json', system: Be brie
     [
         ("source: {format: alpaca, system: Be brief.}", "source.path: expected text, since source.format is alpaca"),
         ("source: {format: alpaca, path: 'd/{category}.json'}", "source.system: expected text"),
-        ("source: {format: alpaca, path: d.json, system: x}", "source.path: expected a path with {category} in it"),
+        ("source: {format: alpaca, path: d.json, system: x}", "source.path: expected a path that contains {category}"),
         ("mix_targets: {teacher: 0.7, original: 0.3}", "mix_targets: expected null: only source.format alpaca"),
         (ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.2}", "mix_targets: expected shares that sum to 1"),
         (ALPACA + "\nmix_targets: {teacher: 0.7}", "original"),

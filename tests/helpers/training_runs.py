@@ -1,6 +1,7 @@
 """Training runs for tests: options, splits on disk, and what came out."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from safetensors.torch import load_file
 import train_student as script
 from distill.common.files import dump_json, escape_line
 from distill.student import train_student as student_module
+from distill.student.divergences import METHODS
+from distill.student.options import LoraOptions
+from distill.student.student_run import StudentRun, read_run
 
 
 class Killed(BaseException):
@@ -24,14 +28,40 @@ def make_arguments(folder, models, method="forward_kl", out="out", data="unused"
     return [*argv, "--gradient-accumulation-steps", "2", "--learning-rate", "1e-3", "--logging-steps", "2"]
 
 
-def make_options(*arguments, **settings):
-    """The same as options of `distill.student.train_student`."""
-    return vars(script.parse_args(make_arguments(*arguments, **settings)))
+def make_run(*arguments, **settings) -> StudentRun:
+    """The same as the options of a run."""
+    return read_run(script.parse_args(make_arguments(*arguments, **settings)))
 
 
-def train_student(options, train, val):
-    """Of one category."""
-    student_module.train_student(options, [train], [val])
+def change_run(run: StudentRun, **changes) -> StudentRun:
+    """A run with other options, by their names on the command line; their values are not checked."""
+    for name, value in changes.items():
+        run = change_option(run, name, value)
+    return run
+
+
+def change_option(run, name, value):
+    if name == "lora_rank" and value is None:
+        return replace(run, lora=None)
+    if name == "method" and not METHODS[value].needs_teacher:
+        return replace(run, teacher=None, objective=replace(run.objective, method=value))
+    if name == "teacher_adapter":
+        return replace(run, teacher=replace(run.teacher, adapters=tuple(value)))
+    if name == "signal_folders":
+        return replace(run, teacher=replace(run.teacher, signal_folders=tuple(map(Path, value))))
+    for group in ("teacher", "on_policy", "lora"):
+        if name.startswith(f"{group}_"):
+            options = getattr(run, group) or LoraOptions()
+            return replace(run, **{group: replace(options, **{name.removeprefix(f"{group}_"): value})})
+    for group in ("objective", "train"):
+        if name in {one.name for one in fields(getattr(run, group))}:
+            return replace(run, **{group: replace(getattr(run, group), **{name: value})})
+    return replace(run, **{name: value})
+
+
+def train_student(run, train, val):
+    """Train on the records of one category."""
+    student_module.train_student(run, [train], [val])
 
 
 def write_splits(folder, train, val):
@@ -46,12 +76,16 @@ def write_splits(folder, train, val):
     return folder
 
 
-def weights(options):
-    return load_file(Path(options["out"]) / "model.safetensors")
+def weights(run):
+    return load_file(run.out / "model.safetensors")
 
 
-def log_lines(options):
-    return [json.loads(line) for line in (Path(options["out"]) / "training_log.jsonl").read_text().splitlines()]
+def log_lines(run):
+    return read_log(run.out)
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
 
 
 def assert_same_weights(one, other, **tolerance):

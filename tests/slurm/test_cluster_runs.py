@@ -91,7 +91,7 @@ def test_a_group_that_slurm_starts_again_asks_no_model_twice(clustered, testbed,
     assert code == 0, output
     assert testbed.restarts(job) == 1
     text = log.read_text()
-    assert re.search(r" (\d+) answers: \1 in the cache, 0 to ask for", text), text
+    assert re.search(r" (\d+) answers: \1 in the cache, 0 to generate", text), text
     name = "output/evaluation/teacher/banks.predictions.jsonl"
     assert (directory / name).read_bytes() == (clustered / name).read_bytes()
 

@@ -142,7 +142,7 @@ def wait_for_steps(directory, after):
 
     def step():
         text = log.read_text() if log.exists() else ""
-        begun = re.search(r"going on from \S+/checkpoint-(\d+)", text)
+        begun = re.search(r"resuming from \S+/checkpoint-(\d+)", text)
         begun = int(begun[1]) if begun else 0
         steps = [int(number) for number in re.findall(r" step (\d+)/\d+: ", text)]
         return steps[-1] if steps and begun >= after and steps[-1] >= begun + 5 else None
@@ -158,5 +158,5 @@ def test_a_job_near_its_time_limit_comes_back_and_not_for_ever(testbed, limited,
     wait_until(lambda: [one["JobState"] for one in testbed.ended() if one["JobId"] == job][-1:] == ["FAILED"])
     text = log.read_text()
     assert re.findall(r"^start (\d)$", text, flags=re.MULTILINE) == ["0", "1"]
-    assert text.count(f"job {job} goes back to the queue") == 1
-    assert "Slurm has started this job 1 times again: it needs a longer runtime" in text
+    assert text.count(f"job {job} is requeued") == 1
+    assert "Slurm has restarted this job 1 times: it needs a longer runtime" in text

@@ -111,7 +111,7 @@ def test_two_nodes_give_what_one_process_does_through_a_requeue_and_a_node_that_
     ended = {job["JobId"]: job["JobState"] for job in testbed.ended()}
     for name, (job, shown) in disturbed.items():
         text = (directory / f"logs/train_student/{name}/banks.log").read_text()
-        assert f"going on from artifacts/checkpoints/{name}" in text
+        assert f"resuming from artifacts/checkpoints/{name}" in text
         assert not (directory / f"artifacts/checkpoints/{name}/banks").exists()
         assert "Nodes=n[1-2]" in shown
         assert "GRES=gpu:1" in shown  # of each node
@@ -148,5 +148,5 @@ def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(testbed, prepa
     testbed.run("scontrol", "requeue", job)
     wait_until(lambda: testbed.state(job) == "COMPLETED", seconds=240, why="for the training to go on and end")
     text = (directory / "job.log").read_text()
-    assert f"checkpoint-{stopped}" in text.split("going on from ")[1].splitlines()[0]
+    assert f"checkpoint-{stopped}" in text.split("resuming from ")[1].splitlines()[0]
     assert_same_run(directory / "output/copies/banks", alone() / "output/copies/banks")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import build_tokenizer, save_model
-from training_runs import make_options
+from training_runs import change_run, make_run
 
 # Models this small gain nothing from a second thread, and wait for it where the machine is busy.
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def options(tmp_path, models):
     """Options of a training, with changes."""
 
     def make(method="forward_kl", out="out", **changes):
-        return make_options(tmp_path, models, method, out) | changes
+        return change_run(make_run(tmp_path, models, method, out), **changes)
 
     return make
 

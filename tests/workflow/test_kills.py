@@ -146,7 +146,7 @@ def test_training_goes_on_after_a_kill(slow, tmp_path, student):
     assert not (slow / target).exists()
     slow.run("--unlock")
     slow.run(target)
-    assert "going on from" in Path(slow / f"logs/train_student/{student}/banks.log").read_text()
+    assert "resuming from" in Path(slow / f"logs/train_student/{student}/banks.log").read_text()
     undisturbed.run(target)
     one, other = load_file(slow / target), load_file(undisturbed / target)
     assert all(one[name].equal(other[name]) for name in other)

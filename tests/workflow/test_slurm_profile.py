@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 import yaml
+from rules import find_directive, find_rules
 from running import ROOT, environment
 
 import make_demo_data
@@ -81,7 +82,8 @@ def test_a_training_asks_for_the_gpus_of_all_its_nodes(seven, train, expected, l
 def test_every_job_of_a_group_takes_its_one_slot(plan):
     """They come one after the other: else a group asks for the processors of several, and the time of one."""
     assert PROFILE["resources"] == ["group_slots=1"]
-    rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
-    taking = re.findall(r"^rule (\w+):\n(?:(?!rule ).*\n)*? *group_slots=1,$", rules, flags=re.MULTILINE)
+    taking = [
+        name for name in find_rules() if re.search(r"^ *group_slots=1,$", find_directive(name, "resources"), re.M)
+    ]
     assert set(taking) == {line.split("=")[0] for line in PROFILE["groups"]}
     assert all("group_slots=1" in resources for rule, resources in find_resources(plan) if rule in taking)

@@ -133,7 +133,7 @@ def test_a_prompt_longer_than_the_context(directory):
     assert (stats["prompts"], stats["overlong"], stats["generated"]) == (71, 1, 70)
     assert [record["id"] for record in read_lines(directory / TARGETS["banks"])] == list(range(70))
     logs = [path.read_text() for path in directory.path.glob("logs/generate_answers/banks.*-of-2.log")]
-    assert sum("id 70: " in text and "they are left out" in text for text in logs) == 1
+    assert sum("id 70: " in text and "they are skipped" in text for text in logs) == 1
 
 
 def save_foreign_adapter(folder):

@@ -1,5 +1,5 @@
 "use strict";
-// Without this script the page shows everything; with it, what the bar at the top leaves.
+// Search and filters in the bar at the top; without this script the page shows everything.
 (() => {
   const find = (selector, root = document) => [...root.querySelectorAll(selector)];
   const get = (id) => document.getElementById(id);
@@ -14,7 +14,7 @@
       body: answer.querySelector(".text"),
     })),
   }));
-  // Marks what was found without touching the text; where a browser has no such marks, it is only filtered.
+  // Highlights matches without changing the text; a browser without this API only filters.
   const marks = window.Highlight && CSS.highlights ? new Highlight() : null;
   if (marks) CSS.highlights.set("found", marks);
 
@@ -33,7 +33,7 @@
     );
   }
 
-  // Mark all words in a text, and scroll a long one to the first of them.
+  // Highlight all words in a text, and scroll a long text to the first match.
   function mark(body, words) {
     const node = body.firstChild;
     if (!node) return;
@@ -72,7 +72,7 @@
     }
   }
 
-  // A link may carry a search: answers.html#q=words
+  // A link can contain a search: answers.html#q=words
   function readLink() {
     const words = new URLSearchParams(location.hash.slice(1)).get("q");
     if (words !== null) query.value = words;
@@ -84,7 +84,7 @@
     clearTimeout(waiting);
     waiting = setTimeout(update, 100);
   }
-  // While an input method composes a Chinese word, the box holds its Latin letters.
+  // While an input method composes a Chinese word, the box contains Latin letters: search afterwards.
   query.addEventListener("input", (event) => event.isComposing || updateSoon());
   query.addEventListener("compositionend", updateSoon);
   get("options").addEventListener("change", update);

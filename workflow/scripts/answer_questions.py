@@ -8,13 +8,15 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.common.arguments import add_model_arguments
 from distill.common.digest import code_digest
 from distill.common.errors import run_script
 from distill.common.files import write_jsonl
+from distill.common.options import add_options
 from distill.evaluation.predict import answer_questions, find_journal, forget_others
-from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
 from distill.generation.engine import build_engine
+from distill.generation.options import EngineOptions
+from distill.generation.sampling import Sampling
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 
 logger = logging.getLogger("answer_questions")
 
@@ -27,9 +29,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--category", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--journal", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
-    add_engine_arguments(parser)
-    add_model_arguments(parser)
-    add_sampling_arguments(parser)
+    add_options(parser, EngineOptions)
+    add_options(parser, BatchOptions)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
+    add_options(parser, Sampling)
     return parser.parse_args(argv)
 
 

@@ -1,10 +1,10 @@
-"""Show whose answers the cache holds, or remove those that no configuration uses.
+"""List the cached answers of all teachers, or remove those that no configuration uses.
 
     python workflow/scripts/cache.py list
     python workflow/scripts/cache.py prune --configfile config/config.yaml --directory DIR… [--yes]
 
-Without --configfile all of the project's own count (config/*.yaml). A cache that several working directories share is
-pruned only where --directory names them. Not while a run is going on.
+Without --configfile, the project's own configurations (config/*.yaml) are used. If several working directories share a
+cache, --directory has to name all of them. Do not prune during a run.
 """
 
 import argparse
@@ -18,19 +18,33 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["list", "prune"], nargs="?", default="list")
-    parser.add_argument("--configfile", "--configfiles", type=Path, nargs="+", default=sorted(CONFIG.glob("*.yaml")))
+    parser.add_argument("command", choices=["list", "prune"], nargs="?", default="list", help="default: list")
     parser.add_argument(
-        "--directory", type=Path, nargs="+", help="all working directories that share the cache, as of snakemake"
+        "--configfile",
+        "--configfiles",
+        type=Path,
+        nargs="+",
+        default=sorted(CONFIG.glob("*.yaml")),
+        metavar="FILE",
+        help="configurations whose answers are kept (default: config/*.yaml)",
     )
-    parser.add_argument("--yes", action="store_true", help="remove, instead of saying what would be")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="all working directories that share the cache (default: this one)",
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help="remove the answers; without it, only list what would be removed"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """List or prune."""
+    """List or prune the cache."""
     args = parse_args(argv)
     files = [path.absolute() for path in args.configfile]
     uses = find_uses(files, args.directory or [Path()], generate_answers.parse_args)

@@ -11,8 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from distill.common.arguments import add_model_arguments, count
+from distill.common.arguments import count
 from distill.common.errors import run_script
+from distill.common.options import add_options
+from distill.models.options import DeviceOptions, ModelOptions
 from distill.records.splits import read_split
 
 
@@ -21,7 +23,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--signal", type=Path, required=True, help="folder of index.json")
     parser.add_argument("--data", type=Path, required=True, help="folder with the splits")
-    add_model_arguments(parser)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
     parser.add_argument("--records", type=count, default=16, help="how many are compared")
     parser.add_argument("--max-length", type=count, default=1_000_000, help="longer records are left out (tokens)")
     parser.add_argument("--seed", type=int, default=42)

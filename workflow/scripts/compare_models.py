@@ -1,6 +1,7 @@
-r"""Compare models in pairs on the same test records: differences of scores by a paired bootstrap.
+r"""Compare pairs of models on the same test records: score differences with a paired bootstrap.
 
-Writes category,model,other,metric,difference,ci_low,ci_high,p_value,n; differences are model − other.
+The columns of the table are category,model,other,metric,difference,ci_low,ci_high,p_value,n; a difference is
+model − other.
 
     python workflow/scripts/compare_models.py --predictions output/evaluation/*/*.predictions.jsonl \
         --pairs student_kd:student_kd_base student_kd:teacher --metrics ppl bleu rouge \
@@ -11,18 +12,20 @@ import argparse
 import logging
 
 from distill.common.errors import run_script
-from distill.evaluation.compare import Pair, Scoring, compare_models, load_models, sort_files
+from distill.common.options import add_options, read_options
+from distill.evaluation.compare import Pair, compare_models, load_models, sort_files
 from distill.evaluation.comparison_table import write_comparisons
-from distill.evaluation.scores import METRIC_GROUPS, TOKENIZERS
+from distill.evaluation.options import ScoringOptions
+from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
 
 
 def parse_pair(text: str) -> Pair:
-    """Two models' names with a colon between them.
+    """Parse the names of two models, separated by a colon.
 
     Raises:
-        argparse.ArgumentTypeError: another text.
+        argparse.ArgumentTypeError: the text has another form.
     """
     model, colon, other = text.partition(":")
     if not (model and colon and other) or ":" in other:
@@ -37,25 +40,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--predictions", nargs="+", required=True, metavar="FILE", help=".../MODEL/CATEGORY.predictions.jsonl"
     )
     parser.add_argument(
-        "--judged", nargs="+", default=[], metavar="FILE", help="files of judge_answers.py, for fdistill"
+        "--judged", nargs="+", default=[], metavar="FILE", help="files from judge_answers.py, for fdistill"
     )
-    parser.add_argument("--pairs", nargs="+", type=parse_pair, required=True, metavar="MODEL:OTHER")
-    parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=["answer", "ppl", "bleu", "rouge"])
-    parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
-    parser.add_argument("--tokenize", choices=TOKENIZERS, default="13a", help="of sacreBLEU; zh for Chinese")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals and no p-values")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap")
+    parser.add_argument(
+        "--pairs", nargs="+", type=parse_pair, required=True, metavar="MODEL:OTHER", help="models to compare"
+    )
+    add_options(parser, ScoringOptions)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
     parser.add_argument("--out", required=True, metavar="FILE", help="comparisons.csv")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read all predictions and write one table."""
+    """Load all predictions, compare the models and write the table."""
     args = parse_args(argv)
-    scoring = Scoring(args.metrics, args.answer_key, args.tokenize, args.bootstrap, args.seed)
     files = sort_files(args.predictions)
     records = load_models(files, args.judged, args.metrics)
-    rows = compare_models(records, args.pairs, scoring)
+    rows = compare_models(records, args.pairs, read_options(args, ScoringOptions), args.answer_key)
     write_comparisons(args.out, rows)
     logger.info("%d pairs in %d categories: %d rows -> %s", len(args.pairs), len(files), len(rows), args.out)
 

@@ -9,8 +9,10 @@ Signals that are there already are not computed again, whatever ended the run th
 import argparse
 from pathlib import Path
 
-from distill.common.arguments import add_model_arguments, batch_size, count
+from distill.common.arguments import count
 from distill.common.errors import run_script
+from distill.common.options import add_options
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.records.splits import read_split
 
 
@@ -21,8 +23,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=["hidden", "topk"], required=True)
     parser.add_argument("--top-k", type=count, help="log-probabilities a position, of topk")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[], help="that students use, of topk")
-    add_model_arguments(parser)
-    parser.add_argument("--batch-size", type=batch_size, help="auto or a number of records")
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
+    add_options(parser, BatchOptions)
     parser.add_argument("--max-length", type=count, default=1_000_000, help="longer records are left out (tokens)")
     parser.add_argument("--out", type=Path, required=True, help="folder of index.json, stats.json and the data")
     args = parser.parse_args(argv)

@@ -1,32 +1,32 @@
-"""Make a student's first weights from its teacher: evenly spaced layers, with embeddings, head and tokenizer.
+"""Initialise a student with evenly spaced layers of its teacher, and its embeddings, head and tokenizer.
 
     python workflow/scripts/copy_layers.py --model Qwen/Qwen2.5-7B-Instruct --adapter checkpoints/banks --layers 10 \
         --out artifacts/initial_students/10_layers/banks
 
-The teacher is loaded on the CPU, unquantized, its adapter merged.
+The teacher is loaded on the CPU without quantization, and its adapter is merged.
 """
 
 import argparse
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
+from distill.models.options import ModelOptions
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the teacher: hub id or local folder")
-    parser.add_argument("--adapter", help="LoRA checkpoint")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--layers", type=int, required=True, help="how many are kept, first and last among them")
-    parser.add_argument("--out", type=Path, required=True, help="the student's folder")
+    add_options(parser, ModelOptions, only=("model", "adapter", "dtype"))
+    parser.add_argument("--layers", type=int, required=True, help="Number of layers, including the first and the last.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder to write the student to.")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Copy and write."""
+    """Copy the layers and write the student."""
     args = parse_args(argv)
-    from distill.student.copy_layers import copy_layers  # torch: not before bad arguments end it
+    from distill.student.copy_layers import copy_layers  # imports torch: only after bad arguments are rejected
 
     copy_layers(args.model, args.adapter, args.dtype, args.layers, args.out)
 

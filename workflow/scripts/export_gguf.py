@@ -8,8 +8,8 @@ generates an answer. The same as `export_model.py --variant gguf`.
 
 import argparse
 
-from distill.common.arguments import add_export_arguments
 from distill.common.errors import run_script
+from distill.export.options import add_export_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

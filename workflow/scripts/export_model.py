@@ -8,9 +8,9 @@ Before the folder is published, a fresh process loads it, compares it with the s
 
 import argparse
 
-from distill.common.arguments import add_export_arguments
 from distill.common.errors import run_script
 from distill.common.variants import VARIANTS
+from distill.export.options import add_export_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -1,9 +1,9 @@
-"""Ask the teacher for its answers to a category's prompts.
+"""Generate the teacher's answers to a category's prompts.
 
     python generate_answers.py --prompts banks_teacher_prompts_base.jsonl --model Qwen/Qwen2.5-7B-Instruct \
         --out teacher_outputs_banks.jsonl --stats teacher_outputs_banks.stats.json
 
-Answers are kept one by one under --cache: a run that was stopped at any instant goes on from there.
+Answers are stored one by one under --cache: rerun the command to resume after a stop or a kill.
 """
 
 import argparse
@@ -13,44 +13,47 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.common.arguments import add_answer_arguments, add_model_arguments, count, retries
 from distill.common.errors import run_script
 from distill.common.files import write_json, write_jsonl
-from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
+from distill.common.options import add_options, read_options
 from distill.generation.engine import build_engine
-from distill.teacher.generate_answers import Asking, answer_prompts, load_prompts
+from distill.generation.options import EngineOptions
+from distill.generation.sampling import Sampling
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.records.options import AnswerFormat
+from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts
+from distill.teacher.options import AnswerOptions
 from distill.teacher.shards import parse_shard, select_shard
 
 logger = logging.getLogger("generate_answers")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stats", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("artifacts/cache/teacher"))
     parser.add_argument("--shard", type=parse_shard, metavar="I-of-N", help="answer one part of the prompts")
-    parser.add_argument("--samples", type=count, default=1, help="answers a prompt")
-    parser.add_argument("--retries", type=retries, default=0, help="times that unusable answers are asked for again")
-    parser.add_argument("--keep", choices=["all", "best"], default="all", help="usable answers of a prompt")
-    parser.add_argument("--overlong", choices=["error", "skip"], default="error", help="prompts beyond the context")
-    add_answer_arguments(parser)
-    add_engine_arguments(parser)
-    add_model_arguments(parser)
-    add_sampling_arguments(parser)
+    add_options(parser, AnswerOptions)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
+    add_options(parser, EngineOptions)
+    add_options(parser, BatchOptions)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
+    add_options(parser, Sampling)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Generate, parse and write."""
+    """Generate the answers and write them with their counts."""
     args = parse_args(argv)
     prompts = load_prompts(args.prompts)
     if args.shard:
         prompts = select_shard(prompts, args.shard)
-    asking = Asking(args.answer_key, args.samples, args.retries, args.keep, args.overlong)
-    records, stats = answer_prompts(prompts, build_engine(args), asking, args.cache)
+    settings = read_options(args, AnswerSettings)
+    records, stats = answer_prompts(prompts, build_engine(args), settings, args.cache)
     problems: Counter[str] = Counter()
 
     def note_problems(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -62,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(args.stats, stats)
     found = "".join(f"; {problem}: {count}" for problem, count in problems.most_common())
     unusable = problems.total()
-    logger.info("%d answers written: %d usable, %d not%s", written, written - unusable, unusable, found)
+    logger.info("%d answers written: %d usable, %d unusable%s", written, written - unusable, unusable, found)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,15 @@ loaded once for all of them, and reads only what it has not read before.
 import argparse
 import logging
 from pathlib import Path
+from typing import cast
 
-from distill.common.arguments import add_model_arguments, batch_size
 from distill.common.errors import run_script
 from distill.common.files import write_jsonl
+from distill.common.options import add_options
 from distill.evaluation.judge import find_models, judge
 from distill.evaluation.prediction_files import load_predictions
+from distill.generation.engine import ENGINES, ScoringEngine, build_engine
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 
 logger = logging.getLogger("judge_answers")
 
@@ -28,24 +31,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--journal", type=Path, default=Path("artifacts/judged"), help="folder of what was read before")
-    parser.add_argument("--batch-size", type=batch_size, help="auto or a number of answers")
-    add_model_arguments(parser)
+    add_options(parser, BatchOptions)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
+    engines = [name for name, kind in ENGINES.items() if kind.gives_likelihoods]
+    parser.add_argument("--engine", choices=engines, default="transformers")
+    parser.set_defaults(max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=0, seed=0)  # nothing is generated
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Judge and write."""
     args = parse_args(argv)
-    predictions = {model: load_predictions([path], []) for model, path in find_models(args.predictions).items()}
-    from distill.generation.sampling import Sampling
-    from distill.generation.transformers_engine import (
-        LocalEngine,  # torch: not before bad input ends it
-        ModelSource,
-    )
-
-    source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
-    engine = LocalEngine(source, Sampling(max_new_tokens=1, temperature=0), args.batch_size)
-    count = write_jsonl(args.out, judge(predictions, engine, args.journal))
+    predictions = {model: load_predictions([path]) for model, path in find_models(args.predictions).items()}
+    count = write_jsonl(args.out, judge(predictions, cast(ScoringEngine, build_engine(args)), args.journal))
     logger.info("%d judged answers of %d models -> %s", count, len(predictions), args.out)
 
 

@@ -1,4 +1,4 @@
-"""Turn mixed records into the prompts that the teacher is asked, with their labels.
+"""Convert mixed records to prompts for the teacher, with their labels.
 
 python workflow/scripts/make_prompts.py --mix artifacts/distill_data/raw/train_mix_banks.jsonl \
     --label-fields holding_log_delta label_log_delta label_delta --answer-key holding_log_delta \
@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
+from distill.records.options import AnswerFormat
 from distill.records.prompts import make_prompts
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mix", required=True, type=Path, help="mixed records (JSONL), as mix_records.py writes them")
-    parser.add_argument("--label-fields", nargs="*", default=[], help="fields with the true value, first one wins")
-    parser.add_argument("--answer-key", default="", help="key of the value in an SFT answer; empty: it gives no label")
-    parser.add_argument("--out", required=True, type=Path, help="prompts (JSONL)")
+    parser.add_argument("--mix", required=True, type=Path, help="mixed records (JSONL)")
+    add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
+    parser.add_argument("--out", required=True, type=Path, help="output: prompts (JSONL)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the prompts of one category."""
+    """Write the prompts of one category."""
     args = parse_args(argv)
     make_prompts(args.mix, args.label_fields, args.answer_key or None, args.out)
 

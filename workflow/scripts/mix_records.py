@@ -11,26 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
-from distill.common.hashing import parse_fraction
+from distill.common.options import add_options
 from distill.records.mix import Labels, Source, mix_records
+from distill.records.options import AnswerFormat, MixOptions
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--category", required=True, help="name of the category, for messages")
-    parser.add_argument("--grpo", nargs="?", type=Path, help="raw GRPO records (JSONL); not read where the share is 0")
-    parser.add_argument("--sft", nargs="?", type=Path, help="raw SFT records (JSONL); not read where the share is 0")
-    parser.add_argument("--grpo-fraction", required=True, type=parse_fraction, help="share of the GRPO records, 0 to 1")
-    parser.add_argument("--sft-fraction", required=True, type=parse_fraction, help="share of the SFT records, 0 to 1")
-    parser.add_argument("--seed", required=True, type=int, help="decides which records are taken")
-    parser.add_argument("--label-fields", nargs="*", default=[], help="fields with the true value, first one wins")
-    parser.add_argument("--answer-key", default="", help="key of the value in an SFT answer; empty: it gives no label")
-    parser.add_argument("--out", required=True, type=Path, help="mixed records (JSONL)")
+    parser.add_argument("--category", required=True, help="name of the category, used in messages")
+    parser.add_argument(
+        "--grpo", nargs="?", type=Path, help="raw GRPO records (JSONL); not needed if their fraction is 0"
+    )
+    parser.add_argument(
+        "--sft", nargs="?", type=Path, help="raw SFT records (JSONL); not needed if their fraction is 0"
+    )
+    add_options(parser, MixOptions)
+    add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
+    parser.add_argument("--out", required=True, type=Path, help="output: mixed records (JSONL)")
     args = parser.parse_args(argv)
     for origin in ("grpo", "sft"):
         if getattr(args, f"{origin}_fraction") and not getattr(args, origin):
-            parser.error(f"--{origin} is needed where --{origin}-fraction is above 0")
+            parser.error(f"--{origin} is required if --{origin}-fraction is above 0")
     return args
 
 

@@ -10,13 +10,16 @@ import argparse
 import logging
 from pathlib import Path
 
-from distill.common.arguments import add_answer_arguments, add_model_arguments
 from distill.common.digest import code_digest
 from distill.common.errors import InputError, run_script
 from distill.common.files import write_jsonl
+from distill.common.options import add_options
 from distill.evaluation.predict import find_journal, forget_others, predict
-from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
-from distill.generation.engine import build_engine
+from distill.generation.engine import ENGINES, build_engine
+from distill.generation.options import EngineOptions
+from distill.generation.sampling import Sampling
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.records.options import AnswerFormat
 from distill.records.splits import read_split
 
 logger = logging.getLogger("predict_answers")
@@ -30,18 +33,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=True, help="as perplexity needs")
     parser.add_argument("--journal", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
-    add_answer_arguments(parser)
-    add_engine_arguments(parser)
-    add_model_arguments(parser)
-    add_sampling_arguments(parser)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
+    add_options(parser, EngineOptions)
+    add_options(parser, BatchOptions)
+    add_options(parser, ModelOptions)
+    add_options(parser, DeviceOptions)
+    add_options(parser, Sampling)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Predict and write."""
     args = parse_args(argv)
-    if args.likelihood and args.engine == "openai":
-        raise InputError("--likelihood: expected --no-likelihood with --engine openai, which gives answers alone")
+    if args.likelihood and not ENGINES[args.engine].gives_likelihoods:
+        raise InputError(
+            f"--likelihood: expected --no-likelihood with --engine {args.engine}, which gives answers only"
+        )
     records = read_split(args.test.parent, args.test.stem)
     engine = build_engine(args)
     journal = find_journal(args.journal, args.out, code_digest(Path(__file__)))

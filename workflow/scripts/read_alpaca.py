@@ -1,9 +1,9 @@
-"""Check a category's questions in Alpaca format and write them as records with messages.
+"""Check a category's questions in Alpaca format and convert them to mixed records.
 
 python workflow/scripts/read_alpaca.py --category scriptures --questions data/scriptures.json \
     --system "You answer questions about scriptures." --out artifacts/distill_data/raw/train_mix_scriptures.jsonl
 
-The file is a JSON array or JSONL of objects with instruction, input and output; it may be larger than memory.
+The file is a JSON array or JSONL of objects with instruction, input and output. It may be larger than memory.
 """
 
 import argparse
@@ -15,12 +15,14 @@ from distill.records.alpaca import read_alpaca
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--category", required=True, help="name of the category, for messages")
-    parser.add_argument("--questions", required=True, type=Path, help="JSON array or JSONL in Alpaca format")
-    parser.add_argument("--system", required=True, help="system text of questions that have none of their own")
-    parser.add_argument("--out", required=True, type=Path, help="mixed records (JSONL)")
+    parser.add_argument("--category", required=True, help="name of the category, used in messages")
+    parser.add_argument(
+        "--questions", required=True, type=Path, help="questions in Alpaca format (JSON array or JSONL)"
+    )
+    parser.add_argument("--system", required=True, help="system prompt of questions that have none of their own")
+    parser.add_argument("--out", required=True, type=Path, help="output: mixed records (JSONL)")
     return parser.parse_args(argv)
 
 

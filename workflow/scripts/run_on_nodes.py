@@ -1,11 +1,12 @@
-"""Run a training script on all nodes of a Slurm job, one process a GPU: srun starts torchrun once a node.
+"""Run a training script on all nodes of a Slurm job, with one process per GPU: srun starts torchrun on each node.
 
     python run_on_nodes.py --nodes 2 --gpus 1 --cpus 4 train_student.py --data processed/banks …
 
-Without a Slurm job of several nodes it runs on this machine alone, with as many processes as GPUs are asked for and
-are there, and with one where none is: how many there are changes no result. SIGTERM and SIGUSR1 reach every process,
-however they are sent, and what the processes end with is what the command ends with: 143 where they were stopped
-(torchrun alone makes 1 of all, and kills them 30 seconds after a signal).
+Outside a Slurm job with several nodes, it runs on this machine alone, with one process per requested and available GPU,
+or a single process without a GPU. The number of processes does not affect the result.
+
+SIGTERM and SIGUSR1 are forwarded to every process. The exit code is that of the processes: 143 if they were stopped.
+(torchrun alone exits with 1 in every case, and kills the processes 30 seconds after a signal.)
 """
 
 import argparse
@@ -22,37 +23,39 @@ from distill.common.errors import run_script
 logger = logging.getLogger(__name__)
 
 STOPPED = 128 + signal.SIGTERM
-TOLD = (signal.SIGTERM, signal.SIGUSR1)
-FIRST_PORT, PORTS = 20000, 10000  # one a Slurm job, for jobs that share a node
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+FIRST_PORT, PORTS = 20000, 10000  # each Slurm job has its own port, since jobs may share a node
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; what follows the script is the script's own."""
+    """Parse the command line; arguments after the script are passed to it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--gpus", type=int, default=1, help="of a node")
-    parser.add_argument("--cpus", type=int, default=1, help="of a node")
-    parser.add_argument("--join", metavar="HOST:PORT", help="of the first node; srun gives it to each one")
-    parser.add_argument("script")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.add_argument("--nodes", type=int, required=True, help="number of nodes")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs per node")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs per node")
+    parser.add_argument(
+        "--join", metavar="HOST:PORT", help="address of the first node; set for the processes that srun starts"
+    )
+    parser.add_argument("script", help="training script to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     return parser.parse_args(argv)
 
 
 def start_nodes(args: argparse.Namespace, job: int) -> None:
-    """Become the srun that starts this script once on each node of a job; its exit code is the largest of theirs."""
+    """Replace this process by srun, which runs this script on each node and exits with the largest exit code."""
     address = f"{socket.gethostname()}:{FIRST_PORT + job % PORTS}"
     step = [f"--nodes={args.nodes}", f"--ntasks={args.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={args.cpus}"]
-    # A process that fails leaves the others waiting for it.
+    # Without --kill-on-bad-exit, the other processes would wait for a failed one.
     command = ["srun", *step, "--kill-on-bad-exit=1", sys.executable, __file__]
     command += ["--nodes", str(args.nodes), "--gpus", str(args.gpus), "--join", address, args.script, *args.arguments]
-    logger.info("training on %d nodes, the first is %s", args.nodes, address)
+    logger.info("training on %d nodes; address of the first: %s", args.nodes, address)
     os.execvp("srun", command)
 
 
 def forward(number: int, _: Any) -> None:
-    """Send a signal on to torchrun's children; where there are none yet, this is the end."""
+    """Forward a signal to torchrun's child processes; exit if there are none yet."""
     import psutil
 
     children = psutil.Process().children()
@@ -63,7 +66,7 @@ def forward(number: int, _: Any) -> None:
 
 
 def count_processes(gpus: int) -> int:
-    """One a GPU of this job, one without; outside of Slurm one a GPU that is asked for and is there."""
+    """Return the number of processes: one per GPU of the Slurm job or, outside Slurm, per requested available GPU."""
     if on_node := os.environ.get("SLURM_GPUS_ON_NODE"):
         return max(int(on_node), 1)
     import torch
@@ -72,7 +75,7 @@ def count_processes(gpus: int) -> int:
 
 
 def get_group(args: argparse.Namespace) -> list[str]:
-    """How torchrun finds the other nodes; on one machine there are none."""
+    """Return the torchrun options that connect the nodes."""
     if not args.join:
         return ["--standalone"]
     host, port = args.join.rsplit(":", 1)
@@ -81,11 +84,11 @@ def get_group(args: argparse.Namespace) -> list[str]:
 
 
 def start_processes(args: argparse.Namespace, processes: int) -> int:
-    """This node's part: torchrun; the exit code."""
+    """Run torchrun on this node and return the exit code."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    for number in TOLD:
+    for number in STOP_SIGNALS:
         signal.signal(number, forward)
     group = [*get_group(args), "--nproc-per-node", str(processes)]
     try:
@@ -97,29 +100,33 @@ def start_processes(args: argparse.Namespace, processes: int) -> int:
 
 
 def choose_exit_code(codes: Iterable[int]) -> int:
-    """One for all processes of a node: a failure before a stop, since torchrun ends the others where one has failed.
+    """Choose the exit code of a node: that of a failure if there is one, since torchrun then stops the other processes.
 
     Args:
-        codes: a process that signal n has ended has -n.
+        codes: exit codes of the processes; -n if signal n ended the process.
     """
-    found = {STOPPED if -code in TOLD else code if code >= 0 else 128 - code for code in codes}
+    found = {STOPPED if -code in STOP_SIGNALS else code if code >= 0 else 128 - code for code in codes}
     return min(found - {STOPPED}, default=STOPPED)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Start the nodes, be one of them, or run the script here."""
+    """Start the nodes, run as one of them, or run the script on this machine."""
     args = parse_args(argv)
     if args.join:
         sys.exit(start_processes(args, count_processes(args.gpus)))
-    # Inside a job Snakemake's plugin takes the number of nodes away, and has asked for as many itself.
+    # Snakemake's plugin unsets SLURM_JOB_NUM_NODES in the job, which it submitted with the right number of nodes.
     has_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", args.nodes)) >= args.nodes
     if args.nodes > 1 and (job := os.environ.get("SLURM_JOB_ID")) and has_nodes:
         start_nodes(args, int(job))
     processes = count_processes(args.gpus)
     if args.nodes > 1:
-        logger.warning("nodes: %d, and this is no Slurm job of as many: training on this machine alone", args.nodes)
+        logger.warning(
+            "nodes is %d, but this is not a Slurm job with as many nodes: training on this machine alone", args.nodes
+        )
     if processes < args.gpus:
-        logger.warning("gpus_per_node: %d, and %d of them are here: %d train", args.gpus, processes, processes)
+        logger.warning(
+            "gpus_per_node is %d, but fewer GPUs are available: training with %d processes", args.gpus, processes
+        )
     if processes > 1:
         sys.exit(start_processes(args, processes))
     os.execv(sys.executable, [sys.executable, args.script, *args.arguments])

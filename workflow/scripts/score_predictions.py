@@ -1,6 +1,4 @@
-r"""Score predictions: errors of the value, likelihoods, BLEU, ROUGE, chrF and the answers' shape.
-
-Scores have 95 % bootstrap intervals over the records.
+r"""Score predictions, with 95 % bootstrap intervals over the records.
 
 Several prediction files are pooled into one set of scores.
 
@@ -16,8 +14,12 @@ from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.files import write_json
+from distill.common.options import add_options, read_options
+from distill.evaluation.metrics import needs_likelihoods
+from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import add_judgements, load_predictions, write_lines
-from distill.evaluation.scores import METRIC_GROUPS, TOKENIZERS, score_records
+from distill.evaluation.scores import score_records
+from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
 
@@ -26,33 +28,30 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="predictions.jsonl")
-    parser.add_argument("--judged", nargs="+", metavar="FILE", help="files of judge_answers.py, for fdistill")
-    parser.add_argument("--metrics", nargs="+", choices=METRIC_GROUPS, default=["answer", "ppl", "bleu", "rouge"])
-    parser.add_argument("--answer-key", default="", help="key of the answer; empty: no contract, no answer metrics")
-    parser.add_argument("--tokenize", choices=TOKENIZERS, default="13a", help="of sacreBLEU; zh for Chinese")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap")
+    parser.add_argument("--judged", nargs="+", metavar="FILE", help="files from judge_answers.py, for fdistill")
+    add_options(parser, ScoringOptions)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
-    parser.add_argument("--answers-out", metavar="FILE", help="text file of the answers, one a line, for other scorers")
-    parser.add_argument("--references-out", metavar="FILE", help="the same of the references, in the same order")
+    parser.add_argument("--answers-out", metavar="FILE", help="text file with one answer per line, for other scorers")
+    parser.add_argument("--references-out", metavar="FILE", help="text file with the references, in the same order")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Score the predictions and write one metrics file."""
+    """Score the predictions and write the metrics file."""
     args = parse_args(argv)
-    records = load_predictions(args.predictions, args.metrics)
+    records = load_predictions(args.predictions, needs_likelihoods(args.metrics))
     if args.judged:
         (model,) = {Path(path).parent.name for path in args.predictions}
         add_judgements(records, model, args.judged)
-    scores = score_records(records, args.metrics, args.answer_key, args.tokenize, args.bootstrap, args.seed)
+    scores = score_records(records, read_options(args, ScoringOptions), args.answer_key)
     for field, path in (("prediction", args.answers_out), ("reference", args.references_out)):
         if path:
             write_lines(records, field, path)
     write_json(args.out, scores)
     counts = scores["counts"]
     logger.info(
-        "scored %d records of %d file(s): %d usable, %d not usable, %d cut off by the length limit -> %s",
+        "scored %d records from %d file(s): %d usable, %d not usable, %d truncated at the length limit -> %s",
         counts["records"],
         len(args.predictions),
         counts["usable"],

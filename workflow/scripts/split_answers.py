@@ -1,4 +1,4 @@
-"""Split the teacher's usable answers into train, val and test by the identity of their prompts.
+"""Split the teacher's usable answers into train, val and test by a hash of their prompts.
 
 python workflow/scripts/split_answers.py --answers artifacts/distill_data/raw/teacher_outputs_banks.jsonl \
     --val-fraction 0.1 --test-fraction 0.1 --seed 42 --out artifacts/distill_data/processed/banks
@@ -11,19 +11,19 @@ from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.hashing import parse_fraction
+from distill.common.options import add_options
+from distill.records.options import SplitOptions
 from distill.records.splits import split_answers
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answers", required=True, type=Path, help="the teacher's answers (JSONL)")
-    parser.add_argument("--val-fraction", required=True, type=parse_fraction, help="share of the records, 0 to 1")
-    parser.add_argument("--test-fraction", required=True, type=parse_fraction, help="share of the records, 0 to 1")
-    parser.add_argument("--seed", required=True, type=int, help="decides where a record goes")
-    share = "share of the prompts in train and val whose target is the original answer, 0 to 1"
+    parser.add_argument("--answers", required=True, type=Path, help="answers of the teacher (JSONL)")
+    add_options(parser, SplitOptions)
+    share = "share of the train and val prompts whose target is the original answer, 0 to 1"
     parser.add_argument("--original-fraction", type=parse_fraction, default=Fraction(0), help=share)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the nine files")
+    parser.add_argument("--out", required=True, type=Path, help="output folder: {train,val,test}.{jsonl,source,target}")
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
 from distill.demo.arguments import add_demo_arguments
+from distill.demo.options import DemoAdapter
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -18,9 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the model that the adapter is for")
     parser.add_argument("--out", type=Path, required=True, help="the adapter's folder")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    add_options(parser, DemoAdapter)
     add_demo_arguments(parser)
     return parser.parse_args(argv)
 

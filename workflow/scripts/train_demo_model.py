@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
 from distill.demo.arguments import add_demo_arguments
+from distill.demo.options import DemoTeacher
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -18,15 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of train_demo_tokenizer.py")
     parser.add_argument("--out", type=Path, required=True, help="the model's folder")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=128, help="width, a multiple of twice the heads")
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--intermediate", type=int, default=256, help="width inside the feed-forward layers")
-    parser.add_argument("--vocab-size", type=int, default=1088, help="rows of the embedding: the tokenizer's, or more")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--min-coverage", type=float, help="share of held-out prompts to be answered in the format")
-    parser.add_argument("--max-rounds", type=int, default=3, help="rounds of --steps to reach --min-coverage in")
+    add_options(parser, DemoTeacher, defaults={"min_coverage": None})
     add_demo_arguments(parser)
     return parser.parse_args(argv)
 

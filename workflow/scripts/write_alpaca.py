@@ -1,9 +1,9 @@
-r"""Write the targets of train and val in Alpaca format, and the dataset_info.json that LLaMA-Factory reads beside them.
+r"""Write the train and val splits in Alpaca format, with the dataset_info.json that LLaMA-Factory reads.
 
     python write_alpaca.py --data artifacts/distill_data/processed/qa --name qa \
         --out artifacts/distill_data/processed/qa
 
-Several folders are put together, for a student of all categories.
+Several folders are concatenated, for a student of all categories.
 """
 
 import argparse
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="with the splits")
-    parser.add_argument("--name", required=True, help="of the datasets: NAME_train, NAME_val")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="folders with the splits")
+    parser.add_argument("--name", required=True, help="prefix of the dataset names, NAME_train and NAME_val")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write."""
+    """Write the datasets."""
     args = parse_args(argv)
     splits = {share: [record for folder in args.data for record in read_split(folder, share)] for share in SHARES}
     counts = write_datasets(args.name, splits, args.out)

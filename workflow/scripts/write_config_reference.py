@@ -1,8 +1,9 @@
-"""Update the generated files that describe the configuration: the tables of config/README.md and the JSON schema.
+"""Write what describes the configuration: the tables of config/README.md and the JSON schema for editors.
 
     python workflow/scripts/write_config_reference.py
 
 Run it after changing an option, an allowed value, or a registered method, engine, metric, variant or source format.
+`make setup` also runs it, for the schema, which is not kept in git.
 """
 
 import argparse

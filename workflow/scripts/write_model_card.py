@@ -11,9 +11,11 @@ import logging
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
 from distill.common.variants import VARIANTS, get_evaluated_name
 from distill.evaluation.score_table import gather_scores
 from distill.export.model_card import Exported, write_card
+from distill.export.options import CardOptions
 
 logger = logging.getLogger("write_model_card")
 
@@ -32,9 +34,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--base-model", help="the student before distillation, unless it consists of copied layers")
     parser.add_argument("--teacher", required=True, help="model of the teacher")
-    parser.add_argument("--license", help="by the hub's name for it")
-    parser.add_argument("--datasets", nargs="+", default=[], metavar="ID")
-    parser.add_argument("--language", nargs="+", default=[], metavar="CODE")
+    add_options(parser, CardOptions)
     parser.add_argument("--config-digest", required=True, help="digest of the settings that determine the student")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model card to write")
     return parser.parse_args(argv)

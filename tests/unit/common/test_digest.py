@@ -1,4 +1,4 @@
-"""The code digest: what changes it and what does not."""
+"""The digest of code: what changes it and what does not."""
 
 import shutil
 import textwrap
@@ -35,7 +35,7 @@ COUNT = 0
 
 
 def digest(folder: Path, script: str = SCRIPT, **modules: str) -> str:
-    """The digest of a project in a folder of its own, since digests are kept by path."""
+    """Return the digest of a project in a new folder, since digests are cached by path."""
     global COUNT
     COUNT += 1
     root = folder / f"checkout{COUNT}"
@@ -147,7 +147,7 @@ def test_syntax_error_names_file_and_line(tmp_path):
 
 
 def test_scripts_of_the_data_path_depend_on_no_training_code(tmp_path):
-    """Editing the losses must not mix, prompt or split anew."""
+    """Editing the losses must not rerun the data steps."""
     before = {name: code_digest(SCRIPTS / f"{name}.py") for name in ("mix_records", "make_prompts", "split_answers")}
     shutil.copytree(SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     for module in (tmp_path / "scripts" / "distill").rglob("*.py"):
@@ -179,7 +179,7 @@ def test_the_wording_of_messages_does_not_count(tmp_path):
 @pytest.mark.parametrize(
     ("script", "free_of"),
     [
-        # On-policy students write answers of their own, so that generation is theirs, too.
+        # On-policy students generate answers, so training depends on generation.
         (
             "train_student",
             {
@@ -203,7 +203,7 @@ def test_the_wording_of_messages_does_not_count(tmp_path):
                 "teacher/generate_answers",
             },
         ),
-        # Predictions are kept by the teacher's means until all are there, so that its cache is theirs, too.
+        # Unfinished predictions are in the answer cache, so they depend on it.
         (
             "predict_answers",
             {
@@ -230,7 +230,7 @@ def test_the_wording_of_messages_does_not_count(tmp_path):
     ],
 )
 def test_a_step_depends_on_its_own_modules(tmp_path, script, free_of):
-    """Work on one step's speed must not run the others again."""
+    """Editing one step's modules must not rerun the other steps."""
     for name in sorted(free_of):
         root = tmp_path / name.replace("/", "_")
         shutil.copytree(SCRIPTS, root, ignore=shutil.ignore_patterns("__pycache__"))
@@ -238,3 +238,27 @@ def test_a_step_depends_on_its_own_modules(tmp_path, script, free_of):
         assert module.is_file(), name
         module.write_text("CHANGED = True\n")
         assert code_digest(root / f"{script}.py") == code_digest(SCRIPTS / f"{script}.py"), name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "counts"),
+    [
+        ('add_argument("--a", help="old", default=1)', 'add_argument("--a", help="new", default=1)', False),
+        ('add_argument("--a", help="old", default=1)', 'add_argument("--a", help="old", default=2)', True),
+        ('option("Old.", 1, minimum=0, when="Never.")', 'option("New.", 1, minimum=0, when="Always.")', False),
+        ('option("Old.", 1, minimum=0)', 'option("Old.", 2, minimum=0)', True),
+        ('group("Old.", None)', 'group("New.", None)', False),
+        ('Entry(description="Old.", rule="a")', 'Entry(description="New.", rule="a")', False),
+        ('Entry(description="Old.", rule="a")', 'Entry(description="Old.", rule="b")', True),
+        ('describe("Old.")', 'describe("New.")', True),
+    ],
+)
+def test_help_texts_do_not_count(tmp_path, before, after, counts):
+    """A better description of an option must not train students again."""
+    digests = []
+    for place, code in (("before", before), ("after", after)):
+        script = tmp_path / place / "script.py"
+        script.parent.mkdir()
+        script.write_text(f"x = {code}\n")
+        digests.append(code_digest(script))
+    assert (digests[0] != digests[1]) == counts

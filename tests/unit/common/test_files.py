@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, lines survive escaping, and bad input is named by file and line."""
+"""Files: atomic writes, escaped lines, and errors that name file and line."""
 
 import json
 import os

@@ -14,7 +14,7 @@ from distill.common.errors import InputError
 from distill.evaluation.bootstrap import Resampled, Statistic, draw_weights, resample_all
 from distill.evaluation.compare import compare_metric, two_sided_p
 from distill.evaluation.comparison_table import Comparison, read_comparisons, write_comparisons
-from distill.evaluation.scores import weighted_mean
+from distill.evaluation.formulas import weighted_mean
 from distill.plan.experiment import get_compared_models
 from distill.plan.schema import check_config
 

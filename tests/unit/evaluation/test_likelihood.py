@@ -2,20 +2,24 @@
 
 import pytest
 import torch
-from tiny import build_model
+from tiny import save_model
 
 from distill.evaluation.likelihood import answer_likelihoods
+from distill.generation.sampling import Sampling
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.chat import encode_completion, encode_prompt
 from distill.models.completions import score_rows
 
 
-def test_sums_equal_a_record_by_record_computation(tokenizer, prompts):
-    model = build_model(scale=3.0)
+def test_sums_equal_a_record_by_record_computation(tmp_path, tokenizer, prompts):
+    source = ModelSource(save_model(tmp_path / "model", tokenizer, scale=3.0), dtype="float32", device="cpu")
+    engine = TransformersEngine(source, Sampling(), batch_size=3)
+    model = engine.model
     tests = [
         prompt | {"answer": f"me {number} more" * (number + 1), "is_whole": number % 2 == 0}
         for number, prompt in enumerate(prompts)
     ]
-    found = answer_likelihoods(model, tokenizer, tests, batch_size=3)
+    found = answer_likelihoods(engine, tests)
     for test, (nll, tokens, hits) in zip(tests, found, strict=True):
         start = encode_prompt(tokenizer, test["system"], test["prompt"])
         end = encode_completion(tokenizer, test["answer"], test["is_whole"])

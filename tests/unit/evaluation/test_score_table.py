@@ -76,7 +76,9 @@ def test_names_with_separators_come_back(tmp_path):
 def test_two_files_for_one_model_and_category(tmp_path):
     first = write_metrics(tmp_path / "a", "small", "banks", mae=(1.0, [0.5, 1.5], 9))
     second = write_metrics(tmp_path / "b", "small", "banks", mae=(1.0, [0.5, 1.5], 9))
-    with pytest.raises(InputError, match=re.escape(f"{second}: model and category are those of {first}")):
+    with pytest.raises(
+        InputError, match=re.escape(f"{second}: expected one file per model and category, found {first} before")
+    ):
         gather_scores([first, second])
 
 

@@ -16,17 +16,12 @@ from scipy import stats
 import score_predictions
 from distill.common.errors import InputError
 from distill.evaluation.bootstrap import Statistic, draw_weights, estimate_all, percentile_interval
+from distill.evaluation.formulas import perplexity, r_squared, spearman, weighted_mean
+from distill.evaluation.metrics import needs_likelihoods
+from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import load_predictions
-from distill.evaluation.scores import (
-    corpus_bleu,
-    count_bleu_matches,
-    perplexity,
-    r_squared,
-    score_records,
-    spearman,
-    weighted_mean,
-)
-from distill.evaluation.text_metrics import AnyScriptTokenizer, rouge_f1
+from distill.evaluation.scores import score_records
+from distill.evaluation.text_metrics import AnyScriptTokenizer, corpus_bleu, count_bleu_matches, rouge_f1
 
 WORDS = ["me", "profit", "beta", "holding", "rises", "falls", "by", "3", "12", "%", ",", ".", "→", "<answer>"]
 
@@ -81,7 +76,7 @@ def make_records(count, seed=0):
 
 
 def score(records, metrics=("bleu", "rouge", "ppl", "answer"), key="holding_log_delta", tokenize="13a", resamples=200):
-    return score_records(records, metrics, key, tokenize, resamples, seed=7)
+    return score_records(records, ScoringOptions(list(metrics), tokenize, resamples, seed=7), key)
 
 
 def write(path, records):
@@ -296,9 +291,9 @@ def test_same_seed_same_scores_in_any_order_of_records_and_files(tmp_path):
     records = make_records(30)
     forward = [write(tmp_path / "a", records[:10]), write(tmp_path / "b", records[10:])]
     backward = [write(tmp_path / "c", records[::-1][:12]), write(tmp_path / "d", records[::-1][12:])]
-    scores = [score(load_predictions(paths, ["ppl"])) for paths in (forward, forward[::-1], backward)]
+    scores = [score(load_predictions(paths, True)) for paths in (forward, forward[::-1], backward)]
     assert scores[0] == scores[1] == scores[2]
-    other_seed = score_records(load_predictions(forward, []), ["answer"], "key", "13a", 200, seed=8)
+    other_seed = score_records(load_predictions(forward), ScoringOptions(["answer"], "13a", 200, seed=8), "key")
     assert other_seed["mae"] == scores[0]["mae"]
     assert other_seed["intervals"]["mae"] != scores[0]["intervals"]["mae"]
 
@@ -323,7 +318,7 @@ def test_all_problems_are_named_at_once(tmp_path):
     del records[1]["prediction"]
     path = write(tmp_path / "bad.jsonl", records)
     with pytest.raises(InputError) as error:
-        load_predictions([path, write(tmp_path / "empty.jsonl", [])], ["ppl"])
+        load_predictions([path, write(tmp_path / "empty.jsonl", [])], True)
     message = str(error.value)
     assert message.startswith("5 problems in the predictions")
     assert f"{path}:1: usable: expected true or false, found 'yes'" in message
@@ -335,7 +330,7 @@ def test_all_problems_are_named_at_once(tmp_path):
 
 def test_nll_is_needed_for_perplexity_only(tmp_path):
     path = write(tmp_path / "a.jsonl", [make_record(nll=None, nll_tokens=0)])
-    assert len(load_predictions([path], ["bleu", "rouge", "answer"])) == 1
+    assert len(load_predictions([path], needs_likelihoods(["bleu", "rouge", "answer"]))) == 1
 
 
 def test_scoring_loads_no_heavy_library():

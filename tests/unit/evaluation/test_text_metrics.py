@@ -11,8 +11,15 @@ import sacrebleu
 from sacrebleu.metrics.chrf import CHRF
 
 import score_predictions
-from distill.evaluation.scores import corpus_chrf, count_chrf_matches, score_records
-from distill.evaluation.text_metrics import build_shape_statistics, count_repeated, split_tokens
+from distill.evaluation.options import ScoringOptions
+from distill.evaluation.scores import score_records
+from distill.evaluation.text_metrics import (
+    build_shape_statistics,
+    corpus_chrf,
+    count_chrf_matches,
+    count_repeated,
+    split_tokens,
+)
 
 CHINESE = ["诸法因缘而生，", "诸行无常。", "心如明镜台", "时时勤拂拭", "profit 3 %", "me ↑"]
 
@@ -28,7 +35,7 @@ def make_records(count, seed=0):
 
 
 def score(records, *metrics, resamples=0):
-    return score_records(records, metrics, "", "zh", resamples, 42)
+    return score_records(records, ScoringOptions(list(metrics), "zh", resamples, 42), "")
 
 
 def test_chrf_of_a_resample_is_sacrebleus():

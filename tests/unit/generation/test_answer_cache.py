@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from running import SCRIPTS, run_python
 
+from distill.common import journal
 from distill.common.errors import InputError
 from distill.generation import answer_cache as cache
 from distill.generation.answer_cache import DESCRIPTION, CacheWriter, iterate_answers, read_cache
@@ -94,14 +95,15 @@ def test_what_is_no_answer_is_passed_over_with_file_and_line(tmp_path, caplog, b
     write(tmp_path / "two.jsonl", answer("c"))
     assert set(read_cache(tmp_path)) == {("a", 0), ("b", 0), ("c", 0)}
     (warning,) = caplog.messages
-    assert f"{tmp_path / 'one.jsonl'}: no whole answer in line 3: passed over" in warning
+    assert f"{tmp_path / 'one.jsonl'}: line 3: expected an answer" in warning
+    assert warning.endswith("skipped")
 
 
 def test_answers_after_a_bad_line_count_and_many_bad_ones_are_told_once(tmp_path, caplog):
     write(tmp_path / "one.jsonl", *[b"garbage\n"] * 8, answer("a"))
     assert read_cache(tmp_path) == by_key(answer("a"))
     (warning,) = caplog.messages
-    assert "in line 1, 2, 3, 4, 5, …: passed over" in warning
+    assert "one.jsonl: line 1, 2, 3, 4, 5, …: expected an answer" in warning
 
 
 def test_the_first_answer_wins(tmp_path):
@@ -187,7 +189,7 @@ with CacheWriter(Path(sys.argv[1])) as writer:
 def test_answers_one_by_one_do_not_wait_for_the_disk_each(tmp_path, monkeypatch):
     synced, now = [], [100.0]
     fsync = os.fsync
-    monkeypatch.setattr(cache.os, "fsync", lambda file: synced.append(os.fstat(file).st_size) or fsync(file))
+    monkeypatch.setattr(journal.os, "fsync", lambda file: synced.append(os.fstat(file).st_size) or fsync(file))
     monkeypatch.setattr(cache.time, "monotonic", lambda: now[0])
     with CacheWriter(tmp_path) as writer:
         for number in range(30):  # ten a second
@@ -252,13 +254,13 @@ def test_a_file_that_may_not_grow_keeps_its_whole_lines(tmp_path, limit):
     found = read_cache(tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert f"{tmp_path}: a teacher answer cannot be kept: File too large" in done.stderr
+    assert f"{tmp_path}: cannot store a teacher answer: File too large" in done.stderr
     assert "ulimit -f" in done.stderr
-    assert "the same command: it goes on from there" in done.stderr
+    assert "rerun the same command to resume" in done.stderr
     if path is None:
-        assert "holds no answer yet" in done.stderr
+        assert "has no answer yet" in done.stderr
         return
-    assert f"{len(found)} of this job's answers are kept in {path}" in done.stderr
+    assert f"{len(found)} of this job's answers are stored in {path}" in done.stderr
     assert set(found) == {(str(number), 0) for number in range(len(found))}
     assert len(found) == limit // (path.stat().st_size // len(found))
     assert path.read_bytes().endswith(b"}\n")
@@ -272,7 +274,7 @@ def test_a_full_disk_is_told(tmp_path):
     writer = CacheWriter(tmp_path)
     writer.path.symlink_to("/dev/full")
     with (
-        pytest.raises(InputError, match=r"No space left on device\n.*holds no answer yet; free space on its disk"),
+        pytest.raises(InputError, match=r"No space left on device\n.*has no answer yet; free space on its disk"),
         writer,
     ):
         writer.add([answer("a")])
@@ -289,9 +291,9 @@ def test_a_full_disk_in_real(tmp_path):
         pytest.skip("no file system may be mounted here")
     code = FILL.replace("range(40, 80)", "range(40, 200)")
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script, code], cwd=SCRIPTS, capture_output=True, text=True)
-    assert "a teacher answer cannot be kept: No space left on device" in done.stderr
-    assert "answers are kept in" in done.stderr
-    assert "free space on its disk and give the same command" in done.stderr
+    assert "cannot store a teacher answer: No space left on device" in done.stderr
+    assert "answers are stored in" in done.stderr
+    assert "free space on its disk and rerun the same command" in done.stderr
     assert done.stdout.endswith("1}\n")
 
 
@@ -305,14 +307,14 @@ def test_what_the_disk_refuses_late_is_not_called_kept(tmp_path, monkeypatch):
         fsync(file)
 
     monkeypatch.setattr(cache.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(cache.os, "fsync", refuse)
+    monkeypatch.setattr(journal.os, "fsync", refuse)
     with CacheWriter(tmp_path) as writer:
         writer.add([answer("a"), answer("b")])
         now[0] += 2.0
-        with pytest.raises(InputError, match="No space left on device\n2 of this job's answers are kept"):
+        with pytest.raises(InputError, match="No space left on device\n2 of this job's answers are stored"):
             writer.add([answer("c")])
         now[0] = 0.0
-    assert writer.file.closed
+    assert writer.journal.file.closed
 
 
 def test_an_error_of_the_engine_is_not_hidden_by_one_of_the_disk(tmp_path, monkeypatch, caplog):
@@ -320,7 +322,9 @@ def test_an_error_of_the_engine_is_not_hidden_by_one_of_the_disk(tmp_path, monke
         with CacheWriter(tmp_path) as writer:
             writer.add([answer("a")])
             writer.add([answer("b")])
-            monkeypatch.setattr(cache.os, "fsync", lambda file: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            monkeypatch.setattr(
+                journal.os, "fsync", lambda file: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+            )
             raise RuntimeError("device lost")
 
     with pytest.raises(RuntimeError, match="device lost"):
@@ -331,7 +335,7 @@ def test_an_error_of_the_engine_is_not_hidden_by_one_of_the_disk(tmp_path, monke
 
 def test_a_folder_that_cannot_be_is_told_before_anything_is_asked(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="a teacher answer cannot be kept: "):
+    with pytest.raises(InputError, match="cannot store a teacher answer: "):
         CacheWriter(tmp_path / "file" / "folder").__enter__()
 
 

@@ -14,7 +14,7 @@ from distill.generation import generate as generation
 from distill.generation import kv_cache as slots
 from distill.generation.generate import Draw, decode_padded, decode_rolling, generate_requests, has_full_attention
 from distill.generation.kv_cache import RowLimit
-from distill.generation.rolling_batch import Job, RollingBatch, count_read
+from distill.generation.rolling_batch import Job, RollingBatch, count_cached
 from distill.generation.sampling import Request, Sampling, record_uniforms
 from distill.models.batches import in_batches
 from distill.models.chat import encode_prompt
@@ -99,9 +99,9 @@ def test_every_token_of_a_shared_beginning_is_read_once(model, tokenizer, reques
     read = []
 
     class Counted(RollingBatch):
-        def read(self, taken):
-            read.append(sum(len(job.prompts[waiting.index]) - count_read(waiting) for waiting in taken))
-            return super().read(taken)
+        def prefill(self, taken):
+            read.append(sum(len(job.prompts[waiting.index]) - count_cached(waiting) for waiting in taken))
+            return super().prefill(taken)
 
     list(Counted(model, job, RowLimit(4, [model.device], 1)).run())
     groups = generation_groups(job.prompts)
@@ -230,7 +230,7 @@ def test_what_does_not_fit_alone_is_an_error(model, tokenizer, requests):
             raise torch.OutOfMemoryError("no memory")
 
     job = make_job(tokenizer, requests, GREEDY)
-    with pytest.raises(InputError, match="memory does not hold the model and a single answer"):
+    with pytest.raises(InputError, match="memory cannot hold the model and a single answer"):
         list(Full(model, job, RowLimit(8, [model.device], 1)).run())
 
 

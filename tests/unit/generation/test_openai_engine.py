@@ -10,16 +10,17 @@ from running import run_python
 from serving import FakeServer, RealServer, completion
 from tiny import save_model
 
-from distill.common.arguments import add_model_arguments
 from distill.common.errors import InputError
 from distill.common.files import escape_line, read_jsonl, write_jsonl
+from distill.common.options import add_options
 from distill.generation.answer_cache import CacheWriter, read_cache
-from distill.generation.arguments import add_engine_arguments, add_sampling_arguments
 from distill.generation.cached_engine import to_record
 from distill.generation.engine import build_engine
-from distill.generation.openai_engine import ServerEngine
+from distill.generation.openai_engine import OpenAIEngine
+from distill.generation.options import EngineOptions
 from distill.generation.sampling import Request, Sampling
-from distill.teacher.generate_answers import Asking, answer_prompts
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
 AT_ONCE = {"Retry-After": "0.001"}
@@ -31,7 +32,7 @@ def make_requests(count, start=0):
 
 def make_engine(url, sampling=GREEDY, model="m", **options):
     defaults = {"api_key_env": "STILLHOUSE_TEST_KEY", "concurrency": 4, "timeout": 60.0, "request_retries": 2}
-    return ServerEngine(model, sampling, url, **(defaults | options))
+    return OpenAIEngine(model, sampling, url, **(defaults | options))
 
 
 def collect(batches):
@@ -71,9 +72,9 @@ def server(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def local_answers(model):
     """What the engine `transformers` answers to the same requests."""
-    from distill.generation.transformers_engine import LocalEngine, ModelSource
+    from distill.generation.transformers_engine import ModelSource, TransformersEngine
 
-    engine = LocalEngine(ModelSource(model, dtype="float32", device="cpu"), REAL, 4)
+    engine = TransformersEngine(ModelSource(model, dtype="float32", device="cpu"), REAL, 4)
     return dict(chain.from_iterable(engine.generate(make_requests(24))))
 
 
@@ -201,7 +202,7 @@ def test_a_server_that_counts_no_tokens_is_said_once(caplog):
     with FakeServer(lambda body, number: completion(usage=None)) as fake:
         answers, _ = collect(make_engine(fake.url).generate(make_requests(3)))
     assert {(generated.tokens, generated.prompt_tokens) for generated in answers.values()} == {(0, 0)}
-    assert caplog.text.count("gives no usage") == 1
+    assert caplog.text.count("expected token counts (usage)") == 1
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_only_whole_counts_of_tokens_count(usage, counted, warnings, caplog, tmp
     assert error is None
     assert [(one.prompt_tokens, one.tokens) for one in answers.values()] == [counted] * 3
     assert {type(count) for one in answers.values() for count in (one.prompt_tokens, one.tokens)} == {int}
-    assert caplog.text.count("gives no usage") == warnings
+    assert caplog.text.count("expected token counts (usage)") == warnings
     with CacheWriter(tmp_path) as writer:
         writer.add([to_record(request, generated) for request, generated in answers.items()])
     assert len(read_cache(tmp_path)) == 3
@@ -280,10 +281,10 @@ def test_only_what_failed_is_asked_again(tmp_path):
 
     with FakeServer(answer) as fake:
         with pytest.raises(InputError, match="2 problems"):
-            answer_prompts(prompts, make_engine(fake.url), Asking(), tmp_path)
+            answer_prompts(prompts, make_engine(fake.url), AnswerSettings(), tmp_path)
         refused.clear()
         fake.bodies.clear()
-        records, stats = answer_prompts(prompts, make_engine(fake.url), Asking(), tmp_path)
+        records, stats = answer_prompts(prompts, make_engine(fake.url), AnswerSettings(), tmp_path)
     assert sorted(fake.prompts()) == ["me=2.5: estimate", "me=7.5: estimate"]
     assert [record["id"] for record in records] == list(range(10))
     assert (stats["from_cache"], stats["generated"], stats["peak_memory_mb"]) == (8, 2, 0)
@@ -326,7 +327,7 @@ def test_a_server_that_died_is_not_asked_for_everything(broken):
         answers, error = collect(engine.generate(make_requests(500)))
     assert len(answers) == 10
     assert "3 problems" in error
-    assert "fails again and again: 487 more requests were given up" in error
+    assert "keeps failing: 487 more requests were abandoned" in error
     assert len(fake.bodies) == 13
 
 
@@ -334,7 +335,7 @@ def test_a_dead_server_is_asked_once_for_each_open_request():
     with FakeServer(lambda body, number: None) as fake:
         answers, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(500)))
     assert answers == {}
-    assert "fails again and again" in error
+    assert "keeps failing" in error
     assert len(fake.bodies) <= 2 * 4  # the concurrency, and once more for those that took a failed one's place
 
 
@@ -359,7 +360,7 @@ def test_a_server_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize(("key", "state"), [("sk-sesame", "holds another"), ("", "is not set")])
+@pytest.mark.parametrize(("key", "state"), [("sk-sesame", "has another value"), ("", "is not set")])
 @pytest.mark.parametrize("served", [("m",), None], ids=["listed", "no list"])
 def test_a_refused_key_ends_it_at_once(monkeypatch, status, key, state, served):
     monkeypatch.setenv("STILLHOUSE_TEST_KEY", key)
@@ -367,7 +368,7 @@ def test_a_refused_key_ends_it_at_once(monkeypatch, status, key, state, served):
     with FakeServer(lambda body, number: (status, {}, words), served) as fake:
         answers, error = collect(make_engine(fake.url).generate(make_requests(100)))
     assert answers == {}
-    assert "the server refuses the key" in error
+    assert "the server rejects the key" in error
     assert f"environment variable STILLHOUSE_TEST_KEY, which {state}" in error
     assert "sesame" not in error
     assert len(fake.bodies) <= 4
@@ -438,7 +439,10 @@ def test_a_name_that_is_served_without_being_listed_is_taken():
 
 
 def test_a_server_that_takes_any_name_must_list_the_models():
-    with FakeServer(served=("qwen-7b",)) as fake, pytest.raises(InputError, match="any name; it serves qwen-7b"):
+    with (
+        FakeServer(served=("qwen-7b",)) as fake,
+        pytest.raises(InputError, match="accepts any name; it serves qwen-7b"),
+    ):
         next(make_engine(fake.url).generate(make_requests(2)))
 
 
@@ -447,7 +451,7 @@ def test_a_server_that_takes_any_name_must_list_the_models():
     ["localhost:8000/v1", "http://", "http://host:port/v1", "http://[::1/v1", "", "http://a b/v1", "http://host/v1\n"],
 )
 def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(InputError, match="base_url: expected an address as http://localhost:8000/v1"):
+    with pytest.raises(InputError, match="base_url: expected an address like http://localhost:8000/v1"):
         make_engine(url)
 
 
@@ -485,10 +489,10 @@ def test_a_caller_that_fails_ends_cleanly():
 import logging, sys
 from distill.common.errors import run_script
 from distill.generation.sampling import Request, Sampling
-from distill.generation.openai_engine import ServerEngine
+from distill.generation.openai_engine import OpenAIEngine
 
 def main():
-    engine = ServerEngine("m", Sampling(), sys.argv[1], concurrency=4)
+    engine = OpenAIEngine("m", Sampling(), sys.argv[1], concurrency=4)
     for batch in engine.generate([Request(i, str(i), "s", f"me={i}.5: estimate") for i in range(100)]):
         raise OSError(28, "No space left on device", "answers.jsonl")
 
@@ -514,8 +518,8 @@ def test_the_name_and_the_sampling_make_the_fingerprint():
 
 def parse(*argv):
     parser = ArgumentParser()
-    for add in (add_model_arguments, add_sampling_arguments, add_engine_arguments):
-        add(parser)
+    for options in (ModelOptions, DeviceOptions, Sampling, EngineOptions, BatchOptions):
+        add_options(parser, options)
     return parser.parse_args(["--model", "m", *argv])
 
 

@@ -1,5 +1,7 @@
 """Command lines that a configuration becomes: what is in them reruns a rule, what is not does not."""
 
+from fractions import Fraction
+
 import pytest
 
 import copy_layers
@@ -36,7 +38,7 @@ def test_training_options_are_those_of_the_configuration():
     students = {"one": student | {"lora": lora, "train": train}}
     teacher = {"model": "owner/t", "adapter": "lora/{category}", "quantization": "nf4"}
     config = make_config(students=students, teacher=teacher)
-    text = commands.training_flags(config, "one", ["banks"]) + " " + commands.pace_flags(config, "one")
+    text = commands.training_flags(config, "one", ["banks"]) + " " + commands.training_run_flags(config, "one")
     args = parse(train_student, text, "--data", "d", "--out", "o", "--name", "one", "--category", "banks")
     assert (args.model, args.method, args.beta, args.alpha) == ("owner/s", "jsd", 0.3, 0.9)
     assert (args.teacher_model, args.teacher_adapter, args.teacher_quantization) == ("owner/t", ["lora/banks"], "int8")
@@ -104,7 +106,7 @@ def test_how_many_processes_train_and_how_is_no_option_that_reruns():
     plain, other = (make_config(students={"one": {"model": "owner/s", "train": changes}}) for changes in ({}, train))
     tracked = commands.training_flags(other, "one", ["banks"])
     assert tracked == commands.training_flags(plain, "one", ["banks"])
-    pace = commands.pace_flags(other, "one")
+    pace = commands.training_run_flags(other, "one")
     args = parse(train_student, f"{tracked} {pace}", "--data", "d", "--out", "o", "--name", "one", "--category", "c")
     assert (args.strategy, args.fsdp_offload) == ("fsdp", True)
     # Those are of the command that starts the processes.
@@ -117,7 +119,7 @@ def test_how_often_is_validated_counts_where_validations_decide(train):
     students = {"one": {"model": "owner/s", "train": train | {"eval_steps": 7, "group_by_length": True}}}
     config = make_config(students=students)
     assert "--eval-steps 7" in commands.training_flags(config, "one", ["banks"])
-    assert "--eval-steps" not in commands.pace_flags(config, "one")
+    assert "--eval-steps" not in commands.training_run_flags(config, "one")
     args = parse_training(config, "one", ["banks"])
     assert args.best_checkpoint == ("best_checkpoint" in train)
     assert args.early_stopping_patience == train.get("early_stopping_patience")
@@ -125,7 +127,7 @@ def test_how_often_is_validated_counts_where_validations_decide(train):
     students["one"]["train"] = {"eval_steps": 7}
     config = make_config(students=students)
     assert "--eval-steps" not in commands.training_flags(config, "one", ["banks"])
-    assert "--eval-steps 7" in commands.pace_flags(config, "one")
+    assert "--eval-steps 7" in commands.training_run_flags(config, "one")
 
 
 def test_a_copy_is_of_the_teacher_in_its_own_numbers():
@@ -155,7 +157,7 @@ def test_signal_options_are_those_of_its_name():
         )
     text = commands.signal_flags(config, "banks", "hidden_nf4")
     assert text.endswith("--quantization nf4 --kind hidden")
-    assert commands.signal_pace_flags(config) == "--batch-size 5"
+    assert commands.signal_run_flags(config) == "--batch-size 5"
 
 
 def test_generation_options_leave_out_the_batch_size():
@@ -187,7 +189,7 @@ def test_a_served_teacher_answers_the_test_prompts_through_its_server():
     moved = make_config(teacher=teacher | {"base_url": "http://node8:1/v1"}, students=students)
     found = {}
     for model in experiment.get_models(config):
-        tracked, pace = commands.predict_flags(config, model, "banks"), commands.predict_pace_flags(config, model)
+        tracked, pace = commands.predict_flags(config, model, "banks"), commands.predict_run_flags(config, model)
         assert commands.predict_flags(moved, model, "banks") == tracked
         found[model] = parse(predict_answers, f"{tracked} {pace}", "--test", "t", "--category", "banks", "--out", "o")
     served = found.pop("teacher")
@@ -203,7 +205,7 @@ def test_a_served_teacher_is_not_tracked_by_what_is_the_servers_own():
     one, other = (make_config(teacher=teacher | {"dtype": name}, students=students) for name in ("float16", "float32"))
     assert commands.generate_flags(one, "banks") == commands.generate_flags(other, "banks")
     assert commands.predict_flags(one, "teacher", "banks") == commands.predict_flags(other, "teacher", "banks")
-    flags = f"{commands.generate_flags(one, 'banks')} {commands.asking_flags(one)}"
+    flags = f"{commands.generate_flags(one, 'banks')} {commands.generate_run_flags(one)}"
     args = parse(generate_answers, flags, "--prompts", "p", "--out", "o", "--stats", "s")
     assert (args.engine, args.model, args.adapter, args.quantization) == ("openai", "qwen", None, "none")
 
@@ -212,8 +214,8 @@ def test_mix_and_score_options_parse():
     config = make_config()
     args = parse(mix_records, commands.mix_flags(config), "--category", "b", "--grpo", "g", "--sft", "s", "--out", "o")
     assert (args.grpo_fraction, args.sft_fraction, args.seed) == (
-        mix_records.parse_fraction("0.7"),
-        mix_records.parse_fraction("0.3"),
+        Fraction("0.7"),
+        Fraction("0.3"),
         42,
     )
     assert args.label_fields == ["holding_log_delta", "label_log_delta", "label_delta"]

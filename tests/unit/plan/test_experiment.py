@@ -4,6 +4,7 @@ import pytest
 import yaml
 from running import ROOT
 
+from distill.common.variants import VARIANTS, Variant
 from distill.plan import experiment
 from distill.plan.schema import check_config
 
@@ -71,45 +72,6 @@ def test_a_pooled_student_is_one_model():
     assert "output/report/values/funds.svg" in targets
 
 
-@pytest.mark.parametrize(
-    ("student", "answering", "name"),
-    [
-        ({}, "none", None),
-        ({"signal": "topk", "method": "seqkd"}, "none", None),
-        ({"signal": "hidden"}, "none", "hidden"),
-        ({"signal": "hidden", "top_k": 8}, "int8", "hidden"),
-        ({"signal": "topk"}, "none", "topk_64_t2"),
-        ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "none", "topk_8_t2_int8"),
-        ({"signal": "topk", "temperature": 1.5, "teacher_quantization": "int8"}, "int8", "topk_64_t1_5"),
-        ({"signal": "hidden", "teacher_quantization": "none"}, "nf4", "hidden_none"),
-    ],
-)
-def test_signals_are_named_by_what_they_hold(student, answering, name):
-    config = make_config({"one": {"model": "s"} | student}, quantization=answering)
-    assert experiment.get_signal(config, "one") == name
-    assert list(experiment.get_signals(config)) == ([name] if name else [])
-
-
-def test_a_signal_serves_all_students_of_its_name():
-    topk = {"model": "s", "signal": "topk"}
-    students = {
-        "one": topk,
-        "two": topk | {"temperature": 1, "train": {"max_length": 512}},
-        "three": topk | {"temperature": 2.0, "train": {"max_length": 4096}, "method": "tvd"},
-        "other": topk | {"top_k": 8},
-        "answers": topk | {"method": "seqkd", "temperature": 9.0},
-    }
-    signals = experiment.get_signals(make_config(students, quantization="int8"))
-    assert list(signals) == ["topk_64_t2", "topk_64_t1", "topk_8_t2"]
-    assert signals["topk_64_t1"] == {"kind": "topk", "top_k": 64, "temperatures": [1.0], "quantization": "int8"}
-    # No student's setting changes what another one's signal is.
-    alone = experiment.get_signals(make_config({"one": topk}, quantization="int8"))
-    assert alone == {"topk_64_t2": signals["topk_64_t2"]}
-    hidden = make_config({"one": {"model": "s", "signal": "hidden", "teacher_quantization": "nf4"}})
-    (signal,) = experiment.get_signals(hidden).values()
-    assert (signal["quantization"], signal["top_k"], signal["temperatures"]) == ("nf4", None, None)
-
-
 def test_a_servers_model_is_loaded_by_no_job(config):
     config["teacher"] |= {"engine": "openai", "adapter": None}
     assert experiment.get_teacher_models(config, "banks") == []
@@ -142,3 +104,18 @@ def test_exports_are_targets_models_to_score_and_files_to_wait_for():
     assert "output/export/two/funds/gguf/model.gguf" in experiment.get_made_files(config, folders[-1])
     assert "output/export/two/funds/full/model.safetensors" in experiment.get_made_files(config, folders[-2])
     assert experiment.get_made_files(config, "output/export/two/funds/nf4") == []
+
+
+def test_a_new_safetensors_variant_needs_no_rule(monkeypatch):
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8"]
+    assert experiment.list_variants() == ["full", "nf4", "int8", "gguf"]
+    monkeypatch.setitem(VARIANTS, "fp8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "fp8"]
+    config = make_config({"one": {"model": "s"}})
+    config["export"] = {"variants": ["full", "fp8"]}
+    assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_fp8"]
+    folder = "output/export/one/banks/fp8"
+    assert experiment.get_predicting_models(config, "one_fp8", "banks") == [folder]
+    assert f"{folder}/model.safetensors" in experiment.get_made_files(config, folder)
+    cards = [experiment.get_card_models(config, "one", variant) for variant in ("full", "fp8")]
+    assert cards == [["teacher", "one", "one_base"], ["teacher", "one", "one_base", "one_fp8"]]

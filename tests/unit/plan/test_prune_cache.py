@@ -15,9 +15,9 @@ import generate_answers
 from distill.common.errors import InputError
 from distill.common.files import write_jsonl
 from distill.generation.answer_cache import CacheWriter, read_cache
-from distill.generation.openai_engine import ServerEngine
+from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.sampling import Sampling
-from distill.plan.command_lines import asking_flags, generate_flags
+from distill.plan.command_lines import generate_flags, generate_run_flags
 from distill.plan.prune_cache import find_uses
 from distill.plan.schema import check_config
 
@@ -63,7 +63,7 @@ def ask(directory, prompts, monkeypatch):
     def run(config, category="banks"):
         monkeypatch.chdir(directory)
         write_jsonl("prompts.jsonl", [prompt | {"id": 0, "label": None, "origin": "sft"} for prompt in prompts[:3]])
-        line = f"{generate_flags(config, category)} {asking_flags(config)} --device cpu"
+        line = f"{generate_flags(config, category)} {generate_run_flags(config)} --device cpu"
         line += " --prompts prompts.jsonl --out out.jsonl --stats stats.json"
         before = set(os.listdir("artifacts/cache/teacher"))
         generate_answers.main(shlex.split(line))
@@ -98,8 +98,8 @@ def test_a_jobs_folder_is_listed_with_who_uses_it(configure, ask, run):
     assert description.startswith("  engine transformers, model models/own, adapter None, dtype float32,")
     assert "max_new_tokens 24, temperature 1.0" in description
     assert other.startswith(f"{UNUSED}: 2 answers")
-    assert other.endswith("used by none of these configurations")
-    assert no_description == "  not described"
+    assert other.endswith("not used by these configurations")
+    assert no_description == "  no description"
 
 
 def test_an_answer_that_two_jobs_gave_counts_once(configure, directory, run):
@@ -117,7 +117,7 @@ def test_prune_removes_what_no_configuration_uses_once_it_is_confirmed(configure
     text = run("prune")
     assert f"artifacts/cache/teacher/{UNUSED}: 2 answers" in text
     assert folder not in text
-    assert "1 teacher, 2 answers, 0.0 MiB would be removed: say --yes to do it" in text
+    assert "1 teacher, 2 answers, 0.0 MiB would be removed: pass --yes to remove them" in text
     assert folders(directory) == kept | {UNUSED}
     assert "1 teacher, 2 answers, 0.0 MiB removed" in run("prune", "--yes")
     assert folders(directory) == kept
@@ -162,7 +162,7 @@ def test_answers_in_bfloat16_are_kept_for_gpus_with_and_without_it(configure, as
 def test_a_servers_answers_are_known_without_the_server(configure, run, directory):
     students = {"student": {"model": "models/student", "method": "seqkd"}}
     configure(engine="openai", base_url="http://127.0.0.1:9/v1", model="served", students=students)
-    engine = ServerEngine("served", Sampling(24, 1.0), "http://elsewhere/v1")
+    engine = OpenAIEngine("served", Sampling(24, 1.0), "http://elsewhere/v1")
     with CacheWriter(directory / "artifacts/cache/teacher" / engine.fingerprint(), engine.describe()) as writer:
         writer.add([answer("a")])
     text = run("list")
@@ -186,7 +186,7 @@ def test_nothing_is_removed_where_a_configurations_use_is_not_known(configure, r
     text = str(error.value)
     for part in (
         "gone.yaml (banks): models/absent/model: expected",
-        "half.yaml (banks): models/hf/a/b: expected a model that is downloaded",
+        "half.yaml (banks): models/hf/a/b: expected a downloaded model",
         "broken.yaml: expected YAML",
         "wrong.yaml: ",
         "empty.yaml: ",
@@ -197,7 +197,7 @@ def test_nothing_is_removed_where_a_configurations_use_is_not_known(configure, r
     assert "own.yaml" not in text
     assert folders(directory) == {UNUSED}
     # What is known is shown all the same.
-    assert "the use of gone.yaml (banks): " in run("list", files=files)
+    assert "unknown use: gone.yaml (banks): " in run("list", files=files)
 
 
 def test_a_category_that_is_skipped_needs_no_adapter_but_another_does(configure, run, directory):
@@ -218,7 +218,10 @@ def test_each_adapter_has_a_folder_of_its_own(configure, directory):
         (directory / "adapters" / category).mkdir(parents=True)
         (directory / "adapters" / category / "adapter_config.json").write_text(json.dumps({"r": category}))
     uses = find_uses([directory / "own.yaml"], [directory], generate_answers.parse_args)
-    assert sorted(uses.of(folder) for folder in uses.folders) == [("own.yaml (banks)",), ("own.yaml (households)",)]
+    assert sorted(uses.get_users(folder) for folder in uses.folders) == [
+        ("own.yaml (banks)",),
+        ("own.yaml (households)",),
+    ]
 
 
 def test_relative_and_absolute_spellings_of_a_cache_are_one(configure, run, directory):
@@ -258,7 +261,7 @@ def test_a_cache_elsewhere_is_pruned_only_where_its_directories_are_named(config
     names = use(directory / "own.yaml")
     monkeypatch.chdir(directory)
     line = ["prune", "--yes", "--configfile", "own.yaml"]
-    with pytest.raises(InputError, match="nothing is removed, for other working directories may share") as error:
+    with pytest.raises(InputError, match="nothing is removed: other working directories may share") as error:
         script.main(line)
     assert str(cache) in str(error.value)
     assert "--directory" in str(error.value)

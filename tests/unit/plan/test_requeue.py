@@ -144,7 +144,7 @@ def test_a_command_for_which_there_is_no_time_is_not_begun(start):
     """The one before it in a group has taken it."""
     code, output, asked = start(0, minutes=0).end()
     assert (code, asked) == (143, "requeue Incomplete 7\n")
-    assert "goes back to the queue" in output
+    assert "is requeued" in output
     assert "kept" not in output
 
 

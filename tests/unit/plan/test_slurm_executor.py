@@ -12,8 +12,8 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from throttler import Throttler
 
-from distill.plan import slurm_executor as slurm_guard
-from distill.plan.slurm_executor import GuardedExecutor, check_pace
+from distill.plan import slurm_executor
+from distill.plan.slurm_executor import GuardedExecutor, check_poll_interval
 
 SCONTROL = 'echo "MinJobAge               = {age} sec"'
 
@@ -24,7 +24,7 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(plugin, "get_min_job_age", None)  # not to be called
     monkeypatch.setattr(plugin, "query_job_status", plugin.query_job_status)
-    monkeypatch.setattr(slurm_guard, "SECONDS_BETWEEN_ATTEMPTS", 0)
+    monkeypatch.setattr(slurm_executor, "SECONDS_BETWEEN_ATTEMPTS", 0)
 
     def slurm(**commands):
         for name, line in commands.items():
@@ -90,7 +90,7 @@ def test_jobs_that_have_ended_are_reported_and_others_waited_for(executor, slurm
 def test_a_squeue_that_does_not_answer_loses_no_job(executor, slurm, caplog):
     slurm(squeue="exit 1")
     assert look(executor, "1", "2") == ["1", "2"]
-    assert "Slurm did not say" in caplog.text
+    assert "Slurm did not return the states" in caplog.text
     slurm(squeue='echo "1|COMPLETED"; echo "2|RUNNING"')
     assert look(executor, "1", "2") == ["2"]
     assert executor.ended == {"1": "well"}
@@ -106,7 +106,7 @@ def test_a_job_that_squeue_has_forgotten_is_not_waited_for(executor, slurm):
     slurm(squeue='echo "2|RUNNING"')
     assert look(executor, "1", "2") == ["1", "2"]
     assert look(executor, "1", "2") == ["2"]
-    assert "does not know job 1 any more" in executor.ended["1"]
+    assert "no longer lists job 1" in executor.ended["1"]
 
 
 @pytest.mark.parametrize(
@@ -180,23 +180,23 @@ def test_a_run_that_could_wait_for_ever_does_not_start(executor, slurm):
 def test_a_slurm_that_answers_late_or_never_forgets_will_do(executor, slurm, tmp_path):
     slurm(scontrol=f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exit 1; }}; {SCONTROL.format(age=0)}")
     executor.__post_init__(True)
-    assert plugin.get_min_job_age() == slurm_guard.NEVER_PURGED
+    assert plugin.get_min_job_age() == slurm_executor.NEVER_PURGED
 
 
 def test_another_plugin_is_refused(executor, monkeypatch):
-    monkeypatch.setattr(slurm_guard, "version", lambda name: "2.9.0")
+    monkeypatch.setattr(slurm_executor, "version", lambda name: "2.9.0")
     with pytest.raises(WorkflowError, match=r"expected snakemake-executor-plugin-slurm 2\.8\.0 .* found 2\.9\.0"):
         executor.__post_init__(True)
 
 
 def test_the_plugin_that_is_guarded_is_the_one_that_is_required():
-    assert f"snakemake-executor-plugin-slurm=={slurm_guard.VERSION}\n" in (ROOT / "requirements.txt").read_text()
+    assert f"snakemake-executor-plugin-slurm=={slurm_executor.VERSION}\n" in (ROOT / "requirements.txt").read_text()
 
 
-def test_pace_is_a_third_of_what_slurm_remembers():
-    check_pace(60, 20)
+def test_the_poll_interval_is_a_third_of_what_slurm_remembers():
+    check_poll_interval(60, 20)
     with pytest.raises(WorkflowError):
-        check_pace(59, 20)
+        check_poll_interval(59, 20)
 
 
 def test_what_is_being_submitted_is_cancelled_too(executor, slurm):
@@ -214,11 +214,11 @@ def test_what_is_being_submitted_is_cancelled_too(executor, slurm):
 def test_a_scancel_that_fails_is_tried_again_and_said(executor, slurm, caplog):
     folder = slurm(scancel='echo >> "$(dirname "$0")/tried"; echo no controller >&2; exit 1')
     executor.cancel_jobs([])
-    assert (folder / "tried").read_text() == "\n" * slurm_guard.ATTEMPTS
+    assert (folder / "tried").read_text() == "\n" * slurm_executor.ATTEMPTS
     assert f"scancel --name {executor.run_uuid}" in caplog.text
     assert "no controller" in caplog.text
 
 
 def test_snakemake_takes_the_guarded_executor():
-    slurm_guard.install()
+    slurm_executor.install()
     assert ExecutorPluginRegistry().get_plugin("slurm").executor is GuardedExecutor

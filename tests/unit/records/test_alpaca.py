@@ -1,4 +1,4 @@
-"""Questions in Alpaca format: both shapes of a file, errors with their place, and what becomes of the output."""
+"""Questions in Alpaca format: arrays and JSONL, errors with file and record, and original outputs up to the splits."""
 
 import json
 from fractions import Fraction
@@ -72,7 +72,7 @@ def test_of_equal_questions_the_first_stays(tmp_path, is_array):
         ({"instruction": None}, "instruction: expected text that is not blank, found None"),
         ({"input": 3}, "input: expected text or nothing, found 3"),
         ({"output": None}, "output: expected text, found None"),
-        ({"history": [["a", "b"]]}, "history: expected nothing (one turn a record)"),
+        ({"history": [["a", "b"]]}, "history: expected nothing (only single-turn records are supported)"),
     ],
 )
 def test_bad_records_are_named_with_file_and_place(tmp_path, is_array, change, message):
@@ -89,7 +89,7 @@ def test_bad_records_are_named_with_file_and_place(tmp_path, is_array, change, m
     [
         (
             '[{"instruction": "a", "output": "b"}, {"instr',
-            "record 2: record: expected a JSON array in UTF-8 (after record 1",
+            "record 2: record: expected a JSON array in UTF-8 (parsing stopped after record 1",
         ),
         ("[1]", "record 1: record: expected an object with instruction, input and output, found 1"),
         ("[]", "expected at least one record, found 'an empty file'"),
@@ -125,7 +125,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def answers(tmp_path, count=400):
-    """Teacher outputs of questions, every tenth without an original answer."""
+    """Write teacher answers to questions, of which every tenth has no original answer."""
     questions = [{"instruction": f"q{n}", "output": f"original {n}" if n % 10 else ""} for n in range(count)]
     read_alpaca("c", write(tmp_path / "q.json", questions, True), "x", tmp_path / "mix.jsonl")
     make_prompts(tmp_path / "mix.jsonl", [], None, tmp_path / "prompts.jsonl")
@@ -158,7 +158,7 @@ def test_targets_are_mixed_by_share(tmp_path, caplog):
             assert not (is_original and name == "test")
     mixed = records["train"] + records["val"]
     originals = sum(record["target"] == "original" for record in mixed)
-    assert originals / len(mixed) == pytest.approx(0.27, abs=0.06)  # of the 90 % that have one
+    assert originals / len(mixed) == pytest.approx(0.27, abs=0.06)  # 30 % of the 90 % with an original answer
     assert f"{originals} of the records in train and val have the original answer" in caplog.text
     assert sum(map(len, records.values())) == 400
     again = tmp_path / "again"

@@ -1,4 +1,4 @@
-"""What counts as an answer, what is tolerated and what is not."""
+"""The answer format: which answers are parsed, which deviations are accepted and which are not."""
 
 import random
 
@@ -120,7 +120,7 @@ def test_without_a_key_every_text_is_usable():
     "piece", ["<think>", "</think>", "<answer>", "</answer>", "<answer", ": ", ":+", "+", "```", "{", '{"a":', "−", " "]
 )
 def test_hostile_text_is_answered_at_once(piece):
-    # A megabyte: anything quadratic would run for hours and into the suite's timeout.
+    # On a megabyte, quadratic code would exceed the timeout of the test.
     for text in (piece * (1_000_000 // len(piece)), "<answer>" + piece * (1_000_000 // len(piece)) + "</answer>"):
         assert parse_answer(text, KEY).value is None
 

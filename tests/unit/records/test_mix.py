@@ -1,4 +1,4 @@
-"""Mixing: exact counts, duplicates, stability when files grow, errors with file and line, bounded memory."""
+"""The mix: exact counts, duplicates, stability when files grow, errors with file and line, bounded memory."""
 
 import json
 import logging
@@ -103,8 +103,8 @@ def test_duplicates_are_dropped_and_n_counts_what_is_left(tmp_path, caplog):
     assert [record["label"] for record in mixed[:10]] == list(range(10))
     assert len(mixed) == 12
     assert len({record["uid"] for record in mixed}) == 12
-    assert "30 records = 10 taken + 0 left + 20 duplicate" in caplog.text
-    assert "6 records = 2 taken + 2 left + 2 duplicate" in caplog.text
+    assert "30 records = 10 taken + 0 not taken + 20 duplicate" in caplog.text
+    assert "6 records = 2 taken + 2 not taken + 2 duplicate" in caplog.text
 
 
 def test_answer_of_a_duplicate_prompt_does_not_matter(tmp_path):
@@ -181,7 +181,7 @@ def test_missing_file_is_an_input_error(tmp_path):
 
 
 def test_taking_says_nothing_about_the_splits():
-    # With one hash for both, the 70 % that are taken would fill the lower 70 % of the unit interval.
+    # With the same hash for both, the 70 % taken would all have a hash in the lower 70 % of the range.
     uids = [f"{i:032x}" for i in range(4000)]
     taken = sorted(uids, key=lambda uid: hash_uid("mix", 42, uid))[:2800]
     upper = sum(hash_uid("split", 42, uid) >= 0.7 * HASHES for uid in taken)
@@ -193,7 +193,7 @@ def test_bad_fraction_ends_the_script(capsys, text):
     argv = ["--category", "c", "--grpo", "a", "--sft", "b", "--seed", "1", "--out", "o"]
     with pytest.raises(SystemExit):
         script.main([*argv, f"--grpo-fraction={text}", "--sft-fraction=0"])
-    assert f"expected a number of 0 to 1, found {text!r}" in capsys.readouterr().err
+    assert f"expected a number from 0 to 1, found {text!r}" in capsys.readouterr().err
 
 
 def test_script_does_not_read_a_source_with_share_0(tmp_path, capsys):
@@ -213,13 +213,13 @@ def test_script_does_not_read_a_source_with_share_0(tmp_path, capsys):
     assert len(list(read_jsonl(tmp_path / "o"))) == 7
     with pytest.raises(SystemExit):
         script.main([*argv, "--grpo-fraction", "0.7", "--sft-fraction", "0.3"])
-    assert "--sft is needed" in capsys.readouterr().err
+    assert "--sft is required" in capsys.readouterr().err
     with pytest.raises(InputError, match="no record is taken"):
         script.main([*argv, "--grpo-fraction", "0", "--sft-fraction", "0"])
 
 
 def run_script(folder: Path, count: int) -> int:
-    """Peak resident memory (bytes) of a mix of `count` records and as many from the second file."""
+    """Mix two files of `count` records each in a new process and return its peak resident memory in bytes."""
     for name in ("grpo", "sft"):
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             for i in range(count):
@@ -227,7 +227,7 @@ def run_script(folder: Path, count: int) -> int:
     paths = [f"--{name}={folder / name}.jsonl" for name in ("grpo", "sft")]
     code = (
         "import re, sys; import mix_records; mix_records.main(sys.argv[1:])\n"
-        # The peak of this process alone: ru_maxrss starts with the one of the process that started it.
+        # VmHWM and not ru_maxrss, which starts at the peak of the parent process.
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     argv = ["--category=c", *paths, "--grpo-fraction=0.7", "--sft-fraction=0.3", "--seed=1", f"--out={folder / 'o'}"]
@@ -244,7 +244,7 @@ def run_script(folder: Path, count: int) -> int:
 
 def test_memory_does_not_grow_with_the_records(tmp_path):
     small, large = run_script(tmp_path, 1_000), run_script(tmp_path, 100_000)
-    # Measured: 8 MiB more, 10 MiB with 400,000 records a file; 13 MiB where the database is held in memory.
+    # Measured: 8 MiB more, 10 MiB with 400,000 records per file; 13 MiB with the database in memory.
     assert large - small < 11 * 2**20
 
 

@@ -1,4 +1,4 @@
-"""Prompts: what the teacher is asked, and that a placeholder never becomes a label."""
+"""Prompts: their fields, their labels, and that a placeholder never becomes a label."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Raw records: what is refused, what identifies them, and where a label comes from."""
+"""Raw records: which are rejected, what identifies them, and where a label comes from."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_uid_depends_on_the_prompt_alone():
 
 
 def test_uid_stays_what_it_was():
-    # Another value would make every kept teacher answer and every split worthless.
+    # Another value would invalidate all cached answers and all splits.
     assert get_uid("You are a manager.", "me=1 ↓") == "a1c71e45ca33a7f409093a245e7be86e"
 
 

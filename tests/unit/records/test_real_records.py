@@ -1,4 +1,4 @@
-"""Real records, where they lie beside the repository: exact counts, and no placeholder becomes a label."""
+"""Real records, if they are next to the repository: exact counts, and no placeholder becomes a label."""
 
 import json
 from fractions import Fraction
@@ -15,12 +15,12 @@ HOLDINGS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "hol
 KEY = "holding_log_delta"
 FIELDS = [KEY, "label_log_delta", "label_delta"]
 
-pytestmark = pytest.mark.skipif(not HOLDINGS.is_dir(), reason="real records are not at hand")
+pytestmark = pytest.mark.skipif(not HOLDINGS.is_dir(), reason="real records are not available")
 
 
 @pytest.fixture(scope="module", params=["banks", "mutual_funds"])
 def category(request, tmp_path_factory):
-    """(raw records by (system, user), mixed records, prompts) of a category."""
+    """Return a category's raw records by (system, user), counts taken, mixed records and prompts."""
     folder = tmp_path_factory.mktemp(request.param)
     grpo, sft = HOLDINGS / f"grpo/grpo_{request.param}.jsonl", HOLDINGS / f"sft/sft_train_{request.param}.jsonl"
     sources = [Source("grpo", grpo, Fraction("0.7")), Source("sft", sft, Fraction("0.3"))]

@@ -1,4 +1,4 @@
-"""Splits: by uid alone, files that agree line by line, and errors that say what to do."""
+"""Splits: assignment by uid alone, files that agree line by line, and errors that say what to do."""
 
 import json
 import logging
@@ -126,17 +126,17 @@ def test_empty_val_is_a_warning_where_it_was_asked_for(tmp_path, caplog):
     split(tmp_path, answers, val=Fraction(0))
     assert not caplog.records
     split(tmp_path, answers, val=Fraction(1, 10**6))
-    assert "val holds no record" in caplog.text
+    assert "val is empty" in caplog.text
     assert read_split(tmp_path / "out", "val") == []
 
 
 def test_fractions_must_leave_something_to_train(tmp_path):
-    with pytest.raises(InputError, match="below 1 together"):
+    with pytest.raises(InputError, match="expected a sum below 1"):
         split(tmp_path, [make_answer(0)], val=Fraction(1, 2), test=Fraction(1, 2))
 
 
 def make_several(numbers, usable=lambda number, sample: True) -> list[dict]:
-    """One to three answers of each prompt, by its number."""
+    """Make one to three answers to each prompt, depending on its number."""
     return [
         make_answer(i, f"answer {i}.{sample}", sample=sample, usable=usable(i, sample), problem="x")
         for i in numbers
@@ -159,13 +159,13 @@ def test_train_takes_all_answers_of_a_prompt_and_the_others_its_first(tmp_path, 
         assert found == {uid: usable[uid] if name == "train" else usable[uid][:1] for uid in found}
         assert all(get_split(uid, 42, TENTH, TENTH) == name for uid in found)
         assert sum(map(len, found.values())) == counts[name]
-        # The three files keep their lines together; read_split would refuse them otherwise.
+        # read_split has checked that the three files agree line by line.
         assert (tmp_path / "out" / f"{name}.target").read_bytes().count(b"\n") == counts[name]
     assert set.union(*read_uids(tmp_path / "out").values()) == usable.keys()
     rejected = sum(not answer["usable"] for answer in answers)
     further = len(answers) - rejected - counts.total()
     assert further > 10
-    more = f"{further} further ones of prompts that count once"
+    more = f"{further} further answers to the same prompts"
     assert f"{counts['test']} test + {more} + {rejected} unusable" in caplog.text
 
 
@@ -199,11 +199,20 @@ def test_students_train_on_every_answer(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ([(0, 0), (1, 0), (0, 1)], r":3: uid: expected a prompt's answers one after the other \(line 1 has one"),
-        ([(0, 0), (1, None), (0, None)], r":3: uid: expected a prompt's answers one after the other \(line 1 has one"),
-        ([(0, 0), (1, 0), (1, 0)], r":3: sample: expected another answer of the prompt of line 2, a number above 0"),
-        ([(0, None), (0, None)], r":2: sample: expected another answer of the prompt of line 1, a number above 0"),
-        ([(0, 2), (0, 1)], r":2: sample: expected another answer of the prompt of line 1, a number above 2, found 1"),
+        (
+            [(0, 0), (1, 0), (0, 1)],
+            r":3: uid: expected the answers to a prompt on consecutive lines \(line 1 has the same prompt\)",
+        ),
+        (
+            [(0, 0), (1, None), (0, None)],
+            r":3: uid: expected the answers to a prompt on consecutive lines \(line 1 has the same prompt\)",
+        ),
+        ([(0, 0), (1, 0), (1, 0)], r":3: sample: expected a number above 0 for another answer to the prompt of line 2"),
+        ([(0, None), (0, None)], r":2: sample: expected a number above 0 for another answer to the prompt of line 1"),
+        (
+            [(0, 2), (0, 1)],
+            r":2: sample: expected a number above 2 for another answer to the prompt of line 1, found 1",
+        ),
         ([(0, "1")], r":1: sample: expected int, found '1'"),
     ],
     ids=["apart", "apart without sample", "twice", "twice without sample", "backwards", "text"],

@@ -99,7 +99,7 @@ def test_questions_come_first_and_models_stand_in_order(tmp_path):
     answers = [text for text in page.get_texts("text") if "说 0" in text or text == "参考答案0"]
     assert answers == ["参考答案0", *(f"{model} 说 0" for model in models[5:9])]
     assert [text for tag, _, text in page.texts if tag == "details" and text.startswith("system")] == [
-        "system text请简短回答。"
+        "system prompt请简短回答。"
     ] * 3
     assert {tags["lang"] for _, tags in page.tags if tags.get("class") == "text prompt"} == {"zh"}
 
@@ -144,7 +144,7 @@ def test_facts_of_an_answer(tmp_path):
         "",
         "5 tokens",
         "not usable: no answer 1 token perplexity of the reference over 1e+299",
-        "cut off 1,234 tokens value 0.5 perplexity of the reference 2.72",
+        "truncated 1,234 tokens value 0.5 perplexity of the reference 2.72",
         "5 tokens same as the reference perplexity of the reference 1.65",
     ]
     assert "true value 0.25" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Students copied from their teacher: whose layers they have, and that they are ordinary models."""
+"""Students initialised with layers of their teacher."""
 
 import json
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def save_teacher(folder, tokenizer, layers=5, tied=False):
-    """A teacher whose layers differ, in their norms too."""
+    """A teacher whose layers all differ, including their norms."""
     model = build_model(layers=layers, tied=tied)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -53,11 +53,11 @@ def layer_of(weights, number):
         (3, 3, [0, 1, 2]),
     ],
 )
-def test_layers_are_spaced_evenly_with_both_ends(total, kept, chosen):
+def test_layers_are_evenly_spaced_from_first_to_last(total, kept, chosen):
     assert choose_layers(total, kept) == chosen
 
 
-def test_no_layer_is_taken_twice():
+def test_chosen_layers_are_distinct():
     for total in range(1, 40):
         for kept in range(1, total + 1):
             chosen = choose_layers(total, kept)
@@ -66,7 +66,7 @@ def test_no_layer_is_taken_twice():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_copy_has_the_teachers_own_tensors(tmp_path, tokenizer, tied):
+def test_the_copy_has_the_tensors_of_the_teacher(tmp_path, tokenizer, tied):
     teacher = save_teacher(tmp_path / "teacher", tokenizer, tied=tied)
     assert copy_layers(teacher, None, "float32", 3, tmp_path / "copy") == [0, 2, 4]
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("teacher", "copy"))
@@ -82,14 +82,14 @@ def test_the_copy_has_the_teachers_own_tensors(tmp_path, tokenizer, tied):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_copy_of_all_layers_is_the_teacher(tmp_path, tokenizer, tied):
+def test_a_copy_of_all_layers_has_the_logits_of_the_teacher(tmp_path, tokenizer, tied):
     teacher = save_teacher(tmp_path / "teacher", tokenizer, tied=tied)
     copy_layers(teacher, None, "float32", 5, tmp_path / "copy")
     assert logits_of(tmp_path / "copy").equal(logits_of(teacher))
 
 
-def test_the_copy_computes_what_its_layers_do(tmp_path, tokenizer):
-    """Held against the teacher's own modules, run one after the other."""
+def test_the_copy_computes_the_same_as_its_layers_in_the_teacher(tmp_path, tokenizer):
+    """Compared with the teacher after its other layers are removed."""
     teacher = save_teacher(tmp_path / "teacher", tokenizer)
     copy_layers(teacher, None, "float32", 2, tmp_path / "copy")
     whole = AutoModelForCausalLM.from_pretrained(teacher)
@@ -132,7 +132,7 @@ def test_the_adapter_is_merged(tmp_path, tokenizer):
     assert not any("lora" in name for name in copied)
 
 
-def test_kinds_of_layers_go_with_them(tmp_path, tokenizer):
+def test_the_configuration_keeps_the_kinds_of_the_layers(tmp_path, tokenizer):
     kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
     shape = {"vocab_size": 352, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "head_dim": 4}
     config = Qwen3Config(
@@ -151,14 +151,14 @@ def test_kinds_of_layers_go_with_them(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("layers", [0, 6])
-def test_layers_that_the_teacher_does_not_have(tmp_path, tokenizer, layers):
+def test_a_number_of_layers_that_the_teacher_does_not_have_is_rejected(tmp_path, tokenizer, layers):
     teacher = save_teacher(tmp_path / "teacher", tokenizer)
     with pytest.raises(InputError, match=f"teacher: layers: expected 1 to 5, as many .* found {layers}"):
         copy_layers(teacher, None, "float32", layers, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
-def test_quantized_weights_are_refused(tmp_path, tokenizer):
+def test_quantized_weights_are_rejected(tmp_path, tokenizer):
     teacher = save_teacher(tmp_path / "teacher", tokenizer)
     path = tmp_path / "teacher/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
@@ -166,8 +166,8 @@ def test_quantized_weights_are_refused(tmp_path, tokenizer):
         copy_layers(teacher, None, "float32", 2, tmp_path / "copy")
 
 
-def test_layers_whose_kind_hangs_on_their_place_are_refused(tmp_path, tokenizer):
-    """Every second layer of this mixture of experts is dense, by a step and not by a list."""
+def test_layers_whose_kind_depends_on_their_index_are_rejected(tmp_path, tokenizer):
+    """Every second layer of this mixture of experts is dense; its configuration has a step, not a list."""
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     shape = {"vocab_size": 352, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}

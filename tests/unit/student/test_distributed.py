@@ -1,4 +1,4 @@
-"""Several processes on the CPU (gloo): they end where one process does, with whole weights and with shared ones."""
+"""DDP and FSDP on the CPU (gloo) train the same student as a single process; launching on several nodes."""
 
 import os
 import signal
@@ -11,24 +11,44 @@ import pytest
 from running import SCRIPTS, environment
 from safetensors.torch import load_file
 from tiny import save_model
-from training_runs import assert_same_weights, log_lines, make_arguments, make_options, train_student, write_splits
+from training_runs import (
+    assert_same_weights,
+    change_run,
+    make_arguments,
+    make_run,
+    read_log,
+    train_student,
+    write_splits,
+)
 
 import run_on_nodes
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
-# Trains; in one of two processes a signal comes in the middle of the third step.
-TOLD = """
+# Trains; one of two ranks receives a signal during the third step.
+SIGNALLED = """
 import os, signal, sys
 from distill.student import train_student as student, trainer
-class Told(trainer.DistillTrainer):
+class Signalled(trainer.DistillTrainer):
     def training_step(self, *arguments):
         if self.state.global_step == 2 and os.environ["RANK"] == "1": os.kill(os.getpid(), signal.SIGUSR1)
         return super().training_step(*arguments)
-student.DistillTrainer = Told
+student.DistillTrainer = Signalled
 import train_student
 train_student.main()
 """
-# In the place of srun: two nodes that are processes of this machine. Their numbers go to the file NODES names.
+# Trains with plain SGD, which configurations do not offer.
+SGD = """
+from dataclasses import replace
+from distill.student import train_student as student
+original = student.train_student
+def train_by_sgd(run, *splits):
+    original(replace(run, train=replace(run.train, optimizer="sgd")), *splits)
+student.train_student = train_by_sgd
+import train_student
+from distill.common.errors import run_script
+run_script(train_student.main)
+"""
+# Replaces srun: two nodes that are processes of this machine. Their process ids are written to the file $NODES.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 for node in 0 1; do SLURM_NODEID=$node "$@" & echo $! >> "$NODES"; pids="$pids $!"; done
@@ -36,21 +56,21 @@ worst=0
 for pid in $pids; do wait "$pid"; code=$?; ((code > worst)) && worst=$code; done
 exit "$worst"
 """
-# Says which process it is, and waits for SIGUSR1 before it ends as a stopped training does.
+# Writes its rank to a file and waits for SIGUSR1, then exits like a stopped training.
 WAITING = """
 import os, pathlib, signal, sys, time
-told = []
-signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
+received = []
+signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
 names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
 words = sys.argv[1], *(os.environ[name] for name in names)
 pathlib.Path(sys.argv[2] + os.environ["RANK"]).write_text(" ".join(words))
-while not told: time.sleep(0.05)
+while not received: time.sleep(0.05)
 sys.exit(143)
 """
 
 
 def run(*command, **variables):
-    """A command that has ended: its exit code and standard error."""
+    """Run a command; returns its exit code and standard error."""
     paths = {"PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command)), env=environment() | paths | variables, capture_output=True, text=True, timeout=300
@@ -61,7 +81,7 @@ def run(*command, **variables):
 def log_of(folder):
     return [
         {name: value for name, value in line.items() if name not in ("tokens_per_second", "memory_mb")}
-        for line in log_lines({"out": folder})
+        for line in read_log(folder)
     ]
 
 
@@ -72,7 +92,7 @@ def assert_same_run(folder, other):
     assert_same_weights(one, two, rtol=1e-5, atol=1e-6)
 
 
-SHARES = ["--strategy", "fsdp"]
+FSDP = ["--strategy", "fsdp"]
 
 
 @pytest.mark.parametrize(
@@ -80,26 +100,28 @@ SHARES = ["--strategy", "fsdp"]
     [
         ("jsd", False, []),
         ("jsd", False, ["--lora-rank", "4", "--lora-dropout", "0"]),
-        ("forward_kl", True, [*SHARES, "--fsdp-offload", "--gradient-checkpointing"]),
-        ("jsd", False, [*SHARES, "--lora-rank", "4", "--lora-dropout", "0"]),
+        ("forward_kl", True, [*FSDP, "--fsdp-offload", "--gradient-checkpointing"]),
+        ("jsd", False, [*FSDP, "--lora-rank", "4", "--lora-dropout", "0"]),
     ],
-    ids=["copies", "copies, lora", "shares, tied", "shares, lora"],
+    ids=["ddp", "ddp, lora", "fsdp, tied", "fsdp, lora"],
 )
-def test_two_processes_train_as_one_does(tmp_path, models, records, tokenizer, method, tied, more):
-    """9 records in steps of 4: the last step of an epoch has a record for one of the processes alone."""
+def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, tokenizer, method, tied, more):
+    """9 records in steps of 4: in the last step of an epoch only one rank has a record."""
     if tied:
         models |= {"student": save_model(tmp_path / "tied", tokenizer, vocabulary=336, hidden=16, seed=2, tied=True)}
     train, val = records[:9], records[:3]
     data = write_splits(tmp_path / "data", train, val)
-    settings = {"optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
+    settings = {"learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
     if "--lora-rank" in more:
         settings |= {"lora_rank": 4, "lora_dropout": 0.0}
-    train_student(make_options(tmp_path, models, method, "one") | settings, train, val)
+    one = make_run(tmp_path, models, method, "one")
+    train_student(change_run(one, optimizer="sgd", **settings), train, val)
     written = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     arguments = make_arguments(tmp_path, models, method, "two", data)
-    code, log = run(*TORCHRUN, SCRIPTS / "train_student.py", *arguments, *written, *more)
+    (tmp_path / "sgd.py").write_text(SGD)
+    code, log = run(*TORCHRUN, tmp_path / "sgd.py", *arguments, *written, *more)
     assert code == 0, log
-    assert log.count("is shared out among 2 processes") == (2 if "fsdp" in more else 0)  # teacher and student
+    assert log.count("is sharded over 2 ranks") == (2 if "fsdp" in more else 0)  # teacher and student
     assert_same_run(tmp_path / "two", tmp_path / "one")
     before = load_file(Path(models["student"]) / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -107,16 +129,16 @@ def test_two_processes_train_as_one_does(tmp_path, models, records, tokenizer, m
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_process_goes_on_where_two_were_stopped(tmp_path, models, records, strategy):
-    """A signal to one process stops both at the same step; a checkpoint does not belong to a number of processes."""
+def test_one_process_resumes_a_training_of_two_ranks(tmp_path, models, records, strategy):
+    """A signal to one rank stops both at the same step; any number of ranks can load the checkpoint."""
     data = write_splits(tmp_path / "data", records, records[:2])
     settings = {"logging_steps": 1, "eval_steps": 1, "best_checkpoint": True}
-    train_student(make_options(tmp_path, models, out="whole") | settings, records, records[:2])
+    train_student(change_run(make_run(tmp_path, models, out="whole"), **settings), records, records[:2])
     more = ["--logging-steps=1", "--eval-steps=1", "--best-checkpoint", "--strategy", strategy]
     arguments = [*make_arguments(tmp_path, models, out="stopped", data=data), *more]
-    told = tmp_path / "told.py"
-    told.write_text(TOLD)
-    code, log = run(*TORCHRUN, told, *arguments)
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED)
+    code, log = run(*TORCHRUN, script, *arguments)
     assert code != 0
     assert log.count("stopped by a signal") == 2, log
     assert "(exitcode: 143)" in log
@@ -124,7 +146,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path, models, records, s
     assert (checkpoint / "rng_state_1.pth").exists()
     code, log = run(sys.executable, SCRIPTS / "train_student.py", *arguments)
     assert code == 0, log
-    assert f"going on from {checkpoint}" in log
+    assert f"resuming from {checkpoint}" in log
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -133,7 +155,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path, models, records, s
 
 @pytest.fixture
 def nodes(tmp_path):
-    """Variables of a Slurm job whose srun is SRUN."""
+    """Environment variables of a Slurm job in which srun is SRUN."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/srun").write_text(SRUN)
     (tmp_path / "bin/srun").chmod(0o755)
@@ -149,10 +171,10 @@ def wait_for(*paths):
     raise TimeoutError(paths)
 
 
-def test_nodes_are_joined_told_and_end_as_their_processes_do(tmp_path, nodes):
+def test_nodes_form_one_group_receive_signals_and_return_the_exit_code(tmp_path, nodes):
     (tmp_path / "waiting.py").write_text(WAITING)
     command = [sys.executable, SCRIPTS / "run_on_nodes.py", "--nodes", "2", tmp_path / "waiting.py"]
-    command += ["--signal", tmp_path / "rank"]  # an option that torchrun would take for one of its own
+    command += ["--signal", tmp_path / "rank"]  # an option that torchrun has too
     with subprocess.Popen(list(map(str, command)), env=environment() | nodes) as process:
         texts = wait_for(tmp_path / "rank0", tmp_path / "rank1")
         for pid in (tmp_path / "nodes").read_text().split():
@@ -162,7 +184,7 @@ def test_nodes_are_joined_told_and_end_as_their_processes_do(tmp_path, nodes):
     assert texts == [f"--signal {rank} 2 {host} {run_on_nodes.FIRST_PORT + 77}" for rank in (0, 1)]
 
 
-def test_one_node_of_several_gpus_has_as_many_processes(tmp_path, nodes):
+def test_one_node_starts_a_process_per_gpu(tmp_path, nodes):
     (tmp_path / "waiting.py").write_text(WAITING)
     command = [sys.executable, SCRIPTS / "run_on_nodes.py", "--nodes", "1", "--gpus", "2", tmp_path / "waiting.py"]
     command += ["--signal", tmp_path / "rank"]
@@ -178,8 +200,8 @@ def test_one_node_of_several_gpus_has_as_many_processes(tmp_path, nodes):
 @pytest.mark.parametrize(
     ("options", "warning"), [(["--nodes", "2"], "no Slurm job"), (["--nodes", "1", "--gpus", "2"], "gpus_per_node: 2")]
 )
-def test_what_is_not_there_is_said_and_the_script_runs_alone(tmp_path, options, warning):
-    """On the CPU: a GPU is hidden from it."""
+def test_without_nodes_or_gpus_the_script_runs_in_one_process_with_a_warning(tmp_path, options, warning):
+    """On the CPU; GPUs are hidden."""
     (tmp_path / "script.py").write_text("import sys; sys.exit(' '.join(sys.argv[1:]))")
     command = [sys.executable, SCRIPTS / "run_on_nodes.py", *options, tmp_path / "script.py", "--nodes", "x"]
     code, log = run(*command, CUDA_VISIBLE_DEVICES="")
@@ -191,5 +213,5 @@ def test_what_is_not_there_is_said_and_the_script_runs_alone(tmp_path, options, 
     ("codes", "code"),
     [([143, 143], 143), ([-15, 143], 143), ([-10], 143), ([1, -15], 1), ([143, 1], 1), ([-9], 137), ([-9, 143], 137)],
 )
-def test_a_failure_comes_before_a_stop(codes, code):
+def test_a_failure_takes_precedence_over_a_stop(codes, code):
     assert run_on_nodes.choose_exit_code(codes) == code

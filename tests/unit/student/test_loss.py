@@ -1,33 +1,23 @@
-"""The distillation loss against independent float64 formulas: values and all gradients."""
+"""Values and gradients of the distillation loss, compared with independent float64 formulas."""
 
 import math
 
 import pytest
 import torch
+from divergence_formulas import FORMULAS
 
 from distill.models import completions
 from distill.models.completions import collate
-from distill.student import loss as losses
-from distill.student.divergences import divergence
-from distill.student.loss import ExactTeacher, Objective, TopKTeacher, distillation_loss
+from distill.student import fused_loss
+from distill.student.fused_loss import distillation_loss
+from distill.student.loss import ExactTeacher, Objective, TopKTeacher
 
-METHODS = ["forward_kl", "reverse_kl", "jsd", "tvd"]
+METHODS = list(FORMULAS)
 SHARED = 17
 
 
-def compare(method, p, q, beta):
-    """D of probabilities, in the plainest words."""
-    m = beta * p + (1 - beta) * q
-    return {
-        "forward_kl": (p * (p / q).log()).sum(),
-        "reverse_kl": (q * (q / p).log()).sum(),
-        "jsd": beta * (p * (p / m).log()).sum() + (1 - beta) * (q * (q / m).log()).sum(),
-        "tvd": (p - q).abs().sum() / 2,
-    }[method]
-
-
 def reference(student_logits, teacher_logits, targets, method, tau, beta, vocabulary, top_k=None):
-    """(cross-entropy, divergence) in float64 from probabilities, row by row; with `top_k` over k + 1 buckets."""
+    """Cross-entropy and divergence in float64 from probabilities, row by row; with `top_k` over k + 1 buckets."""
     ce = kd = torch.zeros((), dtype=torch.float64)
     for s, t, y in zip(student_logits.double(), teacher_logits.double(), targets, strict=True):
         ce = ce - (s - s.max()).softmax(0)[y].log()
@@ -36,12 +26,12 @@ def reference(student_logits, teacher_logits, targets, method, tau, beta, vocabu
             top = p.topk(top_k).indices
             rest = torch.ones(len(p), dtype=torch.bool).index_fill(0, top, False)
             p, q = (torch.cat([one[top], one[rest].sum()[None]]) for one in (p, q))
-        kd = kd + compare(method, p, q, beta)
+        kd = kd + FORMULAS[method](p, q, beta)
     return ce, kd
 
 
 def top_k_teacher(teacher_logits, k, tau, vocabulary=SHARED):
-    """The cached signal at a temperature, from float64."""
+    """The cached signal at a temperature, computed in float64."""
     logp = (teacher_logits.double()[:, :vocabulary] / tau).log_softmax(-1)
     top = logp.topk(k)
     tail = logp.exp().scatter(1, top.indices, 0.0).sum(-1).log()
@@ -93,7 +83,7 @@ def test_value_and_gradients_match_float64(problem, method, top_k, tau, beta, sw
 @pytest.mark.parametrize("top_k", [None, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_match_finite_differences(method, top_k):
-    """With no formula of a gradient at all, in float64 throughout."""
+    """Without any formula of the gradient, in float64."""
     torch.manual_seed(1)
     head, teacher_head = (torch.nn.Linear(4, 12, bias=False, dtype=torch.float64) for _ in range(2))
     rows, targets = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1, 0, 11])
@@ -118,7 +108,7 @@ def test_gradients_match_finite_differences(method, top_k):
 
 @pytest.mark.parametrize("kind", ["lora", "lora with dropout off", "soft-capped", "bfloat16"])
 @pytest.mark.parametrize("method", [*METHODS, "seqkd"])
-def test_other_heads_and_numbers_match_autograd_over_whole_logits(problem, method, kind):
+def test_other_heads_and_dtypes_match_autograd_over_all_logits(problem, method, kind):
     rows, head, targets, teacher = problem
     if kind.startswith("lora"):
         from peft import LoraConfig, inject_adapter_in_model
@@ -185,7 +175,7 @@ def test_frozen_heads_get_no_gradient(problem):
     assert rows.grad.norm() > 0
 
 
-def test_without_gradients_values_are_the_same(problem):
+def test_values_are_the_same_without_gradients(problem):
     rows, head, targets, teacher = problem
     objective = Objective("forward_kl", 2.0, vocabulary=SHARED)
     with torch.no_grad():
@@ -194,7 +184,7 @@ def test_without_gradients_values_are_the_same(problem):
     assert [one.item() for one in found[:3]] == [one.item() for one in wanted[:3]]
 
 
-def test_gradients_are_used_once(problem):
+def test_a_second_backward_pass_is_an_error(problem):
     rows, head, targets, teacher = problem
     loss = distillation_loss(rows, head, targets, teacher, Objective("tvd", vocabulary=SHARED)).loss
     loss.backward(retain_graph=True)
@@ -202,8 +192,8 @@ def test_gradients_are_used_once(problem):
         loss.backward()
 
 
-def test_gradient_norms_of_the_terms(problem):
-    """What tells that one term drowns the other (by their gradients, not by their values)."""
+def test_gradient_norms_of_both_terms(problem):
+    """They show whether one term dominates the gradient."""
     rows, head, targets, teacher = problem
     found = distillation_loss(rows, head, targets, teacher, Objective("forward_kl", 2.0, 0.3, vocabulary=SHARED))
     logits = head(rows).detach().double().requires_grad_()
@@ -213,7 +203,7 @@ def test_gradient_norms_of_the_terms(problem):
     assert found.kd_grad.item() == pytest.approx((of_kd**2).sum().item(), rel=1e-4)
 
 
-def test_on_policy_leaves_cross_entropy_out(problem):
+def test_on_policy_steps_have_no_cross_entropy_term(problem):
     rows, head, targets, teacher = problem
     found = distillation_loss(
         rows, head, targets, teacher, Objective("jsd", 2.0, 0.25, vocabulary=SHARED, is_on_policy=True)
@@ -226,7 +216,7 @@ def test_the_padding_of_a_vocabulary_has_no_probability(problem, top_k):
     rows, head, targets, teacher = problem
     objective = Objective("forward_kl", vocabulary=SHARED)
     found = []
-    for value in (50.0, -50.0):  # a padded id that would win every row, or lose it
+    for value in (50.0, -50.0):  # padding ids with the largest, or the smallest, logit of every row
         with torch.no_grad():
             teacher.head.weight[SHARED:] = value
         given = top_k_teacher(logits_of(teacher), top_k, 1.0) if top_k else teacher
@@ -235,12 +225,12 @@ def test_the_padding_of_a_vocabulary_has_no_probability(problem, top_k):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_token_that_only_the_teacher_has_is_no_bucket(problem, method):
-    """Cached ids beyond the shared vocabulary: as if the teacher did not have them."""
+def test_tokens_of_the_teacher_alone_form_no_bucket(problem, method):
+    """Cached ids outside the shared vocabulary are ignored."""
     rows, head, targets, teacher = problem
     logits = logits_of(teacher)
-    logits[:, SHARED] = logits[:, :SHARED].mean(-1)  # never all of the probability
-    over_all = top_k_teacher(logits, SHARED + 1, 1.0, SHARED + 1)  # ids in order of probability, one of them foreign
+    logits[:, SHARED] = logits[:, :SHARED].mean(-1)  # so that other tokens have probability too
+    over_all = top_k_teacher(logits, SHARED + 1, 1.0, SHARED + 1)  # all ids, one of them the teacher's alone
     objective = Objective(method, vocabulary=SHARED)
     found = distillation_loss(rows, head, targets, over_all, objective)
     wanted = distillation_loss(rows, head, targets, top_k_teacher(logits, SHARED - 1, 1.0, SHARED), objective)
@@ -248,7 +238,7 @@ def test_a_token_that_only_the_teacher_has_is_no_bucket(problem, method):
     assert torch.autograd.grad(found.loss, rows)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["forward_kl", "reverse_kl", "jsd", "tvd"])
+@pytest.mark.parametrize("method", METHODS)
 def test_buckets_are_a_lower_bound(problem, method):
     rows, head, targets, teacher = problem
     objective = Objective(method, 2.0, vocabulary=SHARED)
@@ -258,11 +248,11 @@ def test_buckets_are_a_lower_bound(problem, method):
         for k in (2, 8, 16)
     ]
     assert kept[0] < kept[1] < kept[2] <= exact * (1 + 1e-5)
-    assert kept[2] == pytest.approx(exact, rel=1e-3)  # 16 of 17 and the last one as the tail: exact
+    assert kept[2] == pytest.approx(exact, rel=1e-3)  # 16 of 17 tokens and one as the tail are exact
 
 
-def test_without_the_tail_bucket_mass_elsewhere_would_go_unseen():
-    """Teacher: two tokens. A student with all its probability elsewhere must be pulled towards them."""
+def test_the_tail_bucket_penalises_probability_outside_the_top_k():
+    """The teacher has two tokens; a student with all its probability elsewhere is pulled towards them."""
     teacher = TopKTeacher(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]]).log(), torch.tensor([math.log(1e-6)]))
     rows = torch.tensor([[0.0, 0.0, 9.0, 9.0]], requires_grad=True)
     eye = torch.nn.Identity()
@@ -275,14 +265,14 @@ def test_without_the_tail_bucket_mass_elsewhere_would_go_unseen():
 
 @pytest.mark.parametrize("top_k", [None, 5])
 @pytest.mark.parametrize("method", METHODS)
-def test_sizes_of_chunks_and_blocks_change_nothing(problem, monkeypatch, method, top_k):
+def test_chunk_and_block_sizes_do_not_change_the_result(problem, monkeypatch, method, top_k):
     rows, head, targets, teacher = problem
     given = top_k_teacher(logits_of(teacher), top_k, 2.0) if top_k else teacher
     objective = Objective(method, 2.0, vocabulary=SHARED)
     found = []
     for chunk, block in ((1, 1), (3, 1), (11, 4), (11, 100), (100, 3), (None, None)):
         if block:
-            monkeypatch.setattr(losses, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
+            monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
         terms = distillation_loss(rows, head, targets, given, objective, chunk)
         found.append([*(one.detach() for one in terms), *torch.autograd.grad(terms.loss, [rows, head.weight])])
     for other in found[1:]:
@@ -290,7 +280,7 @@ def test_sizes_of_chunks_and_blocks_change_nothing(problem, monkeypatch, method,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_perfect_student_has_no_divergence(problem, method):
+def test_a_student_equal_to_its_teacher_has_no_divergence(problem, method):
     rows, head, targets, _ = problem
     for given in (
         ExactTeacher(rows.detach(), head),
@@ -303,7 +293,7 @@ def test_a_perfect_student_has_no_divergence(problem, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("top_k", [None, 1])
-def test_gradients_stay_finite_where_probabilities_vanish(method, top_k):
+def test_gradients_are_finite_for_vanishing_probabilities(method, top_k):
     # log(softmax) is -inf here; log_softmax is not.
     rows = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
     logits = torch.tensor([[-200.0, 200.0, 0.0]])
@@ -317,8 +307,8 @@ def test_gradients_stay_finite_where_probabilities_vanish(method, top_k):
     assert gradient.isfinite().all()
 
 
-def test_a_certain_teacher_and_a_certain_student_have_finite_tails():
-    """Both put all float32 probability on the one kept token."""
+def test_tails_are_finite_if_both_models_are_certain():
+    """Both models put all float32 probability on the top token."""
     rows = torch.tensor([[0.0, 300.0, 0.0]], requires_grad=True)
     given = TopKTeacher(torch.tensor([[1]]), torch.tensor([[0.0]]), torch.tensor([-60000.0]))
     for method in METHODS:
@@ -327,7 +317,7 @@ def test_a_certain_teacher_and_a_certain_student_have_finite_tails():
         assert torch.autograd.grad(found.loss, rows)[0].abs().max() < 1.0
 
 
-def test_without_a_completion_token_the_graph_stays_connected(problem):
+def test_without_completion_tokens_the_loss_is_attached_to_autograd(problem):
     rows, head, targets, teacher = problem
     empty = ExactTeacher(teacher.rows[:0], teacher.head)
     found = distillation_loss(rows[:0], head, targets[:0], empty, Objective("forward_kl", vocabulary=SHARED))
@@ -336,8 +326,8 @@ def test_without_a_completion_token_the_graph_stays_connected(problem):
     assert all((gradient == 0).all() for gradient in gradients)
 
 
-def test_no_tensor_of_all_rows_by_vocabulary_is_held(monkeypatch):
-    """Every tensor that is made is looked at, in the forward and in the backward pass."""
+def test_no_tensor_has_the_logits_of_all_rows(monkeypatch):
+    """Checks the size of every tensor that forward and backward pass create."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0
@@ -352,18 +342,13 @@ def test_no_tensor_of_all_rows_by_vocabulary_is_held(monkeypatch):
             return result
 
     vocabulary, count = 4096, 1000
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 64 * vocabulary, "cuda": 64 * vocabulary})
+    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", {"cpu": 64 * vocabulary, "cuda": 64 * vocabulary})
     rows = torch.randn(count, 4, requires_grad=True)
     head = torch.nn.Linear(4, vocabulary)
     teacher = ExactTeacher(torch.randn(count, 4), torch.nn.Linear(4, vocabulary).requires_grad_(False))
     with Largest():
         distillation_loss(rows, head, torch.zeros(count, dtype=torch.long), teacher, Objective("jsd")).loss.backward()
     assert largest == 64 * vocabulary
-
-
-def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="seqkd"):
-        divergence("seqkd", torch.zeros(1, 2), torch.zeros(1, 2), 0.5)
 
 
 def test_completion_rows_predict_the_next_token():

@@ -1,4 +1,4 @@
-"""Which records a step has, and how they are dealt out."""
+"""The records of each step, and their split into micro-batches and ranks."""
 
 import random
 
@@ -23,7 +23,7 @@ def epoch_of(batches):
 
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_an_epoch_has_every_record_once(group, epoch):
+def test_an_epoch_contains_every_record_once(group, epoch):
     batches = StepBatches(LENGTHS, 4, 2, seed=3, group=group)
     batches.set_epoch(epoch)
     found = list(batches)
@@ -32,7 +32,7 @@ def test_an_epoch_has_every_record_once(group, epoch):
     assert max(map(len, found)) <= 4
 
 
-def test_epochs_and_seeds_differ_and_repeat():
+def test_the_order_depends_on_epoch_and_seed_only():
     one, other = StepBatches(LENGTHS, 4, 2, seed=3), StepBatches(LENGTHS, 4, 2, seed=4)
     first = list(one)
     assert first == list(StepBatches(LENGTHS, 4, 2, seed=3))
@@ -41,13 +41,13 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert first != list(one)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(("size", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_a_step_has_the_same_records_however_it_is_split(processes, size, accumulation):
+def test_the_records_of_a_step_do_not_depend_on_its_split(count, size, accumulation):
     wanted = [set(step) for step in StepBatches(LENGTHS, 8, 1, seed=5).steps(0)]
-    ranks = [list(StepBatches(LENGTHS, size, accumulation, 5, rank, processes)) for rank in range(processes)]
-    assert len({len(batches) for batches in ranks}) == 1  # they wait for each other
-    micro = StepBatches(LENGTHS, size, accumulation, 5, 0, processes).micro_batches
+    ranks = [list(StepBatches(LENGTHS, size, accumulation, 5, rank, count)) for rank in range(count)]
+    assert len({len(batches) for batches in ranks}) == 1  # collective operations need the same number on all ranks
+    micro = StepBatches(LENGTHS, size, accumulation, 5, 0, count).micro_batches
     for number, step in enumerate(wanted):
         parts = [batches[number * micro : (number + 1) * micro] for batches in ranks]
         found = [index for batches in parts for batch in batches for index in batch]
@@ -55,7 +55,7 @@ def test_a_step_has_the_same_records_however_it_is_split(processes, size, accumu
         assert all(len(batch) <= size for batches in parts for batch in batches)
 
 
-def test_processes_share_a_whole_step_evenly():
+def test_ranks_split_a_step_evenly():
     ranks = [list(StepBatches(LENGTHS[:32], 8, 1, 5, rank, 4)) for rank in range(4)]
     assert {len(batch) for batches in ranks for batch in batches} == {2}
 
@@ -66,7 +66,7 @@ def padded(batches, lengths):
     return 1 - sum(lengths[index] for index in epoch_of(batches)) / whole
 
 
-def test_sorting_saves_padding():
+def test_sorting_by_length_reduces_padding():
     lengths = draw_lengths(512, 50, 1000)
     in_steps = padded(list(StepBatches(lengths, 2, 8, 1)), lengths)
     grouped = padded(list(StepBatches(lengths, 8, 1, 1, group=True)), lengths)
@@ -81,7 +81,7 @@ def test_the_longest_records_of_a_step_come_first():
         assert [LENGTHS[index] for index in step] == sorted((LENGTHS[index] for index in step), reverse=True)
 
 
-def test_a_step_is_found_by_its_number():
+def test_find_step_matches_iteration():
     batches = StepBatches(LENGTHS, 4, 2, seed=3)
     batches.set_epoch(2)
     mine = list(batches)
@@ -89,7 +89,7 @@ def test_a_step_is_found_by_its_number():
         assert batches.find_step(2 * batches.steps_per_epoch + place) == epoch_of(mine[2 * place : 2 * place + 2])
 
 
-def test_the_loader_passes_the_epoch_on():
+def test_the_loader_sets_the_epoch_of_its_sampler():
     loader = EpochLoader(list(range(43)), batch_sampler=StepBatches(LENGTHS, 4, 1, 3), collate_fn=list)
     first = list(loader)
     loader.set_epoch(1)
@@ -103,7 +103,7 @@ def test_padding_is_on_the_right_and_positions_precede_their_targets():
     assert batch["targets"].tolist() == [8, 9, 10, 11]
 
 
-def test_a_batch_without_completion_has_no_position():
+def test_a_batch_without_completions_has_no_positions():
     batch = collate([[5, 6]], [[]], pad_id=0)
     assert batch["positions"].numel() == batch["targets"].numel() == 0
     assert batch["targets"].dtype == torch.long

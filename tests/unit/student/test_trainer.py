@@ -1,4 +1,4 @@
-"""Training: the objective, its invariances, resuming, and the folder that comes out."""
+"""Training: the objective, its invariances, resuming, and the student's folder."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import build_model, build_tokenizer, save_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import Killed, assert_same_weights, log_lines, train_student, weights
+from training_runs import Killed, assert_same_weights, change_run, log_lines, train_student, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 from distill.common.errors import InputError
@@ -20,17 +20,17 @@ from distill.models.completions import collate, take_rows
 from distill.models.examples import encode_examples
 from distill.student import loss as losses
 from distill.student import train_student as student_module
-from distill.student.checkpoints import last_checkpoint
+from distill.student.checkpoints import find_last_checkpoint
+from distill.student.divergences import METHODS
+from distill.student.fused_loss import distillation_loss
 from distill.student.step_batches import StepBatches
-from distill.student.trainer_arguments import training_arguments
-
-METHODS = ["seqkd", "forward_kl", "reverse_kl", "jsd", "tvd"]
+from distill.student.trainer_arguments import make_trainer_arguments
 
 
-def expected_loss(options, records, tokenizer, alpha, tau):
-    """The objective of all records at once in float64, from whole logits and a loop over positions."""
+def expected_loss(run, records, tokenizer, alpha, tau):
+    """The objective of all records in float64, from all logits and a loop over positions."""
     sizes = len(tokenizer)
-    models = [AutoModelForCausalLM.from_pretrained(options[name]).double() for name in ("model", "teacher_model")]
+    models = [AutoModelForCausalLM.from_pretrained(name).double() for name in (run.model, run.teacher.model)]
     ce = kd = count = 0.0
     for record in records:
         system, prompt, answer = (message["content"] for message in record["messages"])
@@ -74,9 +74,9 @@ def test_accumulation_does_not_change_the_step(options, records, method):
     for batch_size, steps in ((8, 1), (2, 4), (1, 8)):
         run = options(method, out=f"out{steps}", batch_size=batch_size, gradient_accumulation_steps=steps, epochs=1.0)
         plain = {"optimizer": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.5, "warmup_ratio": 0.0}
-        train_student(run | plain, records[:8], [])
+        train_student(change_run(run, **plain), records[:8], [])
         found.append(weights(run))
-    before = load_file(Path(run["model"]) / "model.safetensors")
+    before = load_file(Path(run.model) / "model.safetensors")
     assert max((found[0][name] - before[name]).abs().max() for name in before) > 1e-3
     assert_same_weights(found[0], found[1], rtol=1e-5, atol=1e-6)
     assert_same_weights(found[0], found[2], rtol=1e-5, atol=1e-6)
@@ -90,7 +90,7 @@ def test_every_method_learns(options, records, method):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_seqkd_has_no_divergence_anywhere(options, records):
+def test_seqkd_logs_no_divergence(options, records):
     run = options("seqkd", epochs=1.0)
     train_student(run, records[:6], records[6:])
     assert all(line["kd"] is None for line in log_lines(run) if "loss" in line)
@@ -108,9 +108,9 @@ def test_log_has_first_and_last_step_and_every_field(options, records):
     assert sum("val_loss" in line for line in log_lines(run)) == 3
 
 
-def test_speed_leaves_validation_out(options, records, monkeypatch):
+def test_tokens_per_second_excludes_validation(options, records, monkeypatch):
     clock = {"now": 0.0}
-    monkeypatch.setattr("distill.student.trainer.time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr("distill.student.training_meter.time.monotonic", lambda: clock["now"])
     score = student_module.DistillTrainer.score
     read = []
 
@@ -121,7 +121,9 @@ def test_speed_leaves_validation_out(options, records, monkeypatch):
         return score(self, model, examples)
 
     monkeypatch.setattr(student_module.DistillTrainer, "score", take_a_second)
-    run = options(epochs=2.0, logging_steps=3, eval_steps=2, gradient_accumulation_steps=1)  # validates between lines
+    run = options(
+        epochs=2.0, logging_steps=3, eval_steps=2, gradient_accumulation_steps=1
+    )  # validates between two log lines
     train_student(run, records[:6], records[6:])
     second = [line for line in log_lines(run) if "loss" in line][1]
     assert second["step"] == 3
@@ -129,7 +131,7 @@ def test_speed_leaves_validation_out(options, records, monkeypatch):
 
 
 def kill_at(monkeypatch, step):
-    """Make training end as by a kill when `step` is done (and saved, where it is a step to save)."""
+    """Kill the training after step `step`, and after its checkpoint if it has one."""
 
     class Kill(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -148,7 +150,7 @@ def kill_at(monkeypatch, step):
 
 @pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
 @pytest.mark.parametrize("killed_at", [1, 5, 7])
-def test_a_killed_run_ends_with_the_same_weights(options, records, monkeypatch, killed_at, lora):
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(options, records, monkeypatch, killed_at, lora):
     settings = {"epochs": 3.0, "save_steps": 2, "lora_rank": lora, "gradient_checkpointing": False}
     undisturbed = options(out="undisturbed", **settings)
     train_student(undisturbed, records, records[:2])
@@ -158,15 +160,15 @@ def test_a_killed_run_ends_with_the_same_weights(options, records, monkeypatch, 
         kill_at(patch, killed_at)
         with pytest.raises(Killed):
             train_student(run, records, records[:2])
-    assert not Path(run["out"]).exists()
+    assert not run.out.exists()
     train_student(run, records, records[:2])
     assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
     steps = [(line["step"], "loss" in line) for line in log_lines(run)]
     assert steps == [(line["step"], "loss" in line) for line in log_lines(undisturbed)]
-    assert not Path(run["checkpoints"], "s", "banks").exists()
+    assert not (run.checkpoints / "s/banks").exists()
 
 
-def test_changed_data_never_resumes(options, records, monkeypatch, caplog):
+def test_a_run_on_changed_data_does_not_resume(options, records, monkeypatch, caplog):
     run = options(epochs=3.0, save_steps=2)
     with monkeypatch.context() as patch:
         kill_at(patch, 4)
@@ -175,42 +177,42 @@ def test_changed_data_never_resumes(options, records, monkeypatch, caplog):
     changed = [records[0] | {"messages": [*records[0]["messages"][:2], {"role": "assistant", "content": "other"}]}]
     with caplog.at_level("INFO"):
         train_student(run, changed + records[1:], [])
-    assert "going on from" not in caplog.text
+    assert "resuming from" not in caplog.text
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
+def test_incomplete_checkpoints_are_skipped(tmp_path):
     for step in (2, 4, 6):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step, text in ((2, '{"global_step": 2}'), (4, '{"global_step": 4}'), (6, '{"global_st')):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
     (tmp_path / "checkpoint-8").mkdir()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     shutil.rmtree(tmp_path / "checkpoint-4")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_the_folder_is_an_ordinary_model(options, records):
     run = options(lora_rank=4, precision="bf16")
     train_student(run, records, records[:2])
-    model = AutoModelForCausalLM.from_pretrained(run["out"])
-    tokenizer = AutoTokenizer.from_pretrained(run["out"])
+    model = AutoModelForCausalLM.from_pretrained(run.out)
+    tokenizer = AutoTokenizer.from_pretrained(run.out)
     assert model.dtype == torch.bfloat16
     assert tokenizer.chat_template
-    names = {path.name for path in Path(run["out"]).iterdir()}
+    names = {path.name for path in run.out.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "README.md", "adapter"} <= names
-    card = (Path(run["out"]) / "README.md").read_text()
+    card = (run.out / "README.md").read_text()
     assert "base_model:" in card
     assert "10 training and\n2 validation records" in card
-    merged, base = weights(run), AutoModelForCausalLM.from_pretrained(run["model"], dtype=torch.bfloat16).state_dict()
+    merged, base = weights(run), AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.bfloat16).state_dict()
     assert any(not torch.equal(merged[name], base[name]) for name in merged)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_a_quantized_teacher_teaches(options, records, quantization, tokenizer, tmp_path):
-    # bitsandbytes quantizes to nf4 in blocks of 64, which have to divide a row.
+def test_a_quantized_teacher_is_close_to_the_exact_one(options, records, quantization, tokenizer, tmp_path):
+    # bitsandbytes quantizes to nf4 in blocks of 64, which must divide a row.
     teacher = save_model(tmp_path / "wide", tokenizer, hidden=64, scale=4.0)
     exact, run = (options(out=out, epochs=1.0, teacher_model=teacher) for out in ("exact", "quantized"))
-    run["teacher_quantization"] = quantization
+    run = change_run(run, teacher_quantization=quantization)
     train_student(exact, records, [])
     train_student(run, records, [])
     kd, exact_kd = log_lines(run)[0]["kd"], log_lines(exact)[0]["kd"]
@@ -223,7 +225,7 @@ def test_an_adapter_changes_the_teacher(options, records, tmp_path):
 
     plain = options(out="plain", epochs=1.0)
     adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(plain["teacher_model"]),
+        AutoModelForCausalLM.from_pretrained(plain.teacher.model),
         LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "adapter")
@@ -233,15 +235,15 @@ def test_an_adapter_changes_the_teacher(options, records, tmp_path):
     assert log_lines(run)[0]["kd"] != pytest.approx(log_lines(plain)[0]["kd"], rel=1e-3)
 
 
-def test_different_tokenizers_are_refused_before_training(options, records, tmp_path):
+def test_different_tokenizers_are_rejected_before_training(options, records, tmp_path):
     other = build_tokenizer(texts=["wholly other words here"] * 9, size=330)
     run = options(teacher_model=save_model(tmp_path / "other", other))
     with pytest.raises(InputError, match="same tokenizer"):
         train_student(run, records, [])
-    train_student(run | {"method": "seqkd"}, records, [])
+    train_student(change_run(run, method="seqkd"), records, [])
 
 
-def test_models_that_change_their_logits_are_refused(options, records, tmp_path, tokenizer):
+def test_models_that_transform_their_logits_are_rejected(options, records, tmp_path, tokenizer):
     folder = Path(save_model(tmp_path / "capped", tokenizer))
     config = json.loads((folder / "config.json").read_text()) | {"final_logit_softcapping": 30.0}
     (folder / "config.json").write_text(json.dumps(config))
@@ -249,7 +251,7 @@ def test_models_that_change_their_logits_are_refused(options, records, tmp_path,
         train_student(options(model=str(folder)), records, [])
 
 
-def test_fp16_on_the_cpu_is_refused(options, records):
+def test_fp16_on_the_cpu_is_rejected(options, records):
     with pytest.raises(InputError, match="fp16 needs a GPU"):
         train_student(options(precision="fp16"), records, [])
 
@@ -260,7 +262,7 @@ def test_a_missing_model_folder_is_named(options, records):
 
 
 def break_loss(monkeypatch, when):
-    """Make the loss of a micro-batch infinite, where `when(trainer, examples)`."""
+    """Make the loss of a micro-batch infinite if `when(trainer, examples)`."""
     score = student_module.DistillTrainer.score
 
     def broken(self, model, examples):
@@ -270,7 +272,7 @@ def break_loss(monkeypatch, when):
     monkeypatch.setattr(student_module.DistillTrainer, "score", broken)
 
 
-def test_a_broken_loss_stops_the_run_and_names_step_and_records(options, records, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_records(options, records, monkeypatch):
     bad = records[4]["uid"]
     run = options(epochs=4.0, save_steps=1, logging_steps=100)
     break_loss(monkeypatch, lambda trainer, batch: trainer.state.global_step == 4 and bad in {x["uid"] for x in batch})
@@ -279,12 +281,12 @@ def test_a_broken_loss_stops_the_run_and_names_step_and_records(options, records
     text = str(error.value)
     assert text.startswith("step 5:")
     assert bad in text
-    (folder,) = Path(run["checkpoints"], "s", "banks").iterdir()
-    assert last_checkpoint(folder) == str(folder / "checkpoint-4")
+    (folder,) = (run.checkpoints / "s/banks").iterdir()
+    assert find_last_checkpoint(folder) == folder / "checkpoint-4"
     assert f"the last checkpoint is {folder}/checkpoint-4" in text
 
 
-def test_a_broken_gradient_stops_the_run(options, records, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_the_run(options, records, monkeypatch):
     run = options(epochs=4.0, save_steps=1)
     clip = student_module.DistillTrainer._clip_grad_norm
 
@@ -296,14 +298,14 @@ def test_a_broken_gradient_stops_the_run(options, records, monkeypatch):
         train_student(run, records, [])
 
 
-def test_a_step_that_the_gradient_scaler_skips_is_no_broken_step(options, records, monkeypatch):
-    """fp16: the first steps overflow until the scale fits; the Trainer skips them, and the run goes on."""
+def test_steps_that_the_gradient_scaler_skips_do_not_stop_the_run(options, records, monkeypatch):
+    """fp16: the Trainer skips the first steps, which overflow until the scale is small enough."""
     run = options("seqkd", epochs=12.0)
     original = student_module.DistillTrainer
 
     def scaled(*args, **kwargs):
         trainer = original(*args, **kwargs)
-        # This scale times this loss is more than float32 holds, until the scale has been halved a few times.
+        # Scale times loss overflows float32 until the scale has been halved a few times.
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
         trainer.accelerator.native_amp = True
         return trainer
@@ -317,7 +319,7 @@ def test_a_step_that_the_gradient_scaler_skips_is_no_broken_step(options, record
     assert last["loss"] < first["loss"]
 
 
-def test_settings_of_how_a_run_goes_do_not_begin_it_anew(options, records, monkeypatch, caplog):
+def test_a_run_resumes_with_other_run_options(options, records, monkeypatch, caplog):
     run = options(epochs=3.0, save_steps=2)
     with monkeypatch.context() as patch:
         kill_at(patch, 5)
@@ -325,25 +327,27 @@ def test_settings_of_how_a_run_goes_do_not_begin_it_anew(options, records, monke
             train_student(run, records, [])
     other = {"save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "gradient_checkpointing": False}
     with caplog.at_level("INFO"):
-        train_student(run | other, records, [])
-    assert "going on from" in caplog.text
+        train_student(change_run(run, **other), records, [])
+    assert "resuming from" in caplog.text
 
 
-def test_every_gpu_but_the_first_is_left_alone(options, monkeypatch):
+def test_the_trainer_uses_a_single_gpu(options, monkeypatch):
     def four_gpus(self):
         self._n_gpu = 4
         return torch.device("cpu")
 
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four_gpus))
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self.__dict__.setdefault("_n_gpu", 4)))
-    arguments = training_arguments(Path("unused"), options(), torch.device("cpu"), StepBatches([3] * 10, 2, 1, 0), 0)
+    arguments = make_trainer_arguments(
+        Path("unused"), options().train, torch.device("cpu"), StepBatches([3] * 10, 2, 1, 0), False
+    )
     assert arguments.train_batch_size == arguments.per_device_train_batch_size == 2
 
 
-def test_mixed_precision_leaves_the_teacher_as_configured(options, records, models, tokenizer):
-    """The divergence's teacher is float32, though the student trains in bf16."""
+def test_mixed_precision_does_not_change_the_teachers_dtype(options, records, models, tokenizer):
+    """The teacher's logits stay float32 if the student trains in bf16."""
     seen = []
-    original = losses.compare_all
+    original = losses.exact_divergence
 
     def spy(logits, teacher_logits, objective):
         seen.append(teacher_logits.clone())
@@ -351,7 +355,7 @@ def test_mixed_precision_leaves_the_teacher_as_configured(options, records, mode
 
     mixed = options(precision="bf16", epochs=1.0, gradient_checkpointing=False, batch_size=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "compare_all", spy)
+        patch.setattr(losses, "exact_divergence", spy)
         train_student(mixed, records, [])
         train_student(options(out="plain", epochs=1.0, gradient_checkpointing=False, batch_size=10), records, [])
     half = len(seen) // 2
@@ -372,7 +376,7 @@ def test_long_records_are_left_out_and_counted(records, tokenizer, caplog):
         encode_examples(records, tokenizer, None, 3)
 
 
-def test_cut_off_answers_teach_no_end(records, tokenizer):
+def test_truncated_answers_have_no_end_token(records, tokenizer):
     cut = [records[0] | {"finish_reason": "length"}, records[1]]
     one, other = encode_examples(cut, tokenizer, None, 1000)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -380,7 +384,7 @@ def test_cut_off_answers_teach_no_end(records, tokenizer):
     assert other["completion"][-1] == end
 
 
-def test_tokens_that_the_teacher_does_not_know_leave_their_record_out(records, tokenizer, caplog):
+def test_records_with_tokens_unknown_to_the_teacher_are_left_out(records, tokenizer, caplog):
     student = build_tokenizer()
     student.add_special_tokens({"additional_special_tokens": ["<new>"]})
     messages = [*records[0]["messages"][:2], {"role": "assistant", "content": "a <new> one"}]
@@ -390,25 +394,25 @@ def test_tokens_that_the_teacher_does_not_know_leave_their_record_out(records, t
     assert "1 of 10 records left out: a token" in caplog.text
 
 
-@pytest.mark.parametrize("which", ["model", "teacher_model"])
-def test_missing_weights_are_refused(options, records, which):
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_missing_weights_are_rejected(options, records, which):
     run = options()
-    path = Path(run[which]) / "model.safetensors"
+    path = Path(run.model if which == "student" else run.teacher.model) / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(path).items() if "layers.1." not in name}
     save_file(kept, path, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"are missing, first model\.layers\.1"):
         train_student(run, records, [])
 
 
-def test_a_torn_weights_file_is_told_of(options, records):
+def test_a_truncated_weights_file_is_reported(options, records):
     run = options()
-    path = Path(run["model"]) / "model.safetensors"
+    path = Path(run.model) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="no model could be loaded"):
         train_student(run, records, [])
 
 
-def test_an_adapter_of_another_model_is_refused(options, records, tmp_path):
+def test_an_adapter_of_another_model_is_rejected(options, records, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     other = get_peft_model(build_model(hidden=64), LoraConfig(r=2, target_modules="all-linear"))
@@ -419,7 +423,7 @@ def test_an_adapter_of_another_model_is_refused(options, records, tmp_path):
         train_student(options(teacher_adapter=[str(tmp_path / "absent")]), records, [])
 
 
-def test_each_model_reads_the_prompt_in_its_own_template(records, tokenizer):
+def test_each_model_has_the_prompt_in_its_own_chat_template(records, tokenizer):
     teacher = build_tokenizer(
         template="{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}[assistant] "
     )
@@ -432,8 +436,8 @@ def test_each_model_reads_the_prompt_in_its_own_template(records, tokenizer):
     assert text.startswith("[system] You are a manager.<|im_end|>[user]")
 
 
-def test_positions_are_those_before_each_completion_token(records, tokenizer):
-    """The trap of unshifted labels: the first token of an answer is predicted by the last one of the prompt."""
+def test_positions_precede_their_completion_tokens(records, tokenizer):
+    """Labels are shifted: the last token of the prompt predicts the first token of the answer."""
     examples = encode_examples(records, tokenizer, None, 1000)[:3]
     batch = collate([example["prompt"] for example in examples], [example["completion"] for example in examples], 0)
     length = batch["input_ids"].shape[1]
@@ -448,8 +452,8 @@ def test_positions_are_those_before_each_completion_token(records, tokenizer):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_side_of_the_padding_changes_nothing(models, records, tokenizer, method):
-    """Left padding with a mask and positions of its own, beside what `collate` makes: right padding without either."""
+def test_the_padding_side_does_not_change_the_loss(models, records, tokenizer, method):
+    """Left padding with mask and position ids, compared with the right padding of `collate`, which has neither."""
     model, teacher = (AutoModelForCausalLM.from_pretrained(models[name]) for name in ("student", "teacher"))
     examples = encode_examples(records, tokenizer, None, 1000)
     prompts, completions = ([example[name] for example in examples] for name in ("prompt", "completion"))
@@ -474,13 +478,13 @@ def test_the_side_of_the_padding_changes_nothing(models, records, tokenizer, met
         with torch.no_grad():
             of_teacher = take_rows(teacher.model(**inputs).last_hidden_state, positions)
         known = losses.ExactTeacher(of_teacher, teacher.lm_head) if method != "seqkd" else None
-        terms = losses.distillation_loss(rows, model.lm_head, batch["targets"], known, objective)
+        terms = distillation_loss(rows, model.lm_head, batch["targets"], known, objective)
         found.append([terms.loss, *torch.autograd.grad(terms.loss, list(model.parameters()))])
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what a GPU would be waited for: reading a number out of a tensor."""
+class Synchronisations(TorchDispatchMode):
+    """Counts synchronisations with a GPU: reading a number from a tensor."""
 
     count = 0
 
@@ -491,45 +495,45 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", ["seqkd", "forward_kl"])
-def test_no_number_is_waited_for_within_a_step(options, records, monkeypatch, method, checkpointing):
-    waits = []
+def test_a_step_does_not_synchronise_with_the_gpu(options, records, monkeypatch, method, checkpointing):
+    counts = []
     step = student_module.DistillTrainer.training_step
 
     def watched(self, *arguments):
-        with Waits() as mode:
+        with Synchronisations() as mode:
             loss = step(self, *arguments)
-        waits.append(mode.count)
+        counts.append(mode.count)
         return loss
 
     monkeypatch.setattr(student_module.DistillTrainer, "training_step", watched)
     train_student(options(method, gradient_checkpointing=checkpointing), records, [])
-    assert waits == [0] * len(waits)
-    with Waits() as mode:
-        assert torch.ones(2).sum() == 2  # what is counted
+    assert counts == [0] * len(counts)
+    with Synchronisations() as mode:
+        assert torch.ones(2).sum() == 2  # counted as one
     assert mode.count == 1
 
 
-def test_the_adapter_beside_a_student_lists_its_modules_in_order(options, records):
-    """PEFT lists them in another order in each process; a later teacher's adapter is known by its bytes."""
+def test_the_adapter_lists_its_modules_in_order(options, records):
+    """PEFT lists them in a random order, which would change the fingerprint of the adapter."""
     run = options(lora_rank=2, epochs=1.0)
     train_student(run, records, [])
-    settings = json.loads((Path(run["out"]) / "adapter/adapter_config.json").read_text())
+    settings = json.loads((run.out / "adapter/adapter_config.json").read_text())
     assert len(settings["target_modules"]) == 14  # seven in each of two layers
     assert settings["target_modules"] == sorted(settings["target_modules"])
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_lora_on_the_head_is_merged_into_the_head_alone(options, records, tokenizer, tmp_path, precision, tied):
+def test_lora_on_the_head_does_not_change_the_embeddings(options, records, tokenizer, tmp_path, precision, tied):
     student = save_model(tmp_path / "with_head", tokenizer, vocabulary=336, hidden=16, seed=2, tied=tied)
     run = options(model=student, lora_rank=2, lora_target=["lm_head", "q_proj"], lora_dropout=0.0, epochs=20.0)
-    run |= {"precision": precision, "learning_rate": 3e-2}
+    run = change_run(run, precision=precision, learning_rate=3e-2)
     train_student(run, records, [])
     assert log_lines(run)[-1]["loss"] < 0.9 * log_lines(run)[0]["loss"]
-    merged = AutoModelForCausalLM.from_pretrained(run["out"], dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(run.out, dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(student)
     before = base.get_input_embeddings().weight.clone()
-    adapted = PeftModel.from_pretrained(base, Path(run["out"]) / "adapter").eval()
+    adapted = PeftModel.from_pretrained(base, run.out / "adapter").eval()
     tokens = torch.arange(10, 40)[None]
     with torch.no_grad():
         found, wanted = merged(tokens).logits, adapted(tokens).logits

@@ -13,9 +13,9 @@ from distill.common.files import read_jsonl, write_jsonl
 from distill.evaluation.predict import predict
 from distill.generation.answer_cache import read_cache
 from distill.generation.sampling import Generated, Sampling
-from distill.generation.transformers_engine import LocalEngine, ModelSource
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.load import load_tokenizer
-from distill.teacher.generate_answers import Asking, answer_prompts
+from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def prompts(prompts):
 def ask(model, tmp_path, prompts):
     def run(prompts=prompts, sampling=Sampling(max_new_tokens=10, temperature=1.0), batch_size=2, **changes):  # noqa: B008
         settings = {"model": model, "dtype": "float32", "device": "cpu"} | changes
-        engine = LocalEngine(ModelSource(**settings), sampling, batch_size)
-        records, stats = answer_prompts(prompts, engine, Asking(), tmp_path / "cache")
+        engine = TransformersEngine(ModelSource(**settings), sampling, batch_size)
+        records, stats = answer_prompts(prompts, engine, AnswerSettings(), tmp_path / "cache")
         return list(records), stats
 
     return run
@@ -157,12 +157,12 @@ def test_what_was_answered_before_an_error_is_kept(ask, prompts, monkeypatch, tm
 def test_unusable_answers_are_marked_and_kept(prompts, tmp_path):
     prompts = prompts[:3]
     texts = ['<think>a</think><answer>{"v": −0.25}</answer>', BROKEN, '<answer>{"v": "high"}</answer>']
-    records, stats, _ = ask_scripted(prompts, [[text] for text in texts], tmp_path, Asking("v"))
+    records, stats, _ = ask_scripted(prompts, [[text] for text in texts], tmp_path, AnswerSettings("v"))
     assert [record["usable"] for record in records] == [True, False, False]
     assert [record["parsed_value"] for record in records] == [-0.25, None, None]
     assert [record["raw_output"] for record in records] == texts
     assert (stats["usable"], stats["rejected"], stats["unanswered"], stats["retried"]) == (1, 2, 2, 0)
-    records, _, engine = ask_scripted(prompts, [[text] for text in texts], tmp_path, Asking(None))
+    records, _, engine = ask_scripted(prompts, [[text] for text in texts], tmp_path, AnswerSettings(None))
     assert all(record["usable"] for record in records)
     assert engine.asked == []  # the contract decides no answer
 
@@ -170,14 +170,14 @@ def test_unusable_answers_are_marked_and_kept(prompts, tmp_path):
 def test_unusable_answers_are_asked_for_again_with_another_seed(prompts, tmp_path):
     prompts = prompts[:3]
     texts = [[value(1)], [BROKEN, value(2)], [BROKEN, BROKEN, BROKEN]]
-    records, stats, engine = ask_scripted(prompts, texts, tmp_path, Asking("v", retries=2))
+    records, stats, engine = ask_scripted(prompts, texts, tmp_path, AnswerSettings("v", retries=2))
     assert [(record["parsed_value"], record["sample"]) for record in records] == [(1, 0), (2, 1), (None, 0)]
     uids = [prompt["uid"] for prompt in prompts]
     assert engine.asked == [*uids, f"{uids[1]}#1", f"{uids[2]}#1", f"{uids[2]}#2"]
     assert (stats["retried"], stats["generated"], stats["from_cache"]) == (3, 6, 0)
     assert (stats["usable"], stats["rejected"], stats["unanswered"]) == (2, 4, 1)
 
-    again, stats, engine = ask_scripted(prompts, texts, tmp_path, Asking("v", retries=2))
+    again, stats, engine = ask_scripted(prompts, texts, tmp_path, AnswerSettings("v", retries=2))
     assert again == records
     assert (engine.asked, stats["from_cache"], stats["retried"]) == ([], 6, 3)
 
@@ -185,15 +185,15 @@ def test_unusable_answers_are_asked_for_again_with_another_seed(prompts, tmp_pat
 def test_of_several_answers_all_usable_ones_or_the_nearest_are_kept(prompts, tmp_path):
     prompts = [prompt | {"label": label} for prompt, label in zip(prompts, [0.5, 0.5, None], strict=False)]
     texts = [[value(3), value(0.4), value(1)], [BROKEN, value(0.75), value(0.25)], [BROKEN, value(9), value(8)]]
-    every, stats, _ = ask_scripted(prompts, texts, tmp_path, Asking("v", samples=3))
+    every, stats, _ = ask_scripted(prompts, texts, tmp_path, AnswerSettings("v", samples=3))
     assert [(record["id"], record["sample"]) for record in every] == [
         (0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2),
     ]  # fmt: skip
     assert (stats["usable"], stats["rejected"], stats["generated"], stats["prompts"]) == (7, 2, 9, 3)
-    best, stats, engine = ask_scripted(prompts, texts, tmp_path, Asking("v", samples=3, keep="best"))
+    best, stats, engine = ask_scripted(prompts, texts, tmp_path, AnswerSettings("v", samples=3, keep="best"))
     assert [record["parsed_value"] for record in best] == [0.4, 0.75, 9]
     assert (stats["from_cache"], engine.asked) == (9, [])
-    one, _, engine = ask_scripted(prompts, texts, tmp_path, Asking("v"))
+    one, _, engine = ask_scripted(prompts, texts, tmp_path, AnswerSettings("v"))
     assert [record["sample"] for record in one] == [0, 0, 0]
     assert engine.asked == []  # the first of several samples is the one that is asked for alone
 
@@ -203,15 +203,17 @@ def test_prompts_beyond_the_context_are_named_or_left_out(prompts, tmp_path):
     overlong = {prompts[1]["uid"]: "900 tokens, the limit is 511"}
     texts = [[value(1)]] * 3
     with pytest.raises(InputError, match=r"1 of 3 prompts.*\n  id 1: 900 tokens, the limit is 511"):
-        ask_scripted(prompts, texts, tmp_path, Asking("v"), overlong=overlong)
-    records, stats, engine = ask_scripted(prompts, texts, tmp_path, Asking("v", overlong="skip"), overlong=overlong)
+        ask_scripted(prompts, texts, tmp_path, AnswerSettings("v"), overlong=overlong)
+    records, stats, engine = ask_scripted(
+        prompts, texts, tmp_path, AnswerSettings("v", overlong="skip"), overlong=overlong
+    )
     assert [record["id"] for record in records] == [0, 2]
     assert (stats["prompts"], stats["overlong"], stats["generated"]) == (3, 1, 2)
     assert prompts[1]["uid"] not in engine.asked
 
 
 def test_a_models_context_is_its_configurations(model, prompts):
-    engine = LocalEngine(ModelSource(model, dtype="float32", device="cpu"), Sampling(4, 0.0), 2)
+    engine = TransformersEngine(ModelSource(model, dtype="float32", device="cpu"), Sampling(4, 0.0), 2)
     from distill.teacher.generate_answers import to_request
 
     long = prompts[0] | {"prompt": "me=12.5 " * 400}
@@ -242,10 +244,10 @@ def test_the_script_writes_outputs_and_counts(model, prompts, tmp_path):
 def test_a_prompt_that_was_answered_is_not_measured_again(prompts, tmp_path, monkeypatch):
     """Tokenizing 100,000 of them takes longer than all else where every answer is in the cache."""
     texts = [[value(1)]] * len(prompts)
-    ask_scripted(prompts[:-1], texts[:-1], tmp_path, Asking("v"))
+    ask_scripted(prompts[:-1], texts[:-1], tmp_path, AnswerSettings("v"))
     measured = []
     monkeypatch.setattr(Scripted, "find_overlong", lambda self, requests: measured.extend(requests) or {})
-    ask_scripted(prompts, texts, tmp_path, Asking("v"))
+    ask_scripted(prompts, texts, tmp_path, AnswerSettings("v"))
     assert [request.uid for request in measured] == [prompts[-1]["uid"]]
 
 

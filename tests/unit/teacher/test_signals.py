@@ -20,6 +20,7 @@ from tiny import CHATML, build_model, build_tokenizer, save_model
 from training_runs import (
     Killed,
     assert_same_weights,
+    change_run,
     log_lines,
     make_arguments,
     train_student,
@@ -186,9 +187,9 @@ def test_log_probabilities_are_those_over_the_tokenizers_vocabulary(signal, mode
 
 def step(run, records):
     """What a few steps of plain SGD change."""
-    run |= {"optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "warmup_ratio": 0.0, "epochs": 1.0}
+    run = change_run(run, optimizer="sgd", learning_rate=0.5, max_grad_norm=0.0, warmup_ratio=0.0, epochs=1.0)
     train_student(run, records, [])
-    before = AutoModelForCausalLM.from_pretrained(run["model"]).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(run.model).state_dict()
     found = weights(run)
     return torch.cat([(found[name] - before[name]).flatten() for name in sorted(found)]), log_lines(run)[0]
 
@@ -240,7 +241,7 @@ def test_signals_belong_to_records_not_to_places(cached, signal, records, kind):
     first = cached(records, kind, out="first", batch_size=4, gradient_accumulation_steps=1, **settings)
     train_student(first, records, [])
     other = cached(records[::-1], kind, out="other", signal_out="turned", batch_size=1, **settings)
-    train_student(other | {"gradient_accumulation_steps": 4}, records, [])
+    train_student(change_run(other, gradient_accumulation_steps=4), records, [])
     assert_same_weights(weights(other), weights(first), rtol=1e-4, atol=1e-5)
     assert log_lines(first)[0]["kd"] > 0
 
@@ -335,14 +336,14 @@ def change_template(models):
     ids=lambda value: value.__name__ if callable(value) else None,
 )
 def test_a_signal_of_another_teacher_is_refused(cached, models, records, alter, changes, message):
-    run = cached(records, **changes) | changes if not changes else cached(records) | changes
+    run = change_run(cached(records), **changes)
     if alter:
         alter(models)
     with pytest.raises(InputError, match=f"this signal is of another teacher(?s:.*){message}") as refused:
         train_student(run, records, [])
     assert "--forcerun" in str(refused.value)
-    assert str(Path(run["signal_folders"][0]) / "index.json") in str(refused.value)
-    assert not Path(run["out"]).exists()
+    assert str(run.teacher.signal_folders[0] / "index.json") in str(refused.value)
+    assert not run.out.exists()
 
 
 def test_a_teacher_that_was_touched_or_copied_is_the_same(cached, models, records, tmp_path):
@@ -350,7 +351,7 @@ def test_a_teacher_that_was_touched_or_copied_is_the_same(cached, models, record
     os.utime(Path(models["teacher"]) / "model.safetensors", (1, 1))
     train_student(run, records, [])
     shutil.copytree(models["teacher"], tmp_path / "copy")
-    train_student(run | {"teacher_model": str(tmp_path / "copy"), "out": str(tmp_path / "again")}, records, [])
+    train_student(change_run(run, teacher_model=str(tmp_path / "copy"), out=tmp_path / "again"), records, [])
     assert_same_weights(weights(run), load_file(tmp_path / "again" / "model.safetensors"), rtol=0, atol=0)
 
 
@@ -372,7 +373,7 @@ def shorten(path):
 )
 def test_a_broken_signal_says_what_is_broken_and_how_to_make_it_anew(cached, records, name, damage, message):
     run = cached(records, "hidden")
-    (path,) = Path(run["signal_folders"][0]).rglob(name)
+    (path,) = run.teacher.signal_folders[0].rglob(name)
     damage(path)
     with pytest.raises(InputError, match=f"{name}: {message}(?s:.*)--forcerun"):
         train_student(run, records, [])
@@ -545,7 +546,9 @@ def test_of_a_pooled_student_each_category_has_its_own_adapters_signal(options, 
     student_module.train_student(run, [records[:5], records[5:]], [[], []])
     assert log_lines(run)[-1]["kd"] > 0
     with pytest.raises(InputError, match="teacher weights"):
-        student_module.train_student(run | {"teacher_adapter": adapters[::-1]}, [records[:5], records[5:]], [[], []])
+        student_module.train_student(
+            change_run(run, teacher_adapter=adapters[::-1]), [records[:5], records[5:]], [[], []]
+        )
 
 
 # ---- Storage ----

@@ -1,3 +1,1 @@
-"""What every package uses: errors, files, digests, progress, names, hashing, command-line types. Imports no other
-package.
-"""
+"""Shared by all packages: errors, files, digests, progress, names, hashing, options. Imports no other package."""

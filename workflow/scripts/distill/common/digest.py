@@ -1,4 +1,4 @@
-"""Digests of values, and of the code that makes a step's result: editing it reruns the step, a comment does not."""
+"""Digests of values and of code. A step reruns if the digest of its code changes; comments do not change it."""
 
 import ast
 import functools
@@ -10,13 +10,13 @@ from typing import Any
 
 from distill.common.errors import InputError
 
-# They word what a step says on its way, and nothing of what it writes: a better message must not train anew.
+# Modules that affect messages only, never results: editing them reruns nothing.
 WITHOUT_RESULT = ("distill.common.errors", "distill.common.progress")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def digest_of(value: Any) -> str:
-    """32 hex digits that stand for a JSON value."""
+    """Hash a JSON value to 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -27,11 +27,30 @@ def strip_docstrings(tree: ast.Module) -> None:
             node.body = node.body[1:] or [ast.Pass()]
 
 
-def find_imports(tree: ast.Module, package: str) -> set[str]:
-    """Dotted names of all modules that the code may import, those inside functions too.
+def strip_help(tree: ast.Module) -> None:
+    """Blank the texts that only `--help` and the configuration reference show, in place.
 
-    Of `from a import b` both `a` and `a.b` are listed, since b may be a module. `package` is the dotted name of the
-    package that relative imports start from.
+    These are the arguments `help`, `when` and `description` of any call, and the description that `option` and `group`
+    of common/options.py take first. So no step may write the description of a registry's entry into its result.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        for keyword in node.keywords:
+            if keyword.arg in ("help", "when", "description") and isinstance(keyword.value, ast.Constant):
+                keyword.value = ast.Constant("")
+        if isinstance(node.func, ast.Name) and node.func.id in ("option", "group") and node.args:
+            node.args[0] = ast.Constant("")
+
+
+def find_imports(tree: ast.Module, package: str) -> set[str]:
+    """List the dotted names of all modules that the code may import, also inside functions.
+
+    For `from a import b`, the result contains both `a` and `a.b`, since b may be a module.
+
+    Args:
+        tree: the parsed module.
+        package: dotted name of the package that relative imports refer to.
     """
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -45,16 +64,19 @@ def find_imports(tree: ast.Module, package: str) -> set[str]:
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """32 hex digits over the contents of files in their order, for what decides a result and is no Python."""
+    """Hash the contents of files, in order, to 32 hexadecimal digits; for inputs of a step that are not Python."""
     return digest_of([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
 
 
 @functools.cache
 def read_module(path: Path, package: str) -> tuple[str, frozenset[str]]:
-    """(code without comments, docstrings and formatting; names it imports) of a file.
+    """Parse a Python file.
+
+    Returns:
+        Its code without comments, docstrings, help texts and formatting; the dotted names that it imports.
 
     Raises:
-        InputError: the file is no Python; names file and line.
+        InputError: the file is not valid Python; names file and line.
     """
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
@@ -62,11 +84,17 @@ def read_module(path: Path, package: str) -> tuple[str, frozenset[str]]:
         line = getattr(error, "lineno", None) or 1
         raise InputError(f"{path}:{line}: expected Python code ({getattr(error, 'msg', error)})") from None
     strip_docstrings(tree)
+    strip_help(tree)
     return ast.unparse(tree), frozenset(find_imports(tree, package))
 
 
 def locate(root: Path, name: str) -> list[tuple[str, str, Path]]:
-    """(dotted name, its package, file) of a module beside the script and of the packages around it; none elsewhere."""
+    """Find a module in the script's folder.
+
+    Returns:
+        (dotted name, package, file) for each package that contains the module and for the module itself; empty for
+        modules outside the folder.
+    """
     found = []
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
@@ -80,14 +108,17 @@ def locate(root: Path, name: str) -> list[tuple[str, str, Path]]:
 
 @functools.cache
 def code_digest(script: Path) -> str:
-    """SHA-256 (64 hexadecimal digits) over a script and all modules beside it that it imports, directly or not.
+    """Hash a script and all modules in its folder that it imports, directly or indirectly.
 
-    Comments, docstrings, blank lines and formatting do not count, nor do modules WITHOUT_RESULT, nor the place of the
-    checkout. Modules that
-    are found only by name at run time (importlib) and installed libraries are not seen. Read once a process.
+    Comments, docstrings, help texts, formatting and the location of the checkout do not change the digest, nor do the
+    modules in WITHOUT_RESULT. Installed libraries and modules imported by name at run time (importlib) are ignored.
+    Every file is read once per process.
+
+    Returns:
+        SHA-256 as 64 hexadecimal digits.
 
     Raises:
-        InputError: one of the files is no Python.
+        InputError: one of the files is not valid Python.
     """
     root = Path(script).parent
     waiting = [("__main__", "", Path(script))]

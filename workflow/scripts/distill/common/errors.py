@@ -1,4 +1,4 @@
-"""Errors that a person can mend, and how a script ends on one."""
+"""Errors that users can fix, and how a script reports them."""
 
 import logging
 import sys
@@ -6,30 +6,42 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
 
-MOST_SHOWN = 20
+MOST_SHOWN = 20  # problems listed in one error
 
 
 class InputError(Exception):
-    """Bad input or configuration. Its text is for people and is shown without a traceback."""
+    """Bad input or configuration. The message is written for users and shown without a traceback."""
 
 
 def describe(found: Any, limit: int = 60) -> str:
-    """The value as it is shown in a message: its repr, cut to `limit` characters."""
+    """Format a value for a message: its repr, cut to `limit` characters."""
     return cut(repr(found), limit)
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, or as much of its beginning as `limit` characters hold with a mark of the cut."""
+    """Cut a text to `limit` characters, the last of which is then `…`; shorter texts are returned unchanged."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def format_problem(path: str | PathLike[str], line: int | str, field: str, expected: str, found: Any) -> str:
-    """One problem as `file:line: field: expected …, found …`; `line` may be another place, `record 3`."""
+    """Format a problem as `file:line: field: expected …, found …`.
+
+    Args:
+        path: file that contains the problem.
+        line: line number from 1, or another position such as `record 3`.
+        field: name of the field.
+        expected: what the field should contain.
+        found: what the field contains.
+    """
     return f"{path}:{line}: {field}: expected {expected}, found {describe(found)}"
 
 
 def raise_problems(problems: Iterable[str], what: str = "input") -> None:
-    """Raise one InputError that lists all problems (the first MOST_SHOWN in full); nothing where there is none."""
+    """Raise one InputError for all problems, of which the first MOST_SHOWN are listed; do nothing if there are none.
+
+    Raises:
+        InputError: there is at least one problem.
+    """
     problems = list(problems)
     if not problems:
         return
@@ -40,17 +52,17 @@ def raise_problems(problems: Iterable[str], what: str = "input") -> None:
 
 
 def start_logging() -> None:
-    """Log lines with their time to standard error."""
+    """Log to standard error, each line with its time."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main: log lines to standard error.
+    """Run a script's main function with logging to standard error.
 
-    An InputError, or an OSError that names a file (not there, not allowed, disk full), ends it with its text alone
-    and exit code 1; anything else is a fault of the program and shows where.
+    An InputError ends the script with its message and exit code 1. So does an OSError that names a file (missing file,
+    no permission, full disk). Any other exception is a bug and keeps its traceback.
     """
     start_logging()
     try:

@@ -1,4 +1,4 @@
-"""Reading and writing the workflow's files: whole or not at all, and with errors that name file and line."""
+"""Read and write the workflow's files: atomic writes, and errors that name file and line."""
 
 import errno
 import json
@@ -12,14 +12,15 @@ from typing import IO, Any
 from distill.common.errors import InputError, format_problem
 
 BOM = b"\xef\xbb\xbf"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what only writing meets, and no other OSError of the caller's block
+# Only writing to the file raises these; other OSErrors may come from the rest of the caller's block.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def parse_json_line(raw: bytes, path: str | os.PathLike[str], line: int) -> dict[str, Any]:
-    """One line of a JSONL file as a dict.
+    """Parse one line of a JSONL file.
 
     Raises:
-        InputError: the line is not UTF-8, not JSON, or not an object; names file and line.
+        InputError: the line is not a JSON object in UTF-8; names file and line.
     """
     try:
         text = raw.decode("utf-8")
@@ -32,7 +33,7 @@ def parse_json_line(raw: bytes, path: str | os.PathLike[str], line: int) -> dict
         near = text[max(0, error.pos - 20) : error.pos + 20].strip()
         expected = f"a JSON object ({error.msg} at column {error.colno})"
         raise InputError(format_problem(path, line, "line", expected, near)) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless nesting
+    except (ValueError, RecursionError) as error:  # an integer with thousands of digits, or deep nesting
         raise InputError(format_problem(path, line, "line", f"a JSON object ({error})", text[:60])) from None
     if not isinstance(record, dict):
         raise InputError(format_problem(path, line, "line", "a JSON object", record))
@@ -40,7 +41,9 @@ def parse_json_line(raw: bytes, path: str | os.PathLike[str], line: int) -> dict
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, record) of a JSONL file, one line in memory at a time; blank lines are passed over.
+    """Yield (line number from 1, record) for each line of a JSONL file; blank lines are skipped.
+
+    Only one line is in memory at a time.
 
     Raises:
         InputError: a line is not a JSON object in UTF-8; names file and line.
@@ -54,7 +57,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed jobs left beside a target; Snakemake runs one job for it at a time."""
+    """Remove temporary files that killed jobs left beside a target. Only one job may write to a target at a time."""
     for path in [*target.parent.glob(f".{target.name}.*.tmp"), *target.parent.glob(f".{target.name}.*.old")]:
         if path.is_dir():
             shutil.rmtree(path)
@@ -64,10 +67,12 @@ def remove_leftovers(target: Path) -> None:
 
 @contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """Open a text file beside `path` that takes its name when the block ends well and is removed when it does not.
+    """Write a text file atomically: `path` is replaced if the block succeeds and stays unchanged if it fails.
+
+    The text goes to a temporary file in the same folder, which is then renamed.
 
     Raises:
-        OSError: it cannot be written; names a file, too, where it is the disk that is full.
+        OSError: the file cannot be written; names the file, also if the disk is full.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,7 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
             os.fsync(file.fileno())
         os.replace(aside, target)
     except OSError as error:
-        if error.filename is None and error.errno in FULL:
+        if error.filename is None and error.errno in DISK_FULL:
             error.filename = str(target)
         raise
     finally:
@@ -89,7 +94,7 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
 
 @contextmanager
 def replace_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that takes its place when the block ends well and is removed otherwise."""
+    """Yield an empty folder that replaces `path` if the block succeeds; if it fails, `path` stays unchanged."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -107,12 +112,16 @@ def replace_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def dump_json(record: Any) -> str:
-    """One JSON line (without line feed) in which Unicode stays readable; NaN and infinity are refused."""
+    """Format a value as one line of JSON without line feed; Unicode stays readable.
+
+    Raises:
+        ValueError: the value contains NaN or infinity.
+    """
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> int:
-    """Write records as JSONL, atomically; returns how many."""
+    """Write records as JSONL atomically and return their number."""
     count = 0
     with write_atomically(path) as file:
         for record in records:
@@ -122,22 +131,22 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[dict[str, Any]])
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write one JSON document, indented, atomically."""
+    """Write an indented JSON document atomically."""
     with write_atomically(path) as file:
         json.dump(value, file, ensure_ascii=False, allow_nan=False, indent=2)
         file.write("\n")
 
 
 def escape_line(text: str) -> str:
-    r"""Text as one line of a .source or .target file: `\`, line feed and carriage return become `\\`, `\n`, `\r`."""
+    r"""Escape a text to one line of a .source or .target file: `\`, line feed, carriage return → `\\`, `\n`, `\r`."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
 
 
 def unescape_line(line: str) -> str:
-    r"""The inverse of `escape_line`.
+    r"""Undo `escape_line`.
 
     Raises:
-        ValueError: a backslash that no `escape_line` writes.
+        ValueError: a backslash is not followed by `\`, `n` or `r`.
     """
     plain = {"\\": "\\", "n": "\n", "r": "\r"}
     parts, position = [], 0

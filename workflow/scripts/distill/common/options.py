@@ -6,11 +6,13 @@ same declaration, so a default or an allowed value stands in one place.
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from fractions import Fraction
+from operator import ge, gt, le, lt
 from typing import Any, Literal, TypeVar
 
 from distill.common.hashing import parse_fraction
@@ -20,6 +22,7 @@ SEED: Schema = {"minimum": 0, "maximum": 2**32 - 1}  # bounds of a seed
 COUNT: Schema = {"minimum": 1}  # bounds of a number of things
 T = TypeVar("T")
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+COMPARISONS = {"minimum": ge, "exclusiveMinimum": gt, "maximum": le, "exclusiveMaximum": lt}
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", Fraction: "number"}
 
 
@@ -217,10 +220,18 @@ def add_options(
         if is_nested or (only is not None and name not in only):
             continue
         default = (defaults or {}).get(name, get_default(one))
-        settings: dict[str, Any] = {"help": facts.description.replace("%", "%%")}
+        shown = "" if default in (MISSING, None, "", []) else f" Default: {format_default(default)}."
+        settings: dict[str, Any] = {"help": (facts.description + shown).replace("%", "%%")}
         settings |= {"required": True} if default is MISSING else {"default": default}
         settings |= describe_argument(branches, facts)
         parser.add_argument(to_flag(prefix + name), **settings)
+
+
+def format_default(value: Any) -> str:
+    """A default as it is written on a command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, list) else f"{as_json(value)}"
 
 
 def describe_argument(branches: Sequence[Any], facts: Option) -> dict[str, Any]:
@@ -256,10 +267,8 @@ class ValueParser:
         if text in words:
             return None if text == "auto" else text
         (kind,) = [branch for branch in self.branches if branch in JSON_TYPES]
-        if kind is Fraction:
-            return parse_fraction(text)
         try:
-            value = kind(text)
+            value = parse_fraction(text) if kind is Fraction else kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(self.describe(kind, words, text)) from None
         if not self.is_within(value):
@@ -268,17 +277,14 @@ class ValueParser:
 
     def is_within(self, value: Any) -> bool:
         """Whether a value keeps the bounds; NaN and infinity keep none."""
-        checks = {"minimum": "__ge__", "exclusiveMinimum": "__gt__", "maximum": "__le__", "exclusiveMaximum": "__lt__"}
-        if isinstance(value, float) and not float("-inf") < value < float("inf"):
-            return False
         if isinstance(value, str):
-            return len(value) >= self.bounds.get("minLength", 0)
-        return all(getattr(float(value), check)(float(self.bounds[name])) for name, check in checks.items()
-                   if name in self.bounds)  # fmt: skip
+            return True
+        checks = {name: check for name, check in COMPARISONS.items() if name in self.bounds}
+        return math.isfinite(value) and all(check(float(value), self.bounds[name]) for name, check in checks.items())
 
     def describe(self, kind: type, words: Sequence[str], text: str) -> str:
         """What was expected and what was found."""
-        names = {int: "a whole number", float: "a number", str: "text"}
+        names = {int: "a whole number", float: "a number", Fraction: "a number", str: "text"}
         bounds = " and ".join(f"{sign} {self.bounds[word]}" for word, sign in BOUNDS.items() if word in self.bounds)
         expected = " or ".join([*words, f"{names[kind]} {bounds}".strip()])
         return f"expected {expected}, found {text!r}"

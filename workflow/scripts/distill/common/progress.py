@@ -1,4 +1,4 @@
-"""Progress that people can follow: a bar on a terminal, a line every half minute in a log."""
+"""Progress of long jobs: a bar on a terminal, a log line every 30 seconds elsewhere."""
 
 import logging
 import sys
@@ -12,11 +12,12 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Counts records and generated tokens.
+    """Count finished records and generated tokens, and report them.
 
     Args:
-        total: records in all.
-        done: those that were there at the start, from the cache; they count for no speed.
+        total: number of records, cached ones included.
+        what: name of the job in log lines.
+        done: number of records from the cache; they do not count towards the speed.
     """
 
     def __init__(self, total: int, what: str, done: int = 0):
@@ -29,16 +30,16 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens a second since the start."""
+        """Generated tokens per second since the start."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def add(self, records: int, tokens: int) -> None:
-        """Count finished records, and show it when it is time to."""
+        """Count finished records and their tokens; update the bar, or log a line if the last one is old enough."""
         self.records += records
         self.tokens += tokens
         cached = f", {self.done / self.total:.0%} from the cache" if self.done else ""
@@ -48,13 +49,13 @@ class Progress:
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             finished = self.done + self.records
-            # Before the first answer has ended there is nothing to go by.
+            # The remaining time is unknown until the first record is finished.
             seconds = (self.total - finished) * self.seconds / self.records if self.records else None
             left = "" if seconds is None else f", about {seconds / 60:.0f} min left"
             speed = f"{self.tokens_per_second:.0f} tokens/s"
             logger.info("%s: %d of %d records, %s%s%s", self.what, finished, self.total, speed, cached, left)
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()

@@ -1,3 +1,4 @@
-"""Predictions, the teacher's judgements, likelihoods, scores with confidence intervals, comparisons. May import
-generation, models, records and common.
+"""Evaluation: predictions, the teacher's judgements, likelihoods, scores with confidence intervals, and comparisons.
+
+May import generation, models, records and common.
 """

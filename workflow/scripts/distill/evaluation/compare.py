@@ -1,17 +1,18 @@
-"""Paired comparison of models: the difference of two models' scores on the same records, by a paired bootstrap."""
+"""Paired comparison of models: differences between scores on the same records, by a paired bootstrap."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
 
 from distill.common.errors import InputError
 from distill.common.names import POOLED
 from distill.evaluation.bootstrap import Floats, Resampled, percentile_interval, resample_all
 from distill.evaluation.comparison_table import Comparison
+from distill.evaluation.metrics import needs_likelihoods
+from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import add_judgements, check_same_records, load_predictions
 from distill.evaluation.score_table import order_categories
 from distill.evaluation.scores import build_statistics
@@ -22,46 +23,40 @@ ROUNDING = 1e-12  # relative
 Pair = tuple[str, str]
 Record = dict[str, Any]
 Files = dict[str, dict[str, str | PathLike[str]]]  # category to model to file
-
-
-class Scoring(NamedTuple):
-    """What is computed of each model: options of score_predictions.py."""
-
-    metrics: Sequence[str]
-    answer_key: str
-    tokenize: str
-    resamples: int
-    seed: int
+Scores = dict[str, Resampled]  # by metric
 
 
 def two_sided_p(differences: Floats, difference: float) -> float:
     """Two-sided p-value of the hypothesis that the true difference is 0.
 
-    p = (1 + #{|d* − d| ≥ |d|}) / (1 + R), with d the difference, d* that of a resample and R their number: the
-    resamples, moved so that their centre is 0, are what would be seen were there no difference (Efron and Tibshirani
-    1993, chapter 16; Koehn 2004 for scores of whole corpora). It is never 0, and 1 for two models that answer alike.
+    p = (1 + #{|d* − d| ≥ |d|}) / (1 + R) for a difference d, its resamples d* and their number R. Shifted to have
+    their centre at 0, the resamples show the differences to expect if the true one were 0 (Efron and Tibshirani 1993,
+    chapter 16; Koehn 2004 for corpus scores). The p-value is never 0, and 1 for two models with the same answers.
 
     Args:
         differences: d*, (resamples,), finite.
         difference: d.
     """
-    least = abs(difference) * (1 - ROUNDING)  # a d* of 0 lies |d| from d
+    least = abs(difference) * (1 - ROUNDING)  # counts a d* of exactly 0 despite rounding
     count = int((np.abs(differences - difference) >= least).sum())
     return (1 + count) / (1 + len(differences))
 
 
 def subtract(first: Floats, second: Floats) -> Floats:
-    """first − second, 0 where only rounding is left of it: no interval shall leave out 0 by that."""
+    """first − second, and 0 for a mere rounding error, so that no interval excludes 0 because of rounding."""
     difference = first - second
     return np.where(np.abs(difference) <= ROUNDING * np.maximum(np.abs(first), np.abs(second)), 0.0, difference)
 
 
 def compare_metric(model: Resampled, other: Resampled) -> tuple[float | None, float | None, float | None, float | None]:
-    """(difference, ends of its 95 % percentile interval, p-value) of one metric, model − other.
+    """Compare one metric of two models.
 
     Args:
-        model: figure and values of the first model; see `resample_all`.
-        other: of the second, on the same resamples of the same records.
+        model: score of the first model; see `resample_all`.
+        other: score of the second model, on the same resamples of the same records.
+
+    Returns:
+        Difference model − other, the ends of its 95 % percentile interval, and its p-value; None where undefined.
     """
     difference = float(subtract(np.array(model.value), np.array(other.value)))
     if not np.isfinite(difference):
@@ -74,92 +69,103 @@ def compare_metric(model: Resampled, other: Resampled) -> tuple[float | None, fl
 
 
 def sort_files(paths: Iterable[str | PathLike[str]]) -> Files:
-    """Files by category and model, from their paths `…/{model}/{category}.predictions.jsonl`, in their order.
+    """Sort files by category and model, from their paths `…/{model}/{category}.predictions.jsonl`, keeping the order.
 
     Raises:
-        InputError: another path, or two for one model and category.
+        InputError: a path has another form, or two files belong to one model and category.
     """
-    found: Files = {}
+    sorted_files: Files = {}
     for path in paths:
         name, model = Path(path).name, Path(path).absolute().parent.name
         if not name.endswith(SUFFIX) or name == SUFFIX:
             raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{SUFFIX}")
-        files = found.setdefault(name.removesuffix(SUFFIX), {})
+        files = sorted_files.setdefault(name.removesuffix(SUFFIX), {})
         if model in files:
-            raise InputError(f"{path}: model and category are those of {files[model]}")
+            raise InputError(f"{path}: expected one file per model and category, found {files[model]} before")
         files[model] = path
-    return found
+    return sorted_files
 
 
 def load_models(
     files: Files, judged: Sequence[str | PathLike[str]], metrics: Sequence[str]
 ) -> dict[str, dict[str, list[Record]]]:
-    """Records by category and model, those of a category in the same order for all models; `all` pools them.
+    """Load records by category and model; the records of a category have the same order in all models.
+
+    The category `all` pools the records of all categories.
 
     Args:
-        files: of `sort_files`.
-        judged: files of judge_answers.py, which `fdistill` needs; may be none.
-        metrics: groups of scores.
+        files: from `sort_files`.
+        judged: files from judge_answers.py, for metrics that need the teacher's judgements; may be empty.
+        metrics: names of metric groups.
 
     Raises:
-        InputError: a broken record, a model that lacks a category, or records that are not those of the others.
+        InputError: a record is broken, a model lacks a category, or two models have different records.
     """
-    models = list(dict.fromkeys(model for of_category in files.values() for model in of_category))
+    models = list(dict.fromkeys(model for by_model in files.values() for model in by_model))
     loaded: dict[str, dict[str, list[Record]]] = {}
-    for category, of_category in files.items():
-        if lacking := [model for model in models if model not in of_category]:
-            raise InputError(f"{category}: expected predictions of {', '.join(models)}, found none of {lacking[0]}")
-        loaded[category] = {model: load_predictions([of_category[model]], metrics) for model in models}
-        check_same_records({str(of_category[model]): records for model, records in loaded[category].items()})
+    for category, by_model in files.items():
+        if missing := [model for model in models if model not in by_model]:
+            raise InputError(f"{category}: expected predictions of {', '.join(models)}, found none of {missing[0]}")
+        loaded[category] = {model: load_predictions([by_model[model]], needs_likelihoods(metrics)) for model in models}
+        check_same_records({str(by_model[model]): records for model, records in loaded[category].items()})
     pooled = {model: [record for category in sorted(files) for record in loaded[category][model]] for model in models}
     for model in models if judged else []:
-        add_judgements(pooled[model], model, judged)  # the records of its categories are the same objects
+        add_judgements(pooled[model], model, judged)  # the categories share these record objects
     return loaded | {POOLED: pooled}
 
 
 def score_once(
-    records: Sequence[Record], scoring: Scoring, kept: list[tuple[Sequence[Record], dict[str, Resampled]]]
-) -> dict[str, Resampled]:
-    """A model's scores and their resamples, those in `kept` for records that were scored before, as a shared `_base`'s.
+    records: Sequence[Record],
+    options: ScoringOptions,
+    answer_key: str,
+    scored: list[tuple[Sequence[Record], Scores]],
+) -> Scores:
+    """Score a model's records, or return the scores of equal records; students may share the answers of one `_base`.
 
     Args:
-        records: one model's, at least one.
-        scoring: metrics and bootstrap.
-        kept: records and their scores; those found are added.
+        records: one model's records, at least one.
+        options: metrics and bootstrap.
+        answer_key: key of the value in an answer; empty without an answer format.
+        scored: records that were scored before, with their scores; new ones are appended.
     """
-    for known, scores in kept:
-        if known == records:
+    for earlier, scores in scored:
+        if earlier == records:
             return scores
-    statistics = build_statistics(records, scoring.metrics, scoring.answer_key, BLEU(tokenize=scoring.tokenize))
-    scores = resample_all(statistics, len(records), scoring.resamples, scoring.seed)
-    kept.append((records, scores))
+    statistics = build_statistics(records, options, answer_key)
+    scores = resample_all(statistics, len(records), options.bootstrap, options.seed)
+    scored.append((records, scores))
     return scores
 
 
 def compare_models(
-    records: Mapping[str, Mapping[str, Sequence[Record]]], pairs: Sequence[Pair], scoring: Scoring
+    records: Mapping[str, Mapping[str, Sequence[Record]]],
+    pairs: Sequence[Pair],
+    options: ScoringOptions,
+    answer_key: str,
 ) -> list[Comparison]:
-    """Every pair in every category, metric by metric, those that both models have.
+    """Compare every pair in every category, for each metric that both models have.
 
-    Each model is scored once a category on the same resamples as the others, and pairs are differences of these.
+    Each model is scored once per category, on the same resamples as the other models; a pair's row is the difference
+    of these scores.
 
     Args:
-        records: of `load_models`.
+        records: from `load_models`.
         pairs: (model, other), in the order of the result.
-        scoring: metrics and bootstrap.
+        options: metrics and bootstrap.
+        answer_key: key of the value in an answer; empty without an answer format.
 
     Raises:
-        InputError: a pair names a model that has no records.
+        InputError: a pair names a model without records.
     """
     rows = []
-    kept: list[tuple[Sequence[Record], dict[str, Resampled]]] = []
+    scored: list[tuple[Sequence[Record], Scores]] = []
     for category in order_categories(records):
-        scores = {model: score_once(found, scoring, kept) for model, found in records[category].items()}
+        scores = {model: score_once(found, options, answer_key, scored) for model, found in records[category].items()}
         for model, other in pairs:
             if unknown := [name for name in (model, other) if name not in scores]:
                 raise InputError(f"pair {model}:{other}: expected one of {', '.join(scores)}, found {unknown[0]}")
             for metric in [name for name in scores[model] if name in scores[other]]:
                 first, second = scores[model][metric], scores[other][metric]
-                found = compare_metric(first, second)
-                rows.append(Comparison(category, model, other, metric, *found, min(first.n, second.n)))
+                compared = compare_metric(first, second)
+                rows.append(Comparison(category, model, other, metric, *compared, min(first.n, second.n)))
     return rows

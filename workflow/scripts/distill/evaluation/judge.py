@@ -1,16 +1,15 @@
 """How likely the teacher finds the answers of the other models; what was read once is not read again."""
 
-import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
-from distill.common.files import dump_json
+from distill.common.journal import Journal, read_journal
 from distill.common.progress import Progress
+from distill.generation.engine import ScoringEngine
 
 logger = logging.getLogger(__name__)
 
@@ -23,36 +22,12 @@ def get_key(prediction: dict[str, Any]) -> str:
     return digest_of([prediction[name] for name in ("system", "prompt", "prediction", "finish_reason")])
 
 
-def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """What was judged before, by key; a last line that a killed job left torn is passed over."""
-    found: dict[str, dict[str, Any]] = {}
-    if not path.exists():
-        return found
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            record = json.loads(line) if line else None
-        except ValueError:
-            logger.warning("%s:%d: no whole record: passed over", path, number)
-            continue
-        if record:
-            found[record["key"]] = {name: record[name] for name in FIELDS}
-    return found
-
-
-def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add records to a journal; they are on disk when this returns. A torn last line is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell() and not _ends_in_line_feed(file):
-            file.write(b"\n")
-        file.write("".join(dump_json(record) + "\n" for record in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _ends_in_line_feed(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+def parse_judged(record: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return the key and the scores of a journal's record; None if one is missing."""
+    try:
+        return record["key"], {name: record[name] for name in FIELDS}
+    except KeyError:
+        return None
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
@@ -68,16 +43,18 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
     return models
 
 
-def judge(predictions: dict[str, list[dict[str, Any]]], engine: Any, journal: Path) -> Iterator[dict[str, Any]]:
+def judge(
+    predictions: dict[str, list[dict[str, Any]]], engine: ScoringEngine, journal: Path
+) -> Iterator[dict[str, Any]]:
     """Yield `model`, `category`, `uid` of each prediction with `nll`, `nll_tokens` and `nll_hits` of its answer.
 
     Args:
         predictions: of `load_predictions`, by model.
-        engine: a LocalEngine of the teacher; its model is loaded where something is to be read.
+        engine: the teacher's; it loads the model only if an answer has to be scored.
         journal: folder of what was judged before.
     """
     path = journal / f"{engine.fingerprint()}.jsonl"
-    kept = read_journal(path)
+    kept = dict(read_journal(path, parse_judged, "a judged answer"))
     asked = {get_key(one): one for records in predictions.values() for one in records}
     missing = [(key, one) for key, one in asked.items() if key not in kept]
     logger.info(
@@ -90,19 +67,21 @@ def judge(predictions: dict[str, list[dict[str, Any]]], engine: Any, journal: Pa
             yield {"model": model, "category": one["category"], "uid": one["uid"], **kept[get_key(one)]}
 
 
-def read_answers(missing: Sequence[tuple[str, dict[str, Any]]], engine: Any, path: Path) -> dict[str, dict[str, Any]]:
+def read_answers(
+    missing: Sequence[tuple[str, dict[str, Any]]], engine: ScoringEngine, path: Path
+) -> dict[str, dict[str, Any]]:
     """Have the teacher read answers, some batches at a time, each kept before the next."""
     from distill.evaluation.predict import measure_likelihoods
-    from distill.models.batches import AUTO_BATCH_SIZE
 
-    size = BATCHES_AT_ONCE * (engine.batch_size or AUTO_BATCH_SIZE[engine.model.device.type])
+    size = BATCHES_AT_ONCE * engine.score_batch_size
     found: dict[str, dict[str, Any]] = {}
     progress = Progress(len(missing), "judged answers")
     for start in range(0, len(missing), size):
         part = missing[start : start + size]
         tests = [one | {"is_whole": one["finish_reason"] != "length"} for _, one in part]
         judged = measure_likelihoods(tests, "prediction", engine)
-        append(path, [{"key": key} | one for (key, _), one in zip(part, judged, strict=True)])
+        with Journal(path) as kept:
+            kept.append({"key": key} | one for (key, _), one in zip(part, judged, strict=True))
         found |= {key: one for (key, _), one in zip(part, judged, strict=True)}
         progress.add(len(part), sum(one["nll_tokens"] for one in judged))
     progress.close()

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from distill.common.options import SEED, option
-
-GROUPS = ("bleu", "rouge", "ppl", "answer", "chrf", "shape", "fdistill")
+from distill.evaluation.metrics import GROUPS
 
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 

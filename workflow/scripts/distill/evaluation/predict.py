@@ -2,23 +2,23 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from distill.generation.cached_engine import Ledger
-from distill.generation.engine import Engine
+from distill.generation.cached_engine import CachedEngine
+from distill.generation.engine import Engine, ScoringEngine
 from distill.generation.sampling import Request
 from distill.records.answer_format import parse_answer
 from distill.records.raw_records import get_uid
 
 
 def predict(
-    records: list[dict[str, Any]], engine: Any, answer_key: str | None, likelihood: bool, journal: Path
+    records: list[dict[str, Any]], engine: Engine, answer_key: str | None, likelihood: bool, journal: Path
 ) -> list[dict[str, Any]]:
     """Answer the prompts of a split, in its order.
 
     Args:
         records: of `read_split`, each prompt once.
-        engine: an `Engine`; a LocalEngine where the likelihood is wanted.
+        engine: a `ScoringEngine` if `likelihood` is set.
         answer_key: of the answer contract; None accepts every text.
         likelihood: measure it; it costs another pass over the model.
         journal: folder where answers are kept, so that a run that was stopped goes on, and one again is a read.
@@ -30,7 +30,7 @@ def predict(
     """
     tests = [get_test(record) for record in records]
     answers = generate_answers(tests, engine, journal)
-    likelihoods = measure_likelihoods(tests, "reference", engine) if likelihood else []
+    likelihoods = measure_likelihoods(tests, "reference", cast(ScoringEngine, engine)) if likelihood else []
     predictions = []
     for position, test in enumerate(tests):
         generated = answers[test["uid"]]
@@ -73,17 +73,17 @@ def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path)
     """The engine's answer to each test prompt, by uid, as the cache keeps it."""
     requests = [Request(test["id"], test["uid"], test["system"], test["prompt"]) for test in tests]
     uids = {request.uid for request in requests}
-    ledger = Ledger(engine, journal / engine.fingerprint(), None, uids, "predictions")
-    ledger.ask(requests)
-    return {uid: ledger.take(uid)[0] for uid in uids}
+    cached = CachedEngine(engine, journal / engine.fingerprint(), None, uids, "predictions")
+    cached.generate(requests)
+    return {uid: cached.get_answers(uid)[0] for uid in uids}
 
 
-def measure_likelihoods(tests: list[dict[str, Any]], field: str, engine: Any) -> list[dict[str, Any]]:
+def measure_likelihoods(tests: list[dict[str, Any]], field: str, engine: ScoringEngine) -> list[dict[str, Any]]:
     """`nll`, `nll_tokens` and `nll_hits` of a field of each test: see `predict`."""
-    from distill.evaluation.likelihood import answer_likelihoods  # torch: not where a server answers
+    from distill.evaluation.likelihood import answer_likelihoods  # imports transformers
 
     answers = [test | {"answer": test[field]} for test in tests]
-    found = answer_likelihoods(engine.model, engine.tokenizer, answers, engine.batch_size)
+    found = answer_likelihoods(engine, answers)
     return [{"nll": one.nll, "nll_tokens": one.tokens, "nll_hits": one.hits} for one in found]
 
 

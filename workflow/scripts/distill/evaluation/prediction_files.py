@@ -1,4 +1,4 @@
-"""Files of predictions: reading and checking them, the teacher's judgements beside them, and plain text for others."""
+"""Prediction files: reading and checking them, adding the teacher's judgements, and plain text for other scorers."""
 
 import math
 from collections import Counter
@@ -9,33 +9,40 @@ from typing import Any
 from distill.common.errors import InputError, format_problem, raise_problems
 from distill.common.files import read_jsonl, write_atomically
 
+Check = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value is that
+
+
+def is_string(value: Any) -> bool:
+    """Whether a value is a string."""
+    return isinstance(value, str)
+
 
 def is_number(value: Any) -> bool:
-    """A finite int or float; True and False are none."""
+    """Whether a value is a finite int or float; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_number_or_null(value: Any) -> bool:
-    """A finite number or null."""
+    """Whether a value is a finite number or null."""
     return value is None or is_number(value)
 
 
 def is_count(value: Any) -> bool:
-    """A whole number from 0."""
+    """Whether a value is a whole number from 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "uid": ("a string", lambda value: isinstance(value, str)),
-    "category": ("a string", lambda value: isinstance(value, str)),
-    "reference": ("a string", lambda value: isinstance(value, str)),
-    "prediction": ("a string", lambda value: isinstance(value, str)),
+FIELDS: dict[str, Check] = {
+    "uid": ("a string", is_string),
+    "category": ("a string", is_string),
+    "reference": ("a string", is_string),
+    "prediction": ("a string", is_string),
     "finish_reason": ('"stop" or "length"', lambda value: value in ("stop", "length")),
     "usable": ("true or false", lambda value: isinstance(value, bool)),
     "label": ("a finite number or null", is_number_or_null),
     "parsed_value": ("a finite number or null", is_number_or_null),
 }
-PPL_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+LIKELIHOOD_FIELDS: dict[str, Check] = {
     "nll": ("a finite number (nats)", is_number),
     "nll_tokens": ("a whole number from 0", is_count),
     "nll_hits": ("a whole number from 0", is_count),
@@ -43,29 +50,30 @@ PPL_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def has_likelihoods(records: Iterable[dict[str, Any]]) -> bool:
-    """Whether the likelihood of the references was measured; a model behind a server does not tell it."""
-    return any(field in record for record in records for field in PPL_FIELDS)
+    """Whether the likelihood of the references was measured; some engines cannot measure it."""
+    return any(field in record for record in records for field in LIKELIHOOD_FIELDS)
 
 
 def is_judged(records: Iterable[dict[str, Any]]) -> bool:
-    """Whether the teacher's likelihood of the answers was measured; see `add_judgements`."""
+    """Whether the records hold the teacher's likelihood of the predictions; see `add_judgements`."""
     return any("teacher_nll" in record for record in records)
 
 
-def load_predictions(paths: Sequence[str | PathLike[str]], metrics: Iterable[str]) -> list[dict[str, Any]]:
-    """The records of all files, pooled, in an order that does not depend on that of the files or of their lines.
+def load_predictions(paths: Sequence[str | PathLike[str]], with_likelihoods: bool = False) -> list[dict[str, Any]]:
+    """Load and pool the records of all files, in an order that does not depend on the order of files or lines.
 
-    Likelihoods, which `ppl` and `fdistill` need, are missing only where no record has them: see `has_likelihoods`.
+    Args:
+        paths: prediction files.
+        with_likelihoods: check the likelihoods too. All records have them, or none does; see `has_likelihoods`.
 
     Raises:
-        InputError: a file without records, or a record with a field missing or of another type; names all of them.
+        InputError: a file has no records, or a field is missing or has another type; names every problem.
     """
-    found = {path: list(read_jsonl(path)) for path in paths}
-    records = [record for lines in found.values() for _, record in lines]
-    needs_likelihoods = not {"ppl", "fdistill"}.isdisjoint(metrics)
-    fields = FIELDS | PPL_FIELDS if needs_likelihoods and has_likelihoods(records) else FIELDS
+    lines_by_path = {path: list(read_jsonl(path)) for path in paths}
+    records = [record for lines in lines_by_path.values() for _, record in lines]
+    fields = FIELDS | LIKELIHOOD_FIELDS if with_likelihoods and has_likelihoods(records) else FIELDS
     problems: list[str] = []
-    for path, lines in found.items():
+    for path, lines in lines_by_path.items():
         problems += find_problems(path, lines, fields)
         if not lines:
             problems.append(f"{path}: expected at least one prediction, found an empty file")
@@ -75,11 +83,15 @@ def load_predictions(paths: Sequence[str | PathLike[str]], metrics: Iterable[str
 
 
 def find_problems(
-    path: str | PathLike[str],
-    lines: Iterable[tuple[int, dict[str, Any]]],
-    fields: dict[str, tuple[str, Callable[[Any], bool]]],
+    path: str | PathLike[str], lines: Iterable[tuple[int, dict[str, Any]]], fields: Mapping[str, Check]
 ) -> list[str]:
-    """Fields of a file's records that are missing or of another type, each with file and line."""
+    """Find fields that are missing or have another type; each problem names file and line.
+
+    Args:
+        path: the file.
+        lines: from `read_jsonl`.
+        fields: fields that every record needs.
+    """
     problems = []
     for line, record in lines:
         for field, (expected, is_right) in fields.items():
@@ -91,22 +103,22 @@ def find_problems(
 
 
 def add_judgements(records: Sequence[dict[str, Any]], model: str, paths: Sequence[str | PathLike[str]]) -> None:
-    """Give each prediction the teacher's likelihood of its answer, as `teacher_nll` and `teacher_nll_tokens`.
+    """Add the teacher's likelihood of each prediction, as `teacher_nll` (nats) and `teacher_nll_tokens`.
 
     Args:
-        records: of `load_predictions`.
-        model: whose they are.
-        paths: files of judge_answers.py.
+        records: from `load_predictions`; changed in place.
+        model: the model that made the predictions.
+        paths: files from judge_answers.py.
 
     Raises:
-        InputError: a broken record, or a prediction that was not judged.
+        InputError: a record is broken, or a prediction was not judged.
     """
-    needed = {"model": FIELDS["uid"]} | {name: FIELDS[name] for name in ("uid", "category")} | PPL_FIELDS
+    needed = dict.fromkeys(("model", "uid", "category"), FIELDS["uid"]) | LIKELIHOOD_FIELDS
     judged: dict[tuple[str, str], dict[str, Any]] = {}
     for path in paths:
         lines = list(read_jsonl(path))
         raise_problems(find_problems(path, lines, needed), "judged answers")
-        judged |= {(line["category"], line["uid"]): line for _, line in lines if line.get("model") == model}
+        judged |= {(line["category"], line["uid"]): line for _, line in lines if line["model"] == model}
     for record in records:
         if (found := judged.get((record["category"], record["uid"]))) is None:
             names = ", ".join(map(str, paths))
@@ -117,33 +129,33 @@ def add_judgements(records: Sequence[dict[str, Any]], model: str, paths: Sequenc
 
 
 def write_lines(records: Iterable[dict[str, Any]], field: str, path: str | PathLike[str]) -> None:
-    """A field of each record as one line of a text file, as other scorers read it: all blanks become one space."""
+    """Write a field of each record as one line of text, for other scorers; runs of whitespace become one space."""
     with write_atomically(path) as file:
         file.writelines(" ".join(record[field].split()) + "\n" for record in records)
 
 
-def check_same_records(found: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """Refuse files whose records are not of the same prompts and references, each once, in whatever order.
+def check_same_records(records_by_file: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Check that all files hold the same prompts and references, each prompt once, in any order.
 
     Args:
-        found: records by the name of their file, or of their files.
+        records_by_file: records by file name.
 
     Raises:
         InputError: names two of the files and their first difference.
     """
-    first, kept = "", {}
-    for name, records in found.items():
+    first, expected = "", {}
+    for name, records in records_by_file.items():
         keys = [(record.get("category"), record["uid"]) for record in records]
         references = dict(zip(keys, (record.get("reference") for record in records), strict=True))
         if len(references) < len(keys):
             ((_, twice), _), *_ = Counter(keys).most_common(1)
             raise InputError(f"{name}: expected each prompt once, found uid {twice} again")
         if not first:
-            first, kept = name, references
+            first, expected = name, references
             continue
-        for key in sorted(kept.keys() ^ references.keys(), key=str):
-            where, lacking = (first, name) if key in kept else (name, first)
-            raise InputError(f"{lacking}: expected the records of {where}, found none of uid {key[1]}")
+        for key in sorted(expected.keys() ^ references.keys(), key=str):
+            complete, incomplete = (first, name) if key in expected else (name, first)
+            raise InputError(f"{incomplete}: expected the records of {complete}, found none of uid {key[1]}")
         for key in sorted(references, key=str):
-            if references[key] != kept[key]:
+            if references[key] != expected[key]:
                 raise InputError(f"{name}: expected the references of {first}, found another one of uid {key[1]}")

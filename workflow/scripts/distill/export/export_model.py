@@ -20,7 +20,7 @@ from distill.common.variants import FULL, VARIANTS
 from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
-from distill.generation.transformers_engine import LocalEngine, ModelSource
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.chat import encode_prompt
 from distill.models.fingerprint import WEIGHTS, list_model_files
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
@@ -133,7 +133,7 @@ def check_export(export: Export, folder: Path) -> dict[str, Any]:
     """
     check_files(export, folder)
     ids = check_tokenizer(export, folder)
-    engine = LocalEngine(ModelSource(str(folder), dtype=export.dtype, device=export.device), PROBE_SAMPLING, 1)
+    engine = TransformersEngine(ModelSource(str(folder), dtype=export.dtype, device=export.device), PROBE_SAMPLING, 1)
     answer = answer_probe(engine)
     logger.info("%s: loaded in a fresh process, generated %d tokens: %r", export.variant, answer.tokens, answer.text)
     largest_distance = VARIANTS[export.variant].largest_distance
@@ -201,7 +201,7 @@ def check_logits(export: Export, logits: torch.Tensor, ids: list[int], largest_d
     return distance, agreement
 
 
-def answer_probe(engine: LocalEngine) -> Generated:
+def answer_probe(engine: TransformersEngine) -> Generated:
     """The engine's answer to PROBE."""
     ((_, answer),) = [pair for pairs in engine.generate([PROBE]) for pair in pairs]
     return answer

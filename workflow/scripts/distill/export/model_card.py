@@ -10,20 +10,12 @@ from distill.common.errors import InputError
 from distill.common.files import write_atomically
 from distill.common.names import POOLED
 from distill.common.variants import VARIANTS, Variant
+from distill.evaluation.metrics import list_metrics
 from distill.evaluation.score_table import Score, order_models
 from distill.export.serving import list_servers
-from distill.report.score_text import choose_decimals, format_figure
+from distill.report.score_text import choose_decimals, format_number
 
-NAMES = {
-    "coverage": "coverage (share of answers in the format)",
-    "mae": "mean absolute error",
-    "ppl": "perplexity",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "rouge1": "ROUGE-1 F1",
-    "rouge2": "ROUGE-2 F1",
-    "rougeL": "ROUGE-L F1",
-}
+NAMES = {metric.name: metric.card for metric in list_metrics().values() if metric.card}
 PORT = 8000
 
 
@@ -126,8 +118,8 @@ def format_score(score: Score | None, decimals: int) -> str:
     """A score with its confidence interval in brackets, if it has one."""
     if score is None or score.value is None:
         return "–"
-    places = 3 if score.metric == "coverage" else decimals
-    value, low, high = (format_figure(x, places) for x in (score.value, score.ci_low, score.ci_high))
+    places = 3 if list_metrics()[score.metric].is_percentage else decimals
+    value, low, high = (format_number(x, places) for x in (score.value, score.ci_low, score.ci_high))
     return value if score.ci_low is None else f"{value} [{low}, {high}]"
 
 

@@ -1,8 +1,11 @@
 """Options of exported models."""
 
+import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
-from distill.common.options import option
+from distill.common.options import add_options, option
+from distill.models.options import DeviceOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,11 @@ class CardOptions:
         items={"pattern": "^[a-z]{2,3}$"},
         when="Before you publish a model.",
     )
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the scripts that export a student: --student, --out, --dtype, --device."""
+    parser.add_argument("--student", required=True, help="folder of the trained model")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the exported model to")
+    add_options(parser, ModelOptions, only=["dtype"])
+    add_options(parser, DeviceOptions)

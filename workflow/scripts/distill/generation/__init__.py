@@ -1,3 +1,3 @@
-"""Generating answers: engines, continuous batching, prefix sharing, KV cache, sampling, the answer cache. May import
-models, records and common.
+"""Generation: engines, continuous batching, prefix sharing, KV cache, sampling and the answer cache. May import models,
+records and common.
 """

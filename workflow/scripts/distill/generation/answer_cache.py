@@ -1,8 +1,8 @@
-"""Teacher answers kept one by one, so that none is ever asked for twice.
+"""The answer cache: every teacher answer is stored as soon as it is generated, so that a rerun resumes from there.
 
-A folder for each teacher (weights, adapter, template, settings), in it a file for each job that wrote: jobs on
-several machines append side by side on a shared file system without locks. `teacher.json` beside them says in words
-which teacher it is.
+Each teacher (weights, adapter, chat template, settings) has a folder, and each job that writes has a journal of its own
+in it. Jobs on several machines can therefore append at the same time on a shared file system, without locks.
+`teacher.json` describes the teacher.
 """
 
 import errno
@@ -19,14 +19,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from distill.common.errors import InputError, describe
-from distill.common.files import dump_json
+from distill.common.journal import Journal, decode_record, encode_record, read_journal
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "teacher.json"
 FIELDS = {"raw_output": str, "finish_reason": str, "generated_tokens": int}
 SECONDS_BETWEEN_SYNCS = 1.0
-NAMED_LINES = 5  # in a warning
 REMEDIES = {
     errno.ENOSPC: "free space on its disk",
     errno.EDQUOT: "free space in your quota there",
@@ -36,47 +35,25 @@ REMEDIES = {
 Key = tuple[str, int]
 
 
-def parse_answer_line(raw: bytes) -> dict[str, Any] | None:
-    """One kept answer; None where the line is torn or holds something else.
+def parse_answer_record(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a stored answer; None if a field is missing or has another type.
 
-    The number of the sample and the prompt's tokens are 0 in lines that name none.
+    The sample number and the prompt's tokens are 0 in records of older versions, which lack them.
     """
-    try:
-        record = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("uid"), str):
-        return None
-    answer = {"uid": record["uid"], "sample": record.get("sample", 0)}
+    answer = {"uid": record.get("uid"), "sample": record.get("sample", 0)}
     answer |= {name: record.get(name) for name in FIELDS} | {"prompt_tokens": record.get("prompt_tokens", 0)}
-    kinds = FIELDS | {"sample": int, "prompt_tokens": int}
-    return answer if all(isinstance(answer[name], kind) for name, kind in kinds.items()) else None
+    types = {"uid": str, "sample": int, **FIELDS, "prompt_tokens": int}
+    return answer if all(isinstance(answer[name], kind) for name, kind in types.items()) else None
 
 
 def iterate_answers(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield all answers in a folder, those of earlier jobs first; one that two jobs gave comes twice.
-
-    A line that a killed job or a power cut left torn, or is being written right now, is passed over with a warning.
-    """
+    """Yield all answers in a folder, those of earlier jobs first; an answer that two jobs generated comes twice."""
     for path in sorted(folder.glob("*.jsonl")):
-        torn = []
-        try:
-            with open(path, "rb") as file:
-                for number, raw in enumerate(file, start=1):
-                    answer = parse_answer_line(raw)
-                    if answer is None:
-                        torn.append(number)
-                    else:
-                        yield answer
-        except FileNotFoundError:
-            continue  # a job that answered nothing has just removed its own
-        if torn:
-            named = ", ".join(map(str, torn[:NAMED_LINES])) + (", …" if len(torn) > NAMED_LINES else "")
-            logger.warning("%s: no whole answer in line %s: passed over", path, named)
+        yield from read_journal(path, parse_answer_record, "an answer")
 
 
 class Answers(Mapping[Key, dict[str, Any]]):
-    """Answers by (uid, sample), held as lines of UTF-8: as Python objects they would take twice the memory."""
+    """Answers by (uid, sample), held as encoded lines: as Python objects they would take twice the memory."""
 
     def __init__(self) -> None:
         self.lines: dict[Key, bytes] = {}
@@ -94,20 +71,16 @@ class Answers(Mapping[Key, dict[str, Any]]):
         return key in self.lines
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take an answer, unless the same one is there."""
-        self.lines.setdefault((record["uid"], record["sample"]), encode_answer(record))
-
-
-def encode_answer(record: dict[str, Any]) -> bytes:
-    """An answer as a line, without its line feed; half a surrogate pair, which a server may send, becomes `?`."""
-    return dump_json(record).encode("utf-8", "replace")
+        """Add an answer unless there is one for this uid and sample."""
+        self.lines.setdefault((record["uid"], record["sample"]), encode_record(record))
 
 
 def read_cache(folder: Path, uids: Container[str] | None = None) -> Answers:
-    """Answers in a folder by (uid, sample); the first one wins where two jobs answered the same.
+    """Return the answers in a folder by (uid, sample); if two jobs generated the same one, the first wins.
 
     Args:
-        uids: of the prompts whose answers are wanted; None for all.
+        folder: the teacher's folder; it may be missing.
+        uids: prompts whose answers are wanted; None for all.
     """
     answers = Answers()
     for answer in iterate_answers(folder):
@@ -117,38 +90,36 @@ def read_cache(folder: Path, uids: Container[str] | None = None) -> Answers:
 
 
 class CacheWriter:
-    """Appends answers to a file of this job's own.
+    """Appends answers to a journal of this job's own.
 
-    Each answer is with the operating system when `add` returns, and outlives this process. It is forced to the disk
-    (fsync) when the last time is a second or more ago, and at the end: answers that come one by one do not wait for
-    the disk each, and a power cut costs those since the last time.
+    An answer survives a kill of the process as soon as `add` returns. Answers are forced to disk (fsync) at most once
+    a second, so that they do not wait for the disk one by one; a power cut costs those since the last time.
 
     Args:
-        folder: of this teacher.
-        description: what `teacher.json` is to say of it, where it is not there yet.
+        folder: the teacher's folder.
+        description: what to write to `teacher.json` if it does not exist.
 
     Raises:
-        InputError: an answer cannot be written (disk full); says how many are kept, and where.
+        InputError: an answer cannot be written, for example because the disk is full; says how many are stored where.
     """
 
     def __init__(self, folder: Path, description: dict[str, Any] | None = None):
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")  # so that names sort by age
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")  # names sort by age
         name = f"{now}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.path, self.description = folder / f"{name}.jsonl", description
-        self.written = self.synced = self.size = 0
         self.last_sync = -SECONDS_BETWEEN_SYNCS
 
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.write_description()
-            self.file = open(self.path, "wb", buffering=0)
+            self.journal = Journal(self.path)
         except OSError as error:
             raise self.explain(error, 0) from error
         return self
 
     def write_description(self) -> None:
-        """Write `teacher.json` unless it is there; whole, whoever else writes it at the same time."""
+        """Write `teacher.json` unless it exists. Several jobs may write it at the same time; each writes it whole."""
         target = self.path.with_name(DESCRIPTION)
         if self.description is None or target.exists():
             return
@@ -163,62 +134,50 @@ class CacheWriter:
         """Append answers, each with its `uid` and `sample`.
 
         Raises:
-            ValueError: one that `read_cache` would pass over, and that would be asked for again and again.
+            ValueError: `read_cache` would skip the answer, so that every run would generate it again.
         """
         for record in records:
-            line = encode_answer(record)
-            if parse_answer_line(line) is None:
+            line = encode_record(record)
+            if parse_answer_record(decode_record(line) or {}) is None:
                 raise ValueError(f"expected an answer that can be read back, found {describe(record, 300)}")
-            self.append(line + b"\n")
-        if self.written > self.synced and time.monotonic() - self.last_sync >= SECONDS_BETWEEN_SYNCS:
+            try:
+                self.journal.write(line)
+            except OSError as error:
+                self.journal.remove_torn_line()
+                raise self.explain(error, self.journal.written) from error
+        if time.monotonic() - self.last_sync >= SECONDS_BETWEEN_SYNCS:
             self.sync()
 
-    def append(self, line: bytes) -> None:
-        """Write one line; a part of it that a full disk took is removed again."""
-        rest = memoryview(line)
-        try:
-            while rest:
-                rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            self.remove_torn_line()
-            raise self.explain(error, self.written) from error
-        self.written += 1
-        self.size += len(line)
-
-    def remove_torn_line(self) -> None:
-        """Cut the file back to its last whole line; where that fails, readers pass the torn one over."""
-        try:
-            self.file.truncate(self.size)
-        except OSError as error:
-            logger.warning("%s: a torn last line stays: %s", self.path, error.strerror)
-
     def sync(self) -> None:
-        """Force what was written to the disk."""
+        """Force the answers to disk."""
+        if self.journal.synced == self.journal.written:
+            return
         try:
-            os.fsync(self.file.fileno())
+            self.journal.sync()
         except OSError as error:
-            # What a disk or a server takes in late it may also refuse late.
-            raise self.explain(error, self.synced) from error
-        self.synced, self.last_sync = self.written, time.monotonic()
+            # A disk or a file server may accept data first and refuse it later.
+            raise self.explain(error, self.journal.synced) from error
+        self.last_sync = time.monotonic()
 
-    def explain(self, error: OSError, kept: int) -> InputError:
-        """What happened, what is kept, and how to go on."""
-        place = f"{kept} of this job's answers are kept in {self.path}" if kept else f"{self.path} holds no answer yet"
-        remedy = REMEDIES.get(error.errno or 0, "mend that")
-        text = f"{self.path.parent}: a teacher answer cannot be kept: {error.strerror}"
-        return InputError(f"{text}\n{place}; {remedy} and give the same command: it goes on from there")
+    def explain(self, error: OSError, stored: int) -> InputError:
+        """Return an error that says what failed, what is stored, and how to resume."""
+        place = (
+            f"{stored} of this job's answers are stored in {self.path}" if stored else f"{self.path} has no answer yet"
+        )
+        remedy = REMEDIES.get(error.errno or 0, "fix the problem above")
+        text = f"{self.path.parent}: cannot store a teacher answer: {error.strerror}"
+        return InputError(f"{text}\n{place}; {remedy} and rerun the same command to resume")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.synced < self.written:
-                self.sync()
+            self.sync()
         except InputError as failure:
             if kind is None:
                 raise
-            logger.warning("%s", failure)
+            logger.warning("%s", failure)  # the first error is the one to report
         finally:
-            self.file.close()
-            if not self.written:
+            self.journal.file.close()
+            if not self.journal.written:
                 self.path.unlink(missing_ok=True)

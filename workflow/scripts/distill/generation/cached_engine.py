@@ -1,4 +1,4 @@
-"""Asking an engine: what the cache holds is taken from there, and what is new is kept as it comes."""
+"""An engine with the answer cache in front: cached answers are reused, new ones are stored as they are generated."""
 
 import logging
 from collections import Counter
@@ -15,14 +15,15 @@ from distill.records.answer_format import parse_answer
 logger = logging.getLogger(__name__)
 
 
-class Ledger:
-    """Answers as they come in: from the cache first, then from the engine into cache and counts.
+class CachedEngine:
+    """Answers requests from the cache, or else from an engine, and counts both.
 
     Args:
-        folder: of this engine's answers.
-        answer_key: of the answer contract; None accepts every text.
-        uids: prompts that may be asked.
-        what: the answers' name in the log.
+        engine: generates what the cache lacks.
+        folder: the engine's folder in the cache.
+        answer_key: key of the value in an answer's JSON object; None accepts any text.
+        uids: prompts that may be requested.
+        what: name of the answers in the log.
     """
 
     def __init__(
@@ -30,49 +31,49 @@ class Ledger:
     ):
         self.engine, self.folder, self.answer_key, self.what = engine, folder, answer_key, what
         self.cached = read_cache(folder, uids)
-        self.samples: Counter[str] = Counter()  # by uid, how many were asked for
+        self.samples: Counter[str] = Counter()  # requested samples by uid
         self.counts: Counter[str] = Counter()
         self.seconds = 0.0
 
-    def ask(self, requests: Sequence[Request]) -> None:
-        """Take what the cache has, generate and keep the rest."""
+    def generate(self, requests: Sequence[Request]) -> None:
+        """Generate and store the answers that the cache lacks."""
         missing = [request for request in requests if (request.uid, request.sample) not in self.cached]
-        self.counts["from_cache"] += len(requests) - len(missing)
+        cached = len(requests) - len(missing)
+        self.counts["from_cache"] += cached
         self.counts["generated"] += len(missing)
-        kept = len(requests) - len(missing)
-        logger.info("%d answers: %d in the cache, %d to ask for", len(requests), kept, len(missing))
+        logger.info("%d answers: %d in the cache, %d to generate", len(requests), cached, len(missing))
         if missing:
-            self.generate(missing, len(requests))
+            self.generate_missing(missing, len(requests))
         self.samples.update(request.uid for request in requests)
 
-    def generate(self, requests: Sequence[Request], total: int) -> None:
-        """Have the engine answer; each answer is on disk before it counts."""
-        batches = self.engine.generate(requests)  # a model is loaded here, before the clock starts
+    def generate_missing(self, requests: Sequence[Request], total: int) -> None:
+        """Generate answers; each one is stored before it is counted."""
+        batches = self.engine.generate(requests)  # loads the model, before the clock starts
         progress = Progress(total, self.what, done=total - len(requests))
         with CacheWriter(self.folder, self.engine.describe()) as writer:
             for batch in batches:
-                kept = [to_record(request, generated) for request, generated in batch]
-                writer.add(kept)
-                for record in kept:
+                records = [to_record(request, generated) for request, generated in batch]
+                writer.add(records)
+                for record in records:
                     self.cached.add(record)
-                tokens = sum(record["generated_tokens"] for record in kept)
+                tokens = sum(record["generated_tokens"] for record in records)
                 self.counts["generated_tokens"] += tokens
-                self.counts["prompt_tokens"] += sum(record["prompt_tokens"] for record in kept)
-                progress.add(len(kept), tokens)
+                self.counts["prompt_tokens"] += sum(record["prompt_tokens"] for record in records)
+                progress.add(len(records), tokens)
         progress.close()
         self.seconds += progress.seconds
 
-    def take(self, uid: str) -> list[dict[str, Any]]:
-        """A prompt's answers so far, in the order of their samples."""
+    def get_answers(self, uid: str) -> list[dict[str, Any]]:
+        """Return a prompt's answers so far, in the order of their samples."""
         return [self.cached[uid, sample] for sample in range(self.samples[uid])]
 
-    def check(self, uid: str) -> list[bool]:
-        """Whether each of a prompt's answers so far holds what it must."""
-        return [parse_answer(one["raw_output"], self.answer_key).problem is None for one in self.take(uid)]
+    def are_usable(self, uid: str) -> list[bool]:
+        """Return whether each of a prompt's answers so far has the required format."""
+        return [parse_answer(one["raw_output"], self.answer_key).problem is None for one in self.get_answers(uid)]
 
     def stats(self) -> dict[str, Any]:
-        """Counts of this run."""
-        usable = [self.check(uid) for uid in self.samples]
+        """Return the counts of this run."""
+        usable = [self.are_usable(uid) for uid in self.samples]
         tokens = self.counts["generated_tokens"]
         names = ("from_cache", "generated", "retried", "generated_tokens", "prompt_tokens")
         return {
@@ -87,7 +88,7 @@ class Ledger:
 
 
 def to_record(request: Request, generated: Generated) -> dict[str, Any]:
-    """An answer as the cache keeps it."""
+    """Return the record of an answer in the cache."""
     return {
         "uid": request.uid,
         "sample": request.sample,

@@ -1,4 +1,4 @@
-"""Generation in which every answer draws from its own random stream, whatever is decoded beside it."""
+"""Generation with a random stream per answer, so that an answer does not depend on the batch it is decoded in."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -23,17 +23,18 @@ from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import encode_prompt, get_end_of_turn_id
 from distill.models.memory import keep_freed_memory, kv_bytes_per_token
 
-LOGITS_BYTES = 32  # of float32 logits, probabilities, float64 sums and sorted copies, a row and token of the vocabulary
+LOGITS_BYTES = 32  # per row and vocabulary entry: float32 logits and probabilities, float64 sums, sorted copies
 
 
 class Draw:
-    """Draws a token for each row by the inverse of its cumulative distribution; the likeliest at temperature 0.
+    """Samples a token per row by inverting the cumulative distribution; at temperature 0, takes the most likely one.
 
-    The uniform numbers come from the record's own stream, so batch layout changes an answer only where the logits'
-    rounding moves a boundary across such a number.
+    The uniform numbers come from the answer's own stream, so another batch changes an answer only if rounding of the
+    logits moves a boundary of the distribution across such a number.
 
     Args:
-        vocabulary: ids from here on are padding of the model's vocabulary and stand for no token.
+        sampling: sampling settings.
+        vocabulary: size of the tokenizer's vocabulary; the model's larger ids are padding.
     """
 
     def __init__(self, sampling: Sampling, vocabulary: int):
@@ -47,35 +48,43 @@ class Draw:
                 self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def __call__(self, logits: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
-        """(rows, vocabulary) logits, (rows,) float64 numbers or None for greedy, to (rows,) ids; -1: not finite."""
+        """Sample one token per row.
+
+        Args:
+            logits: (rows, model's vocabulary).
+            uniforms: (rows,) float64 numbers in [0, 1); None for greedy decoding.
+
+        Returns:
+            (rows,) token ids; -1 if the row's logits are not finite.
+        """
         scores = logits[:, : self.vocabulary].float()
         if uniforms is None:
             best = scores.max(dim=-1)
             return torch.where(best.values.isfinite(), best.indices, -1)
-        no_ids = torch.LongTensor(len(scores), 0)  # none of the warpers looks at what came before
+        no_ids = torch.LongTensor(len(scores), 0)  # the warpers ignore earlier tokens
         cumulative = self.warpers(no_ids, scores).softmax(dim=-1).double().cumsum(dim=-1)
         total = cumulative[:, -1]
-        # The last sum is 1 but for rounding, so it scales the number drawn.
+        # The total is 1 except for rounding, so the uniform number is scaled by it.
         drawn = torch.searchsorted(cumulative, (uniforms * total)[:, None], right=True)[:, 0]
         return torch.where(total.isfinite(), drawn.clamp_(max=scores.shape[1] - 1), -1)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end an answer: the template's end of turn and what the model itself names."""
+    """Return the ids that end an answer: the chat template's end of turn and the model's own end tokens."""
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
     return sorted({get_end_of_turn_id(tokenizer), *(index for index in named if index is not None)})
 
 
 def context_length(config: Any) -> int | None:
-    """Tokens that a model's context holds, prompt and answer together; None where its configuration names none."""
+    """Return the context length in tokens, prompt and answer together; None if the configuration gives none."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def has_full_attention(config: Any) -> bool:
-    """Whether every layer attends to all tokens before, as the rolling batch needs.
+    """Return whether every layer has full attention, as continuous batching requires.
 
-    Sliding windows count tokens between, and recurrent layers have no keys and values.
+    Sliding windows depend on the distance between tokens, and recurrent layers have no keys and values.
     """
     text = config.get_text_config()
     types = getattr(text, "layer_types", None)
@@ -85,7 +94,7 @@ def has_full_attention(config: Any) -> bool:
 
 
 def finish(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int], prompt_tokens: int) -> Generated:
-    """Cut new tokens at the first that ends an answer."""
+    """Truncate new tokens at the first stop token and decode them."""
     end = next((position for position, token in enumerate(tokens) if token in stops), None)
     text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
     count = len(tokens) if end is None else end + 1
@@ -95,17 +104,21 @@ def finish(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int], prompt_t
 def generate_requests(
     model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, batch_size: int | None = None
 ) -> Iterator[list[tuple[Request, Generated]]]:
-    """Yield answered requests as they end, long prompts first; an empty list where a step ended none.
+    """Yield answered requests as they finish, long prompts first; a list is empty if a step finished none.
 
-    Only `sampling` counts: a penalty or a temperature in the model's own generation_config.json does not, since
-    the distribution that is sampled has to be the one that a student is trained towards.
+    The model's own generation_config.json is ignored: the teacher must sample from the distribution that the student is
+    trained towards.
 
     Args:
-        batch_size: answers at a time; None grows to the memory there is. Either is halved when memory runs out.
+        model: a causal language model.
+        tokenizer: the model's tokenizer.
+        requests: what to answer.
+        sampling: sampling settings.
+        batch_size: answers at a time; None adapts to the free memory. Either is halved when memory runs out.
 
     Raises:
-        InputError: a prompt that the model's context has no room for, a single answer that memory has no room for, or
-            logits that are not finite.
+        InputError: a prompt exceeds the model's context, a single answer does not fit in memory, or the logits are not
+            finite.
     """
     if not requests:
         return
@@ -114,7 +127,7 @@ def generate_requests(
     for request, prompt in zip(requests, prompts, strict=True):
         if context and len(prompt) >= context:
             found = f"prompt {request.id} ({request.uid}) has {len(prompt)} tokens"
-            raise InputError(f"{found}, the model's context of {context} has no room for an answer")
+            raise InputError(f"{found}, which leaves no room for an answer in the model's context of {context}")
     longest = [min(sampling.max_new_tokens, context - len(p)) if context else sampling.max_new_tokens for p in prompts]
     stops = stop_ids(model, tokenizer)
 
@@ -129,7 +142,7 @@ def generate_requests(
 def decode_job(
     model: Any, tokenizer: Any, job: Job, batch_size: int | None = None
 ) -> Iterator[list[tuple[int, list[int]]]]:
-    """New tokens of a job's prompts by index; those after the first that ends an answer are none of it."""
+    """Yield (prompt's index, new tokens) of a job as they finish; tokens after the first stop token do not count."""
     decode = decode_rolling if has_full_attention(model.config) else decode_padded
     yield from decode(model, tokenizer, job, batch_size)
 
@@ -137,7 +150,7 @@ def decode_job(
 def decode_rolling(
     model: Any, tokenizer: Any, job: Job, batch_size: int | None
 ) -> Iterator[list[tuple[int, list[int]]]]:
-    """New tokens of a job's prompts by index, from one rolling batch."""
+    """Decode a job by continuous batching; see `decode_job`."""
     if model.device.type == "cpu":
         keep_freed_memory()
     room = max(len(prompt) + longest for prompt, longest in zip(job.prompts, job.longest, strict=True))
@@ -148,11 +161,12 @@ def decode_rolling(
 
 
 class DrawRows(LogitsProcessor):
-    """Has greedy search take the tokens that a job draws.
+    """Makes greedy search take the tokens that a job samples.
 
     Args:
-        rows: the batch's prompts, by their indices.
-        padded: tokens of the padded prompts.
+        job: the job.
+        rows: indices of the batch's prompts.
+        padded: length of the padded prompts in tokens.
     """
 
     def __init__(self, job: Job, rows: Sequence[int], padded: int):
@@ -160,7 +174,7 @@ class DrawRows(LogitsProcessor):
         self.uniforms = torch.from_numpy(np.stack([job.uniforms(row) for row in rows])) if job.uniforms else None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """(rows, length) ids and (rows, vocabulary) logits to logits that leave the drawn token alone."""
+        """Return (rows, vocabulary) logits that are -inf except for the sampled token."""
         step = input_ids.shape[1] - self.padded
         uniforms = None if self.uniforms is None else self.uniforms[:, step].to(scores.device)
         drawn = self.job.draw(scores, uniforms)
@@ -170,7 +184,7 @@ class DrawRows(LogitsProcessor):
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Token ids and attention mask, each (rows, longest prompt), padded on the left."""
+    """Return token ids and attention mask, (rows, longest prompt) each, padded on the left."""
     longest = max(len(prompt) for prompt in prompts)
     ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -180,8 +194,8 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 def decode_padded(
     model: Any, tokenizer: Any, job: Job, batch_size: int | None
 ) -> Iterator[list[tuple[int, list[int]]]]:
-    """The same by transformers' `generate` in padded batches, for models of any architecture."""
-    # Only answers that may be equally long go together: a longer one would take others beyond the context.
+    """Decode a job with transformers' `generate` in padded batches, for any architecture; see `decode_job`."""
+    # A batch shares max_new_tokens: a larger one would push other answers beyond the context.
     order = sorted(range(len(job.prompts)), key=lambda index: (job.longest[index], -len(job.prompts[index])))
 
     @torch.inference_mode()

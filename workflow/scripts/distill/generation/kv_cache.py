@@ -1,4 +1,4 @@
-"""Keys and values of answers that are under way: a row each, every row with a length of its own."""
+"""The KV cache of continuous batching: one row per running sequence, each with its own length."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,52 +9,50 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from distill.models.batches import AUTO_BATCH_SIZE
 from distill.models.memory import free_memory
 
-MOST_ROWS = {"cpu": 64, "cuda": 512}
-SHARE = 0.8  # of the free memory that a growing batch may plan with
+MAX_ROWS = {"cpu": 64, "cuda": 512}
+MEMORY_SHARE = 0.8  # share of the free memory that a growing batch may use
+GROWTH = 64  # tokens; the capacity is a multiple of it
 
 
 class RowLimit:
-    """How many answers are decoded at a time.
+    """Limits how many sequences are decoded at the same time.
 
     Args:
-        batch_size: None for a size that doubles as long as memory allows; a number stays, but for halving.
-        devices: that hold the model's layers; the first one computes when there is no GPU.
-        row_bytes: what the longest prompt with its longest answer takes, in bytes: keys and values, and a step.
+        batch_size: fixed number of rows, which is only ever halved; None doubles the limit as long as memory allows.
+        devices: devices that hold the model's layers.
+        row_bytes: bytes of the largest row: KV cache of the longest prompt with its longest answer, and one step.
     """
 
     def __init__(self, batch_size: int | None, devices: Sequence[torch.device], row_bytes: int):
         self.devices, self.row_bytes = devices, row_bytes
         kind = devices[0].type
-        fits = max(1, int(SHARE * self.free()) // max(row_bytes, 1))
+        fits = max(1, int(MEMORY_SHARE * self.free()) // max(row_bytes, 1))
         self.size = batch_size or min(AUTO_BATCH_SIZE[kind], fits)
-        self.most = batch_size or MOST_ROWS[kind]
+        self.max_size = batch_size or MAX_ROWS[kind]
 
     def free(self) -> int:
-        """Bytes that are free on all devices together."""
+        """Return the free memory of all devices together, in bytes."""
         return sum(map(free_memory, self.devices))
 
     def grow(self, rows: int, cache: "SlotCache") -> int:
-        """The limit, doubled before where all rows are taken and memory allows it."""
-        if rows == self.size and 2 * self.size <= self.most:
+        """Return the limit, doubled first if all rows are taken and memory allows it."""
+        if rows == self.size and 2 * self.size <= self.max_size:
             needed = 2 * self.size * self.row_bytes - cache.nbytes
-            if needed < SHARE * self.free():
+            if needed < MEMORY_SHARE * self.free():
                 self.size *= 2
         return self.size
 
     def halve(self) -> bool:
-        """Halve the limit, for good, after memory ran out; False where there is nothing to halve."""
+        """Halve the limit for good, after memory ran out; return False if it is already one row."""
         if self.size == 1:
             return False
         self.size //= 2
-        self.most = self.size
+        self.max_size = self.size
         return True
 
 
-GROWTH = 64  # tokens by which a cache that is too short grows
-
-
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, (rows, heads, capacity, dimension) each, written at each row's own position."""
+    """One layer's keys and values, each (rows, heads, capacity, head size); each row has its own write position."""
 
     is_sliding = False
     keys: torch.Tensor
@@ -66,18 +64,18 @@ class SlotLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """Memory of both tensors."""
+        """Size of keys and values in bytes."""
         return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Empty tensors of the right kind."""
+        """Create empty keys and values with the dtype, device and head size of the given states."""
         self.keys, self.values = (
             states.new_empty(0, states.shape[1], 0, states.shape[3]) for states in (key_states, value_states)
         )
         self.is_initialized = True
 
     def resize(self, rows: int, capacity: int) -> None:
-        """Make room for `rows` of `capacity` tokens; what is there and fits stays."""
+        """Resize to `rows` rows of `capacity` tokens; contents that fit are kept."""
         if not self.is_initialized or self.keys.shape[0] == rows and self.keys.shape[2] == capacity:
             return
         self.keys, self.values = (resized(tensor, rows, capacity) for tensor in (self.keys, self.values))
@@ -85,40 +83,47 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one token to each of the first rows; returns their keys and values up to the longest row's end."""
+        """Append one token to each of the first rows.
+
+        Args:
+            key_states, value_states: (rows, heads, 1, head size) each.
+
+        Returns:
+            Keys and values of these rows, (rows, heads, length, head size) each, up to the end of the longest row.
+        """
         rows = key_states.shape[0]
         places = self.slots.rows[:rows].to(self.keys.device), self.slots.positions[:rows].to(self.keys.device)
-        self.keys[places[0], :, places[1]] = key_states[:, :, 0].to(self.keys.dtype)  # mixed under autocast
+        self.keys[places[0], :, places[1]] = key_states[:, :, 0].to(self.keys.dtype)  # dtypes differ under autocast
         self.values[places[0], :, places[1]] = value_states[:, :, 0].to(self.values.dtype)
         length = self.slots.length
         return self.keys[:rows, :, :length], self.values[:rows, :, :length]
 
     def write(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put keys and values of a prompt, (heads, length, dimension), at the start of a row."""
+        """Write a prompt's keys and values, (heads, length, head size) each, to the start of a row."""
         length = keys.shape[1]
         self.keys[row, :, :length], self.values[row, :, :length] = keys, values
 
     def move(self, source: int, target: int) -> None:
-        """Copy a row over another one."""
+        """Copy one row over another."""
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that a query sees."""
+        """Return the number of keys that a query attends to, and their offset."""
         return self.slots.length, 0
 
     def get_seq_length(self) -> int:
-        """Tokens of the longest row."""
+        """Return the length of the longest row in tokens."""
         return self.slots.length
 
     def get_max_length(self) -> int:
-        """No longest."""
+        """Return -1: the length is not limited."""
         return -1
 
 
 def resized(tensor: torch.Tensor, rows: int, capacity: int) -> torch.Tensor:
-    """A tensor of other size in its first and third dimension, holding what fits.
+    """Return a tensor with another size in its first and third dimension; contents that fit are kept.
 
-    Zeros elsewhere: what memory happens to hold may be NaN, which outlives a mask.
+    The rest is zero: uninitialised memory may hold NaN, which a mask does not remove.
     """
     new = tensor.new_zeros(rows, tensor.shape[1], capacity, tensor.shape[3])
     kept = min(rows, tensor.shape[0]), min(capacity, tensor.shape[2])
@@ -127,11 +132,16 @@ def resized(tensor: torch.Tensor, rows: int, capacity: int) -> torch.Tensor:
 
 
 class SlotCache(Cache):
-    """A cache for decoding in which rows come and go.
+    """A KV cache whose rows are added and removed while decoding.
+
+    Args:
+        layers: number of layers.
+        device: device of `positions`.
 
     Attributes:
-        positions: (rows,) where each row's next token goes, which is its length so far.
-        length: keys that the next step sees: the longest row with its next token.
+        positions: (rows,) index where each row's next token is written, which is the row's length.
+        length: keys that the next step attends to: the longest row including its next token.
+        capacity: tokens that each row has room for.
     """
 
     def __init__(self, layers: int, device: torch.device):
@@ -144,11 +154,11 @@ class SlotCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Memory of all keys and values."""
+        """Size of all keys and values in bytes."""
         return sum(layer.nbytes for layer in self.slots)
 
     def resize(self, rows: int, longest: int) -> None:
-        """Make room for `rows` and for `longest` tokens in each; the capacity grows in steps and does not shrink."""
+        """Make room for `rows` rows of `longest` tokens; the capacity grows in steps and never shrinks."""
         if longest > self.capacity:
             self.capacity = longest + GROWTH - 1 - (longest - 1) % GROWTH
         if rows != len(self.rows):
@@ -160,11 +170,13 @@ class SlotCache(Cache):
             layer.resize(rows, self.capacity)
 
     def write(self, first: int, prompts: Cache, starts: Sequence[int], lengths: Sequence[int]) -> None:
-        """Take over the keys and values of prompts, in the rows from `first` on.
+        """Copy the keys and values of prefilled prompts into the rows from `first` on.
 
         Args:
-            starts: where each prompt's own keys begin, after padding.
-            lengths: how many there are.
+            first: row of the first prompt.
+            prompts: cache with one prompt per row.
+            starts: index of each prompt's first key, after left padding.
+            lengths: number of each prompt's keys.
         """
         for layer, source in zip(self.slots, prompts.layers, strict=True):
             keys, values = keys_and_values(source)
@@ -177,18 +189,18 @@ class SlotCache(Cache):
         self.positions[first : first + len(lengths)] = torch.tensor(lengths, device=self.device)
 
     def release(self) -> None:
-        """Give all memory back now; layers and cache refer to each other, and would wait for Python's collector."""
+        """Free all memory now; layers and cache refer to each other, so Python would free it at the next collection."""
         for layer in self.slots:
             del layer.keys, layer.values
             layer.is_initialized = False
 
     def move(self, source: int, target: int) -> None:
-        """Copy a row over another one."""
+        """Copy one row over another."""
         for layer in self.slots:
             layer.move(source, target)
         self.positions[target] = self.positions[source]
 
 
 def keys_and_values(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a layer of transformers' own cache: (rows, heads, length, dimension) each."""
+    """Return the keys and values of a transformers cache layer, (rows, heads, length, head size) each."""
     return layer.keys, layer.values

@@ -1,7 +1,7 @@
-"""A server with the OpenAI API as an engine: the model is there, this process only asks. No torch here.
+"""The engine `openai`: requests to a running server with the OpenAI API. Imports no torch.
 
-Sending a request again is left to the client library: after 408, 409, 429, 5xx, a time-out or a lost connection, as
-long as the server's Retry-After says (not at all where that is beyond two minutes), else 0.5 s, doubling up to 8 s.
+The client library retries requests after 408, 409, 429, 5xx, a time-out or a lost connection. It waits for the time in
+the server's Retry-After header (it does not retry if that is more than two minutes), or else 0.5 s, doubling up to 8 s.
 """
 
 import asyncio
@@ -21,11 +21,10 @@ from distill.generation.server_address import check_address
 
 logger = logging.getLogger(__name__)
 
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
 
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line a request
-
-CONNECT_SECONDS = 10.0  # a server that works hard still accepts connections
-FEWEST_IN_A_ROW = 3  # failures of a server; one or two may be a record's, whose answer takes too long
+CONNECT_SECONDS = 10.0  # a busy server still accepts connections
+LEAST_IN_A_ROW = 3  # consecutive failures of a server; one or two may be requests whose answer takes too long
 PROBE = Request(0, "probe", "You are a helpful assistant.", "Hello.")
 
 
@@ -33,31 +32,33 @@ class Problem(NamedTuple):
     """Why a request has no answer.
 
     Attributes:
-        is_final: any other request would end the same, such as a refused key.
-        is_servers: the server seems to be at fault and not the record.
+        text: the reason.
+        is_fatal: every other request would fail too, for example because the key is rejected.
+        is_server_fault: the cause is probably the server and not the request.
     """
 
     text: str
-    is_final: bool = False
-    is_servers: bool = False
+    is_fatal: bool = False
+    is_server_fault: bool = False
 
 
 Outcome = tuple[Request, Generated | Problem]
 
 
-class ServerEngine:
-    """Answers by an OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve` and others.
+class OpenAIEngine:
+    """Generates answers with an OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve` and others.
 
     Args:
-        model: its name at the server.
-        base_url: up to and with /v1.
-        api_key_env: environment variable with the key; it may be unset where the server asks for none.
-        concurrency: requests that are open at a time.
-        timeout: longest wait for one answer, in seconds.
-        request_retries: how often a request is sent again.
+        model: name of the model on the server.
+        sampling: sampling settings.
+        base_url: address of the server, up to and including /v1.
+        api_key_env: environment variable with the API key; it may be unset if the server needs no key.
+        concurrency: number of open requests.
+        timeout: maximum time to wait for one answer, in seconds.
+        request_retries: number of retries of a request.
 
     Raises:
-        InputError: `base_url` is no http address, or the key is none.
+        InputError: `base_url` is not an http address, or the key contains characters that a header cannot.
     """
 
     def __init__(
@@ -77,132 +78,144 @@ class ServerEngine:
         self.is_checked = self.lacks_usage = False
 
     def fingerprint(self) -> str:
-        """Digest of the served name, which stands for the weights, and of the sampling.
+        """Return a digest of the model's name on the server, which identifies the weights, and of the sampling.
 
-        The address is not part of it: servers move between machines and ports.
+        It does not include the address: servers move between machines and ports.
         """
         return digest_of(self.describe())
 
     def describe(self) -> dict[str, Any]:
-        """What `fingerprint` digests."""
+        """Return what `fingerprint` covers."""
         return {"engine": "openai", "model": self.model, "sampling": self.sampling.digest_parts()}
 
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
-        """None: the server alone knows its context, and refuses what is too long for it."""
+        """Return nothing: only the server knows its context length, and it rejects prompts that are too long."""
         return {}
 
     def peak_memory_mb(self) -> int:
-        """0: the model is not in this process."""
+        """Return 0: the model is not in this process."""
         return 0
 
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
-        """Yield answers as they come, in any order.
+        """Yield answers as they arrive, in any order.
 
-        The event loop runs only while this generator is waited for: no thread goes on behind its caller's back. When
-        it is closed early, open requests are cancelled.
+        The event loop runs only while the caller waits for the next answers; there is no background thread. Closing the
+        generator early cancels open requests.
 
         Raises:
-            InputError: the server is not there, refuses the key or does not serve the model; or, when all others are
-                answered, requests that failed for good: names them. Many failures of the server in a row end it early.
+            InputError: the server is unreachable, rejects the key or does not serve the model. Requests that failed
+                after all retries are reported together after the others are answered, or as soon as the server fails
+                many times in a row.
         """
         failed: list[tuple[Request, Problem]] = []
         tasks: set[asyncio.Task[Outcome]] = set()
         waiting, unsent, in_a_row = iter(requests), len(requests), 0
         with asyncio.Runner() as runner:
-            loop, client = runner.get_loop(), self.connect()
+            loop, client = runner.get_loop(), self.build_client()
             try:
-                runner.run(self.check(client))
-                while in_a_row < max(self.concurrency, FEWEST_IN_A_ROW) and unsent + len(tasks):
+                runner.run(self.check_server(client))
+                while in_a_row < max(self.concurrency, LEAST_IN_A_ROW) and unsent + len(tasks):
                     sent = [*islice(waiting, self.concurrency - len(tasks))]
                     unsent -= len(sent)
-                    tasks |= {loop.create_task(self.ask(client, request)) for request in sent}
-                    outcomes, tasks = runner.run(wait_for_some(tasks))
+                    tasks |= {loop.create_task(self.send(client, request)) for request in sent}
+                    outcomes, tasks = runner.run(wait_for_any(tasks))
                     answered = [(request, found) for request, found in outcomes if isinstance(found, Generated)]
                     problems = [(request, found) for request, found in outcomes if isinstance(found, Problem)]
                     if answered:
                         in_a_row = 0
                         yield answered
-                    in_a_row += sum(problem.is_servers for _, problem in problems)
+                    in_a_row += sum(problem.is_server_fault for _, problem in problems)
                     failed += problems
-                    self.raise_final(problems)
+                    self.raise_fatal(problems)
             finally:
                 runner.run(close(client, tasks))
         self.raise_failed(failed, unsent + len(tasks))
 
-    def connect(self) -> AsyncOpenAI:
-        """A client with this engine's settings."""
+    def build_client(self) -> AsyncOpenAI:
+        """Return a client with this engine's settings."""
         timeout = Timeout(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
         return AsyncOpenAI(
             api_key=self.key or "none", base_url=self.base_url, timeout=timeout, max_retries=self.request_retries
         )
 
-    async def check(self, client: AsyncOpenAI) -> None:
-        """Find out whether the server answers under the model's name, once and before thousands of requests.
+    async def check_server(self, client: AsyncOpenAI) -> None:
+        """Check once, before the first request, that the server serves the model under this name.
 
-        Not every server lists what it serves (`transformers serve` lists no local folder), so a name that is not
-        listed is tried with a request for one token. Some take any name: then the list counts.
+        Some servers do not list every model (`transformers serve` lists no local folders), so a name that is not listed
+        is tried with a request for one token. Some servers accept any name; for them only the list counts.
 
         Raises:
-            InputError: it does not; says why, and what it serves.
+            InputError: the server does not serve the model; says why, and which models it serves.
         """
         if self.is_checked:
             return
-        served = await list_served(client)
+        served = await list_models(client)
         if self.model not in served:
-            _, found = await self.ask(client, PROBE, self.model, max_tokens=1)
+            _, found = await self.send(client, PROBE, self.model, max_tokens=1)
             if isinstance(found, Generated) and served:
                 once = client.with_options(max_retries=0)
-                _, other = await self.ask(once, PROBE, f"not-{self.model}", max_tokens=1)
-                found = Problem("one that takes any name") if isinstance(other, Generated) else found
+                _, other = await self.send(once, PROBE, f"not-{self.model}", max_tokens=1)
+                found = Problem("one that accepts any name") if isinstance(other, Generated) else found
             if isinstance(found, Problem):
                 expected = f"expected a server with the OpenAI API that serves {self.model} (teacher.model)"
-                names = f"; it serves {self.show(', '.join(served))}" if served else ""
+                names = f"; it serves {self.redact(', '.join(served))}" if served else ""
                 raise InputError(f"{self.base_url} (teacher.base_url): {expected}, found {found.text}{names}")
         self.is_checked = True
 
-    async def ask(
+    async def send(
         self, client: AsyncOpenAI, request: Request, model: str | None = None, max_tokens: int | None = None
     ) -> Outcome:
-        """The answer to one request, or why there is none after the last retry."""
+        """Send one request; return the answer, or why there is none after the last retry.
+
+        Args:
+            client: the client.
+            request: the request.
+            model: name of the model, if it is not this engine's.
+            max_tokens: maximum length of the answer, if it is not that of the sampling settings.
+        """
         messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.prompt}]
         settings: dict[str, Any] = {"model": model or self.model, "messages": messages}
         settings["max_tokens"] = max_tokens or self.sampling.max_new_tokens
         settings["temperature"] = self.sampling.temperature
-        if self.sampling.temperature:  # nothing is drawn at 0
+        if self.sampling.temperature:  # greedy decoding needs none of these
             settings["top_p"] = self.sampling.top_p
             settings["seed"] = stream_digest(request.key, self.sampling.seed) % 2**31
-            if self.sampling.top_k:  # not of OpenAI's own API, so only where it is asked for
+            if self.sampling.top_k:  # OpenAI's own API does not have it, so it is sent only if set
                 settings["extra_body"] = {"top_k": self.sampling.top_k}
         try:
-            return request, self.read(await client.chat.completions.create(**settings))
-        except (OpenAIError, ValueError) as error:  # ValueError: a body that is called JSON and is none
-            return request, self.judge(error)
+            return request, self.parse_completion(await client.chat.completions.create(**settings))
+        except (OpenAIError, ValueError) as error:  # ValueError: the body is declared as JSON but is not
+            return request, self.describe_error(error)
 
-    def read(self, completion: Any) -> Generated | Problem:
-        """What a completion holds; the client does not check that the server keeps to the API.
+    def parse_completion(self, completion: Any) -> Generated | Problem:
+        """Return the answer in a completion, or what is wrong with it; the client library does not validate responses.
 
-        Reasoning that the server has split off is put back in front. Tokens that `usage` does not count are 0, and
-        half a surrogate pair becomes `?`, since no file takes it.
+        Reasoning that the server has separated from the answer is put back in front of it. Token counts that `usage`
+        lacks are 0. Half a surrogate pair becomes `?`, because UTF-8 cannot encode it.
         """
         choices = getattr(completion, "choices", None)
         choice: Any = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(choice, "message", None)
         if not (isinstance(message, ChatCompletionMessage) and isinstance(message.content, str | None)):
-            return Problem(f"expected a chat completion, found {self.show(repr(completion), 60)}", is_servers=True)
+            return Problem(
+                f"expected a chat completion, found {self.redact(repr(completion), 60)}", is_server_fault=True
+            )
         if choice.finish_reason not in ("stop", "length"):
-            found = self.show(repr(choice.finish_reason), 60)
+            found = self.redact(repr(choice.finish_reason), 60)
             return Problem(f"finish_reason: expected stop or length, found {found}")
         text, more = message.content or "", message.model_extra or {}
         if reasoning := more.get("reasoning_content") or more.get("reasoning"):
-            # Cut off while it reasoned, the model has not closed the block.
+            # The answer was cut off in the middle of the reasoning, before its end tag.
             is_open = choice.finish_reason == "length" and not text
             text = f"<think>{reasoning}" if is_open else f"<think>{reasoning}</think>{text}"
         text = text.encode("utf-8", "replace").decode()
-        tokens, prompt_tokens = (self.count(completion.usage, name) for name in ("completion_tokens", "prompt_tokens"))
+        tokens, prompt_tokens = (
+            self.count_tokens(completion.usage, name) for name in ("completion_tokens", "prompt_tokens")
+        )
         return Generated(text, choice.finish_reason, tokens, prompt_tokens)
 
-    def count(self, usage: Any, name: str) -> int:
-        """A count of tokens; 0, and a warning once, where it is no whole number."""
+    def count_tokens(self, usage: Any, name: str) -> int:
+        """Return a token count; 0 if it is not a whole number, with a warning the first time."""
         found = getattr(usage, name, None)
         if isinstance(found, float) and found.is_integer():
             found = int(found)
@@ -210,56 +223,62 @@ class ServerEngine:
             return found
         if not self.lacks_usage:
             self.lacks_usage = True
-            logger.warning("%s gives no usage in whole numbers: tokens are counted as 0", self.base_url)
+            logger.warning(
+                "%s: expected token counts (usage) in whole numbers, found none; tokens are counted as 0", self.base_url
+            )
         return 0
 
-    def show(self, text: str, limit: int = 300) -> str:
-        """A server's words for a message: without the key, and only then cut, lest half of the key stays."""
+    def redact(self, text: str, limit: int = 300) -> str:
+        """Return a server's text for a message: the key is removed first, then the text is cut."""
         for key in (repr(self.key)[1:-1], self.key) if self.key else ():
             text = text.replace(key, "***")
         return cut(text, limit)
 
-    def judge(self, error: Exception) -> Problem:
-        """An exception of the client in words that do not show the key."""
+    def describe_error(self, error: Exception) -> Problem:
+        """Return a client exception as a problem, without the key."""
         if isinstance(error, APITimeoutError):
             cause = type(error.__cause__).__name__
-            return Problem(f"no answer in time ({cause}; the timeout is {self.timeout:g} s)", is_servers=True)
+            return Problem(f"no answer in time ({cause}; the timeout is {self.timeout:g} s)", is_server_fault=True)
         if isinstance(error, APIConnectionError):
-            cause = f"{type(error.__cause__).__name__}: {self.show(str(error.__cause__))}"
-            return Problem(f"no connection ({cause})", is_servers=True)
+            cause = f"{type(error.__cause__).__name__}: {self.redact(str(error.__cause__))}"
+            return Problem(f"no connection ({cause})", is_server_fault=True)
         if not isinstance(error, APIStatusError):
-            return Problem(f"no chat completion ({type(error).__name__}: {self.show(str(error))})", is_servers=True)
+            return Problem(
+                f"no chat completion ({type(error).__name__}: {self.redact(str(error))})", is_server_fault=True
+            )
         status = error.status_code
         if status in (401, 403):
-            state = "holds another" if self.key else "is not set"
-            key = f"expected a key that it takes in the environment variable {self.api_key_env}, which {state}"
-            return Problem(f"status {status}: the server refuses the key; {key}", is_final=True)
+            state = "has another value" if self.key else "is not set"
+            key = f"expected a valid key in the environment variable {self.api_key_env}, which {state}"
+            return Problem(f"status {status}: the server rejects the key; {key}", is_fatal=True)
         body = error.body
         words = (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else body
-        # 404 is another address or model; what the client has sent again is no record's fault.
-        is_servers = status >= 500 or status in (408, 409, 429)
-        return Problem(f"status {status}: {self.show(repr(words))}", is_final=status == 404, is_servers=is_servers)
+        # 404 means a wrong address or model. What the client library retries is not the request's fault.
+        is_server_fault = status >= 500 or status in (408, 409, 429)
+        return Problem(
+            f"status {status}: {self.redact(repr(words))}", is_fatal=status == 404, is_server_fault=is_server_fault
+        )
 
-    def raise_final(self, problems: Sequence[tuple[Request, Problem]]) -> None:
-        """Raise the first problem that any other request would have too, if there is one."""
+    def raise_fatal(self, problems: Sequence[tuple[Request, Problem]]) -> None:
+        """Raise the first fatal problem, if there is one."""
         for _, problem in problems:
-            if problem.is_final:
+            if problem.is_fatal:
                 raise InputError(f"{self.base_url}: {problem.text}")
 
     def raise_failed(self, failed: Sequence[tuple[Request, Problem]], unsent: int) -> None:
-        """Raise what failed, record by record, if anything did; `unsent` requests were given up for it."""
+        """Raise one error that lists all failed requests, if there are any; `unsent` requests were abandoned."""
         what = f"answers of {self.base_url}"
         if unsent:
-            what += f", which fails again and again: {unsent} more requests were given up"
+            what += f", which keeps failing: {unsent} more requests were abandoned"
         named = [f"id {r.id} (uid {r.uid}, sample {r.sample}): {problem.text}" for r, problem in failed]
         raise_problems(named, what)
 
 
 def read_key(name: str) -> str:
-    """The key in an environment variable; empty where there is none.
+    """Return the API key in an environment variable; empty if it is not set.
 
     Raises:
-        InputError: it holds what no HTTP header takes; the message does not show it.
+        InputError: the key contains characters that an HTTP header cannot; the message does not show it.
     """
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()):
@@ -267,23 +286,23 @@ def read_key(name: str) -> str:
     return key
 
 
-async def list_served(client: AsyncOpenAI) -> list[str]:
-    """Names of the models that a server lists; none where it has no list to give."""
+async def list_models(client: AsyncOpenAI) -> list[str]:
+    """Return the names of the models that a server lists; empty if it has no list."""
     try:
         page = await client.with_options(max_retries=0).models.list()
         return [str(model.id) for model in page.data]
-    except (OpenAIError, ValueError, AttributeError, TypeError):  # whatever it is, a request tells more
+    except (OpenAIError, ValueError, AttributeError, TypeError):  # a request for an answer gives a better error
         return []
 
 
-async def wait_for_some(tasks: set[asyncio.Task[Outcome]]) -> tuple[list[Outcome], set[asyncio.Task[Outcome]]]:
-    """(what is done, as soon as something is; the tasks that are still open)."""
+async def wait_for_any(tasks: set[asyncio.Task[Outcome]]) -> tuple[list[Outcome], set[asyncio.Task[Outcome]]]:
+    """Wait until a task is done; return (outcomes of all done tasks, tasks that are still open)."""
     done, still_open = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     return [task.result() for task in done], still_open
 
 
 async def close(client: AsyncOpenAI, tasks: set[asyncio.Task[Outcome]]) -> None:
-    """Cancel what is open and close the connections."""
+    """Cancel open requests and close the connections."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

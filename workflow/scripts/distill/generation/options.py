@@ -1,11 +1,9 @@
 """Options of the engine that generates answers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from distill.common.options import COUNT, option
-
-ENGINES = ("transformers", "openai")
+from distill.generation.engine import ENGINES
 
 
 @dataclass(frozen=True)
@@ -53,17 +51,4 @@ class EngineOptions:
         minimum=0,
         changes_result=False,
         when="Higher if the server may be away for more than half a minute.",
-    )
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """How many prompts are generated for at a time."""
-
-    batch_size: int | Literal["auto"] = option(
-        "Prompts per batch. `auto` grows with the free memory; any batch is halved if memory runs out.",
-        "auto",
-        **COUNT,
-        changes_result=False,
-        when="A number to leave memory for other programs.",
     )

@@ -1,14 +1,19 @@
-"""Which prompts share how long a beginning, so that a model reads it once for all of them."""
+"""Prefix sharing: which prompts share how long a prefix, so that the model prefills it once for all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-LEAST_SHARED = 32  # tokens; a shorter beginning is not worth a pass of its own
+LEAST_SHARED = 32  # tokens; a shorter prefix is not worth a prefill of its own
 
 
 @dataclass
 class Group:
-    """Prompts, by their indices, that share their first `length` tokens; 0 where they share too few."""
+    """Prompts that share a prefix.
+
+    Attributes:
+        length: number of shared tokens; 0 if the prompts share too few.
+        members: indices of the prompts.
+    """
 
     length: int
     members: list[int]
@@ -16,23 +21,29 @@ class Group:
 
 @dataclass
 class Branch:
-    """A run of sorted prompts, start to end; the groups in it, and the tokens that they save."""
+    """A range of the sorted prompts.
+
+    Attributes:
+        start, end: the range, as places in the sorted order.
+        saved: tokens that grouping saves.
+        groups: (shared tokens, places in the sorted order) of each group.
+    """
 
     start: int
     end: int
     saved: int
-    groups: list[tuple[int, list[int]]]  # (shared tokens, places in sorted order)
+    groups: list[tuple[int, list[int]]]
 
 
 @dataclass
 class Node:
-    """A point of the trie: what passes it shares `length` tokens."""
+    """A node of the trie: all prompts below it share their first `length` tokens."""
 
     length: int
     branches: list[Branch] = field(default_factory=list)
 
     def close(self) -> Branch:
-        """A grouping of all that passes here: some branches group on their own, the others share this point."""
+        """Group the prompts below this node: each branch keeps its own groups or joins the group of this node."""
         here: list[Branch] = []
         rest: list[Branch] = []
         for branch in self.branches:
@@ -48,17 +59,22 @@ class Node:
 
 
 def count_shared(one: list[int], other: list[int]) -> int:
-    """Tokens that two prompts have in common from the start, short of the last one of either."""
+    """Return the length of two prompts' common prefix, without the last token of either."""
     longest = min(len(one), len(other)) - 1
     return next((i for i in range(longest) if one[i] != other[i]), max(longest, 0))
 
 
 def group_by_prefix(prompts: Sequence[list[int]]) -> list[Group]:
-    """Groups that spare a model many tokens, when each group's shared beginning is read once.
+    """Group prompts so that prefilling each group's prefix once saves many tokens.
 
-    Where beginnings lie inside longer ones, each branch is decided on its own, which is not always the very best. At
-    least one token of each prompt lies behind its group's beginning. Groups with the longest prompts come first, and
-    the longest prompts first in each.
+    Nested prefixes are decided branch by branch, so the grouping is not always optimal. The prefix never includes a
+    prompt's last token.
+
+    Args:
+        prompts: token ids of each prompt.
+
+    Returns:
+        Groups, those with the longest prompts first; members of a group are sorted by length, longest first.
     """
     order = sorted(range(len(prompts)), key=lambda index: prompts[index])
     groups, alone = [], []
@@ -76,7 +92,7 @@ def group_by_prefix(prompts: Sequence[list[int]]) -> list[Group]:
 
 
 def find_groups(prompts: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
-    """(shared tokens, places) of groups of sorted prompts; the trie is walked from left to right."""
+    """Return (shared tokens, places) of each group of sorted prompts, by walking their trie from left to right."""
     stack = [Node(0)]
     for place in range(len(prompts)):
         branch = Branch(place, place + 1, 0, [(0, [place])])

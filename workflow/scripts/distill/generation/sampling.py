@@ -1,10 +1,11 @@
-"""What an answer is drawn from: the sampling, the request, and the random numbers of each record. No torch here."""
+"""Sampling settings, requests and answers, and each answer's random numbers. Imports no torch."""
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 from distill.common.options import SEED, option
 
@@ -43,14 +44,21 @@ class Sampling:
     )
 
     def digest_parts(self) -> dict[str, Any]:
-        """What decides an answer: at temperature 0 nothing is drawn, so the rest does not count."""
+        """Return the settings that determine an answer; with greedy decoding, seed, top_p and top_k do not."""
         parts = asdict(self)
         return parts if self.temperature else {"max_new_tokens": self.max_new_tokens, "temperature": 0.0}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to ask for: the prompt (`id` is its number in the file), and which of its samples (0 is the first)."""
+    """A request for one answer.
+
+    Attributes:
+        id: number of the prompt in its file.
+        uid: digest of the prompt's content.
+        system, prompt: texts of the system and the user message.
+        sample: which of the prompt's answers this is, from 0.
+    """
 
     id: int
     uid: str
@@ -60,13 +68,20 @@ class Request:
 
     @property
     def key(self) -> str:
-        """What the answer's random stream hangs on."""
+        """Name of the answer's random stream."""
         return f"{self.uid}#{self.sample}" if self.sample else self.uid
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer: its text without special tokens, `stop` or `length`, and its tokens with the end of the turn."""
+    """A generated answer.
+
+    Attributes:
+        text: the answer without special tokens.
+        finish_reason: `stop` at the end of the turn, `length` if it was cut off.
+        tokens: number of generated tokens, including the end of the turn.
+        prompt_tokens: number of the prompt's tokens.
+    """
 
     text: str
     finish_reason: str
@@ -75,10 +90,12 @@ class Generated:
 
 
 def stream_digest(key: str, seed: int) -> int:
-    """128 bits that belong to one answer, whatever else is asked beside it."""
+    """Return 128 bits that depend on the answer's key and the seed only, not on other requests."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:16], "big")
 
 
-def record_uniforms(key: str, seed: int, count: int) -> np.ndarray:
-    """`count` uniform numbers in [0, 1) that belong to one answer, whatever batch it is in."""
+def record_uniforms(key: str, seed: int, count: int) -> "np.ndarray":
+    """Return (count,) uniform numbers in [0, 1) that depend on the answer's key and the seed only, not on its batch."""
+    import numpy as np  # not at import time: Snakemake's own process imports this module
+
     return np.random.default_rng(stream_digest(key, seed)).random(count)

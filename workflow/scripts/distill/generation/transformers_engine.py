@@ -1,14 +1,19 @@
-"""A model in this process as an engine: it is loaded when the first answer is asked for."""
+"""The engine `transformers`: a model in this process, loaded when it is first used."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from distill.common.digest import digest_of
+from distill.generation.engine import CompletionScore
 from distill.generation.generate import context_length, generate_requests
 from distill.generation.sampling import Generated, Request, Sampling
+from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import encode_prompt
+from distill.models.completions import collate, decoder_and_head, read_hidden, score_rows, take_rows, to_device
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_config, load_model, load_tokenizer, select_device, select_dtype
 from distill.models.memory import memory_mb
@@ -16,7 +21,7 @@ from distill.models.memory import memory_mb
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which model, and how it is loaded; names and values as in config/README.md."""
+    """A model and how it is loaded; names and values as in config/README.md."""
 
     model: str
     adapter: str | None = None
@@ -25,25 +30,25 @@ class ModelSource:
     device: str = "auto"
 
     def load(self) -> Any:
-        """The model on its device, for inference."""
+        """Load the model for inference."""
         device = select_device(self.device)
         return load_model(self.model, device, select_dtype(self.dtype, device), self.quantization, self.adapter)
 
     def config(self) -> Any:
-        """The model's configuration.
+        """Load the model's configuration.
 
         Raises:
-            InputError: it is not there, or describes no model that transformers knows.
+            InputError: it is missing, or transformers does not support the model.
         """
         return load_config(self.model)
 
     def describe(self) -> dict[str, str | None]:
-        """Names of what `fingerprint` digests."""
+        """Return what `fingerprint` covers, by name."""
         parts = ("model", "adapter", "dtype", "quantization")
         return {name: getattr(self, name) for name in parts}
 
     def fingerprint(self, tokenizer: Any, sampling: Sampling) -> str:
-        """Digest of everything that decides an answer to a prompt."""
+        """Return a digest of everything except the prompt that determines an answer."""
         return digest_of(
             {
                 "model": fingerprint_model(self.model, self.adapter),
@@ -55,11 +60,13 @@ class ModelSource:
         )
 
 
-class LocalEngine:
-    """Answers by transformers.
+class TransformersEngine:
+    """Generates answers and scores completions with transformers.
 
     Args:
-        batch_size: answers at a time; None grows to the memory there is.
+        source: the model.
+        sampling: sampling settings.
+        batch_size: answers generated, or completions scored, at the same time; None adapts to the free memory.
     """
 
     def __init__(self, source: ModelSource, sampling: Sampling, batch_size: int | None):
@@ -68,27 +75,55 @@ class LocalEngine:
 
     @cached_property
     def model(self) -> Any:
-        """The model on its device."""
+        """The loaded model."""
         return self.source.load()
 
     def fingerprint(self) -> str:
-        """Digest of weights, adapter, template, numbers and sampling."""
+        """Return a digest of weights, adapter, chat template, dtype, quantization and sampling."""
         return self.source.fingerprint(self.tokenizer, self.sampling)
 
     def describe(self) -> dict[str, Any]:
-        """Model, adapter, numbers and sampling by name."""
+        """Return model, adapter, dtype, quantization and sampling by name."""
         return {"engine": "transformers", **self.source.describe(), "sampling": self.sampling.digest_parts()}
 
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
-        """Prompts that leave no room for a token of answer."""
+        """Return prompts that leave no room for a token of answer: uid to a text with length and limit."""
         limit = context_length(self.source.config())
         lengths = {r.uid: len(encode_prompt(self.tokenizer, r.system, r.prompt)) for r in requests}
         return {uid: f"{n} tokens, the limit is {limit - 1}" for uid, n in lengths.items() if limit and n >= limit}
 
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
-        """Answers as they end."""
+        """Yield answers as they finish."""
         return generate_requests(self.model, self.tokenizer, requests, self.sampling, self.batch_size)
 
+    @property
+    def score_batch_size(self) -> int:
+        """Completions per batch in `score_completions`."""
+        return self.batch_size or AUTO_BATCH_SIZE[self.model.device.type]
+
+    def score_completions(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[CompletionScore]:
+        """Score completions given their prompts, the longest first."""
+        decoder, head = decoder_and_head(self.model)
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(completions[row]))
+
+        @torch.inference_mode()
+        def score(rows: list[int]) -> list[tuple[int, CompletionScore]]:
+            pad_id = self.tokenizer.pad_token_id
+            batch = collate([prompts[row] for row in rows], [completions[row] for row in rows], pad_id)
+            batch = to_device(batch, self.model.device)
+            hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
+            sizes = [len(completions[row]) for row in rows]
+            losses, hits = (found.split(sizes) for found in score_rows(hidden, head, batch["targets"]))
+            return [
+                (row, CompletionScore(loss.double().sum().item(), len(loss), int(hit.sum())))
+                for row, loss, hit in zip(rows, losses, hits, strict=True)
+            ]
+
+        found = dict(pair for batch in in_batches(order, score, self.score_batch_size) for pair in batch)
+        return [found[row] for row in range(len(prompts))]
+
     def peak_memory_mb(self) -> int:
-        """Of the GPU, or of this process on the CPU."""
+        """Return the peak memory of the GPU, or of this process on a CPU, in MiB."""
         return memory_mb(self.model.device)

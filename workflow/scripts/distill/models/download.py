@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import shutil
 import threading
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from distill.common.errors import InputError
-from distill.common.files import dump_json, write_json
+from distill.common.files import write_json
+from distill.common.journal import Journal, read_journal
 from distill.models.fingerprint import DECIDING, WEIGHTS, list_model_files
 from distill.models.hub_names import MANIFEST
 
@@ -101,18 +101,17 @@ def hash_file(path: Path, digest: str | None) -> tuple[str, str]:
     return sha256.hexdigest(), git.hexdigest() if is_git else sha256.hexdigest()
 
 
+def parse_checked(record: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return a file's name and record from the journal of checked files; None if it is incomplete."""
+    return (record["name"], record) if {"name", "sha256"} <= record.keys() else None
+
+
 class Checked:
     """Which files were found right, so that a resumed download does not read 100 GB again; by size and time."""
 
     def __init__(self, folder: Path):
         self.folder, self.path, self.lock = folder, folder / CHECKED, threading.Lock()
-        self.known: dict[str, dict[str, Any]] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # torn by a kill: that file is read again
-            self.known[record["name"]] = record
+        self.known: dict[str, dict[str, Any]] = dict(read_journal(self.path, parse_checked, "a checked file"))
 
     def stamp(self, file: RemoteFile) -> dict[str, Any]:
         """What must be as it was."""
@@ -128,8 +127,8 @@ class Checked:
 
     def add(self, file: RemoteFile, sha256: str) -> None:
         """Remember a file that was found right."""
-        with self.lock, open(self.path, "a", encoding="utf-8") as out:
-            out.write(dump_json(self.stamp(file) | {"sha256": sha256}) + "\n")
+        with self.lock, Journal(self.path) as journal:
+            journal.append([self.stamp(file) | {"sha256": sha256}])
 
 
 def check_file(file: RemoteFile, path: Path) -> tuple[str, str | None]:

@@ -1,8 +1,9 @@
 """Options that say which model is loaded, and how."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from distill.common.options import option
+from distill.common.options import COUNT, option
 
 DTYPES = ("bfloat16", "float16", "float32")
 QUANTIZATIONS = ("none", "int8", "nf4")
@@ -48,4 +49,17 @@ class DeviceOptions:
         choices=DEVICES,
         changes_result=False,
         when="`cpu` to leave a busy GPU alone.",
+    )
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How many prompts are generated for at a time."""
+
+    batch_size: int | Literal["auto"] = option(
+        "Prompts per batch. `auto` grows with the free memory; any batch is halved if memory runs out.",
+        "auto",
+        **COUNT,
+        changes_result=False,
+        when="A number to leave memory for other programs.",
     )

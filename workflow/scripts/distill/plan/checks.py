@@ -1,20 +1,26 @@
-"""What must hold between the values of a configuration, beyond what its schema says of each alone."""
+"""Checks across the values of a configuration, beyond what the schema states about each value alone."""
 
 import re
 from typing import Any
 
+from distill.common.names import POOLED, TEACHER
 from distill.common.variants import list_suffixes
+from distill.generation.engine import ENGINES, EngineType
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
+from distill.records.source_formats import SOURCE_FORMATS
+from distill.student.divergences import METHODS
 
 Place = tuple[str | int, ...]
 Problems = dict[Place, str]
-RESERVED_CATEGORIES = {"all"}
-RESERVED_STUDENTS = {"teacher", "evaluation", "export", "report"}  # all but the first are folders beside the students'
+Config = dict[str, Any]
+RESERVED_CATEGORIES = {POOLED}
+RESERVED_STUDENTS = {TEACHER, "evaluation", "export", "report"}  # the last three are folders under output/
+CACHED_SIGNALS = ("hidden", "topk")
 
 
-def get_value(config: dict[str, Any], problems: Problems, *place: str) -> Any:
-    """The value at a place; None where something on the way is missing or already known to be wrong."""
+def get_value(config: Config, problems: Problems, *place: str) -> Any:
+    """The value at a place; None if something on the path is missing or already reported as a problem."""
     value: Any = config
     for depth, key in enumerate(place, start=1):
         if place[:depth] in problems or not isinstance(value, dict):
@@ -23,8 +29,20 @@ def get_value(config: dict[str, Any], problems: Problems, *place: str) -> Any:
     return value
 
 
-def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> None:
-    """Categories and students: names that wildcards take and that no other file or folder of the workflow has."""
+def get_engine(config: Config, problems: Problems) -> EngineType | None:
+    """The teacher's engine; None if it is unknown."""
+    name = get_value(config, problems, "teacher", "engine")
+    return ENGINES.get(name) if isinstance(name, str) else None
+
+
+def needs_teacher(student: Config) -> bool:
+    """Whether a student's method is known and reads the teacher's distribution."""
+    method = METHODS.get(student["method"]) if isinstance(student.get("method"), str) else None
+    return method is not None and method.needs_teacher
+
+
+def check_names(config: Config, problems: Problems, pattern: str) -> None:
+    """Check that names of categories and students fit the wildcards and collide with no other file or folder."""
     categories, students = get_value(config, problems, "categories"), get_value(config, problems, "students")
     for index, name in enumerate(categories if isinstance(categories, list) else []):
         if name in RESERVED_CATEGORIES:
@@ -40,127 +58,142 @@ def check_names(config: dict[str, Any], problems: Problems, pattern: str) -> Non
             problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
 
 
-def check_paths(config: dict[str, Any], problems: Problems) -> None:
-    """The only placeholder is {category}; a raw file's path must hold it, a model's may not."""
+def check_paths(config: Config, problems: Problems) -> None:
+    """Check placeholders: paths of raw files contain {category}, those of adapters may, those of models must not."""
     students = get_value(config, problems, "students")
-    is_served = get_value(config, problems, "teacher", "engine") == "openai"
-    models = [("students", name, "model") for name in (students if isinstance(students, dict) else {})]
-    raw = [("source", "grpo"), ("source", "sft"), ("source", "path")]
+    models: list[tuple[str, ...]] = [("students", name, "model") for name in students or {}] if isinstance(
+        students, dict
+    ) else []  # fmt: skip
+    engine = get_engine(config, problems)
+    if engine is None or engine.loads_weights:
+        models.append(("teacher", "model"))
+    for place in [*models, ("teacher", "adapter")]:
+        path = get_value(config, problems, *place)
+        if isinstance(path, str) and (problem := find_source_problem(path)):
+            problems.setdefault(place, f"{problem}, found {path!r}")
+    raw = [("source", key) for source_format in SOURCE_FORMATS.values() for key in source_format.files.values()]
     for place in [*raw, ("teacher", "adapter"), ("teacher", "model"), *models]:
         path = get_value(config, problems, *place)
-        if not isinstance(path, str):
-            continue
-        is_model = place[0] != "source" and not (place[0] == "teacher" and is_served)
-        if is_model and (problem := find_source_problem(path)):
-            problems.setdefault(place, f"{problem}, found {path!r}")
-        allowed = set() if place[-1] == "model" else {"category"}
-        unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
-        if unknown or re.search(r"[{}]", path.replace("{category}", "")):
-            rule = "{category} as the only placeholder" if allowed else "no placeholder"
-            problems.setdefault(place, f"expected {rule}, found {path!r}")
-        elif place[0] == "source" and "{category}" not in path:
-            problems.setdefault(place, f"expected a path with {{category}} in it, found {path!r}")
-        elif place[-1] == "adapter" and path.lower() == "none":
-            problems.setdefault(place, f"expected a path | null, found {path!r} (YAML's word for nothing is null)")
+        if isinstance(path, str):
+            check_placeholders(path, place, problems)
     grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
     if grpo is not None and grpo == sft:
         problems.setdefault(("source", "sft"), "expected another file than source.grpo")
 
 
-def check_alpaca(config: dict[str, Any], problems: Problems) -> None:
-    """What format alpaca needs, and what needs format alpaca."""
-    source = {name: get_value(config, problems, "source", name) for name in ("format", "path", "system")}
-    for name in ("path", "system"):
-        if source["format"] == "alpaca" and source[name] is None:
-            problems.setdefault(("source", name), "expected text, since source.format is alpaca, found nothing")
+def check_placeholders(path: str, place: tuple[str, ...], problems: Problems) -> None:
+    """Check the placeholders of one path."""
+    allowed = set() if place[-1] == "model" else {"category"}
+    unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
+    if unknown or re.search(r"[{}]", path.replace("{category}", "")):
+        rule = "{category} as the only placeholder" if allowed else "no placeholder"
+        problems.setdefault(place, f"expected {rule}, found {path!r}")
+    elif place[0] == "source" and "{category}" not in path:
+        problems.setdefault(place, f"expected a path that contains {{category}}, found {path!r}")
+    elif place[-1] == "adapter" and path.lower() == "none":
+        problems.setdefault(place, f"expected a path | null, found {path!r} (the empty value in YAML is null)")
+
+
+def check_source(config: Config, problems: Problems) -> None:
+    """Check what the format of the raw records requires, and what requires another format."""
+    name = get_value(config, problems, "source", "format")
+    source_format = SOURCE_FORMATS.get(name)
+    required = (
+        [*source_format.files.values(), *(["system"] if source_format.needs_system else [])] if source_format else []
+    )
+    for key in required:
+        if get_value(config, problems, "source", key) is None:
+            problems.setdefault(("source", key), f"expected text, since source.format is {name}, found nothing")
     targets = get_value(config, problems, "mix_targets")
     if not targets:
         return
-    teacher, original = (get_value(config, problems, "mix_targets", name) for name in ("teacher", "original"))
+    teacher, original = (get_value(config, problems, "mix_targets", key) for key in ("teacher", "original"))
     if teacher is not None and original is not None and abs(teacher + original - 1) > 1e-9:
-        text = f"expected shares that sum to 1, found {teacher} + {original}"
-        problems.setdefault(("mix_targets",), text)
-    if source["format"] == "messages":
-        problems.setdefault(("mix_targets",), "expected null: only source.format alpaca has original answers")
+        problems.setdefault(("mix_targets",), f"expected shares that sum to 1, found {teacher} + {original}")
+    if source_format and not source_format.has_original_answers:
+        others = " | ".join(other for other, found in SOURCE_FORMATS.items() if found.has_original_answers)
+        problems.setdefault(("mix_targets",), f"expected null: only source.format {others} has original answers")
 
 
-def check_questions(config: dict[str, Any], problems: Problems) -> None:
-    """Fixed questions are asked with a system text, as all prompts are."""
+def check_questions(config: Config, problems: Problems) -> None:
+    """Check that fixed questions have a system prompt."""
     texts = [get_value(config, problems, *place) for place in (("evaluation", "system"), ("source", "system"))]
     if get_value(config, problems, "evaluation", "questions") and not any(texts):
-        problems.setdefault(
-            ("evaluation", "system"), "expected text, since there are evaluation.questions, found nothing"
-        )
+        text = "expected text, since evaluation.questions is set, found nothing"
+        problems.setdefault(("evaluation", "system"), text)
 
 
-def check_together(config: dict[str, Any], problems: Problems) -> None:
-    """Values that fit each on its own but not together."""
+def check_together(config: Config, problems: Problems) -> None:
+    """Check values that are valid alone but not together."""
     val, test = (get_value(config, problems, "split", f"{name}_fraction") for name in ("val", "test"))
     if val is not None and test is not None and val + test >= 1:
-        text = f"expected val_fraction + test_fraction below 1, found {val} + {test}: nothing is left to train on"
+        text = f"expected val_fraction + test_fraction below 1, found {val} + {test}: no training records remain"
         problems.setdefault(("split", "val_fraction"), text)
     if get_value(config, problems, "mix", "grpo_fraction") == get_value(config, problems, "mix", "sft_fraction") == 0:
-        problems.setdefault(("mix",), "expected grpo_fraction or sft_fraction above 0: no record is taken")
+        problems.setdefault(("mix",), "expected grpo_fraction or sft_fraction above 0, found 0 for both")
     for model in ("teacher", "student"):
-        rows, tokens = (
-            get_value(config, problems, "demo", *key) for key in ((model, "vocab_size"), ("tokenizer_size",))
-        )
+        rows = get_value(config, problems, "demo", model, "vocab_size")
+        tokens = get_value(config, problems, "demo", "tokenizer_size")
         if rows is not None and tokens is not None and rows < tokens:
-            problems.setdefault(
-                ("demo", model, "vocab_size"), f"expected at least tokenizer_size ({tokens}), found {rows}"
-            )
+            text = f"expected at least tokenizer_size ({tokens}), found {rows}"
+            problems.setdefault(("demo", model, "vocab_size"), text)
     check_questions(config, problems)
     check_teacher(config, problems)
     check_students(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
-        problems.setdefault(("answer", "label_fields"), "expected at least one field name where answer.key is set")
+        text = "expected at least one field name, since answer.key is set, found []"
+        problems.setdefault(("answer", "label_fields"), text)
 
 
-def check_teacher(config: dict[str, Any], problems: Problems) -> None:
-    """The teacher's settings beside each other, the answer contract's and the students'."""
+def check_teacher(config: Config, problems: Problems) -> None:
+    """Check the teacher's settings against each other and against the answer format."""
     teacher = get_value(config, problems, "teacher")
     if not isinstance(teacher, dict):
         return
     greedy = get_value(config, problems, "teacher", "generation", "temperature") == 0
-    has_contract = bool(get_value(config, problems, "answer", "key"))
+    has_format = bool(get_value(config, problems, "answer", "key"))
     for name, least in (("samples", 1), ("retries", 0)):
-        asks_again = isinstance(teacher.get(name), int) and teacher[name] > least
-        if asks_again and greedy:
-            text = f"expected {least} where generation.temperature is 0 (the same answer comes again)"
+        is_repeated = isinstance(teacher.get(name), int) and teacher[name] > least
+        if is_repeated and greedy:
+            text = f"expected {least}, since generation.temperature is 0 (greedy decoding repeats the same answer)"
             problems.setdefault(("teacher", name), f"{text}, found {teacher[name]}")
-        elif asks_again and name == "retries" and not has_contract:
-            text = f"expected 0 where answer.key is null (every text is usable), found {teacher[name]}"
+        elif is_repeated and name == "retries" and not has_format:
+            text = f"expected 0, since answer.key is null (any text is usable), found {teacher[name]}"
             problems.setdefault(("teacher", name), text)
-    if teacher.get("keep") == "best" and not has_contract:
-        problems.setdefault(("teacher", "keep"), "expected all where answer.key is null (no label to be near to)")
-    if teacher.get("engine") == "openai":
-        check_server(teacher, problems)
-    elif teacher.get("engine") == "transformers" and teacher.get("base_url") is not None:
-        text = "expected engine openai where base_url is set, found transformers"
-        problems.setdefault(("teacher", "base_url"), text)
+    if teacher.get("keep") == "best" and not has_format:
+        text = "expected all, since answer.key is null (there is no value to compare with the label), found best"
+        problems.setdefault(("teacher", "keep"), text)
+    if engine := get_engine(config, problems):
+        check_engine(engine, teacher, problems)
 
 
-def check_server(teacher: dict[str, Any], problems: Problems) -> None:
-    """What a teacher behind a server needs, and what it cannot do."""
-    if teacher.get("base_url") is None:
-        text = "expected the server's address (http://… or https://…) with engine openai, found None"
+def check_engine(engine: EngineType, teacher: Config, problems: Problems) -> None:
+    """Check that the teacher's settings fit what its engine can do."""
+    name, address = teacher["engine"], teacher.get("base_url")
+    if engine.needs_base_url and address is None:
+        text = f"expected the server's address (http://… or https://…) with engine {name}, found None"
         problems.setdefault(("teacher", "base_url"), text)
-    elif problem := find_address_problem(teacher["base_url"]):
+    elif engine.needs_base_url and (problem := find_address_problem(address)):
         problems.setdefault(("teacher", "base_url"), problem)
-    for name, without in (("adapter", None), ("quantization", "none")):
-        if teacher.get(name) != without:
-            text = f"expected {without or 'null'} with engine openai: the server loads the model"
-            problems.setdefault(("teacher", name), f"{text}, found {teacher[name]!r}")
+    elif not engine.needs_base_url and address is not None:
+        served = " | ".join(other for other, kind in ENGINES.items() if kind.needs_base_url)
+        text = f"expected engine {served} where base_url is set, found {name}"
+        problems.setdefault(("teacher", "base_url"), text)
+    if engine.loads_weights:
+        return
+    for key, without in (("adapter", None), ("quantization", "none")):
+        if teacher.get(key) != without:
+            text = f"expected {without or 'null'} with engine {name}, because the server loads the model"
+            problems.setdefault(("teacher", key), f"{text}, found {teacher[key]!r}")
     if teacher.get("overlong") == "skip":
-        text = "expected error with engine openai, found skip: only the server knows its context"
-        remedy = "start it with a longer one, or take the prompts that it refuses out of the raw files"
+        text = f"expected error with engine {name}, because only the server knows its context length, found skip"
+        remedy = "start the server with a longer context, or remove the prompts that it rejects from the raw files"
         problems.setdefault(("teacher", "overlong"), f"{text}; {remedy}")
 
 
-def check_students(config: dict[str, Any], problems: Problems) -> None:
-    """Each student's settings beside each other, the teacher's and the splits'."""
-    teacher, students = get_value(config, problems, "teacher"), get_value(config, problems, "students")
-    is_served = isinstance(teacher, dict) and teacher.get("engine") == "openai"
+def check_students(config: Config, problems: Problems) -> None:
+    """Check each student's settings against each other, the teacher's and the splits'."""
+    students = get_value(config, problems, "students")
     adapter = get_value(config, problems, "teacher", "adapter")
     has_adapters = isinstance(adapter, str) and "{category}" in adapter
     for name in students if isinstance(students, dict) else {}:
@@ -168,76 +201,81 @@ def check_students(config: dict[str, Any], problems: Problems) -> None:
         if not isinstance(student, dict):
             continue
         known = {key: get_value(config, problems, "students", name, key) for key in student}
-        is_copied, has_signal = isinstance(known.get("model"), dict), known.get("method") not in (None, "seqkd")
-        if is_served and has_signal:
-            text = "expected seqkd with engine openai, which gives answers and no distributions"
-            problems.setdefault(("students", name, "method"), f"{text}, found {known['method']}")
-        if is_served and is_copied:
-            text = (
-                "expected a hub id or local folder with engine openai: the layers of a server's model are out of reach"
-            )
-            problems.setdefault(("students", name, "model"), text)
+        check_student_engine(config, name, known, problems)
         check_on_policy(name, known, problems)
         check_pool(name, known, has_adapters, problems)
         check_validation(config, name, problems)
-        check_shards(config, name, problems)
+        check_fsdp(config, name, problems)
 
 
-def check_on_policy(name: str, student: dict[str, Any], problems: Problems) -> None:
-    """Answers that the student samples while it trains need a teacher that reads them."""
+def check_student_engine(config: Config, name: str, student: Config, problems: Problems) -> None:
+    """Check that a teacher whose weights are not local is used for its answers only."""
+    engine = get_engine(config, problems)
+    if engine is None or engine.loads_weights:
+        return
+    engine_name = config["teacher"]["engine"]
+    if needs_teacher(student):
+        text = f"expected seqkd with engine {engine_name}, which returns answers but no distributions"
+        problems.setdefault(("students", name, "method"), f"{text}, found {student['method']}")
+    if isinstance(student.get("model"), dict):
+        text = f"expected a hub id or local folder with engine {engine_name}: the server's layers cannot be copied"
+        problems.setdefault(("students", name, "model"), f"{text}, found {student['model']}")
+
+
+def check_on_policy(name: str, student: Config, problems: Problems) -> None:
+    """Check that on-policy steps have a teacher in memory, which scores the student's samples."""
     place, fraction = ("students", name, "on_policy_fraction"), student.get("on_policy_fraction")
     if not fraction:
         return
-    if student.get("method") == "seqkd":
-        text = "expected 0 with method seqkd (no teacher is there to tell the student's answers from better ones)"
+    if student.get("method") in METHODS and not needs_teacher(student):
+        text = f"expected 0 with method {student['method']}, which has no teacher to score the student's samples"
         problems.setdefault(place, f"{text}, found {fraction}")
-    elif student.get("signal") in ("hidden", "topk"):
-        text = f"expected 0 with signal {student['signal']} (only a teacher in memory, online, reads new answers)"
+    elif student.get("signal") in CACHED_SIGNALS:
+        text = f"expected 0 with signal {student['signal']}: only a teacher in memory (online) can score new answers"
         problems.setdefault(place, f"{text}, found {fraction}")
 
 
-def check_pool(name: str, student: dict[str, Any], has_adapters: bool, problems: Problems) -> None:
-    """One model of all categories: what it can learn from a teacher that has an adapter for each."""
+def check_pool(name: str, student: Config, has_adapters: bool, problems: Problems) -> None:
+    """Check what a pooled student can learn from a teacher with an adapter per category."""
     if not student.get("pool"):
         if student.get("pool_balance") == "balanced":
             text = "expected proportional without pool: true, found balanced"
             problems.setdefault(("students", name, "pool_balance"), text)
         return
-    why = "with pool: true and a teacher.adapter for each {category}"
-    if has_adapters and student.get("signal") == "online" and student.get("method") not in (None, "seqkd"):
-        text = f"expected hidden | topk {why} (one training has one teacher in memory), found online"
+    why = "with pool: true and a teacher.adapter per {category}"
+    if has_adapters and student.get("signal") == "online" and needs_teacher(student):
+        text = f"expected hidden | topk {why} (a training keeps one teacher in memory), found online"
         problems.setdefault(("students", name, "signal"), text)
     if has_adapters and isinstance(student.get("model"), dict):
-        text = f"expected a hub id or local folder {why} (there is no one teacher to copy), found {student['model']}"
+        text = f"expected a hub id or local folder {why} (no single teacher can be copied), found {student['model']}"
         problems.setdefault(("students", name, "model"), text)
 
 
-def check_validation(config: dict[str, Any], name: str, problems: Problems) -> None:
-    """What goes by the validation loss needs one."""
+def check_validation(config: Config, name: str, problems: Problems) -> None:
+    """Check that what depends on the validation loss has one."""
     if get_value(config, problems, "split", "val_fraction") != 0:
         return
-    for key, without in (("best_checkpoint", False), ("early_stopping_patience", None)):
+    for key, without in (("best_checkpoint", "false"), ("early_stopping_patience", "null")):
         value = get_value(config, problems, "students", name, "train", key)
         if value not in (None, False):
-            shown = "false" if without is False else "null"
-            text = f"expected {shown} where split.val_fraction is 0 (there is no validation loss), found {value}"
+            text = f"expected {without}, since split.val_fraction is 0 (there is no validation loss), found {value}"
             problems.setdefault(("students", name, "train", key), text)
 
 
-def check_shards(config: dict[str, Any], name: str, problems: Problems) -> None:
-    """What a training of shared weights cannot do, and what only it can."""
+def check_fsdp(config: Config, name: str, problems: Problems) -> None:
+    """Check what FSDP does not support, and what only FSDP supports."""
     place = ("students", name, "train")
     train = {key: get_value(config, problems, *place, key) for key in ("strategy", "optimizer", "fsdp_offload")}
     if train["strategy"] == "ddp" and train["fsdp_offload"]:
-        problems.setdefault(
-            (*place, "fsdp_offload"), "expected false with strategy ddp (nothing is shared out), found true"
-        )
+        text = "expected false with strategy ddp, which does not shard the weights, found true"
+        problems.setdefault((*place, "fsdp_offload"), text)
     if train["strategy"] != "fsdp":
         return
     if train["optimizer"] == "adamw_bnb_8bit":
-        text = "expected adamw_torch | adamw_torch_fused | adafactor with strategy fsdp (bitsandbytes knows no shares)"
-        problems.setdefault((*place, "optimizer"), f"{text}, found adamw_bnb_8bit")
+        text = "expected adamw_torch | adamw_torch_fused | adafactor with strategy fsdp"
+        reason = "bitsandbytes optimizers do not support sharded weights"
+        problems.setdefault((*place, "optimizer"), f"{text} ({reason}), found adamw_bnb_8bit")
     fraction = get_value(config, problems, "students", name, "on_policy_fraction")
     if fraction:
-        text = "expected 0 with train.strategy fsdp (processes sample at their own pace, and need each other's shares)"
+        text = "expected 0 with train.strategy fsdp: ranks sample at different speeds but need each other's shards"
         problems.setdefault(("students", name, "on_policy_fraction"), f"{text}, found {fraction}")

@@ -1,33 +1,50 @@
-"""The rules' command-line options, made from a checked configuration.
+"""The rules' command-line options, derived from a checked configuration.
 
-A rule reruns when its options change, so an option that does not change what comes out is none of these.
+Snakemake reruns a job whose options change. Functions named `..._flags` return the options that affect a rule's result;
+those named `..._run_flags` return options that only affect how a job runs, which the rules do not track.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
 from distill.common.digest import digest_of
+from distill.common.names import TEACHER
+from distill.common.options import list_run_options
+from distill.evaluation.metrics import needs_likelihoods
+from distill.generation.options import EngineOptions
 from distill.models.hub_names import get_public_name
+from distill.plan import settings as declared
 from distill.plan.experiment import (
     Config,
     get_adapter,
     get_compared_models,
+    get_engine,
     get_initial_model,
     get_predicting_models,
     get_questions_system,
-    get_signal,
-    get_signals,
     get_student,
     get_teacher,
-    is_served,
 )
-from distill.student.run_options import LAUNCH, get_pace
+from distill.plan.signals import get_signal, get_signals
+from distill.student.divergences import METHODS
+from distill.student.run_options import LAUNCH_OPTIONS, get_run_options
+
+SERVER_OPTIONS = list_run_options(EngineOptions)
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by train.precision
+
+# Settings that do not affect a student's weights and scores, by their place in the configuration.
+WITHOUT_RESULT = {
+    "": list_run_options(declared.Config),
+    "teacher": list_run_options(declared.Teacher),
+    "teacher.generation": list_run_options(declared.Generation),
+    "evaluation": list_run_options(declared.Evaluation),
+}
 
 
 def flags(settings: dict[str, Any]) -> str:
-    """Settings as a command line.
+    """Format settings as a command line; None is left out.
 
     >>> flags({"batch_size": 2, "lora_rank": None, "fast": True, "names": ["a", "b"]})
     '--batch-size 2 --fast --names a b'
@@ -44,221 +61,243 @@ def flags(settings: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
+def pick(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return the settings with these names, in this order."""
+    return {name: settings[name] for name in names}
+
+
 def mix_flags(config: Config) -> str:
-    """Of mix_records.py."""
+    """Return the options of mix_records.py."""
     return flags(config["mix"]) + " " + prompt_flags(config)
 
 
 def alpaca_flags(config: Config) -> str:
-    """Of read_alpaca.py."""
-    return flags({"system": config["source"]["system"]})
-
-
-def split_flags(config: Config) -> str:
-    """Of split_answers.py."""
-    targets = config["mix_targets"]
-    return flags(config["split"] | {"original_fraction": targets["original"] if targets else None})
+    """Return the options of read_alpaca.py."""
+    return flags(pick(config["source"], "system"))
 
 
 def prompt_flags(config: Config) -> str:
-    """Of make_prompts.py."""
+    """Return the options of make_prompts.py."""
     answer = config["answer"]
     return flags({"label_fields": answer["label_fields"] or None, "answer_key": answer["key"]})
 
 
-def teacher_flags(config: Config, category: str) -> dict[str, Any]:
-    """Which teacher, and in which numbers; those of a server are its own."""
-    teacher = config["teacher"]
-    if is_served(config, "teacher"):
-        return {"model": get_teacher(config)}
-    return {
-        "model": get_teacher(config),
-        "adapter": get_adapter(config, category),
-        "dtype": teacher["dtype"],
-        "quantization": teacher["quantization"],
-    }
+def split_flags(config: Config) -> str:
+    """Return the options of split_answers.py."""
+    targets = config["mix_targets"]
+    return flags(config["split"] | {"original_fraction": targets["original"] if targets else None})
+
+
+def teacher_settings(config: Config, category: str) -> dict[str, Any]:
+    """Return which teacher is loaded, and how. A server decides on adapter, dtype and quantization itself."""
+    model = {"model": get_teacher(config)}
+    if not get_engine(config).loads_weights:
+        return model
+    return model | {"adapter": get_adapter(config, category)} | pick(config["teacher"], "dtype", "quantization")
+
+
+def server_settings(config: Config, model: str) -> dict[str, Any]:
+    """Return how to connect to the server that generates a model's answers, if there is one."""
+    return pick(config["teacher"], *SERVER_OPTIONS) if get_engine(config, model).needs_base_url else {}
 
 
 def generate_flags(config: Config, category: str) -> str:
-    """Of generate_answers.py: what decides the answers."""
+    """Return the options of generate_answers.py that decide the answers."""
     teacher = config["teacher"]
     sampling = {name: value for name, value in teacher["generation"].items() if name != "batch_size"}
-    asked = {name: teacher[name] for name in ("engine", "samples", "retries", "keep", "overlong")}
-    return flags(teacher_flags(config, category) | sampling | asked | {"answer_key": config["answer"]["key"]})
+    answers = pick(teacher, "engine", "samples", "retries", "keep", "overlong")
+    return flags(teacher_settings(config, category) | sampling | answers | {"answer_key": config["answer"]["key"]})
 
 
-def asking_flags(config: Config) -> str:
-    """Of generate_answers.py: where answers come from and how fast; untracked."""
-    size = config["teacher"]["generation"]["batch_size"]
-    return flags({"batch_size": size, "cache": config["cache"]} | server_flags(config, "teacher"))
-
-
-def server_flags(config: Config, model: str) -> dict[str, Any]:
-    """How a server is asked for a model's answers; nothing where none is."""
-    names = ("base_url", "api_key_env", "concurrency", "timeout", "request_retries")
-    return {name: config["teacher"][name] for name in names} if is_served(config, model) else {}
+def generate_run_flags(config: Config) -> str:
+    """Return the untracked options of generate_answers.py: batch size, cache and server."""
+    run = pick(config["teacher"]["generation"], "batch_size") | pick(config, "cache")
+    return flags(run | server_settings(config, TEACHER))
 
 
 def copy_flags(config: Config, category: str) -> str:
-    """Of copy_layers.py."""
-    teacher = teacher_flags(config, category)
-    return flags({name: teacher[name] for name in ("model", "adapter", "dtype")})
+    """Return the options of copy_layers.py."""
+    return flags(pick(teacher_settings(config, category), "model", "adapter", "dtype"))
 
 
 def signal_flags(config: Config, category: str, signal: str) -> str:
-    """Of compute_signal.py, for one of the signals' names."""
-    return flags(teacher_flags(config, category) | get_signals(config)[signal])
+    """Return the options of compute_signal.py for a signal's name."""
+    return flags(teacher_settings(config, category) | get_signals(config)[signal])
 
 
-def signal_pace_flags(config: Config) -> str:
-    """Of compute_signal.py: how fast; untracked."""
-    return flags({"batch_size": config["teacher"]["generation"]["batch_size"]})
+def signal_run_flags(config: Config) -> str:
+    """Return the untracked options of compute_signal.py."""
+    return flags(pick(config["teacher"]["generation"], "batch_size"))
 
 
 def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
-    """Of train_student.py, for a training on these categories; the teacher and the divergence are none of seqkd's."""
+    """Return the options of train_student.py for a training on these categories."""
     student = config["students"][name]
     settings = {"model": get_initial_model(config, name, categories[0]), "method": student["method"]}
-    settings |= {"pool_balance": student["pool_balance"]} if student["pool"] else {}
-    if student["method"] != "seqkd":
-        settings |= divergence_flags(config, name, categories)
+    settings |= pick(student, "pool_balance") if student["pool"] else {}
+    if METHODS[student["method"]].needs_teacher:
+        settings |= divergence_settings(config, name, categories)
     if student["lora"]:
         target = student["lora"]["target"]
         lora = student["lora"] | {"target": target if isinstance(target, list) else [target]}
         settings |= {f"lora_{option}": value for option, value in lora.items()}
-    others = (*get_pace(student["train"]), *LAUNCH)
-    return flags(settings | {option: value for option, value in student["train"].items() if option not in others})
+    untracked = (*get_run_options(student["train"]), *LAUNCH_OPTIONS)
+    return flags(settings | {option: value for option, value in student["train"].items() if option not in untracked})
 
 
-def divergence_flags(config: Config, name: str, categories: Sequence[str]) -> dict[str, Any]:
-    """What a student learns from besides the answers; of several categories' teachers, the adapters in their order."""
+def divergence_settings(config: Config, name: str, categories: Sequence[str]) -> dict[str, Any]:
+    """Return which teacher distribution a student learns from, and how.
+
+    If the categories have different teacher adapters, `teacher_adapter` lists them in the categories' order.
+    """
     student = config["students"][name]
-    teachers = [teacher_flags(config, category) for category in categories]
+    teachers = [teacher_settings(config, category) for category in categories]
     adapters = list(dict.fromkeys(teacher["adapter"] for teacher in teachers))
     teacher = teachers[0] | {"quantization": student["teacher_quantization"] or teachers[0]["quantization"]}
     settings = {f"teacher_{option}": value for option, value in teacher.items()}
     settings |= {"teacher_adapter": adapters} if len(adapters) > 1 else {}
-    settings |= {option: student[option] for option in ("temperature", "alpha")}
-    settings |= {"beta": student["beta"]} if student["method"] == "jsd" else {}
-    settings["signal"] = student["signal"]
+    settings |= pick(student, "temperature", "alpha")
+    settings |= pick(student, *METHODS[student["method"]].options)
+    settings |= pick(student, "signal")
     if signal := get_signal(config, name):
-        settings |= {"top_k": student["top_k"]} if student["signal"] == "topk" else {}
+        settings |= pick(student, "top_k") if student["signal"] == "topk" else {}
         folders = [f"artifacts/distill_data/teacher_signal/{category}/{signal}" for category in categories]
         settings["signal_folders"] = folders
     if student["on_policy_fraction"]:
         names = ("fraction", "steps", "max_new_tokens", "temperature")
-        settings |= {f"on_policy_{option}": student[f"on_policy_{option}"] for option in names}
+        settings |= pick(student, *(f"on_policy_{option}" for option in names))
     return settings
 
 
-def pace_flags(config: Config, name: str) -> str:
-    """Of train_student.py: how a run goes; untracked."""
+def training_run_flags(config: Config, name: str) -> str:
+    """Return the untracked options of train_student.py."""
     train = config["students"][name]["train"]
-    return flags({option: train[option] for option in get_pace(train)})
+    return flags(pick(train, *get_run_options(train)))
+
+
+def launch_flags(config: Config, name: str, threads: int) -> str:
+    """Return the options of run_on_nodes.py; none for a training with a single process."""
+    train = config["students"][name]["train"]
+    nodes, gpus = train["nodes"], train["gpus_per_node"]
+    return "" if nodes == gpus == 1 else flags({"nodes": nodes, "gpus": gpus, "cpus": threads})
 
 
 def get_dtype(config: Config, model: str) -> str:
-    """Numbers of a student, its `_base` or a variant when it answers: those of the training."""
-    dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-    return dtypes[get_student(config, model)["train"]["precision"]]
+    """Return the dtype in which a student, its `_base` or a variant generates: that of the training."""
+    return DTYPES[get_student(config, model)["train"]["precision"]]
 
 
-def export_flags(config: Config, student: str) -> str:
-    """Of export_model.py and export_gguf.py."""
-    return flags({"dtype": get_dtype(config, student)})
-
-
-def card_flags(config: Config, student: str, category: str) -> str:
-    """Of write_model_card.py."""
-    export = config["export"] or {}
-    kept = {name: export.get(name) or None for name in ("license", "datasets", "language")}
-    base = config["students"][student]["model"]
-    models = {"base_model": get_public_name(base) if isinstance(base, str) else None}
-    models |= {"teacher": get_public_name(config["teacher"]["model"])}
-    names = {"name": student, "category": category}
-    return flags(names | models | kept | {"config_digest": digest_settings(config, student)})
-
-
-def evaluated_flags(config: Config, model: str, category: str) -> dict[str, Any]:
-    """Which model answers, `teacher`, a student, or a student's `_base`, and how."""
+def evaluated_settings(config: Config, model: str, category: str) -> dict[str, Any]:
+    """Return which evaluated model generates answers, and how."""
     evaluation = config["evaluation"]
-    if model == "teacher":
-        source = teacher_flags(config, category) | {"engine": config["teacher"]["engine"]}
+    if model == TEACHER:
+        source = teacher_settings(config, category) | pick(config["teacher"], "engine")
     else:
         (folder,) = get_predicting_models(config, model, category)
         source = {"model": folder, "dtype": get_dtype(config, model)}
-    sampling = {name: evaluation[name] for name in ("max_new_tokens", "temperature")}
-    if evaluation["temperature"]:  # nothing is drawn at 0
-        sampling["seed"] = evaluation["seed"]
+    sampling = pick(evaluation, "max_new_tokens", "temperature")
+    if evaluation["temperature"]:  # greedy decoding draws no random numbers
+        sampling |= pick(evaluation, "seed")
     return source | sampling
 
 
 def predict_flags(config: Config, model: str, category: str) -> str:
-    """Of predict_answers.py, for an evaluated model's name."""
-    is_measured = not is_served(config, model) and not {"ppl", "fdistill"}.isdisjoint(config["evaluation"]["metrics"])
-    measured = {"likelihood": is_measured, "answer_key": config["answer"]["key"]}
-    return flags(evaluated_flags(config, model, category) | measured)
+    """Return the options of predict_answers.py for an evaluated model."""
+    likelihood = needs_likelihoods(config["evaluation"]["metrics"]) and get_engine(config, model).gives_likelihoods
+    settings = {"likelihood": likelihood, "answer_key": config["answer"]["key"]}
+    return flags(evaluated_settings(config, model, category) | settings)
 
 
 def question_flags(config: Config, model: str, category: str) -> str:
-    """Of answer_questions.py, for an evaluated model's name."""
-    questions = {"questions": config["evaluation"]["questions"], "system": get_questions_system(config)}
-    return flags(evaluated_flags(config, model, category) | questions)
+    """Return the options of answer_questions.py for an evaluated model."""
+    questions = pick(config["evaluation"], "questions") | {"system": get_questions_system(config)}
+    return flags(evaluated_settings(config, model, category) | questions)
+
+
+def predict_run_flags(config: Config, model: str) -> str:
+    """Return the untracked options of predict_answers.py and answer_questions.py: batch size and server."""
+    return flags(pick(config["evaluation"], "batch_size") | server_settings(config, model))
 
 
 def judge_flags(config: Config, category: str) -> str:
-    """Of judge_answers.py."""
-    return flags(teacher_flags(config, category))
+    """Return the options of judge_answers.py."""
+    return flags(teacher_settings(config, category))
 
 
-def judge_pace_flags(config: Config) -> str:
-    """Of judge_answers.py: how fast; untracked."""
-    return flags({"batch_size": config["evaluation"]["batch_size"]})
-
-
-def predict_pace_flags(config: Config, model: str) -> str:
-    """Of predict_answers.py and answer_questions.py: where answers come from and how fast; untracked."""
-    return flags({"batch_size": config["evaluation"]["batch_size"]} | server_flags(config, model))
+def judge_run_flags(config: Config) -> str:
+    """Return the untracked options of judge_answers.py."""
+    return flags(pick(config["evaluation"], "batch_size"))
 
 
 def score_flags(config: Config) -> str:
-    """Of score_predictions.py."""
-    kept = {name: config["evaluation"][name] for name in ("metrics", "bootstrap", "seed", "tokenize")}
-    return flags(kept | {"answer_key": config["answer"]["key"]})
+    """Return the options of score_predictions.py."""
+    scoring = pick(config["evaluation"], "metrics", "bootstrap", "seed", "tokenize")
+    return flags(scoring | {"answer_key": config["answer"]["key"]})
 
 
 def compare_flags(config: Config) -> str:
-    """Of compare_models.py."""
+    """Return the options of compare_models.py."""
     return score_flags(config) + " " + flags({"pairs": [":".join(pair) for pair in get_compared_models(config)]})
 
 
+def value_flags(config: Config) -> str:
+    """Return the options of plot_values.py."""
+    return flags({"answer_key": config["answer"]["key"]})
+
+
+def page_flags(config: Config, category: str) -> str:
+    """Return the options of render_answers.py."""
+    return flags({"category": category, "records": config["evaluation"]["page_records"]})
+
+
+def export_flags(config: Config, student: str) -> str:
+    """Return the options of export_model.py and export_gguf.py."""
+    return flags({"dtype": get_dtype(config, student)})
+
+
+def card_flags(config: Config, student: str, category: str) -> str:
+    """Return the options of write_model_card.py."""
+    export = config["export"] or {}
+    base = config["students"][student]["model"]
+    models = {
+        "base_model": get_public_name(base) if isinstance(base, str) else None,
+        "teacher": get_public_name(config["teacher"]["model"]),
+    }
+    metadata = {name: export.get(name) or None for name in ("license", "datasets", "language")}
+    digest = {"config_digest": digest_settings(config, student)}
+    return flags({"name": student, "category": category} | models | metadata | digest)
+
+
+def tokenizer_flags(config: Config) -> str:
+    """Return the options of train_demo_tokenizer.py."""
+    return flags({"size": config["demo"]["tokenizer_size"]})
+
+
 def demo_flags(config: Config, part: str) -> str:
-    """Of the script that makes one of the demo's models; what the splits hold out, it does not learn."""
-    split = {"split_seed": config["split"]["seed"]}
-    split |= {name: config["split"][name] for name in ("val_fraction", "test_fraction")}
-    return flags({"seed": config["demo"]["seed"]} | config["demo"][part] | split)
+    """Return the options of the script that trains a demo model on records outside the test and validation splits.
 
-
-# They say where and how a run goes, or what is made of its models, not what these are.
-WITHOUT_RESULT = {
-    "": ("device", "cache", "export"),
-    "teacher": ("base_url", "api_key_env", "concurrency", "timeout", "request_retries", "shards"),
-    "teacher.generation": ("batch_size",),
-    "evaluation": ("batch_size",),
-}
+    Args:
+        part: key under `demo`: `teacher`, `student` or `adapter`.
+    """
+    split = {"split_seed": config["split"]["seed"]} | pick(config["split"], "val_fraction", "test_fraction")
+    return flags(pick(config["demo"], "seed") | config["demo"][part] | split)
 
 
 def digest_settings(config: Config, student: str) -> str:
-    """32 hex digits of a checked configuration: of one student, without what changes no result."""
-    kept = deepcopy(config)
-    settings = kept["students"][student]
-    for option in get_pace(settings["train"]):
-        del settings["train"][option]
-    kept["students"] = {student: settings}
+    """Return 32 hex digits for the settings that a student's weights and scores depend on."""
+    settings = deepcopy(config)
+    settings["students"] = {student: settings["students"][student]}
+    train = settings["students"][student]["train"]
+    remove(train, get_run_options(train))
     for place, names in WITHOUT_RESULT.items():
-        part = kept
+        section = settings
         for key in filter(None, place.split(".")):
-            part = part[key]
-        for name in names:
-            part.pop(name, None)
-    return digest_of(kept)
+            section = section[key]
+        remove(section, names)
+    return digest_of(settings)
+
+
+def remove(settings: dict[str, Any], names: Iterable[str]) -> None:
+    """Remove the settings with these names in place."""
+    for name in names:
+        settings.pop(name, None)

@@ -1,29 +1,51 @@
-"""What an experiment consists of, read off its checked configuration: raw files, models, signals, trainings."""
+"""What an experiment consists of, derived from its checked configuration: raw files, models, signals, targets."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.common.names import POOLED
-from distill.common.variants import VARIANTS, get_variant, is_base, split_name
+from distill.common.names import POOLED, TEACHER
+from distill.common.variants import VARIANTS, get_evaluated_name, get_variant, is_base, split_name
+from distill.evaluation.metrics import needs_judgements
+from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import MANIFEST, get_folder, is_download
+from distill.records.source_formats import SOURCE_FORMATS, SourceFormat
+from distill.student.divergences import METHODS
 
 Config = dict[str, Any]
 
 
+def get_source_format(config: Config) -> SourceFormat:
+    """Return the registry entry of `source.format`."""
+    return SOURCE_FORMATS[config["source"]["format"]]
+
+
 def get_raw_files(config: Config, category: str) -> dict[str, str]:
-    """Raw files of a category that something is taken from, by source (`grpo`, `sft`, or `questions` of alpaca)."""
-    if config["source"]["format"] == "alpaca":
-        return {"questions": config["source"]["path"].format(category=category)}
+    """Return the raw files of a category that records are taken from, by input name.
+
+    A file whose fraction in `mix` is 0 is not read.
+    """
     return {
-        source: config["source"][source].format(category=category)
-        for source in ("grpo", "sft")
-        if config["mix"][f"{source}_fraction"] > 0
+        name: config["source"][key].format(category=category)
+        for name, key in get_source_format(config).files.items()
+        if config["mix"].get(f"{name}_fraction", 1) > 0
     }
 
 
+def get_raw_inputs(config: Config, category: str) -> dict[str, list[str]]:
+    """Return the raw files of a category for every input of the format's rule; an unused input has none."""
+    raw_files = get_raw_files(config, category)
+    return {name: [raw_files[name]] if name in raw_files else [] for name in get_source_format(config).files}
+
+
+def get_all_raw_inputs(config: Config, categories: Sequence[str]) -> dict[str, list[str]]:
+    """Return the raw files of all categories together, by input name."""
+    inputs = [get_raw_inputs(config, category) for category in categories]
+    return {name: [path for files in inputs for path in files[name]] for name in get_source_format(config).files}
+
+
 def get_missing_files(config: Config) -> dict[str, list[str]]:
-    """Raw files that are not there, by category; a category that has all of its files is left out."""
+    """Return the raw files that do not exist, by category; complete categories are left out."""
     missing = {
         category: [path for path in get_raw_files(config, category).values() if not Path(path).exists()]
         for category in config["categories"]
@@ -31,38 +53,40 @@ def get_missing_files(config: Config) -> dict[str, list[str]]:
     return {category: paths for category, paths in missing.items() if paths}
 
 
+def get_engine(config: Config, model: str = TEACHER) -> EngineType:
+    """Return the engine that generates an evaluated model's answers; only the teacher's is configurable."""
+    return ENGINES[config["teacher"]["engine"] if model == TEACHER else "transformers"]
+
+
 def get_adapter(config: Config, category: str) -> str | None:
-    """The teacher's LoRA checkpoint for a category."""
+    """Return the teacher's LoRA checkpoint for a category."""
     adapter = config["teacher"]["adapter"]
     return get_folder(adapter.format(category=category)) if adapter else None
 
 
 def get_teacher(config: Config) -> str:
-    """The teacher's folder or hub id; a server's own name for it."""
+    """Return the teacher's folder or hub id, or the name under which a server offers it."""
     model = config["teacher"]["model"]
-    return model if is_served(config, "teacher") else get_folder(model)
+    return get_folder(model) if get_engine(config).loads_weights else model
 
 
 def has_adapters(config: Config) -> bool:
-    """Whether the teacher is another one in each category."""
+    """Whether each category has its own teacher adapter."""
     return "{category}" in (config["teacher"]["adapter"] or "")
 
 
-def is_served(config: Config, model: str) -> bool:
-    """Whether an evaluated model answers through a server, which gives no likelihoods."""
-    return model == "teacher" and config["teacher"]["engine"] == "openai"
-
-
 def get_teacher_models(config: Config, category: str) -> list[str]:
-    """Hub ids and folders that a job with the teacher loads: model and adapter, none where a server answers."""
-    found = [get_teacher(config), get_adapter(config, category)]
-    return [] if is_served(config, "teacher") else [model for model in found if model]
+    """Return the hub ids and folders that a job with the teacher loads: model and adapter."""
+    if not get_engine(config).loads_weights:
+        return []
+    return [model for model in (get_teacher(config), get_adapter(config, category)) if model]
 
 
 def get_initial_model(config: Config, student: str, category: str) -> str:
-    """A student before distillation: hub id or folder; a copy of the teacher's layers where it has no model of its own.
+    """Return the hub id or folder of a student before distillation.
 
-    A category of which the teacher is another one has a copy of its own, all others share one.
+    A student without a model of its own starts from a copy of the teacher's layers. There is one copy per category if
+    each category has its own teacher adapter, and one copy for all categories otherwise.
     """
     model = config["students"][student]["model"]
     if isinstance(model, str):
@@ -71,17 +95,17 @@ def get_initial_model(config: Config, student: str, category: str) -> str:
 
 
 def get_training_categories(config: Config, student: str, categories: Sequence[str]) -> list[str]:
-    """What each of a student's trainings is named by: its category, or `all` of a pooled student's only one."""
+    """Return the names of a student's trainings: one per category, or only `all` for a pooled student."""
     return [POOLED] if config["students"][student]["pool"] else list(categories)
 
 
 def get_student_folder(config: Config, student: str, category: str) -> str:
-    """Where the trained model for a category's records is."""
+    """Return the folder of the trained model that answers a category's prompts."""
     return f"output/{student}/{get_training_categories(config, student, [category])[0]}"
 
 
 def get_student_folders(config: Config, categories: Sequence[str]) -> list[str]:
-    """Folders of all trained models."""
+    """Return the folders of all trained models."""
     return [
         f"output/{student}/{name}"
         for student in config["students"]
@@ -90,72 +114,21 @@ def get_student_folders(config: Config, categories: Sequence[str]) -> list[str]:
 
 
 def get_training_data(config: Config, categories: Sequence[str]) -> list[str]:
-    """Folders of what all trainings together read: a category's splits, or those of all for pooled students."""
+    """Return the folders of training data in Alpaca format: one per category, and one for pooled students."""
     names = [name for student in config["students"] for name in get_training_categories(config, student, categories)]
     return [f"artifacts/distill_data/processed/{name}" for name in dict.fromkeys(names)]
 
 
-def get_signal(config: Config, student: str) -> str | None:
-    """Name of the cached teacher signal that a student learns from: `hidden`, `topk_64_t2`; None for none.
-
-    `t2` is the student's temperature, `t1_5` of 1.5. A quantization is part of the name (`hidden_int8`) where it is not
-    the answering teacher's. Students of one name share the signal, and none of their settings changes it.
-    """
-    settings = config["students"][student]
-    if settings["method"] == "seqkd" or settings["signal"] == "online":
-        return None
-    temperature = f"{settings['temperature']:g}".replace(".", "_")
-    kept = f"_{settings['top_k']}_t{temperature}" if settings["signal"] == "topk" else ""
-    quantization = settings["teacher_quantization"]
-    other = f"_{quantization}" if quantization not in (None, config["teacher"]["quantization"]) else ""
-    return f"{settings['signal']}{kept}{other}"
-
-
-def get_signals(config: Config) -> dict[str, dict[str, Any]]:
-    """The cached signals, by name: options of compute_signal.py, the same for all students of a name."""
-    signals = {}
-    for name, settings in config["students"].items():
-        if signal := get_signal(config, name):
-            is_topk = settings["signal"] == "topk"
-            signals[signal] = {
-                "kind": settings["signal"],
-                "top_k": settings["top_k"] if is_topk else None,
-                "temperatures": [float(settings["temperature"])] if is_topk else None,
-                "quantization": settings["teacher_quantization"] or config["teacher"]["quantization"],
-            }
-    return signals
-
-
-def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
-    """What the cached signals take on disk, a line for each of a category; none where no student uses one."""
-    signals, lines = get_signals(config), []
-    if not signals:
-        return []
-    from distill.teacher.signal_size import count_tokens, describe_storage, get_hidden_width
-
-    width = get_hidden_width(get_teacher(config))
-    longest = config["teacher"]["generation"]["max_new_tokens"]
-    for category in categories:
-        data = "artifacts/distill_data"
-        answers = f"{data}/raw/teacher_outputs_{category}.jsonl"
-        prompts = f"{data}/raw/{category}_teacher_prompts_base.jsonl"
-        tokens, qualifier = count_tokens(answers, prompts, longest)
-        for name, signal in signals.items():
-            kept = signal["kind"], width, signal["top_k"], signal["temperatures"] or []
-            lines.append(describe_storage(f"{name} of {category}", *kept, tokens, qualifier))
-    return lines
-
-
 def get_training_models(config: Config, student: str, category: str) -> list[str]:
-    """Hub ids and folders that a training loads: the student, and the teacher where it is online."""
+    """Return the hub ids and folders that a training loads: the student, and an online teacher."""
     settings = config["students"][student]
-    is_online = settings["method"] != "seqkd" and settings["signal"] == "online"
+    is_online = METHODS[settings["method"]].needs_teacher and settings["signal"] == "online"
     return [get_initial_model(config, student, category), *(get_teacher_models(config, category) if is_online else [])]
 
 
 def get_predicting_models(config: Config, model: str, category: str) -> list[str]:
-    """Hub ids and folders that an evaluated model's answers come from."""
-    if model == "teacher":
+    """Return the hub ids and folders that a job loads to generate an evaluated model's answers."""
+    if model == TEACHER:
         return get_teacher_models(config, category)
     student, _ = split_name(model)
     if is_base(model):
@@ -166,12 +139,17 @@ def get_predicting_models(config: Config, model: str, category: str) -> list[str
 
 
 def get_export_folder(config: Config, student: str, category: str, variant: str) -> str:
-    """Where a variant of the trained model for a category's records is."""
+    """Return the folder of a variant of the trained model that answers a category's prompts."""
     return f"output/export/{student}/{get_training_categories(config, student, [category])[0]}/{variant}"
 
 
+def list_variants(weights_file: str | None = None) -> list[str]:
+    """Return the variants that can be exported: all of them, or those whose weights are in a file of this name."""
+    return [name for name, variant in VARIANTS.items() if weights_file in (None, variant.weights_file)]
+
+
 def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
-    """Folder to variant of all exported models of a whole run; none where nothing is exported."""
+    """Return the folders of all exported models, each with its variant."""
     variants = config["export"]["variants"] if config["export"] else []
     return {
         get_export_folder(config, student, name, variant): variant
@@ -182,7 +160,7 @@ def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
 
 
 def get_made_files(config: Config, model: str) -> list[str]:
-    """Files of a model that the workflow itself makes: the demo's, a student's, a variant, a copy or a download."""
+    """Return the files of a model that the workflow makes or downloads; none for the user's own model."""
     copies = {
         get_initial_model(config, name, category)
         for name, student in config["students"].items()
@@ -205,19 +183,19 @@ def get_made_files(config: Config, model: str) -> list[str]:
 
 
 def get_student(config: Config, model: str) -> dict[str, Any]:
-    """Configuration of the student behind an evaluated model's name."""
+    """Return the configuration of the student that an evaluated model's name stands for."""
     return config["students"][split_name(model)[0]]
 
 
 def get_models(config: Config) -> list[str]:
-    """Names under output/evaluation: the teacher, then each student, itself before distillation, and its variants."""
+    """Return the names of all evaluated models: the teacher, then each student, its `_base` and its variants."""
     variants = config["export"]["variants"] if config["export"] else []
     suffixes = ["", "_base", *(f"_{variant}" for variant in variants if VARIANTS[variant].is_quantized)]
-    return ["teacher", *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
+    return [TEACHER, *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
 
 
 def get_first_base(config: Config, model: str) -> str:
-    """The `_base` that is evaluated for this one: students of the same model and precision share it."""
+    """Return the `_base` that is evaluated for this one: students with the same model and precision share it."""
 
     def identity(name: str) -> tuple[str, str]:
         student, _ = split_name(name)
@@ -227,60 +205,66 @@ def get_first_base(config: Config, model: str) -> str:
 
 
 def get_evaluated_models(config: Config) -> list[str]:
-    """Models that answer the test prompts; a `_base` that another one stands for is none of them."""
+    """Return the models that answer the test prompts themselves: all except a `_base` that shares another's answers."""
     return [model for model in get_models(config) if not is_base(model) or get_first_base(config, model) == model]
 
 
 def get_sharing_students(config: Config) -> list[str]:
-    """Students whose `_base` is evaluated already, under another student's name."""
+    """Return the students whose `_base` shares the answers of another student's `_base`."""
     return [student for student in config["students"] if f"{student}_base" not in get_evaluated_models(config)]
 
 
 def get_questions_system(config: Config) -> str | None:
-    """System text of the fixed questions: their own, or that of the Alpaca questions."""
+    """Return the system text of the fixed questions: their own, or that of the raw records."""
     return config["evaluation"]["system"] or config["source"]["system"]
 
 
 def is_judging(config: Config) -> bool:
-    """Whether the teacher reads the answers of the other models; one behind a server cannot."""
-    return "fdistill" in config["evaluation"]["metrics"] and not is_served(config, "teacher")
+    """Whether the teacher scores the other models' answers, which requires its weights."""
+    return needs_judgements(config["evaluation"]["metrics"]) and get_engine(config).gives_likelihoods
 
 
 def get_asked_models(config: Config) -> list[str]:
-    """Models that answer the fixed questions: all of them, or none where there is no question."""
+    """Return the models that answer the fixed questions; none if there are no questions."""
     return get_models(config) if config["evaluation"]["questions"] else []
 
 
+def get_card_models(config: Config, student: str, variant: str) -> list[str]:
+    """Return the models in the score table of a model card: teacher, student, `_base`, and a variant that is scored."""
+    return list(dict.fromkeys([TEACHER, student, f"{student}_base", get_evaluated_name(student, variant)]))
+
+
 def has_page(config: Config) -> bool:
-    """Whether there is anything to read side by side."""
+    """Whether the report has pages with the answers side by side."""
     return bool(config["evaluation"]["questions"] or config["evaluation"]["page_records"])
 
 
 def get_compared_models(config: Config) -> list[tuple[str, str]]:
-    """Pairs whose scores are compared: a student with its `_base`, the teacher and each student after it, and a variant
-    of fewer bits with its student.
+    """Return the pairs of models whose scores are compared.
+
+    They are each student with its `_base`, the teacher and each later student, and each variant with its student.
     """
     students = list(config["students"])
     pairs = [
         (student, other)
         for place, student in enumerate(students, start=1)
-        for other in (f"{student}_base", "teacher", *students[place:])
+        for other in (f"{student}_base", TEACHER, *students[place:])
     ]
     return pairs + [(model, split_name(model)[0]) for model in get_models(config) if get_variant(model)]
 
 
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
-    """What a whole run makes: students, exported models, the table of scores, figures, pages."""
-    figures = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg"]
+    """Return the targets of a whole run: students, exported models, scores, figures and pages."""
+    report = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg"]
     if has_page(config):
-        figures += [f"answers/{category}.html" for category in categories]
-    if config["answer"]["key"]:  # without an answer contract there are no values to compare
-        figures += [f"values/{category}.svg" for category in categories]
-    is_alpaca = config["source"]["format"] == "alpaca"
+        report += [f"answers/{category}.html" for category in categories]
+    if config["answer"]["key"]:  # without it, answers hold no values to plot
+        report += [f"values/{category}.svg" for category in categories]
+    alpaca = get_training_data(config, categories) if get_source_format(config).has_alpaca_targets else []
     return [
         *(f"{folder}/model.safetensors" for folder in get_student_folders(config, categories)),
-        *(f"{folder}/dataset_info.json" for folder in get_training_data(config, categories) if is_alpaca),
+        *(f"{folder}/dataset_info.json" for folder in alpaca),
         *(f"{folder}/README.md" for folder in get_exports(config, categories)),
         "output/report/metrics.csv",
-        *(f"output/report/{name}" for name in figures),
+        *(f"output/report/{name}" for name in report),
     ]

@@ -1,4 +1,4 @@
-"""Whose answers the cache holds, which configurations use them, and removing what none does."""
+"""The teacher answer cache: which configurations use which teachers' answers, and removal of the unused ones."""
 
 import argparse
 import contextlib
@@ -19,26 +19,26 @@ from distill.common.errors import InputError
 from distill.generation.answer_cache import DESCRIPTION, iterate_answers
 from distill.generation.engine import build_engine
 from distill.models.hub_names import MANIFEST, is_download
-from distill.plan.command_lines import asking_flags, generate_flags
+from distill.plan.command_lines import generate_flags, generate_run_flags
 from distill.plan.experiment import Config, get_adapter, get_made_files, get_missing_files, get_teacher_models
 from distill.plan.schema import check_config
 
 logger = logging.getLogger(__name__)
 
-TEACHER_FOLDER = re.compile(r"[0-9a-f]{32}")  # as digest_of names one
+TEACHER_FOLDER = re.compile(r"[0-9a-f]{32}")  # names made by digest_of
 GenerateParser = Callable[[list[str]], argparse.Namespace]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """One teacher's folder.
+    """The folder of one teacher's answers.
 
     Attributes:
-        answers: different ones; those that two jobs gave count once.
-        bytes: of all its files.
-        last: when the last answer was written.
-        description: of teacher.json; empty where there is none.
-        used_by: configurations with their categories, in words.
+        answers: number of distinct answers; duplicates from parallel jobs count once.
+        bytes: size of all files.
+        last: time of the last answer.
+        description: content of teacher.json; empty without it.
+        used_by: configurations that use it, with their categories.
     """
 
     path: Path
@@ -49,21 +49,21 @@ class Teacher:
     used_by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        users = f"used by {', '.join(self.used_by)}" if self.used_by else "used by none of these configurations"
+        users = f"used by {', '.join(self.used_by)}" if self.used_by else "not used by these configurations"
         last = f"last answer {self.last:%Y-%m-%d %H:%M}"
         first = f"{self.path.name}: {self.answers:,} answers, {format_size(self.bytes)}, {last}; {users}"
         parts = dict(self.description)
         parts |= parts.pop("sampling", {})
-        return f"{first}\n  {', '.join(f'{name} {value}' for name, value in parts.items()) or 'not described'}"
+        return f"{first}\n  {', '.join(f'{name} {value}' for name, value in parts.items()) or 'no description'}"
 
 
 class Uses:
-    """Which teacher's folder each configuration uses.
+    """Which teachers' folders the configurations use.
 
     Attributes:
-        folders: by the folder's name, the configurations' names with their categories.
-        caches: folders of all teachers, each once, however the configurations spell it.
-        problems: why a configuration's use is not known, or not all of it.
+        folders: names of the configurations that use a folder, with their categories, by the folder's name.
+        caches: resolved cache folders of the configurations, in order.
+        problems: why a configuration's folders cannot be determined, one text each.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Uses:
         self.problems: list[str] = []
 
     def add(self, path: Path, directories: Sequence[Path], parse_args: GenerateParser) -> None:
-        """Take in one configuration, up to the first category whose teacher is known in none of the directories."""
+        """Add the folders of one configuration. Stops at the first category that no directory has the teacher of."""
         name = path.name
         try:
             config = read_config(path)
@@ -88,16 +88,16 @@ class Uses:
         except (InputError, OSError) as error:
             self.problems.append(f"{name}: {error}")
 
-    def of(self, folder: str) -> tuple[str, ...]:
-        """Who uses a folder, in words."""
+    def get_users(self, folder: str) -> tuple[str, ...]:
+        """Return the configurations that use a folder, with their categories: `own.yaml (banks, funds)`."""
         return tuple(f"{name} ({', '.join(found)})" for name, found in self.folders.get(folder, {}).items())
 
 
 def read_config(path: Path) -> Config:
-    """A configuration, checked and with its defaults.
+    """Read and check a configuration, and fill in its defaults.
 
     Raises:
-        InputError: it is no YAML, or not right.
+        InputError: the file is not YAML, or the configuration is invalid.
     """
     try:
         return check_config(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -106,7 +106,10 @@ def read_config(path: Path) -> Config:
 
 
 def find_places(config: Config, category: str, directories: Sequence[Path]) -> list[Path]:
-    """Directories in which a category has a teacher; one that the workflow skips may be without an adapter there."""
+    """Return the directories in which the workflow uses a category's teacher.
+
+    A category that is skipped for missing raw files may also lack its adapter; such a directory is left out.
+    """
     found = []
     for directory in directories:
         with contextlib.chdir(directory):
@@ -117,10 +120,10 @@ def find_places(config: Config, category: str, directories: Sequence[Path]) -> l
 
 
 def find_folders(config: Config, category: str, directories: Sequence[Path], parse_args: GenerateParser) -> set[str]:
-    """Names of the folders that a category's jobs use, made as the jobs make them.
+    """Return the names of the folders that a category's jobs use in any of the directories.
 
     Raises:
-        InputError: model or adapter are in none of the directories.
+        InputError: no directory has the model and the adapter.
     """
     folders: set[str] = set()
     errors: dict[str, None] = {}
@@ -130,34 +133,36 @@ def find_folders(config: Config, category: str, directories: Sequence[Path], par
                 folders |= find_folders_here(config, category, parse_args)
         except (InputError, OSError) as error:
             errors[str(error)] = None
-            logger.info("%s: not used there: %s", directory, error)
+            logger.info("%s: skipped: %s", directory, error)
     if not folders:
         raise InputError("; ".join(errors))
     return folders
 
 
 def find_folders_here(config: Config, category: str, parse_args: GenerateParser) -> set[str]:
-    """As `find_folders`, for a job in the working directory.
+    """Return the names of the folders that a category's jobs use in the current working directory.
 
-    A GPU without bfloat16 computes in float16 instead. Whether the job's has it is not known here, so both count.
+    Jobs on a GPU without bfloat16 fall back to float16. The GPU is unknown here, so both dtypes are included.
 
     Raises:
-        InputError: a model from a hub is not there, or not all of it, so that its answers cannot be told from others.
+        InputError: the download of a model is missing or incomplete, so that its fingerprint is unknown.
     """
     for model in filter(is_download, get_teacher_models(config, category)):
         if not all(Path(path).exists() for path in get_made_files(config, model)):
-            raise InputError(f"{model}: expected a model that is downloaded, found no {MANIFEST} in it")
-    line = f"{generate_flags(config, category)} {asking_flags(config)} --device cpu --prompts - --out - --stats -"
+            raise InputError(f"{model}: expected a downloaded model, found no {MANIFEST} in it")
+    line = f"{generate_flags(config, category)} {generate_run_flags(config)} --device cpu --prompts - --out - --stats -"
     args = parse_args(shlex.split(line))
     dtypes = {args.dtype, "float16"} if args.dtype == "bfloat16" else {args.dtype}
     return {build_engine(argparse.Namespace(**vars(args) | {"dtype": dtype})).fingerprint() for dtype in dtypes}
 
 
 def find_uses(configfiles: Iterable[Path], directories: Sequence[Path], parse_args: GenerateParser) -> Uses:
-    """What the given configurations use in any of the working directories, where their relative paths start.
+    """Find the folders that the configurations use.
 
     Args:
-        parse_args: of generate_answers.py, so that the folders are those of its jobs.
+        configfiles: paths of the configurations.
+        directories: working directories, which relative paths in the configurations start from.
+        parse_args: `parse_args` of generate_answers.py, which ensures the same folder names as in its jobs.
     """
     uses = Uses()
     for path in configfiles:
@@ -166,20 +171,20 @@ def find_uses(configfiles: Iterable[Path], directories: Sequence[Path], parse_ar
 
 
 def check_sharing(uses: Uses, directory: Path) -> None:
-    """Whether all caches are the working directory's own, so that no other one is likely to use them.
+    """Check that all caches are inside the working directory, where no other directory is likely to use them.
 
     Raises:
-        InputError: one is elsewhere.
+        InputError: a cache is outside.
     """
     outside = [cache for cache in uses.caches if not cache.is_relative_to(directory.resolve())]
     if outside:
         listed = "\n".join(f"  {cache}" for cache in outside)
-        text = f"nothing is removed, for other working directories may share what lies outside of this one:\n{listed}"
-        raise InputError(f"{text}\nname all of them, this one too if it does, with --directory DIR…")
+        text = f"nothing is removed: other working directories may share these caches outside this one:\n{listed}"
+        raise InputError(f"{text}\nname all working directories that use them with --directory DIR…")
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
-    """What teacher.json says; nothing where it is not there or torn."""
+    """Read a folder's teacher.json; an empty description if it is missing or incomplete."""
     try:
         found = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -188,7 +193,7 @@ def describe_folder(path: Path) -> dict[str, Any]:
 
 
 def list_teachers(cache: Path, uses: Uses) -> list[Teacher]:
-    """The teachers' folders in a cache, the one written last first; other files and folders are none of ours."""
+    """List the teachers' folders in a cache, latest first. Other files and folders are ignored."""
     teachers = []
     for path in sorted(cache.glob("*")):
         if not (TEACHER_FOLDER.fullmatch(path.name) and path.is_dir()):
@@ -197,12 +202,12 @@ def list_teachers(cache: Path, uses: Uses) -> list[Teacher]:
         times = [stat.st_mtime for file, stat in stats.items() if file.suffix == ".jsonl"] or [path.stat().st_mtime]
         answers = len({(answer["uid"], answer["sample"]) for answer in iterate_answers(path)})
         size, last = sum(stat.st_size for stat in stats.values()), datetime.fromtimestamp(max(times))
-        teachers.append(Teacher(path, answers, size, last, describe_folder(path), uses.of(path.name)))
+        teachers.append(Teacher(path, answers, size, last, describe_folder(path), uses.get_users(path.name)))
     return sorted(teachers, key=lambda teacher: teacher.last, reverse=True)
 
 
 def format_size(count: int) -> str:
-    """Bytes in MiB.
+    """Format a number of bytes in MiB.
 
     >>> format_size(3 * 2**20 // 2)
     '1.5 MiB'
@@ -211,15 +216,15 @@ def format_size(count: int) -> str:
 
 
 def format_total(teachers: Sequence[Teacher]) -> str:
-    """All of them in a line."""
+    """Format the totals of several teachers on one line."""
     answers = sum(teacher.answers for teacher in teachers)
     number = f"{len(teachers)} teacher{'' if len(teachers) == 1 else 's'}"
     return f"{number}, {answers:,} answers, {format_size(sum(one.bytes for one in teachers))}"
 
 
 def list_cache(uses: Uses) -> str:
-    """All teachers of all caches that the configurations name, and what is not known."""
-    parts = [f"the use of {problem}" for problem in uses.problems]
+    """Describe all teachers in the configurations' caches, after the configurations whose use is unknown."""
+    parts = [f"unknown use: {problem}" for problem in uses.problems]
     for cache in uses.caches:
         teachers = list_teachers(cache, uses)
         parts += [f"{cache}: {format_total(teachers)}", *map(str, teachers)]
@@ -227,19 +232,20 @@ def list_cache(uses: Uses) -> str:
 
 
 def prune_cache(uses: Uses, is_confirmed: bool) -> str:
-    """Remove the teachers that no configuration uses; without confirmation only say which.
+    """Remove the folders that no configuration uses; without confirmation, only list them.
 
     Raises:
-        InputError: what a configuration uses cannot be known; nothing is removed then.
+        InputError: the folders of a configuration cannot be determined. Nothing is removed.
     """
     if uses.problems:
         listed = "\n".join(f"  {problem}" for problem in uses.problems)
-        hint = "name its working directory with --directory, or leave it out with --configfile where its answers may go"
-        raise InputError(f"nothing is removed, for what these configurations use cannot be known:\n{listed}\n{hint}")
+        text = f"nothing is removed: cannot tell which answers these configurations use:\n{listed}"
+        hint = "name their working directories with --directory, or, if their answers may go, only the others with"
+        raise InputError(f"{text}\n{hint} --configfile")
     unused = [one for cache in uses.caches for one in list_teachers(cache, uses) if not one.used_by]
     parts = [f"{one.path.parent}/{one}" for one in unused]
     if is_confirmed:
         for teacher in unused:
             shutil.rmtree(teacher.path)
-    end = "removed" if is_confirmed else "would be removed: say --yes to do it"
+    end = "removed" if is_confirmed else "would be removed: pass --yes to remove them"
     return "\n".join([*parts, f"{format_total(unused)} {end}" if unused else "nothing to remove"])

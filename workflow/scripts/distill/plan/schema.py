@@ -13,7 +13,7 @@ from jsonschema.exceptions import ValidationError
 
 from distill.common.errors import InputError, describe
 from distill.common.options import BOUNDS, Schema, to_schema
-from distill.plan.checks import Place, Problems, check_alpaca, check_names, check_paths, check_together
+from distill.plan.checks import Place, Problems, check_names, check_paths, check_source, check_together
 from distill.plan.settings import NAME_PATTERN, Config
 
 TYPES = {"string": "text", "boolean": "true | false", "null": "null", "object": "a mapping of keys"}
@@ -27,20 +27,20 @@ def load_schema() -> Schema:
 
 
 def format_place(place: Place) -> str:
-    """A place in the configuration as it is shown: `students.student_kd.train.epochs`, `categories[2]`."""
+    """Format a place in the configuration, such as `students.student_kd.train.epochs` or `categories[2]`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return text.removeprefix(".") or "the configuration"
 
 
 def format_value(value: Any) -> str:
-    """A value of the schema as YAML writes it, on one line."""
+    """Format a value as one line of YAML."""
     return (
         yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n").strip()
     )
 
 
 def describe_kind(kind: str, schema: Schema) -> str:
-    """What a value of one type may be."""
+    """Describe the allowed values of one type."""
     if kind in ("integer", "number"):
         bounds = " and ".join(f"{sign} {schema[word]}" for word, sign in BOUNDS.items() if word in schema)
         return f"{'an integer' if kind == 'integer' else 'a number'} {bounds}".strip()
@@ -57,7 +57,7 @@ def describe_kind(kind: str, schema: Schema) -> str:
 
 
 def describe_allowed(schema: Schema) -> str:
-    """What a value may be, for a message: `an integer >= 1 | auto`."""
+    """Describe the allowed values for a message, for example `an integer >= 1 | auto`."""
     if "enum" in schema:
         return " | ".join(format_value(value) for value in schema["enum"])
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
@@ -65,7 +65,7 @@ def describe_allowed(schema: Schema) -> str:
 
 
 def find_hint(value: Any, schema: Schema) -> str:
-    """What YAML made of the value, where that is a known pitfall; else nothing."""
+    """Explain how YAML read the value, if it is a known pitfall; otherwise an empty text."""
     kinds = schema.get("type", [])
     numeric = "number" in kinds or "integer" in kinds
     if isinstance(value, str) and numeric:
@@ -80,12 +80,12 @@ def find_hint(value: Any, schema: Schema) -> str:
     if isinstance(value, int | float) and "string" in kinds and not numeric:
         return f' (a number: write "{value}" in quotes)'
     if value is None and "object" in kinds and "default" in schema:
-        return " (nothing stands under the key: leave it out to have the defaults)"
+        return " (the key has no value: remove it to use the defaults)"
     return ""
 
 
 def walk_schema(schema: Schema, place: Place = ()) -> Iterator[tuple[Place, Schema]]:
-    """Yield (place, schema) of every key that the schema knows; the name of a student is NAME."""
+    """Yield (place, schema) of every key in the schema; NAME stands for a student's name."""
     children = dict(schema.get("properties", {}))
     if isinstance(schema.get("additionalProperties"), dict):
         children["NAME"] = schema["additionalProperties"]
@@ -95,7 +95,7 @@ def walk_schema(schema: Schema, place: Place = ()) -> Iterator[tuple[Place, Sche
 
 
 def suggest_key(key: str, known: list[str], place: Place) -> str:
-    """Where an unknown key may belong: under a key beside it, else the nearest key here, else one elsewhere."""
+    """Suggest where an unknown key belongs: under a neighbouring key, or the closest key here or elsewhere."""
 
     def count_shared(other: Place) -> int:
         return sum(a in (b, "NAME") for a, b in zip(other, place, strict=False))
@@ -115,7 +115,7 @@ def suggest_key(key: str, known: list[str], place: Place) -> str:
 
 
 def note_error(problems: Problems, error: ValidationError) -> None:
-    """Add what jsonschema found, one problem a place."""
+    """Add a validation error of jsonschema to the problems, at most one per place."""
     place, value, schema = tuple(error.absolute_path), error.instance, error.schema
     if error.validator == "additionalProperties":
         known = list(schema["properties"])
@@ -139,7 +139,7 @@ def note_error(problems: Problems, error: ValidationError) -> None:
 
 
 def tidy_keys(value: Any, problems: Problems, place: Place = ()) -> Any:
-    """A copy of the value with text for keys, as the schema needs it; notes other keys and non-finite numbers."""
+    """Copy the value with all keys as text; report other keys and numbers that are not finite."""
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -153,7 +153,7 @@ def tidy_keys(value: Any, problems: Problems, place: Place = ()) -> Any:
 
 
 def fill_defaults(value: Any, schema: Schema) -> Any:
-    """A copy of the value with the defaults of all keys that are not there; whole floats become integers."""
+    """Copy the value with defaults for missing keys; whole floats become integers where the schema wants integers."""
     if isinstance(value, dict):
         known, other = schema.get("properties", {}), schema.get("additionalProperties")
         filled = {
@@ -170,12 +170,11 @@ def fill_defaults(value: Any, schema: Schema) -> Any:
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the defaults of all keys that are not there; the one given stays as it is.
-
-    `answer: null` becomes a key of null and no label fields.
+    """Check a configuration and return a copy with the defaults filled in; `answer: null` becomes a null key.
 
     Raises:
-        InputError: lists every error with its place, what is allowed, what was found, and the nearest known key.
+        InputError: lists all problems, each with its place, the allowed values, the value found and, for an unknown
+            key, the closest known one.
     """
     problems: Problems = {}
     schema = load_schema()
@@ -186,7 +185,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     check_names(filled, problems, NAME_PATTERN)
     check_paths(filled, problems)
     check_together(filled, problems)
-    check_alpaca(filled, problems)
+    check_source(filled, problems)
     if problems:
         listed = "\n".join(f"  {format_place(place)}: {text}" for place, text in problems.items())
         raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")

@@ -11,16 +11,16 @@ from distill.common.variants import VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
 from distill.export.options import CardOptions
-from distill.generation.options import BatchOptions, EngineOptions
+from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import QUANTIZATIONS, DeviceOptions, ModelOptions
+from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions
 from distill.records.options import AnswerFormat, MixOptions, SplitOptions
+from distill.records.source_formats import SOURCE_FORMATS
 from distill.student.options import LaunchOptions, LoraOptions, ObjectiveOptions, OnPolicyOptions, TrainOptions
 from distill.teacher.options import AnswerOptions
 
 # Names of categories and students, without anchors: also the wildcard constraint of {category}, {student} and {model}.
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]*"
-SOURCE_FORMATS = ("messages", "alpaca")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run would do, as a table of categories by steps, read off Snakemake's own dry run."""
+"""The status table: what a run would do, by category and step, parsed from Snakemake's dry run and Slurm's queue."""
 
 import os
 import re
@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distill.common.errors import InputError
+from distill.common.names import POOLED
+from distill.records.source_formats import SOURCE_FORMATS
 
-# The rules of a step; several jobs of a category may belong to one (a shard, a student, a model each). A step that an
-# experiment has no job of is not shown.
+# Columns of the table, each with the rules that it covers. A step may have several jobs per category, such as one per
+# shard, student or model. Steps without jobs are not shown.
 STEPS = {
     "download": ("download_model",),
-    "mix": ("mix_records", "read_alpaca"),
+    "mix": tuple(source_format.rule for source_format in SOURCE_FORMATS.values()),
     "prompts": ("make_prompts",),
     "answers": ("generate_answers", "gather_answers"),
     "split": ("split_answers",),
@@ -25,15 +27,15 @@ STEPS = {
     "score": ("score_predictions",),
     "export": ("export_model", "export_gguf", "write_model_card"),
 }
-POOLED = "all"
 COLOURS = {"done": "32", "to do": "33", "missing input": "31", "–": "90"}
+STEP_WIDTH = 12
 
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+):$")
 FIELD = re.compile(r"^    (?P<name>wildcards|reason): (?P<value>.*)$")
 SKIPPED = re.compile(r"^  (?P<category>[\w-]+): (?P<files>.*) not found$")
+WORKING_DIRECTORY = re.compile(r"^  Working directory: (.*)$", flags=re.MULTILINE)
 
-
-# Snakemake's reasons, the most telling first, and what they mean to a person.
+# Patterns in Snakemake's reasons and what the table shows for them, the most informative first.
 REASONS = (
     (r"Updated input files: (.*?)(?:;|$)", "changed: {}"),
     (r"Params have changed", "settings, code or models changed"),
@@ -45,18 +47,36 @@ REASONS = (
     (r"Input files updated by another job", "follows an earlier step"),
 )
 
+# Fields of squeue: job id, state, run time, nodes, reason for waiting, working directory, and the comment in which
+# Snakemake's executor names the rule or group and the wildcards.
+FIELDS = "%i|%T|%M|%N|%r|%Z|%k"
+
 
 @dataclass
 class Job:
-    """A job that a dry run lists."""
+    """A job in a dry run."""
 
     rule: str
     wildcards: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
 
+Cells = dict[tuple[str, str], list[Job]]  # jobs by (category, step)
+
+
+@dataclass
+class QueuedJob:
+    """A job in Slurm's queue; `where` is its node, or the reason for waiting."""
+
+    number: str
+    state: str
+    where: str
+    time: str
+    what: str
+
+
 def parse_dry_run(text: str) -> tuple[list[Job], dict[str, str]]:
-    """Jobs that a dry run lists, and the raw files that skipped categories lack."""
+    """Parse the output of a dry run into (its jobs, the missing raw files of skipped categories)."""
     jobs: list[Job] = []
     skipped: dict[str, str] = {}
     for line in text.splitlines():
@@ -73,7 +93,7 @@ def parse_dry_run(text: str) -> tuple[list[Job], dict[str, str]]:
 
 
 def explain(reason: str) -> str:
-    """Snakemake's reason in few words."""
+    """Shorten Snakemake's reason for a job."""
     for pattern, words in REASONS:
         if match := re.search(pattern, reason):
             return words.format(match.group(1) if match.groups() else "")
@@ -81,10 +101,10 @@ def explain(reason: str) -> str:
 
 
 def run_dry(arguments: Sequence[str]) -> tuple[str, str]:
-    """Output of two dry runs: of what would run, and of all that there is.
+    """Run two dry runs, in parallel, and return their outputs: the jobs that would run, and all jobs.
 
     Raises:
-        InputError: Snakemake refuses; its own message.
+        InputError: Snakemake failed; the text is Snakemake's output.
     """
     command = ["snakemake", *arguments, "--dry-run", "--nocolor"]
     runs = [
@@ -98,8 +118,8 @@ def run_dry(arguments: Sequence[str]) -> tuple[str, str]:
     return outputs[0], outputs[1]
 
 
-def group_by_cell(jobs: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
-    """Jobs by (category, step), `all` being what is trained for all categories; scores over all are left out."""
+def group_by_cell(jobs: Iterable[Job]) -> Cells:
+    """Group jobs by (category, step). Jobs for all categories count as category `all`, except their scores."""
     cells = defaultdict(list)
     for job in jobs:
         category = job.wildcards.get("category", POOLED)
@@ -110,75 +130,66 @@ def group_by_cell(jobs: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
 
 
 def paint(text: str, state: str, width: int, colour: bool) -> str:
-    """Text padded to a column, in the colour of its state on a terminal."""
+    """Pad a text to the column width and colour it by its state."""
     padded = text.ljust(width)
     return f"\033[{COLOURS[state]}m{padded}\033[0m" if colour else padded
 
 
-def render_table(todo_text: str, all_text: str, colour: bool) -> str:
-    """The table: a row a category, a column a step, and why there is something to do.
-
-    What serves all categories has a row `all` after them, where there is any.
-    """
-    jobs, _ = parse_dry_run(todo_text)
-    every, skipped = parse_dry_run(all_text)
-    todo, cells = group_by_cell(jobs), group_by_cell(every)
-    known = sorted({category for category, _ in cells}, key=lambda category: (category == POOLED, category))
-    categories = list(dict.fromkeys([*known, *sorted(skipped)]))
-    steps = [step for step in STEPS if any(step == other for _, other in cells)]
-    width = max(len(name) for name in ["category", *categories]) + 2
-    lines = ["category".ljust(width) + "".join(step.ljust(12) for step in steps) + "why"]
-    for category in categories:
-        if category in skipped:
-            cell = paint("missing input", "missing input", 12 * len(steps), colour)
-            lines.append(category.ljust(width) + cell + skipped[category])
-            continue
-        row = category.ljust(width)
-        for step in steps:
-            count, total = len(todo.get((category, step), [])), len(cells.get((category, step), []))
-            state = ("to do" if count else "done") if total else "–"
-            row += paint(f"to do {count}/{total}" if count and total > 1 else state, state, 12, colour)
-        lines.append(row + first_reason(category, todo))
-    rest = [job.rule for job in jobs if job.rule.startswith(("tabulate", "plot"))]
-    lines.append("report".ljust(width) + paint("to do" if rest else "done", "to do" if rest else "done", 12, colour))
-    return "\n".join(lines)
+def render_cell(to_do: Sequence[Job], every: Sequence[Job], colour: bool) -> str:
+    """Render the state of one category and step, with counts if several jobs belong to it."""
+    state = ("to do" if to_do else "done") if every else "–"
+    text = f"to do {len(to_do)}/{len(every)}" if to_do and len(every) > 1 else state
+    return paint(text, state, STEP_WIDTH, colour)
 
 
-def first_reason(category: str, todo: dict[tuple[str, str], list[Job]]) -> str:
-    """Why the first step that is to do is to do; what follows from it needs no other reason."""
+def find_first_reason(category: str, to_do: Cells) -> str:
+    """Return the reason of the first step to do; the later steps follow from it."""
     for step in STEPS:
-        for job in todo.get((category, step), []):
+        for job in to_do.get((category, step), []):
             return f"{step}: {explain(job.reason)}"
     return ""
 
 
-WORKING_DIRECTORY = re.compile(r"^  Working directory: (.*)$", flags=re.MULTILINE)
+def render_table(to_do_text: str, all_text: str, colour: bool) -> str:
+    """Render a table with a row per category, a column per step, and the reason for the first step to do.
 
+    Jobs for all categories have a row `all`.
 
-# squeue's fields: number, state, running for, nodes, why it waits, working directory, and the comment in which
-# Snakemake's executor says which rule or group of rules the job is of, and with which wildcards.
-FIELDS = "%i|%T|%M|%N|%r|%Z|%k"
-
-
-@dataclass
-class QueuedJob:
-    """A job in the queue; `where` is its node, or why it waits."""
-
-    number: str
-    state: str
-    where: str
-    time: str
-    what: str
+    Args:
+        to_do_text: output of a dry run.
+        all_text: output of a dry run with --forceall.
+        colour: whether to add terminal colours.
+    """
+    jobs, _ = parse_dry_run(to_do_text)
+    all_jobs, skipped = parse_dry_run(all_text)
+    to_do, every = group_by_cell(jobs), group_by_cell(all_jobs)
+    with_jobs = sorted({category for category, _ in every}, key=lambda category: (category == POOLED, category))
+    categories = list(dict.fromkeys([*with_jobs, *sorted(skipped)]))
+    steps = [step for step in STEPS if any(step == other for _, other in every)]
+    width = max(len(name) for name in ["category", *categories]) + 2
+    lines = ["category".ljust(width) + "".join(step.ljust(STEP_WIDTH) for step in steps) + "why"]
+    for category in categories:
+        if category in skipped:
+            cells = paint("missing input", "missing input", STEP_WIDTH * len(steps), colour)
+            reason = skipped[category]
+        else:
+            pairs = [(to_do.get((category, step), []), every.get((category, step), [])) for step in steps]
+            cells = "".join(render_cell(*pair, colour) for pair in pairs)
+            reason = find_first_reason(category, to_do)
+        lines.append(category.ljust(width) + cells + reason)
+    state = "to do" if any(job.rule.startswith(("tabulate", "plot")) for job in jobs) else "done"
+    lines.append("report".ljust(width) + paint(state, state, STEP_WIDTH, colour))
+    return "\n".join(lines)
 
 
 def find_directory(dry_run: str) -> str | None:
-    """The working directory that Snakemake names on top of a dry run."""
+    """Return the working directory that the output of a dry run names."""
     match = WORKING_DIRECTORY.search(dry_run)
     return match[1] if match else None
 
 
-def ask_queue() -> str | None:
-    """The user's jobs as lines of FIELDS; None where there is no Slurm, or where it does not answer."""
+def read_queue() -> str | None:
+    """Return the user's jobs in Slurm's queue, one line of FIELDS each; None if squeue is missing or fails."""
     if shutil.which("squeue") is None:
         return None
     done = subprocess.run(["squeue", "--me", "--noheader", f"--format={FIELDS}"], capture_output=True, text=True)
@@ -186,7 +197,7 @@ def ask_queue() -> str | None:
 
 
 def select_jobs(queue: str, directory: str) -> list[QueuedJob]:
-    """Those that a Snakemake in this working directory has submitted, running ones first."""
+    """Return the jobs that Snakemake submitted from this working directory, running ones first."""
     jobs = []
     for line in queue.splitlines():
         number, state, time, nodes, reason, folder, comment = line.split("|", 6)
@@ -197,7 +208,7 @@ def select_jobs(queue: str, directory: str) -> list[QueuedJob]:
 
 
 def render_queue(jobs: list[QueuedJob]) -> str:
-    """A line a job, under their counts by state; nothing for none."""
+    """Render a line per job below their counts by state; an empty text without jobs."""
     if not jobs:
         return ""
     states = [job.state for job in jobs]

@@ -1,1 +1,1 @@
-"""Records as files: raw records, the answer format, the mix, Alpaca questions, prompts, splits. May import common."""
+"""Data steps: raw records, source formats, mix, Alpaca questions, prompts, answer format, splits. May import common."""

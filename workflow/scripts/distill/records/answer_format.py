@@ -1,4 +1,4 @@
-"""Reading a model's answer: the reasoning, the answer block, the JSON inside it, and the value of one key."""
+"""Parse a model's answer: the reasoning, the answer block, the JSON object inside it, and the value of one key."""
 
 import json
 import math
@@ -6,17 +6,18 @@ import re
 from typing import Any, NamedTuple
 
 MINUS = "\N{MINUS SIGN}"
-
-
-# A plus sign before a number is no JSON, yet models write it.
+# Models write a plus sign before a number, which JSON does not allow.
 LEADING_PLUS = re.compile(r":\s*\+(?=[0-9.])")
 
 
 class Answer(NamedTuple):
-    """What a text holds; the answer is usable where `problem` is None.
+    """A parsed answer.
 
-    `think` and `answer` are the texts inside their tags, stripped (None where there is no such block); `value` is the
-    number that the key holds; `problem` is a short reason, the same for the same kind of fault, fit for counting.
+    Attributes:
+        think: text inside the reasoning tags, stripped; None without reasoning.
+        answer: text inside the answer tags, stripped; None without an answer.
+        value: number under the answer key; None if the answer is unusable or no key is given.
+        problem: why the answer is unusable, with the same wording for the same kind of fault; None if it is usable.
     """
 
     think: str | None
@@ -26,8 +27,10 @@ class Answer(NamedTuple):
 
 
 def split_think(text: str) -> tuple[str | None, str, str | None]:
-    """(reasoning, rest after it, problem). A `</think>` without its opening tag closes a block from the start on,
-    since some chat templates put `<think>` into the prompt.
+    """Split a text into (reasoning, the text after it, problem).
+
+    A `</think>` without an opening tag ends reasoning that starts at the beginning of the text, since some chat
+    templates put `<think>` into the prompt.
     """
     opening, closing = text.find("<think>"), text.find("</think>")
     if closing == -1:
@@ -37,7 +40,7 @@ def split_think(text: str) -> tuple[str | None, str, str | None]:
 
 
 def find_answer(text: str) -> tuple[str | None, str | None]:
-    """(inside of the last complete `<answer>` block, problem). The last one is the model's final word."""
+    """Find the last complete `<answer>` block, the model's final answer; return (text inside it, problem)."""
     last_closing = text.rfind("</answer>")
     opening = text.rfind("<answer>", 0, max(last_closing, 0))
     if opening == -1:
@@ -47,14 +50,14 @@ def find_answer(text: str) -> tuple[str | None, str | None]:
 
 
 def strip_fence(text: str) -> str:
-    """The text without the code fence (```json … ```) around it."""
+    """Remove the code fence (```json … ```) around a text."""
     if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
         return text
     return text[3:-3].removeprefix("json").strip()
 
 
 def parse_value(text: str, key: str) -> tuple[float | None, str | None]:
-    """(value of `key` in a JSON object, problem). A number in quotes is refused: the format asks for a number."""
+    """Parse a JSON object and return (value of `key`, problem). The value must be a number, not a number in quotes."""
     plain = LEADING_PLUS.sub(": ", strip_fence(text).replace(MINUS, "-"))
     try:
         found: Any = json.loads(plain)
@@ -75,16 +78,16 @@ def parse_value(text: str, key: str) -> tuple[float | None, str | None]:
 
 
 def parse_answer(text: str, key: str | None) -> Answer:
-    """Parse `<think>…</think><answer>{"key": value}</answer>`; the reasoning may be missing, the answer may not.
+    """Parse `<think>…</think><answer>{"key": value}</answer>`. The reasoning is optional, the answer is required.
 
-    Tags inside the reasoning do not count. Of several answer blocks the last complete one does. Code fences around
-    the JSON, a Unicode minus (U+2212) and a leading plus are tolerated; a number in quotes, a boolean, NaN and
-    infinity are not. Runs in time linear in the text.
+    Tags inside the reasoning are ignored. If there are several answer blocks, the last complete one is parsed. Code
+    fences around the JSON, a Unicode minus (U+2212) and a leading plus are accepted; a number in quotes, a boolean,
+    NaN and infinity are not. The running time is linear in the length of the text.
 
     Args:
-        text: the completion, special tokens removed.
-        key: what the JSON object must hold; None accepts every text that is not blank, and `value` stays None. The
-            answer is then the inside of the answer block, or all that follows the reasoning where there is none.
+        text: the completion without special tokens.
+        key: key of the number in the JSON object. With None, any text that is not blank is usable and `value` is None;
+            the answer is then the text inside the answer block, or without a block all text after the reasoning.
     """
     if not text.strip():
         return Answer(None, None, None, "empty text")

@@ -1,7 +1,7 @@
-"""Mixing a category's GRPO and SFT records: which ones are taken, in one pass that checks and one that writes.
+"""Mix a category's GRPO and SFT records: a first pass checks and ranks the records, a second writes those taken.
 
-Memory stays bounded whatever the files hold: what is known of each record (uid, rank, place in its file) lies in a
-temporary SQLite database, which spills to a file in the system's temporary folder.
+Memory is bounded for files of any size: the uid, rank and file position of each record are in a temporary SQLite
+database, which spills to the system's temporary folder.
 """
 
 import logging
@@ -21,14 +21,20 @@ from distill.records.raw_records import Record, check_label, check_record, get_l
 logger = logging.getLogger(__name__)
 
 CACHE_KIB = 4 * 1024
-TABLE = """CREATE TABLE prompts (uid BLOB PRIMARY KEY, origin TEXT, rank INTEGER, line INTEGER, offset INTEGER)
+CREATE_TABLE = """CREATE TABLE prompts (uid BLOB PRIMARY KEY, origin TEXT, rank INTEGER, line INTEGER, offset INTEGER)
 WITHOUT ROWID"""
-CHOICE = """SELECT line, offset FROM (SELECT line, offset FROM prompts WHERE origin = ? ORDER BY rank, uid LIMIT ?)
-ORDER BY line"""
+SELECT_TAKEN = """SELECT line, offset FROM
+(SELECT line, offset FROM prompts WHERE origin = ? ORDER BY rank, uid LIMIT ?) ORDER BY line"""
 
 
 class Source(NamedTuple):
-    """A raw file, what its records are (`grpo` or `sft`), and the share of them that is taken (0 to 1)."""
+    """A raw file.
+
+    Attributes:
+        origin: `grpo` or `sft`.
+        path: the JSONL file.
+        fraction: share of the records to take, from 0 to 1.
+    """
 
     origin: str
     path: Path
@@ -36,14 +42,19 @@ class Source(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """Where the true values stand: fields of the record, then the key in an SFT answer."""
+    """Where records have their true values.
+
+    Attributes:
+        fields: fields of the record; the first one present is used.
+        answer_key: key in the answer of an SFT record without such a field; None to use fields only.
+    """
 
     fields: Sequence[str]
     answer_key: str | None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (line number from 1, byte offset, line) of the lines that are not blank."""
+    """Yield (line number from 1, byte offset, line) for each line that is not blank."""
     offset = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -56,7 +67,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def check_line(raw: bytes, path: Path, line: int, labels: Labels) -> tuple[Record, list[str]]:
-    """(record, problems) of a raw line; the record is empty where the line is none."""
+    """Parse and check a raw line; return (record, problems). The record is empty if the line is not a JSON object."""
     try:
         record = parse_json_line(raw, path, line)
     except InputError as error:
@@ -66,16 +77,16 @@ def check_line(raw: bytes, path: Path, line: int, labels: Labels) -> tuple[Recor
         try:
             dump_json(record).encode()
         except ValueError as error:
-            expected = "values that JSON in UTF-8 can hold (no NaN, infinity, lone surrogate)"
+            expected = "values that JSON in UTF-8 can represent (no NaN, infinity or lone surrogate)"
             problems = [format_problem(path, line, "line", expected, str(error))]
     return record, problems
 
 
 def scan_source(database: sqlite3.Connection, source: Source, seed: int, labels: Labels) -> tuple[dict[str, int], list]:
-    """Check every record of a file and note the first one of each prompt.
+    """Check every record of a file and store the first one of each prompt in the database.
 
     Returns:
-        (counts of records, duplicates and labels; problems, of which those past MOST_SHOWN are blank to save memory)
+        Counts of records, duplicates and labels; problems, the ones after MOST_SHOWN left blank to save memory.
     """
     counts = {"records": 0, "duplicates": 0, "labels": 0}
     problems: list[str] = []
@@ -86,7 +97,7 @@ def scan_source(database: sqlite3.Connection, source: Source, seed: int, labels:
             problems += found if len(problems) < MOST_SHOWN else [""] * len(found)
             continue
         uid = get_uid(*get_texts(record))
-        # SQLite's integers are signed.
+        # SQLite integers are signed.
         row = (bytes.fromhex(uid), source.origin, hash_uid("mix", seed, uid) - HASHES // 2, line, offset)
         added = database.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?, ?)", row).rowcount
         counts["duplicates"] += 1 - added
@@ -97,7 +108,7 @@ def scan_source(database: sqlite3.Connection, source: Source, seed: int, labels:
 
 
 def read_chosen(source: Source, chosen: Iterable[tuple[int, int]]) -> Iterator[Record]:
-    """Yield the records at the given (line, byte offset) with `origin` and `uid`."""
+    """Yield the records at the given (line, byte offset), with `origin` and `uid` added."""
     with open(source.path, "rb") as file:
         for line, offset in chosen:
             file.seek(offset)
@@ -105,33 +116,52 @@ def read_chosen(source: Source, chosen: Iterable[tuple[int, int]]) -> Iterator[R
             yield {**record, "origin": source.origin, "uid": get_uid(*get_texts(record))}
 
 
-def mix_records(category: str, sources: Sequence[Source], seed: int, labels: Labels, out: Path) -> dict[str, int]:
-    """Write the mixed records of a category: of each source int(n · fraction), n counted without duplicate prompts.
-
-    The records with the smallest hash of seed and uid are taken, in the order of the files, so that a record more
-    changes at most two others' lot. Of records with the same system and user text the first one stays, over all
-    sources in their order. A written record is the raw one with `origin` and `uid` (over fields of that name).
-
-    Returns:
-        How many records were taken, by origin.
+def count_taken(category: str, sources: Sequence[Source], distinct: Sequence[int]) -> list[int]:
+    """Return the number of records to take from each source, given its number of distinct prompts.
 
     Raises:
-        InputError: a file is missing, empty or holds bad records (all are listed), or no record is taken.
+        InputError: no record is taken.
+    """
+    pairs = list(zip(sources, distinct, strict=True))
+    taken = [int(n * source.fraction) for source, n in pairs]
+    if not sum(taken):
+        shares = ", ".join(f"{source.origin} {float(source.fraction):g} of {n}" for source, n in pairs)
+        shares = shares or "both fractions are 0"
+        raise InputError(f"{category}: no record is taken ({shares}): raise mix.*_fraction or add records")
+    return taken
+
+
+def mix_records(category: str, sources: Sequence[Source], seed: int, labels: Labels, out: Path) -> dict[str, int]:
+    """Write the mixed records of a category.
+
+    From each source, int(n · fraction) records are taken, where n does not count duplicate prompts. These are the
+    records with the smallest hashes of seed and uid, in file order; an additional record therefore changes the
+    selection by at most two records. Of records with the same system and user text, the first one in all sources is
+    kept. `origin` and `uid` are added to each record and replace fields of the same name.
+
+    Args:
+        category: name for messages.
+        sources: raw files, in order of precedence for duplicate prompts.
+        seed: seed of the hash.
+        labels: where the records have their true values.
+        out: JSONL file to write.
+
+    Returns:
+        Number of records taken, by origin.
+
+    Raises:
+        InputError: a file is missing, empty or contains invalid records (all of them are listed), or no record is
+            taken.
     """
     missing = [f"{source.path}: no such file" for source in sources if not source.path.is_file()]
     raise_problems(missing, f"raw files of {category}")
-    with closing(sqlite3.connect("")) as database:  # "": a temporary database that SQLite removes itself
-        for statement in (f"PRAGMA cache_size = -{CACHE_KIB}", "PRAGMA journal_mode = OFF", TABLE):
+    with closing(sqlite3.connect("")) as database:  # "": a temporary database, which SQLite removes
+        for statement in (f"PRAGMA cache_size = -{CACHE_KIB}", "PRAGMA journal_mode = OFF", CREATE_TABLE):
             database.execute(statement)
         scans = [scan_source(database, source, seed, labels) for source in sources]
         raise_problems([p for _, problems in scans for p in problems], f"raw records of {category}")
-        kept = [counts["records"] - counts["duplicates"] for counts, _ in scans]
-        taken = [int(n * source.fraction) for n, source in zip(kept, sources, strict=True)]
-        if not sum(taken):
-            shares = ", ".join(f"{s.origin} {float(s.fraction):g} of {n}" for s, n in zip(sources, kept, strict=True))
-            shares = shares or "both fractions are 0"
-            raise InputError(f"{category}: no record is taken ({shares}): raise mix.*_fraction or add records")
-        cursors = (database.execute(CHOICE, (s.origin, n)) for s, n in zip(sources, taken, strict=True))
+        taken = count_taken(category, sources, [counts["records"] - counts["duplicates"] for counts, _ in scans])
+        cursors = (database.execute(SELECT_TAKEN, (s.origin, n)) for s, n in zip(sources, taken, strict=True))
         mixed = (r for source, chosen in zip(sources, cursors, strict=True) for r in read_chosen(source, chosen))
         write_jsonl(out, mixed)
     for source, (counts, _), n in zip(sources, scans, taken, strict=True):
@@ -140,8 +170,8 @@ def mix_records(category: str, sources: Sequence[Source], seed: int, labels: Lab
 
 
 def log_source(category: str, source: Source, counts: dict[str, Any], taken: int) -> None:
-    """One line: records in = taken + left + duplicates."""
-    left = counts["records"] - counts["duplicates"] - taken
-    text = "%s %s: %d records = %d taken + %d left + %d duplicate prompts dropped; %d of the prompts have a label (%s)"
-    numbers = (counts["records"], taken, left, counts["duplicates"], counts["labels"])
+    """Log one line: records = taken + not taken + duplicates."""
+    not_taken = counts["records"] - counts["duplicates"] - taken
+    text = "%s %s: %d records = %d taken + %d not taken + %d duplicate prompts dropped; %d prompts have a label (%s)"
+    numbers = (counts["records"], taken, not_taken, counts["duplicates"], counts["labels"])
     logger.info(text, category, source.origin, *numbers, os.fspath(source.path))

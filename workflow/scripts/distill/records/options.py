@@ -60,7 +60,7 @@ class AnswerFormat:
     """What a usable answer contains, and where a raw record has its true value."""
 
     key: str | None = option(
-        "Key of the number in the answer's JSON object; null accepts any text.",
+        "Key of the number in the answer's JSON object. Without a key (null), any text is accepted.",
         "holding_log_delta",
         minLength=1,
         when="The key that your answers use; null for free text.",

@@ -1,4 +1,4 @@
-"""The prompts that the teacher is asked, with their labels."""
+"""Prompts for the teacher, with their labels."""
 
 import logging
 from collections import Counter
@@ -8,16 +8,17 @@ from typing import Any
 
 from distill.common.errors import InputError, format_problem, raise_problems
 from distill.common.files import read_jsonl, write_jsonl
-from distill.records.raw_records import ORIGINS, Record, check_label, check_record, get_label, get_texts, get_uid
+from distill.records.raw_records import Record, check_label, check_record, get_label, get_texts, get_uid
+from distill.records.source_formats import ORIGINS
 
 logger = logging.getLogger(__name__)
 
 
 def check_mixed(record: Record, label_fields: Sequence[str], path: Path, line: int) -> None:
-    """Refuse what no mixing writes.
+    """Check a mixed record.
 
     Raises:
-        InputError: a bad record, an unknown origin, or a uid that is not that of its texts.
+        InputError: the record is malformed, its origin is unknown, or its uid does not match its texts.
     """
     problems = check_record(record, path, line) + check_label(record, label_fields, path, line)
     if record.get("origin") not in ORIGINS:
@@ -28,14 +29,18 @@ def check_mixed(record: Record, label_fields: Sequence[str], path: Path, line: i
 
 
 def read_prompts(path: Path, label_fields: Sequence[str], answer_key: str | None) -> Iterator[dict[str, Any]]:
-    """Yield `{"id", "uid", "system", "prompt", "label", "origin"}` of each mixed record; id counts from 0.
+    """Yield `{"id", "uid", "system", "prompt", "label", "origin"}` for each mixed record; `id` counts from 0.
 
-    An `original_output` that a record has stays with it.
+    `original_output` is copied if the record has it. Assistant turns are never part of a prompt. The assistant turn of
+    a GRPO record is a placeholder, so it never gives a label.
 
-    No assistant turn becomes part of a prompt, and that of a GRPO record, a placeholder, never its label.
+    Args:
+        path: JSONL file of mixed records.
+        label_fields: fields that may contain the true value; the first one present is used.
+        answer_key: key of the true value in an SFT answer; None if labels are in fields only.
 
     Raises:
-        InputError: a record that no mixing writes; names file, line and field.
+        InputError: a record is malformed; names file, line and field.
     """
     for number, (line, record) in enumerate(read_jsonl(path)):
         check_mixed(record, label_fields, path, line)
@@ -47,10 +52,10 @@ def read_prompts(path: Path, label_fields: Sequence[str], answer_key: str | None
 
 
 def make_prompts(mix: Path, label_fields: Sequence[str], answer_key: str | None, out: Path) -> int:
-    """Write the prompts of a file of mixed records; returns how many.
+    """Write the prompts of a file of mixed records and return their number.
 
     Raises:
-        InputError: a record that no mixing writes, or no record at all.
+        InputError: a record is malformed, or the file contains none.
     """
     counts: Counter[str] = Counter()
 

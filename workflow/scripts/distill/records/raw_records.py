@@ -1,4 +1,4 @@
-"""Raw records: chat messages beside their fields. Checking them, their identity, and their label."""
+"""Raw records, chat messages with further fields: how they are checked, identified and labelled."""
 
 import hashlib
 import math
@@ -10,14 +10,13 @@ from distill.common.errors import format_problem
 from distill.records.answer_format import parse_answer
 
 ROLES = ("system", "user", "assistant")
-ORIGINS = ("grpo", "sft", "alpaca")
-SEPARATOR = "\x1f"
+SEPARATOR = "\x1f"  # between system and user text in the hash
 
 Record = dict[str, Any]
 
 
 def check_message(message: Any, where: str) -> tuple[str, str, Any] | None:
-    """(field, expected, found) of the first fault of one message, None where there is none."""
+    """Return (field, expected, found) for the first problem of a message; None if it is well-formed."""
     if not isinstance(message, dict):
         return where, "an object with role and content", message
     if message.get("role") not in ROLES:
@@ -30,9 +29,9 @@ def check_message(message: Any, where: str) -> tuple[str, str, Any] | None:
 
 
 def check_record(record: Record, path: str | PathLike[str], line: int) -> list[str]:
-    """The problems of one record's messages, each naming file, line and field; empty where it is well-formed.
+    """List the problems of a record's messages, each with file, line and field.
 
-    A record holds one system text and one user text, neither blank, in this order; then any number of assistant turns.
+    A record starts with one system and one user message, neither of them blank. Any number of assistant turns follow.
     """
     messages = record.get("messages")
     if not isinstance(messages, list):
@@ -53,26 +52,26 @@ def check_record(record: Record, path: str | PathLike[str], line: int) -> list[s
 
 
 def get_texts(record: Record) -> tuple[str, str]:
-    """(system text, user text) of a checked record."""
+    """Return (system text, user text) of a checked record."""
     return record["messages"][0]["content"], record["messages"][1]["content"]
 
 
 def get_uid(system: str, user: str) -> str:
-    """Identity of a prompt: 32 hexadecimal digits of SHA-256 over its texts, whatever else the record holds."""
+    """Identify a prompt by its texts alone: the first 32 hexadecimal digits of their SHA-256."""
     return hashlib.sha256(f"{system}{SEPARATOR}{user}".encode()).digest()[:16].hex()
 
 
 def get_answer_text(record: Record) -> str:
-    """The assistant's answer, several turns (reasoning, then answer) joined by a line feed.
+    """Return the assistant's answer; several turns (reasoning, then answer) are joined by line feeds.
 
-    Turns with `"loss": false` are left out: nothing may be learnt from them, so that no label is read from them.
+    Turns with `"loss": false` are left out. They are not meant for training, so no label is read from them either.
     """
     turns = [m["content"] for m in record["messages"] if m["role"] == "assistant" and m.get("loss") is not False]
     return "\n".join(turns)
 
 
 def check_label(record: Record, label_fields: Sequence[str], path: str | PathLike[str], line: int) -> list[str]:
-    """The problem of the record's label field (the first one that is there): a value that is no finite number."""
+    """List the problem of a record's label: the first label field that is present must contain a finite number."""
     for field in label_fields:
         value = record.get(field)
         if value is not None:
@@ -81,7 +80,7 @@ def check_label(record: Record, label_fields: Sequence[str], path: str | PathLik
 
 
 def is_finite(value: Any) -> bool:
-    """Whether the value is a number (no boolean, no text) that a float holds."""
+    """Whether the value is a number, not a boolean or text, that fits into a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -91,10 +90,10 @@ def is_finite(value: Any) -> bool:
 
 
 def get_label(record: Record, origin: str, label_fields: Sequence[str], answer_key: str | None) -> float | None:
-    """The true value of a checked record, None where it holds none.
+    """Return the true value of a checked record, or None.
 
-    It is the first of `label_fields` that is present and not null; else, for origin `sft` only, the value in the
-    assistant's answer. The assistant turn of a `grpo` record is a placeholder and never gives a label.
+    It is the first of `label_fields` that is present and not null. Without such a field, it is the value in the
+    assistant's answer for origin `sft` only: the assistant turn of a `grpo` record is a placeholder.
     """
     for field in label_fields:
         if record.get(field) is not None:

@@ -1,9 +1,10 @@
-"""Train, val and test: which record goes where, the files of a split, and reading them back."""
+"""Splits (train, val, test): assign the teacher's answers to them, write their files, and read them back."""
 
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
@@ -30,10 +31,10 @@ FIELDS = {
 
 
 def get_split(uid: str, seed: int, val_fraction: Fraction, test_fraction: Fraction) -> str:
-    """The split of a record, by the hash of seed and uid alone: other records never move it.
+    """Return a record's split. It depends on the hash of seed and uid alone, so other records never change it.
 
-    Test is the lower end of the unit interval, val the upper one, so that a changed fraction moves records between
-    that split and train only, never between val and test.
+    Test is the lower end of the hash range and val the upper end. A changed fraction therefore moves records between
+    that split and train only.
     """
     place = hash_uid("split", seed, uid)
     if place < test_fraction * HASHES:
@@ -42,10 +43,10 @@ def get_split(uid: str, seed: int, val_fraction: Fraction, test_fraction: Fracti
 
 
 def check_answer(record: dict[str, Any], path: Path, line: int) -> None:
-    """Refuse what no teacher step writes.
+    """Check the fields of a teacher's answer.
 
     Raises:
-        InputError: a field is missing or of another type; names file, line and field.
+        InputError: a field is missing or has another type; names file, line and field.
     """
     raise_problems(
         (
@@ -58,23 +59,23 @@ def check_answer(record: dict[str, Any], path: Path, line: int) -> None:
 
 
 def read_usable(path: Path, unusable: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield the usable answers; counts the others in `unusable` by their problem.
+    """Yield the usable answers and count the others in `unusable` by their problem.
 
     Raises:
-        InputError: a record is malformed, or the answers of a prompt are not one after the other, by sample.
+        InputError: a record is malformed, or the answers to a prompt are not consecutive and ordered by sample.
     """
     lines: dict[str, int] = {}
     last = ("", -1)
     for line, record in read_jsonl(path):
-        record.setdefault("sample", 0)  # not there in files from before a prompt could have several answers
+        record.setdefault("sample", 0)  # missing in files of versions with one answer per prompt
         check_answer(record, path, line)
         uid, sample = record["uid"], record["sample"]
         first = lines.setdefault(uid, line)
         if uid != last[0] and first != line:
-            expected = f"a prompt's answers one after the other (line {first} has one of this prompt)"
+            expected = f"the answers to a prompt on consecutive lines (line {first} has the same prompt)"
             raise InputError(format_problem(path, line, "uid", expected, uid))
         if uid == last[0] and sample <= last[1]:
-            expected = f"another answer of the prompt of line {first}, a number above {last[1]}"
+            expected = f"a number above {last[1]} for another answer to the prompt of line {first}"
             raise InputError(format_problem(path, line, "sample", expected, sample))
         last = (uid, sample)
         if record["usable"]:
@@ -84,26 +85,28 @@ def read_usable(path: Path, unusable: Counter[str]) -> Iterator[dict[str, Any]]:
 
 
 def get_chat(record: dict[str, Any], target: str | None = None) -> dict[str, Any]:
-    """The line of a split's .jsonl: the teacher's raw output is the assistant turn.
+    """Convert a teacher's answer to a record of a split's .jsonl file.
 
     Args:
-        target: `original` takes the record's original output instead. Where it is given, the line says which it has.
+        record: the teacher's answer.
+        target: assistant turn: `teacher` for the teacher's raw output, `original` for the record's original output.
+            None is like `teacher`, without a `target` field in the result.
     """
     answer = record["original_output"] if target == "original" else record["raw_output"]
     texts = {"system": record["system"], "user": record["prompt"], "assistant": answer}
     messages = [{"role": role, "content": text} for role, text in texts.items()]
     known = {key: record[key] for key in ("id", "uid", "sample", "origin", "label", "finish_reason")}
     if target == "original":
-        known["finish_reason"] = "stop"  # a person's answer is whole
+        known["finish_reason"] = "stop"  # an original answer is never cut off
     mixed = {"target": target} if target else {}
     original = {"original_output": record["original_output"]} if "original_output" in record else {}
     return {**known, **mixed, **original, "messages": messages}
 
 
 def choose_target(record: dict[str, Any], split: str, original_fraction: Fraction, seed: int) -> str | None:
-    """What a record is trained on, `teacher` or `original`; None where targets are not mixed.
+    """Return the target that a record is trained on, `teacher` or `original`; None if targets are not mixed.
 
-    Test is the teacher's answer always, and so is a record without an original one.
+    Records in test and records without an original answer always have the teacher's answer as target.
     """
     if not original_fraction:
         return None
@@ -112,17 +115,49 @@ def choose_target(record: dict[str, Any], split: str, original_fraction: Fractio
 
 
 def get_lines(chat: dict[str, Any]) -> tuple[str, str]:
-    """(source, target) of a chat record, not yet escaped: the prompt's texts with a blank line between, the answer."""
+    """Return (source, target) of a chat record, not escaped: system and user text with a blank line between; answer."""
     system, user, assistant = (message["content"] for message in chat["messages"])
     return f"{system}\n\n{user}", assistant
 
 
 def write_chat(chat: dict[str, Any], files: dict[str, IO[str]]) -> None:
-    """Write one record to the three files of its split."""
+    """Write a record to the three files of its split."""
     source, target = get_lines(chat)
     files["source"].write(escape_line(source) + "\n")
     files["target"].write(escape_line(target) + "\n")
     files["jsonl"].write(dump_json(chat) + "\n")
+
+
+@contextmanager
+def open_splits(folder: Path) -> Iterator[dict[str, dict[str, IO[str]]]]:
+    """Open the three files of each split for atomic writing, as `files[split][kind]`.
+
+    If the block succeeds, the .jsonl files are renamed last; if it fails, no file is changed.
+    """
+    with ExitStack() as stack:
+        # The stack closes files in reverse order, and closing a file renames it.
+        files: dict[str, dict[str, IO[str]]] = {split: {} for split in SPLITS}
+        for kind in ("jsonl", "target", "source"):
+            for split in SPLITS:
+                files[split][kind] = stack.enter_context(write_atomically(folder / f"{split}.{kind}"))
+        yield files
+
+
+@dataclass
+class Counts:
+    """What became of the answers.
+
+    Attributes:
+        records: records written, by split.
+        unusable: unusable answers, by problem.
+        further: usable answers left out because an earlier answer to the same prompt was written.
+        originals: records whose target is the original answer.
+    """
+
+    records: Counter[str] = field(default_factory=Counter)
+    unusable: Counter[str] = field(default_factory=Counter)
+    further: int = 0
+    originals: int = 0
 
 
 def split_answers(
@@ -133,104 +168,97 @@ def split_answers(
     out: Path,
     original_fraction: Fraction = Fraction(0),
 ) -> Counter[str]:
-    """Write `{train,val,test}.{source,target,jsonl}` of the usable answers into `out`.
+    """Write the usable answers as `{train,val,test}.{source,target,jsonl}` into a folder.
 
-    Of a prompt with several, train takes all; val and test take the first, so that each prompt counts once. Of a prompt
-    whose target is the original answer each split takes one.
+    If a prompt has several answers, train contains all of them; val and test contain the first, so that each prompt
+    counts once. A prompt whose target is the original answer is written once in every split. Each file is written
+    atomically, the .jsonl files last; on an error no file is changed.
 
     Args:
+        answers: JSONL file of the teacher's answers.
+        val_fraction: share of the prompts in val.
+        test_fraction: share of the prompts in test.
+        seed: seed that decides the split of each prompt.
+        out: folder of the nine files.
         original_fraction: share of the prompts in train and val whose target is the original answer.
 
-    Each file appears whole or not at all, the .jsonl files last; on an error none of them is touched.
-
     Returns:
-        How many records each split holds.
+        Number of records by split.
 
     Raises:
-        InputError: malformed or duplicate records, fractions that leave nothing to train, empty train or test.
+        InputError: a record is malformed or duplicate, the fractions leave nothing for train, or train or test is
+            empty.
     """
     if val_fraction + test_fraction >= 1:
-        raise InputError(f"val and test fraction must be below 1 together, found {val_fraction} and {test_fraction}")
-    counts: Counter[str] = Counter()
-    unusable: Counter[str] = Counter()
-    with ExitStack() as stack:
-        # The stack closes in reverse, and closing gives a file its name: what is opened first appears last.
-        files: dict[str, dict[str, IO[str]]] = {split: {} for split in SPLITS}
-        for kind in ("jsonl", "target", "source"):
-            for split in SPLITS:
-                files[split][kind] = stack.enter_context(write_atomically(out / f"{split}.{kind}"))
-        further, originals, last = 0, 0, ""
-        for record in read_usable(answers, unusable):
+        raise InputError(
+            f"val_fraction + test_fraction: expected a sum below 1, found {val_fraction} + {test_fraction}"
+        )
+    counts = Counts()
+    with open_splits(out) as files:
+        last = ""
+        for record in read_usable(answers, counts.unusable):
             split = get_split(record["uid"], seed, val_fraction, test_fraction)
             target = choose_target(record, split, original_fraction, seed)
             if (split != "train" or target == "original") and record["uid"] == last:
-                further += 1
+                counts.further += 1
                 continue
             last = record["uid"]
             write_chat(get_chat(record, target), files[split])
-            counts[split] += 1
-            originals += target == "original"
-        check_counts(answers, counts, further, unusable, val_fraction, test_fraction)
+            counts.records[split] += 1
+            counts.originals += target == "original"
+        check_counts(answers, counts, val_fraction, test_fraction)
         if original_fraction:
-            logger.info("%s: %d of the records in train and val have the original answer as target", answers, originals)
-    return counts
+            text = "%s: %d of the records in train and val have the original answer as target"
+            logger.info(text, answers, counts.originals)
+    return counts.records
 
 
-def check_counts(
-    answers: Path,
-    counts: Counter[str],
-    further: int,
-    unusable: Counter[str],
-    val_fraction: Fraction,
-    test_fraction: Fraction,
-) -> None:
-    """Log the summary; an empty val that was asked for is a warning.
-
-    Args:
-        further: usable answers to prompts that count once, beyond each one's first.
+def check_counts(answers: Path, counts: Counts, val_fraction: Fraction, test_fraction: Fraction) -> None:
+    """Log a summary; warn if val is empty although its fraction is not 0.
 
     Raises:
-        InputError: train or test holds no record.
+        InputError: train or test is empty.
     """
-    shares = " + ".join(f"{counts[split]} {split}" for split in SPLITS)
+    records, unusable = counts.records, counts.unusable
+    parts = " + ".join(f"{records[split]} {split}" for split in SPLITS)
+    parts += f" + {counts.further} further answers to the same prompts" if counts.further else ""
     reasons = "".join(f"; {n} {problem}" for problem, n in unusable.most_common())
-    shares += f" + {further} further ones of prompts that count once" if further else ""
-    total = counts.total() + further + unusable.total()
-    summary = f"{answers}: {total} answers = {shares} + {unusable.total()} unusable{reasons}"
-    if not counts["train"] or not counts["test"]:
-        empty = " and ".join(split for split in ("train", "test") if not counts[split])
+    total = records.total() + counts.further + unusable.total()
+    summary = f"{answers}: {total} answers = {parts} + {unusable.total()} unusable{reasons}"
+    if not records["train"] or not records["test"]:
+        empty = " and ".join(split for split in ("train", "test") if not records[split])
         advice = "take more records (mix.grpo_fraction, mix.sft_fraction), raise split.test_fraction"
-        if unusable.total() > counts.total():
+        if unusable.total() > records.total():
             advice = "look at raw_output of the unusable answers (teacher.model, teacher.adapter, max_new_tokens)"
         fractions = f"val_fraction {float(val_fraction):g}, test_fraction {float(test_fraction):g}"
         raise InputError(f"no record for {empty}; {summary}\n  {fractions}: {advice} or change split.seed")
     logger.info("%s", summary)
-    if val_fraction and not counts["val"]:
-        logger.warning("%s: val holds no record, so that training cannot report a validation loss", answers)
+    if val_fraction and not records["val"]:
+        logger.warning("%s: val is empty, so training cannot report a validation loss", answers)
 
 
 def check_chat(chat: dict[str, Any], path: Path, line: int) -> None:
-    """Refuse a record whose messages are not system, user, assistant, each with a text.
+    """Check that a record's messages are system, user and assistant, each with text.
 
     Raises:
-        InputError: names file and line.
+        InputError: they are not; names file and line.
     """
     messages = chat.get("messages")
     turns = messages if isinstance(messages, list) and all(isinstance(m, dict) for m in messages) else []
     roles = [turn.get("role") for turn in turns if isinstance(turn.get("content"), str)]
     if roles != ["system", "user", "assistant"]:
-        raise InputError(format_problem(path, line, "messages", "system, user and assistant with texts", messages))
+        raise InputError(format_problem(path, line, "messages", "system, user and assistant with text", messages))
 
 
 def read_line(file: IO[bytes], path: Path, line: int) -> str:
-    """The next line of a .source or .target file, unescaped.
+    """Read and unescape the next line of a .source or .target file.
 
     Raises:
-        InputError: the file ends, or the line is not as `escape_line` writes it; names file and line.
+        InputError: the file has no further whole line, or the line is not valid; names file and line.
     """
     raw = file.readline()
     if not raw.endswith(b"\n"):
-        expected = "a whole line for each record of the .jsonl"
+        expected = "a whole line for each record of the .jsonl file"
         raise InputError(format_problem(path, line, "line", expected, raw or "the end of the file"))
     try:
         return unescape_line(raw[:-1].decode())
@@ -239,10 +267,12 @@ def read_line(file: IO[bytes], path: Path, line: int) -> str:
 
 
 def stream_split(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the chat records of a split (`train`, `val` or `test`), checked line by line against .source and .target.
+    """Yield the chat records of a split (`train`, `val` or `test`).
+
+    Each record is checked against its lines in .source and .target.
 
     Raises:
-        InputError: the three files do not agree or one is malformed; names file and line.
+        InputError: a file is malformed, or the three files differ; names file and line.
     """
     paths = {kind: Path(folder) / f"{name}.{kind}" for kind in ("source", "target", "jsonl")}
     with open(paths["source"], "rb") as source, open(paths["target"], "rb") as target:
@@ -261,9 +291,9 @@ def stream_split(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def read_split(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The records of a split, as `stream_split` yields them.
+    """Read all records of a split, checked as in `stream_split`.
 
-    Each has `id`, `uid`, `sample`, `origin`, `label`, `finish_reason` and `messages`; in train, a uid may come several
-    times, each with another sample.
+    Each has `id`, `uid`, `sample`, `origin`, `label`, `finish_reason` and `messages`. Several records in train may have
+    the same uid, each with a different sample.
     """
     return list(stream_split(folder, name))

@@ -1,1 +1,1 @@
-"""What people look at: figures, tables as text, the page of answers. May import evaluation and common."""
+"""The report: figures, tables as text, and the page of answers. May import evaluation and common."""

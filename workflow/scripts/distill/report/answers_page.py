@@ -1,7 +1,7 @@
-"""The HTML page of a category's answers side by side: fixed questions, then test prompts, a column a model.
+"""The HTML page of a category's answers side by side: fixed questions, then test prompts, with a column per model.
 
-Prompts and answers are data: they are escaped, and the page's policy lets no script or style run but its own. The page
-is one file that asks for no other.
+Prompts and answers are data: they are escaped, and the page's content security policy allows its own script and style
+only. The page is a single file that loads nothing else.
 """
 
 import base64
@@ -20,17 +20,16 @@ from distill.common.errors import InputError, raise_problems
 from distill.common.files import read_jsonl, write_atomically
 from distill.common.names import TEACHER
 from distill.evaluation.prediction_files import FIELDS, check_same_records, find_problems
-from distill.evaluation.score_table import is_base, order_models
+from distill.evaluation.score_table import is_base_of, order_models
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 PARTS = tuple(TEMPLATES / f"answers.{suffix}" for suffix in ("html.j2", "css", "js"))
 TONES = 6  # colours of students in answers.css; tone 0 is the teacher's
-REFERENCE = "(reference)"  # no model's name has brackets
-
+REFERENCE = "(reference)"  # names of models have no brackets
 
 HAN, KANA, HANGUL = (re.compile(chars) for chars in ("[\u3400-\u9fff]", "[\u3041-\u30fe]", "[\uac00-\ud7a3]"))
-UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # what HTML cannot hold
-LARGEST = 690.0  # nats a token whose perplexity a float still holds
+NOT_HTML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # not allowed in HTML
+MAX_NLL = 690.0  # nats per token; the perplexity of a larger value overflows a float
 
 TEXTS = {name: ("a string", lambda value: isinstance(value, str)) for name in ("system", "prompt")}
 ASKED = TEXTS | {name: FIELDS[name] for name in ("uid", "prediction", "finish_reason")}
@@ -39,7 +38,15 @@ Record = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """One model's place on the page, or the reference's."""
+    """The column of a model or of the reference.
+
+    Attributes:
+        key: name of the model, or REFERENCE.
+        name: heading.
+        role: remark beside the heading.
+        tone: number of its colour in answers.css.
+        is_base: whether the model is a student before distillation.
+    """
 
     key: str
     name: str
@@ -49,7 +56,7 @@ class Column(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one column says to one prompt; `flags` are what the page filters by."""
+    """One column's answer to one prompt; the page filters by `flags`."""
 
     column: Column
     text: str
@@ -59,7 +66,7 @@ class Answer(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One prompt and its answers."""
+    """One prompt with its answers."""
 
     anchor: str
     system: str
@@ -69,10 +76,14 @@ class Card(NamedTuple):
 
 
 def read_answers(paths: Sequence[str | PathLike[str]], suffix: str) -> dict[str, list[Record]]:
-    """Records of each model, in the order of its file; the model is the folder of `…/{model}/{category}{suffix}`.
+    """Read the records of each model, in the order of its file.
+
+    Args:
+        paths: files `…/{model}/{category}{suffix}`, one per model.
+        suffix: `.predictions.jsonl` or `.questions.jsonl`.
 
     Raises:
-        InputError: a broken record, two files of one model, or files that do not hold the same prompts.
+        InputError: a record is broken, two files belong to one model, or the files hold different prompts.
     """
     fields = ASKED if suffix == ".questions.jsonl" else FIELDS | TEXTS
     problems: list[str] = []
@@ -82,7 +93,7 @@ def read_answers(paths: Sequence[str | PathLike[str]], suffix: str) -> dict[str,
         problems += find_problems(path, lines, fields)
         model = Path(path).absolute().parent.name
         if not Path(path).name.endswith(suffix) or model in found:
-            raise InputError(f"{path}: expected one file MODEL/CATEGORY{suffix} a model")
+            raise InputError(f"{path}: expected one file MODEL/CATEGORY{suffix} per model")
         found[model] = [record for _, record in lines]
     raise_problems(problems, "answers")
     check_same_records(dict(zip(map(str, paths), found.values(), strict=True)))
@@ -90,29 +101,29 @@ def read_answers(paths: Sequence[str | PathLike[str]], suffix: str) -> dict[str,
 
 
 def order_columns(models: Sequence[str]) -> list[Column]:
-    """The reference, the teacher, then each student behind itself before distillation."""
+    """The columns: reference, teacher, then the students, each preceded by its `_base`."""
     models = order_models(models)
-    places: list[str] = []
+    ordered: list[str] = []
     for model in models:
-        if is_base(model, models):  # stands behind its student there
-            places.insert(len(places) - 1, model)
+        if is_base_of(model, models):  # follows its student in `models`
+            ordered.insert(len(ordered) - 1, model)
         else:
-            places.append(model)
-    students = [model for model in models if model != TEACHER and not is_base(model, models)]
-    columns = [Column(REFERENCE, "reference", "what scores are against", 0, False)]
-    for model in places:
-        base = is_base(model, models)
-        role = "before distillation" if base else ""
-        student = model.removesuffix("_base") if base else model
+            ordered.append(model)
+    students = [model for model in models if model != TEACHER and not is_base_of(model, models)]
+    columns = [Column(REFERENCE, "reference", "used for the scores", 0, False)]
+    for model in ordered:
+        is_base = is_base_of(model, models)
+        role = "before distillation" if is_base else ""
+        student = model.removesuffix("_base") if is_base else model
         tone = 0 if model == TEACHER else students.index(student) % TONES + 1
-        columns.append(Column(model, model, role, tone, base))
+        columns.append(Column(model, model, role, tone, is_base))
     return columns
 
 
 def choose_records(records: Sequence[Record], most: int) -> list[Record]:
-    """At most `most` records in their order: those whose uid's hash is smallest.
+    """Choose at most `most` records, those with the smallest hash of their uid; their order stays.
 
-    A record that is added takes the place of one at most.
+    The choice is stable: a new record replaces at most one of them.
     """
     ranks = {record["uid"]: hashlib.sha256(record["uid"].encode()).digest() for record in records}
     chosen = set(sorted(ranks, key=ranks.__getitem__)[:most])
@@ -120,7 +131,10 @@ def choose_records(records: Sequence[Record], most: int) -> list[Record]:
 
 
 def guess_language(text: str) -> str:
-    """`zh`, `ja` or `ko` where a tenth of the text is in their scripts, for the right glyphs; else empty, unknown."""
+    """The language tag that selects the right glyphs: `zh`, `ja` or `ko` if a tenth of the text is in its script.
+
+    Any other text has the empty tag, which means unknown.
+    """
     han, kana, hangul = (len(script.findall(text)) for script in (HAN, KANA, HANGUL))
     if 10 * (han + kana + hangul) < len(text) or not text:
         return ""
@@ -130,22 +144,28 @@ def guess_language(text: str) -> str:
 
 
 def format_perplexity(record: Record) -> str | None:
-    """Perplexity of the reference under the record's model; None where it was not measured."""
+    """The model's perplexity of the reference as text; None if it was not measured."""
     if not record.get("nll_tokens") or record.get("nll") is None:
         return None
     mean = record["nll"] / record["nll_tokens"]
-    return f"{math.exp(mean):.3g}" if mean < LARGEST else "over 1e+299"
+    return f"{math.exp(mean):.3g}" if mean < MAX_NLL else "over 1e+299"
 
 
 def build_answer(column: Column, record: Record, is_tested: bool) -> Answer:
-    """A model's answer with what is told about it; a fixed question has no reference to compare with."""
+    """A model's answer with its warnings and facts.
+
+    Args:
+        column: the model's column.
+        record: the prediction.
+        is_tested: whether the prompt is a test prompt; fixed questions have no reference.
+    """
     flags, warnings, facts = [], [], []
     if record["finish_reason"] == "length":
         flags.append("cut")
-        warnings.append("cut off")
+        warnings.append("truncated")
     if is_tested and not record["usable"]:
         flags.append("unusable")
-        warnings.append(f"not usable: {record.get('problem') or 'no reason is given'}")
+        warnings.append(f"not usable: {record.get('problem') or 'no reason given'}")
     if (tokens := record.get("generated_tokens")) is not None:
         facts.append(f"{tokens:,} token{'' if tokens == 1 else 's'}")
     if is_tested and record["parsed_value"] is not None:
@@ -158,23 +178,23 @@ def build_answer(column: Column, record: Record, is_tested: bool) -> Answer:
 
 
 def show(text: str) -> str:
-    """Text as HTML can hold it: control characters and halves of surrogate pairs become �."""
-    return UNSEEN.sub("\ufffd", text)
+    """The text with � in place of characters that HTML does not allow: control characters and lone surrogates."""
+    return NOT_HTML.sub("\ufffd", text)
 
 
 def build_cards(
-    found: Mapping[str, Sequence[Record]], columns: Sequence[Column], chosen: Sequence[Record], kind: str
+    answers_by_model: Mapping[str, Sequence[Record]], columns: Sequence[Column], chosen: Sequence[Record], kind: str
 ) -> list[Card]:
-    """A card for each of the chosen records.
+    """A card for each chosen record.
 
     Args:
-        found: of `read_answers`.
-        columns: of `order_columns`.
-        chosen: records of one of the models.
-        kind: `question` or `test`; also begins the cards' anchors.
+        answers_by_model: from `read_answers`.
+        columns: from `order_columns`.
+        chosen: records of any one model.
+        kind: `question` or `test`; also the prefix of the cards' anchors.
     """
     is_tested = kind == "test"
-    by_uid = {model: {record["uid"]: record for record in records} for model, records in found.items()}
+    by_uid = {model: {record["uid"]: record for record in records} for model, records in answers_by_model.items()}
     cards = []
     for number, record in enumerate(chosen, start=1):
         answers = []
@@ -192,10 +212,10 @@ def render_page(category: str, tests: dict[str, list[Record]], questions: dict[s
     """The page as HTML.
 
     Args:
-        category: whose answers they are.
-        tests: predictions of each model, from `read_answers`.
-        questions: answers to the fixed questions, likewise; empty where there are none.
-        most: test prompts on the page; the page says how many there are.
+        category: name of the category.
+        tests: predictions by model, from `read_answers`.
+        questions: answers to the fixed questions by model, from `read_answers`; may be empty.
+        most: maximum number of test prompts on the page.
     """
     columns = order_columns(list(tests))
     predictions = next(iter(tests.values()))
@@ -226,7 +246,7 @@ def render_page(category: str, tests: dict[str, list[Record]], questions: dict[s
 
 
 def build_policy(css: str, script: str) -> str:
-    """Content-Security-Policy by which nothing is loaded, and no style or script runs but these."""
+    """Content-Security-Policy that allows this style and this script only, and loads nothing."""
     digests = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in
                (("style", css), ("script", script))}  # fmt: skip
     allowed = "; ".join(f"{name}-src 'sha256-{digest}'" for name, digest in digests.items())
@@ -234,6 +254,6 @@ def build_policy(css: str, script: str) -> str:
 
 
 def write_page(path: str | PathLike[str], html: str) -> None:
-    """Write a page, whole or not at all."""
+    """Write the page atomically."""
     with write_atomically(path) as file:
         file.write(html)

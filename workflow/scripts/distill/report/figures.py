@@ -1,9 +1,9 @@
 """Figures of the report: training curves, scores with intervals, predicted against true values.
 
-All are grids of small panels, a row a category.
+Each figure is a grid of small panels with a row per category.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from distill.common.errors import InputError, format_problem
 from distill.common.files import read_jsonl
 from distill.common.names import TEACHER
-from distill.evaluation.score_table import Score, is_base, order_categories, order_models
+from distill.evaluation.metrics import Metric, select_drawn
+from distill.evaluation.score_table import Score, is_base_of, order_categories, order_models
 from distill.report.panels import (
     DASHED,
     GREY,
@@ -29,9 +30,9 @@ from distill.report.panels import (
     wrap_name,
 )
 
-LOG_RATIO = 30  # from this ratio of largest to smallest on, a positive metric stands on a log axis
+LOG_RATIO = 30  # ratio of largest to smallest score above which a log axis is used
 TICK_STEPS = (1, 2, 2.5, 5, 10)
-MANY_POINTS = 1000  # from here on, a panel's points are drawn as an image inside the SVG
+MANY_POINTS = 1000  # from this number on, the points of a panel are an image inside the SVG: the file stays small
 
 CURVES = {
     "loss": "training loss",
@@ -39,32 +40,10 @@ CURVES = {
     "kd": "distillation term",
     "val_loss": "validation loss",
 }
-METRICS = {
-    "coverage": "coverage (share)",
-    "mae": "MAE",
-    "ic": "IC (Spearman)",
-    "direction_accuracy": "direction accuracy",
-    "ppl": "perplexity",
-    "agreement": "agreement (share)",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "rougeL": "ROUGE-L F1",
-    "fdistill_coverage": "fdistill coverage\n(perplexity)",
-    "fdistill_likelihood": "fdistill likelihood\n(perplexity)",
-    "length_ratio": "length (ratio)",
-    "repetition": "repetition (share)",
-    "distinct1": "distinct-1 (share)",
-    "distinct2": "distinct-2 (share)",
-}
-RANGES = {"coverage": 1, "direction_accuracy": 1, "agreement": 1, "bleu": 100, "chrf": 100, "rougeL": 100}
-
-
-FROM_0 = ("mae", "length_ratio", "repetition", "distinct1", "distinct2")
-LOG_METRICS = ("mae", "ppl", "fdistill_coverage", "fdistill_likelihood")
 
 
 class TrainingLog(NamedTuple):
-    """One training run: whose it is, and its logged lines in the order of steps."""
+    """The log of one training run, its lines sorted by step."""
 
     student: str
     category: str
@@ -72,7 +51,16 @@ class TrainingLog(NamedTuple):
 
 
 class Values(NamedTuple):
-    """One panel of `draw_values`: predicted and true values, shape (n,) each, and how many answers gave none."""
+    """One panel of `draw_values`.
+
+    Attributes:
+        model: name of the evaluated model.
+        category: name of the category.
+        predicted: values of usable answers with a label, (n,).
+        true: their labels, (n,).
+        unusable: number of unusable answers.
+        records: number of all answers.
+    """
 
     model: str
     category: str
@@ -83,12 +71,12 @@ class Values(NamedTuple):
 
 
 def read_training_log(path: str | PathLike[str]) -> TrainingLog:
-    """A training log; student and category come from its path `…/{student}/{category}/training_log.jsonl`.
+    """Read a training log; student and category come from its path `…/{student}/{category}/training_log.jsonl`.
 
-    A run that was killed and resumed has logged some steps twice: the later line counts.
+    A run that was killed and resumed has logged some steps twice; the later line counts.
 
     Raises:
-        InputError: no line at all, or one without a step.
+        InputError: the log is empty, or a line has no step.
     """
     lines: dict[tuple[int, bool], dict[str, Any]] = {}
     for number, line in read_jsonl(path):
@@ -102,13 +90,13 @@ def read_training_log(path: str | PathLike[str]) -> TrainingLog:
 
 
 def pick_curve(log: TrainingLog, field: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged field, without the lines that do not have it."""
+    """Steps and values of one logged field; lines without the field are left out."""
     points = [(line["step"], line[field]) for line in log.lines if line.get(field) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> None:
-    """Loss, its two terms and the validation loss against the step: a row a category, a line a student."""
+    """Draw the loss, its two terms and the validation loss over the steps: a row per category, a line per student."""
     categories = order_categories(log.category for log in logs)
     students = order_models(log.student for log in logs)
     colors = choose_colors(students)
@@ -132,37 +120,28 @@ def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> Non
         add_legend(figure, [Line2D([], [], color=colors[student]) for student in students], students)
 
 
-def choose_metrics(found: Iterable[str]) -> list[str]:
-    """What is drawn of the metrics that there are, in order; fdistill's likelihood is the perplexity over again."""
-    names = set(found)
-    twice = {"fdistill_likelihood"} if "ppl" in names else set()
-    return [metric for metric in METRICS if metric in names - twice]
-
-
 def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
-    """Every metric with its 95 % interval: a row a category, a column a metric, a line of the panel a model."""
+    """Draw scores with 95 % intervals: a row per category, a column per metric, a line in each panel per model."""
     categories = order_categories(score.category for score in scores)
     models = order_models(score.model for score in scores)
-    metrics = choose_metrics(score.metric for score in scores)
-    if not metrics:
-        raise InputError(f"no metric to draw: expected at least one of {', '.join(METRICS)}")
+    metrics = select_drawn(score.metric for score in scores)
     colors = choose_colors(models)
     by_key = {(score.category, score.metric, score.model): score for score in scores}
     with drawing(path) as figure:
-        panels = make_metric_panels(figure, categories, metrics, 0.5 + 0.15 * len(models))
+        panels = make_metric_panels(figure, categories, len(metrics), 0.5 + 0.15 * len(models))
         for row, category in zip(panels, categories, strict=True):
             for axes, metric in zip(row, metrics, strict=True):
-                cells = {model: by_key.get((category, metric, model)) for model in models}
+                cells = {model: by_key.get((category, metric.name, model)) for model in models}
                 draw_score_panel(axes, cells, colors)
         panels[0, 0].set_yticks(range(len(models)), labels=models)
         panels[0, 0].set_ylim(len(models) - 0.4, -0.6)
         for column, metric in zip(panels.T, metrics, strict=True):
-            column[0].set_title(METRICS[metric])
-            set_score_scale(column[0], metric, [score for score in scores if score.metric == metric])
+            column[0].set_title(metric.title)
+            set_score_scale(column[0], metric, [score for score in scores if score.metric == metric.name])
 
 
 def draw_score_panel(axes: Axes, cells: Mapping[str, Score | None], colors: Mapping[str, str]) -> None:
-    """One metric in one category; the teacher's figure also stands as a dashed line, a base model as a ring."""
+    """Draw one metric in one category; a dashed line marks the teacher's score, and base models are rings."""
     for place, (model, score) in enumerate(cells.items()):
         if score is None or score.value is None:
             axes.annotate("undefined" if score else "none", (0.02, place), xycoords=("axes fraction", "data"),
@@ -172,36 +151,32 @@ def draw_score_panel(axes: Axes, cells: Mapping[str, Score | None], colors: Mapp
             axes.axvline(score.value, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=1)
         if score.ci_low is not None and score.ci_high is not None:
             axes.plot([score.ci_low, score.ci_high], [place, place], color=colors[model], linewidth=1.4)
-        face = "white" if is_base(model, cells) else colors[model]
+        face = "white" if is_base_of(model, cells) else colors[model]
         axes.plot([score.value], [place], "o", color=colors[model], markerfacecolor=face, markersize=4)
     axes.grid(axis="y", visible=False)
 
 
-def set_score_scale(axes: Axes, metric: str, scores: Sequence[Score]) -> None:
-    """From 0 to the end of the metric's range where it has one; a log axis where errors or perplexities lie far apart.
-
-    The axis is shared by the metric's whole column.
-    """
+def set_score_scale(axes: Axes, metric: Metric, scores: Sequence[Score]) -> None:
+    """Set limits, scale and ticks of the x axis that the panels of a metric share; see `Metric`."""
     values = [score.value for score in scores if score.value is not None]
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=TICK_STEPS))
-    if metric in RANGES:
-        end = RANGES[metric]
-        axes.set_xlim(-0.04 * end, 1.04 * end)
-        axes.set_xticks([0, end / 2, end])
-    elif metric in LOG_METRICS and values and 0 < LOG_RATIO * min(values) < max(values):
+    if metric.limit is not None:
+        axes.set_xlim(-0.04 * metric.limit, 1.04 * metric.limit)
+        axes.set_xticks([0, metric.limit / 2, metric.limit])
+    elif metric.can_be_log and values and 0 < LOG_RATIO * min(values) < max(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value >= 1e5 else f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    elif metric in FROM_0:
+    elif metric.starts_at_0:
         axes.set_xlim(left=0)
 
 
 def read_values(path: str | PathLike[str]) -> Values:
-    """Values of one predictions file; model and category come from `…/{model}/{category}.predictions.jsonl`.
+    """Read the values of one prediction file; model and category come from `…/{model}/{category}.predictions.jsonl`.
 
     Raises:
-        InputError: a record without the fields `usable`, `label` and `parsed_value`.
+        InputError: a record lacks one of the fields `usable`, `label` and `parsed_value`.
     """
     pairs, unusable, records = [], 0, 0
     for line, record in read_jsonl(path):
@@ -218,12 +193,12 @@ def read_values(path: str | PathLike[str]) -> Values:
 
 
 def draw_values(panels_values: Sequence[Values], path: str | PathLike[str], name: str = "value") -> None:
-    """Predicted against true value: a row a category, a column a model, all axes alike within a category.
+    """Draw predicted against true values: a row per category, a column per model, the same axes within a category.
 
     Args:
-        panels_values: a panel each.
-        path: of the figure.
-        name: what the values are, for the axes' labels.
+        panels_values: the values of each panel.
+        path: the figure.
+        name: name of the values, for the axis labels.
     """
     categories = order_categories(values.category for values in panels_values)
     models = order_models(values.model for values in panels_values)
@@ -231,7 +206,7 @@ def draw_values(panels_values: Sequence[Values], path: str | PathLike[str], name
     with drawing(path) as figure:
         panels = make_panels(figure, categories, len(models), (1.65, 2.1), sharex="row", sharey="row")
         for axes in panels[:, 1:].flat:
-            axes.set_axis_off()  # until there is something to draw
+            axes.set_axis_off()  # draw_value_panel turns it on: a model may lack a category
         for category, row in zip(categories, panels, strict=True):
             chosen = [values for values in panels_values if values.category == category]
             limit = choose_limit(chosen)
@@ -245,14 +220,14 @@ def draw_values(panels_values: Sequence[Values], path: str | PathLike[str], name
 
 
 def choose_limit(row: Sequence[Values]) -> float:
-    """Half the width of a category's axes: 1.3 times the largest true value but for the outermost 1 %."""
+    """Half the width of a category's axes: 1.3 times the 99 % quantile of the sizes of the true values."""
     sizes = np.abs(np.concatenate([values.true for values in row]))
     limit = 1.3 * float(np.quantile(sizes, 0.99)) if len(sizes) else 0.0
     return limit if limit > 0 else 1.0
 
 
 def draw_value_panel(axes: Axes, values: Values, limit: float, color: str) -> None:
-    """One model in one category; points beyond the axes stand on their edge as triangles and are counted."""
+    """Draw one model in one category; points beyond the axes are triangles on the edge, and the title counts them."""
     axes.set_axis_on()
     axes.set_aspect("equal")
     axes.plot([-limit, limit], [-limit, limit], color=GREY, linewidth=0.8, linestyle=DASHED)

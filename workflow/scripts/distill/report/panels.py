@@ -1,6 +1,6 @@
-"""What the report's figures share: style, colours, a grid of panels, and saving.
+"""Style, colours, grids of panels and saving for the figures of the report.
 
-Names of models and categories are data: nothing in them is markup. The same input gives the same bytes.
+Names of models and categories are data, never markup. The same input gives the same bytes.
 """
 
 import os
@@ -20,12 +20,12 @@ from distill.common.errors import InputError
 from distill.common.names import TEACHER
 from distill.evaluation.score_table import get_owner, order_models
 
-# Okabe and Ito's palette, told apart by colour-blind readers; black is the teacher's.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; the teacher is black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8a8a8a"
 DASHED = (0, (4, 3))
 STYLE: Any = {
-    "text.parse_math": False,  # a `$` in a name stays one
+    "text.parse_math": False,  # a `$` in a name is not math
     "svg.fonttype": "none",
     "svg.hashsalt": "distill",
     "font.family": "sans-serif",
@@ -46,15 +46,18 @@ STYLE: Any = {
     "lines.linewidth": 1.2,
 }
 FORMATS = ("svg", "png")
-MOST_COLUMNS = 8  # panels side by side that a report's width can hold
+MAX_COLUMNS = 8  # panels side by side that fit the width of a report
 
 
 @contextmanager
 def drawing(path: str | PathLike[str]) -> Iterator[Figure]:
-    """Yield an empty figure in the report's style; save it to `path` (.svg or .png), whole or not at all.
+    """Yield an empty figure in the report's style and save it to `path` atomically.
+
+    Args:
+        path: file with the suffix .svg or .png.
 
     Raises:
-        InputError: another suffix.
+        InputError: the file has another suffix.
     """
     target = Path(path)
     form = target.suffix.removeprefix(".")
@@ -74,7 +77,7 @@ def drawing(path: str | PathLike[str]) -> Iterator[Figure]:
 
 
 def choose_colors(models: Sequence[str]) -> dict[str, str]:
-    """Black for the teacher, one colour a student, the same for the student's `_base` and variants."""
+    """Black for the teacher and a colour per student, which its `_base` and variants share."""
     students = [model for model in order_models(models) if model != TEACHER and get_owner(model, models) == model]
     colors = {student: COLORS[i % len(COLORS)] for i, student in enumerate(students)}
     colors |= {model: colors[get_owner(model, models)] for model in models if model != TEACHER}
@@ -82,12 +85,23 @@ def choose_colors(models: Sequence[str]) -> dict[str, str]:
 
 
 def wrap_name(name: str, width: int) -> str:
-    """A name longer than `width` with line breaks behind some of its separators."""
+    """The name, with line breaks after separators if it is longer than `width` characters."""
     return re.sub(r"(.{8,}?[-_ .])(?=.)", r"\1\n", name) if len(name) > width else name
 
 
 def make_panels(figure: Figure, rows: Sequence[str], columns: int, size: tuple[float, float], **share: Any) -> Any:
-    """A grid of panels (rows, columns) of `size` inches each, with each row's name at its left edge."""
+    """A grid of panels with the name of each row at its left edge.
+
+    Args:
+        figure: the figure.
+        rows: names of the rows.
+        columns: number of columns.
+        size: width and height of a panel, inches.
+        share: `sharex` and `sharey` of `Figure.subplots`.
+
+    Returns:
+        Axes, (rows, columns).
+    """
     figure.set_size_inches(columns * size[0] + 1.4, len(rows) * size[1] + 0.8)
     panels = figure.subplots(len(rows), columns, squeeze=False, **share)
     for axes, name in zip(panels[:, 0], rows, strict=True):
@@ -95,32 +109,41 @@ def make_panels(figure: Figure, rows: Sequence[str], columns: int, size: tuple[f
     return panels
 
 
-def make_metric_panels(figure: Figure, rows: Sequence[str], metrics: Sequence[str], height: float) -> Any:
-    """Panels (rows, metrics), each `height` inches high, with one y axis; more than MOST_COLUMNS stand in blocks.
+def make_metric_panels(figure: Figure, rows: Sequence[str], metrics: int, height: float) -> Any:
+    """A grid with a row per category and a column per metric. The panels of a metric share their x axis.
 
-    A block is some metrics of all rows; the blocks stand one under the other. A metric's panels share their x axis.
+    More than MAX_COLUMNS metrics are split into blocks, one below the other; each block has all rows.
+
+    Args:
+        figure: the figure.
+        rows: names of the rows.
+        metrics: number of metrics.
+        height: height of a panel, inches.
+
+    Returns:
+        Axes, (rows, metrics).
     """
-    blocks = -(-len(metrics) // MOST_COLUMNS)
-    columns = -(-len(metrics) // blocks)
+    blocks = -(-metrics // MAX_COLUMNS)
+    columns = -(-metrics // blocks)
     grid = make_panels(figure, [*rows] * blocks, columns, (1.5, height), sharey=True)
-    panels = np.empty((len(rows), len(metrics)), dtype=object)
+    panels = np.empty((len(rows), metrics), dtype=object)
     for place in range(blocks * columns):
         block, column = divmod(place, columns)
-        of_metric = grid[block * len(rows) : (block + 1) * len(rows), column]
-        if place >= len(metrics):
-            for axes in of_metric:
+        column_panels = grid[block * len(rows) : (block + 1) * len(rows), column]
+        if place >= metrics:
+            for axes in column_panels:
                 axes.set_axis_off()
             continue
-        panels[:, place] = of_metric
-        for axes in of_metric[1:]:
-            axes.sharex(of_metric[0])
-        for axes in of_metric[:-1]:
+        panels[:, place] = column_panels
+        for axes in column_panels[1:]:
+            axes.sharex(column_panels[0])
+        for axes in column_panels[:-1]:
             axes.tick_params(labelbottom=False)
     return panels
 
 
 def add_legend(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """One legend above all panels."""
+    """Add one legend above all panels."""
     legend = figure.legend(handles, [""] * len(names), loc="outside upper center", ncols=min(len(names), 6))
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)  # set afterwards: matplotlib drops a legend label that begins with an underscore
+        text.set_text(name)  # not as a label: matplotlib drops labels with a leading underscore

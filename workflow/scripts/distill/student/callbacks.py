@@ -1,7 +1,6 @@
-"""What a training is watched for: its last step, broken numbers, a better validation loss, and being told to stop."""
+"""Trainer callbacks: the last step, a skipped validation, pre-emption; and the check for losses that are not finite."""
 
 import logging
-import math
 import signal
 import threading
 from pathlib import Path
@@ -14,32 +13,32 @@ from distill.common.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 20  # records named in a message
-NOT_FINITE = "lower train.learning_rate, or choose precision bf16 or fp32"
+MAX_UIDS = 20  # records named in a message
+NOT_FINITE_ADVICE = "lower train.learning_rate, or set train.precision to bf16 or fp32"
 
 
 class NotFiniteError(InputError, FloatingPointError):
-    """Loss or gradient is not finite."""
+    """The loss or its gradient is not finite."""
 
 
-class ShowLastStep(TrainerCallback):
-    """The last step is always logged and validated, wherever `logging_steps` and `eval_steps` fall."""
+class LastStep(TrainerCallback):
+    """Log and validate the last step, whatever `logging_steps` and `eval_steps` are."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for both when training is about to end."""
+        """Request both at the end of training."""
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
         return control
 
 
-class ValidateFirst(TrainerCallback):
-    """A validation that a stopped run owes to its last step is done before the run goes on.
+class SkippedValidation(TrainerCallback):
+    """On resume, run the validation that pre-emption skipped.
 
     Args:
-        trainer: has `evaluate`.
+        trainer: the trainer whose `evaluate` is called.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -48,7 +47,7 @@ class ValidateFirst(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look into the history of a checkpoint."""
+        """Validate if a validation was due at the checkpoint's step and its log has none."""
         step = state.global_step
         is_due = args.eval_strategy != "no" and step > 0 and step % int(args.eval_steps or 1) == 0
         if is_due and not any(line["step"] == step and "val_loss" in line for line in state.log_history):
@@ -56,90 +55,92 @@ class ValidateFirst(TrainerCallback):
 
 
 class Preemption(TrainerCallback):
-    """SIGTERM or SIGUSR1 (time is nearly up, a node is wanted) saves a checkpoint at the step's end and stops there."""
+    """On SIGTERM or SIGUSR1, save a checkpoint at the end of the step and stop training.
+
+    Attributes:
+        is_requested: whether this process has received a signal.
+        has_stopped: whether the training has been stopped by a signal to any rank.
+    """
 
     def __init__(self) -> None:
-        self.is_told = False
+        self.is_requested = False
         self.has_stopped = False
 
     def listen(self) -> None:
-        """Take the signals from here on; only the main thread may."""
+        """Install the signal handlers; Python allows that in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self.note)
+                signal.signal(number, self.request)
 
-    def note(self, *_: Any) -> None:
-        """Remember it."""
-        self.is_told = True
+    def request(self, *_: Any) -> None:
+        """Handle a signal."""
+        self.is_requested = True
 
-    def is_anyone_told(self, args: TrainingArguments) -> bool:
-        """Whether a signal has come to any of the processes, which all ask at the same place."""
+    def is_requested_anywhere(self, args: TrainingArguments) -> bool:
+        """Whether any rank has received a signal; a collective operation, so all ranks must call it."""
         if args.world_size == 1:
-            return self.is_told
-        told = torch.tensor(float(self.is_told), device=args.device)
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        return bool(told)
+            return self.is_requested
+        flag = torch.tensor(float(self.is_requested), device=args.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Save and stop, all processes after the same step."""
-        if self.is_anyone_told(args) and state.global_step < state.max_steps:
-            logger.warning("told to stop: saving the checkpoint of step %d", state.global_step)
+        """Save and stop, on all ranks after the same step."""
+        if self.is_requested_anywhere(args) and state.global_step < state.max_steps:
+            logger.warning("received a stop signal: saving a checkpoint at step %d", state.global_step)
             control.should_save = control.should_training_stop = self.has_stopped = True
-            control.should_evaluate = False  # there may be no time for it: the run that goes on does it first
+            control.should_evaluate = False  # time may be short: SkippedValidation runs it on resume
         return control
 
 
-class Watch:
-    """Losses and gradients of the steps since the last look, so that no step waits for its numbers.
+class FiniteCheck:
+    """Checks losses and gradients for NaN and infinity when a step is logged or saved.
 
-    Attributes:
-        logged: the last step that was logged.
+    The flags stay on their device until then, so no step waits for the GPU.
     """
 
     def __init__(self) -> None:
-        self.logged = 0
         self.noted: list[tuple[str, int, list[str], torch.Tensor]] = []
 
-    def note_loss(self, step: int, uids: list[str], loss: torch.Tensor) -> None:
-        """Remember a micro-batch's loss, still on its device."""
-        self.noted.append(("loss", step, uids, torch.isfinite(loss)))
-
-    def note_gradient(self, step: int, uids: list[str], norm: Any) -> None:
-        """Remember the norm of a step's gradient."""
-        self.noted.append(("gradient", step, uids, torch.isfinite(torch.as_tensor(norm))))
-
-    def check(self, folder: str) -> None:
-        """Look at what was noted.
+    def note(self, name: str, step: int, uids: list[str], value: Any) -> None:
+        """Record whether a value is finite.
 
         Args:
-            folder: of the checkpoints.
+            name: `loss` or `gradient`, for the message.
+            step: optimizer step, counted from 1.
+            uids: records that the value was computed from.
+            value: a scalar, possibly on a GPU.
+        """
+        self.noted.append((name, step, uids, torch.isfinite(torch.as_tensor(value))))
+
+    def check(self, folder: Path) -> None:
+        """Check all values recorded since the last call.
+
+        Args:
+            folder: folder of the checkpoints.
 
         Raises:
-            NotFiniteError: names the step, its records and the last checkpoint.
+            NotFiniteError: a value is not finite; names the step, its records and the last checkpoint.
         """
         noted, self.noted = self.noted, []
         flags = torch.stack([flag.to(noted[0][3].device) for *_, flag in noted]).tolist() if noted else []
-        for (what, step, uids, _), is_finite in zip(noted, flags, strict=True):
+        for (name, step, uids, _), is_finite in zip(noted, flags, strict=True):
             if not is_finite:
-                listed = ", ".join(uids[:SHOWN]) + (f" and {len(uids) - SHOWN} more" if len(uids) > SHOWN else "")
-                kept = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
-                last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
                 raise NotFiniteError(
-                    f"step {step}: the {what} is not finite, with the records (uid) {listed}; {last}; {NOT_FINITE}"
+                    f"step {step}: the {name} is not finite, with the records (uid) {list_uids(uids)}; "
+                    f"{describe_last_checkpoint(folder)}; {NOT_FINITE_ADVICE}"
                 )
 
 
-def root(squares: float, tokens: float, steps: int) -> float:
-    """Norm of a term's gradient by the logits of a step, where the loss is a mean over the step's tokens.
-
-    Args:
-        squares: sum of squares over all completion tokens of `steps` steps, of sums over tokens.
-    """
-    return math.sqrt(squares / steps) / max(tokens / steps, 1)
+def list_uids(uids: list[str]) -> str:
+    """The first MAX_UIDS uids, and the number of the others."""
+    more = len(uids) - MAX_UIDS
+    return ", ".join(uids[:MAX_UIDS]) + (f" and {more} more" if more > 0 else "")
 
 
-def format_numbers(logs: dict[str, Any]) -> str:
-    """`name value` pairs for a line of the log."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, (int, float)))
+def describe_last_checkpoint(folder: Path) -> str:
+    """The last checkpoint, as part of a message."""
+    kept = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+    return f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"

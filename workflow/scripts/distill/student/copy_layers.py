@@ -1,4 +1,4 @@
-"""A student's first weights from its teacher: evenly spaced layers, and all else as it is (arXiv 2010.13002)."""
+"""A student initialised with evenly spaced layers of its teacher (arXiv 2010.13002)."""
 
 import logging
 from pathlib import Path
@@ -13,17 +13,18 @@ from distill.models.memory import build_skeleton, stored_quantization
 
 logger = logging.getLogger(__name__)
 
-ONE_FILE = "1000TB"  # of weights: the workflow waits for model.safetensors, however large it is
+ADVICE = "set the student's `model` to a pretrained model instead of a copy"
+ONE_FILE = "1000TB"  # shard size: the workflow expects a single model.safetensors, however large
 
 
 def choose_layers(total: int, kept: int) -> list[int]:
-    """Places of evenly spaced layers, first and last among them; the first alone where one is kept.
+    """Indices of evenly spaced layers, including the first and the last; only the first if one is kept.
 
     >>> choose_layers(28, 4)
     [0, 9, 18, 27]
 
     Raises:
-        InputError: more than there are, or none.
+        InputError: `kept` is below 1 or above `total`.
     """
     if not 1 <= kept <= total:
         raise InputError(f"layers: expected 1 to {total}, as many as the teacher has, found {kept}")
@@ -31,28 +32,27 @@ def choose_layers(total: int, kept: int) -> list[int]:
 
 
 def copy_layers(model: str, adapter: str | None, dtype: str, layers: int, out: Path) -> list[int]:
-    """Write an ordinary model folder with some of the teacher's layers, its embeddings, final norm, head and tokenizer.
+    """Write a model folder with some of the teacher's layers, and its embeddings, final norm, head and tokenizer.
 
-    The teacher is loaded on the CPU, unquantized, its adapter merged.
+    The teacher is loaded on the CPU without quantization, and its adapter is merged.
 
     Args:
-        model: hub id or local folder.
-        dtype: of the weights, a key of DTYPES.
-        layers: how many are kept.
+        model: hub id or local folder of the teacher.
+        adapter: LoRA checkpoint of the teacher.
+        dtype: data type of the weights, a key of DTYPES.
+        layers: number of layers to copy.
+        out: folder to write.
 
     Returns:
-        Places of the layers kept.
+        Indices of the copied layers.
 
     Raises:
-        InputError: fewer layers in the teacher, weights that are quantized already, or layers that tell their kind by
-            their place in a way that is not known here.
+        InputError: the teacher has fewer layers, its weights are quantized, or its layers are of several kinds that its
+            configuration does not list layer by layer.
     """
     config = load_config(model)
     if stored := stored_quantization(config):
-        raise InputError(
-            f"{model}: expected weights that are not quantized, found {stored}: a student cannot be copied from them; "
-            "name its own `model`"
-        )
+        raise InputError(f"{model}: expected weights that are not quantized, found {stored}; {ADVICE}")
     total = config.get_text_config().num_hidden_layers
     try:
         chosen = choose_layers(total, layers)
@@ -65,37 +65,48 @@ def copy_layers(model: str, adapter: str | None, dtype: str, layers: int, out: P
         teacher.save_pretrained(folder, max_shard_size=ONE_FILE)
         tokenizer.save_pretrained(folder)
     listed = ", ".join(map(str, chosen))
-    logger.info("%s: layers %s of %d -> %s, %d weights", model, listed, total, out, teacher.num_parameters())
+    logger.info("%s: copied layers %s of %d to %s, %d weights", model, listed, total, out, teacher.num_parameters())
     return chosen
 
 
 def keep_layers(name: str, model: Any, chosen: list[int]) -> None:
-    """Leave a model the chosen layers alone, in place; its configuration follows. It is for saving, not for running.
+    """Remove all other layers from a model and its configuration, in place; the result can be saved, not run.
 
     Args:
-        name: of the model, for messages.
+        name: name of the model, for messages.
+        model: a causal model.
+        chosen: indices of the layers to keep.
 
     Raises:
-        InputError: no list of layers is found, or a model of the new configuration has other tensors.
+        InputError: the decoder has no list of layers, or the layers do not match the new configuration.
     """
     config = model.config.get_text_config()
     total = config.num_hidden_layers
     decoder = model.get_decoder()
     lists = [
-        place
-        for place, child in decoder.named_children()
+        attribute
+        for attribute, child in decoder.named_children()
         if isinstance(child, torch.nn.ModuleList) and len(child) == total
     ]
     if not lists:
-        raise InputError(f"{name}: expected a decoder with a list of its {total} layers, found none: name a `model`")
-    for place in lists:
-        layers = getattr(decoder, place)
-        setattr(decoder, place, torch.nn.ModuleList(layers[index] for index in chosen))
+        raise InputError(f"{name}: expected a decoder with a list of its {total} layers, found none; {ADVICE}")
+    for attribute in lists:
+        layers = getattr(decoder, attribute)
+        setattr(decoder, attribute, torch.nn.ModuleList(layers[index] for index in chosen))
     config.num_hidden_layers = len(chosen)
     for key, value in config.to_dict().items():
-        # Such as layer_types and no_rope_layers: a kind for each layer.
+        # Settings with one value per layer, such as layer_types and no_rope_layers.
         if "layer" in key and isinstance(value, list | tuple) and len(value) == total:
             setattr(config, key, [value[index] for index in chosen])
+    check_shapes(name, model)
+
+
+def check_shapes(name: str, model: Any) -> None:
+    """Check that a model has the tensors that its configuration describes.
+
+    Raises:
+        InputError: a tensor is missing, unexpected or of another shape; names the first.
+    """
     expected, found = (
         {key: tuple(tensor.shape) for key, tensor in one.state_dict().items()}
         for one in (build_skeleton(model.config, model.dtype), model)
@@ -103,6 +114,6 @@ def keep_layers(name: str, model: Any, chosen: list[int]) -> None:
     if expected != found:
         different = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         raise InputError(
-            f"{name}: expected layers of one kind, or kinds listed by layer in config.json; those of the copy would be "
-            f"others (first {different[0]}): name a `model` of the student's own"
+            f"{name}: expected layers of one kind, or kinds listed by layer in config.json; the kept layers do not "
+            f"match the new configuration (first {different[0]}); {ADVICE}"
         )

@@ -1,40 +1,122 @@
-"""Divergences between two distributions, with their derivatives by log-probabilities: pure functions, in log space."""
+"""Divergences between the distributions of teacher and student, in log space: pure functions, and their registry.
+
+To add a method, write its function and its entry in METHODS, an independent formula in
+tests/helpers/divergence_formulas.py and a row in docs/distillation.md. Tests hold the three together.
+
+The workflow reads METHODS when it parses the configuration, so importing this module does not import torch.
+"""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def divergence(method: str, p: Tensor, q: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """D between distributions over (vocabulary or buckets), and its derivative by the student's log-probabilities.
+class Divergence(NamedTuple):
+    """D(p, q) row by row, with its derivative.
 
-    Args:
-        p, q: (rows, n) log-probabilities of teacher and student.
-        beta: of `jsd`.
-
-    Returns:
-        (rows,) values; (rows, n) derivatives by q, each but for a multiple of the probability itself, which does not
-        change the derivative by logits; (rows, 1) sums of these over n.
-
-    Raises:
-        ValueError: no divergence belongs to the method.
+    Attributes:
+        value: (rows,) D in nats.
+        slope: (rows, n) derivative of D with respect to log q, up to a multiple of q: adding c·q changes no gradient
+            with respect to the logits.
+        total: (rows, 1) sum of `slope` over n. The gradient with respect to the logits is `slope - total * q`.
     """
-    if method == "forward_kl":  # KL(p‖q)
-        slope = p.exp().neg_()
-        return slope.mul(q - p).sum(-1), slope, slope.sum(-1, keepdim=True)
-    if method == "reverse_kl":  # KL(q‖p)
-        slope = q.exp().mul_(q - p)
-        value = slope.sum(-1)
-        return value, slope, value[:, None]
-    if method == "jsd":  # β·KL(p‖m) + (1−β)·KL(q‖m), m = βp + (1−β)q (GKD, arXiv 2306.13649)
-        mixture = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
-        slope = q.exp().mul_(q - mixture).mul_(1 - beta)
-        of_student = slope.sum(-1)
-        return p.exp().mul_(p - mixture).sum(-1).mul_(beta) + of_student, slope, of_student[:, None]
-    if method == "tvd":  # ½ Σ|p − q| (f-distill, ACL 2023)
-        q_exp = q.exp()
-        difference = q_exp - p.exp()
-        slope = q_exp.mul_(difference.sign()).mul_(0.5)
-        return difference.abs_().sum(-1).mul_(0.5), slope, slope.sum(-1, keepdim=True)
-    raise ValueError(f"no divergence belongs to method {method!r}")
+
+    value: Tensor
+    slope: Tensor
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method, the value of `method`.
+
+    Attributes:
+        description: what characterises the method, as one plain sentence.
+        formula: the divergence of the teacher's distribution p and the student's q, as text.
+        paper: where the method is from.
+        divergence: computes D from (rows, n) log-probabilities p and q, and from the method's own options as keyword
+            arguments; None for cross-entropy alone.
+        options: names of the options that only this method uses; each is a field of `Objective`.
+    """
+
+    description: str
+    formula: str
+    paper: str
+    divergence: Callable[..., Divergence] | None = None
+    options: tuple[str, ...] = ()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training reads the teacher's distribution, not just its answers."""
+        return self.divergence is not None
+
+
+def forward_kl(p: Tensor, q: Tensor) -> Divergence:
+    """KL(p‖q)."""
+    slope = p.exp().neg_()
+    return Divergence(slope.mul(q - p).sum(-1), slope, slope.sum(-1, keepdim=True))
+
+
+def reverse_kl(p: Tensor, q: Tensor) -> Divergence:
+    """KL(q‖p)."""
+    slope = q.exp().mul_(q - p)
+    value = slope.sum(-1)
+    return Divergence(value, slope, value[:, None])
+
+
+def jsd(p: Tensor, q: Tensor, beta: float) -> Divergence:
+    """Generalised Jensen-Shannon divergence β·KL(p‖m) + (1−β)·KL(q‖m) with the mixture m = βp + (1−β)q."""
+    mixture = (p + math.log(beta)).logaddexp(q + math.log1p(-beta))
+    slope = q.exp().mul_(q - mixture).mul_(1 - beta)
+    student_part = slope.sum(-1)
+    value = p.exp().mul_(p - mixture).sum(-1).mul_(beta) + student_part
+    return Divergence(value, slope, student_part[:, None])
+
+
+def tvd(p: Tensor, q: Tensor) -> Divergence:
+    """Total variation distance ½ Σ|p − q|."""
+    q_exp = q.exp()
+    difference = q_exp - p.exp()
+    slope = q_exp.mul_(difference.sign()).mul_(0.5)
+    return Divergence(difference.abs_().sum(-1).mul_(0.5), slope, slope.sum(-1, keepdim=True))
+
+
+METHODS: dict[str, Method] = {
+    "seqkd": Method(
+        description="Cross-entropy on the teacher's answers, without its distribution.",
+        formula="none: cross-entropy only",
+        paper="Kim and Rush 2016, arXiv 1606.07947",
+    ),
+    "forward_kl": Method(
+        description="Forward KL divergence; the student covers everything that the teacher might say.",
+        formula="KL(p‖q)",
+        paper="Hinton et al. 2015, arXiv 1503.02531",
+        divergence=forward_kl,
+    ),
+    "reverse_kl": Method(
+        description="Reverse KL divergence; the student keeps to what the teacher finds likely. "
+        "Best with `on_policy_fraction`.",
+        formula="KL(q‖p)",
+        paper="MiniLLM, arXiv 2306.08543",
+        divergence=reverse_kl,
+    ),
+    "jsd": Method(
+        description="Jensen-Shannon divergence, between forward and reverse KL; `beta` weights the teacher.",
+        formula="β·KL(p‖m) + (1−β)·KL(q‖m), m = βp + (1−β)q",
+        paper="GKD, arXiv 2306.13649",
+        divergence=jsd,
+        options=("beta",),
+    ),
+    "tvd": Method(
+        description="Total variation distance; bounded, so that no single token dominates the loss.",
+        formula="½ Σ|p − q|",
+        paper="f-distill, ACL 2023, arXiv 2307.15190",
+        divergence=tvd,
+    ),
+}

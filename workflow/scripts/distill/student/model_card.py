@@ -1,50 +1,95 @@
 """The README.md of a student's folder: a Hugging Face model card."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-POOLED = "all"  # the category of a student of all of them
+from distill.common.names import POOLED
+from distill.student.divergences import METHODS
 
 
-def render_card(student: str, category: str, facts: dict[str, Any]) -> str:
-    """Model card with metadata block.
+@dataclass(frozen=True, kw_only=True)
+class TrainingFacts:
+    """What a model card reports about a training run.
+
+    Attributes:
+        base_model: the student before distillation.
+        teacher: the teacher; None for a method without a divergence.
+        method: key of METHODS.
+        train_records: number of training records.
+        val_records: number of validation records.
+        options: names and values of the options in use.
+        final: number of steps, and the last values of the training log.
+    """
+
+    base_model: str
+    teacher: str | None
+    method: str
+    train_records: int
+    val_records: int
+    options: dict[str, Any]
+    final: dict[str, float]
+
+
+def render_card(student: str, category: str, facts: TrainingFacts) -> str:
+    """Model card with a metadata block.
 
     Args:
-        student: its name in the configuration.
-        category: what it was trained on.
-        facts: `base_model`, `teacher` (None for seqkd), `method`, `train_records`, `val_records`,
-            `options` (names and values as configured) and `final` (the last lines of the training log).
+        student: name of the student in the configuration.
+        category: category that it was trained on, `all` for several.
+        facts: about the training run.
     """
     metadata = {
-        "base_model": facts["base_model"],
+        "base_model": facts.base_model,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["distillation", facts["method"], "stillhouse"],
+        "tags": ["distillation", facts.method, "stillhouse"],
     }
     records = "all categories" if category == POOLED else f"the category `{category}`"
-    teacher = f" with `{facts['teacher']}` as teacher" if facts["teacher"] else " on the teacher's answers"
-    settings = "\n".join(f"| `{name}` | `{value}` |" for name, value in facts["options"].items())
-    results = "\n".join(f"| {name} | {value:.6g} |" for name, value in facts["final"].items())
+    source = f"`{facts.teacher}`" if facts.teacher else "the answers of its teacher"
+    settings = "\n".join(f"| `{name}` | `{format_value(value)}` |" for name, value in facts.options.items())
+    results = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in facts.final.items())
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False)}---
 
 # {student}: {category}
 
-`{facts["base_model"]}` distilled by `{facts["method"]}`{teacher}, on {facts["train_records"]} training and
-{facts["val_records"]} validation records of {records}.
+`{facts.base_model}` distilled by `{facts.method}` from {source}, on {facts.train_records} training and
+{facts.val_records} validation records of {records}.
 
 ## Training
+
+{describe_loss(facts.method)}
 
 | setting | value |
 | --- | --- |
 {settings}
 
-## At the end of training
+## Training results
 
-Per completion token, in nats.
+The last values of the training log. Losses are in nats per completion token: `ce` is the cross-entropy and `kd` the
+divergence, both before their weights.
 
-| figure | value |
-| --- | --- |
+| value | |
+| --- | ---: |
 {results}
 """
+
+
+def format_value(value: Any) -> str:
+    """An option's value as in a configuration."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def describe_loss(name: str) -> str:
+    """The loss of a method, in Markdown."""
+    method = METHODS[name]
+    if not method.needs_teacher:
+        return f"The loss is the cross-entropy of the teacher's answers ({method.paper})."
+    return (
+        "The loss is `alpha · temperature² · D + (1 − alpha) · cross-entropy`, where D is the divergence of the\n"
+        f"distributions p of the teacher and q of the student: `{method.formula}` ({method.paper})."
+    )

@@ -1,8 +1,7 @@
-"""Answers sampled from the student while it trains, which the teacher scores (GKD, arXiv 2306.13649)."""
+"""On-policy steps: the student trains on its own answers, which the teacher scores (GKD, arXiv 2306.13649)."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,102 +13,111 @@ from distill.generation.generate import Draw, decode_job, stop_ids
 from distill.generation.rolling_batch import Job
 from distill.generation.sampling import Sampling, record_uniforms
 from distill.models.examples import Example
+from distill.student.options import OnPolicyOptions
 from distill.student.step_batches import StepBatches
 
 FILE = "on_policy_buffer_{rank}.json"
 
 
-@dataclass(frozen=True)
-class OnPolicy:
-    """Settings; names and values as in config/README.md, where they begin with `on_policy_`.
+class SampleBuffer:
+    """Answers sampled from the student for the next `options.steps` optimizer steps.
 
-    Attributes:
-        max_length: of prompt and answer together, in tokens, in either template.
-        vocabulary: ids that student and teacher share; no other is sampled.
+    The hash of a step's number decides whether it is on-policy, and step and record seed the answer, so a resumed run
+    samples the same answers as an uninterrupted one. Each checkpoint includes the buffer, because a resumed run no
+    longer has the weights that the answers were sampled from.
+
+    Args:
+        options: how often and how to sample.
+        examples: the training examples.
+        batches: the examples of each step.
+        tokenizer: tokenizer of the student.
+        seed: seed of steps and answers.
+        max_length: maximum length of prompt and answer together in tokens, in the template of either model.
+        vocabulary: number of token ids that student and teacher share; no others are sampled.
     """
 
-    fraction: float
-    steps: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
-    max_length: int
-    vocabulary: int
+    def __init__(
+        self,
+        options: OnPolicyOptions,
+        examples: Sequence[Example],
+        batches: StepBatches,
+        tokenizer: Any,
+        *,
+        seed: int,
+        max_length: int,
+        vocabulary: int,
+    ):
+        self.options, self.examples, self.batches, self.tokenizer = options, examples, batches, tokenizer
+        self.seed, self.max_length, self.vocabulary = seed, max_length, vocabulary
+        self.answers: dict[str, list[int]] = {}  # token ids by `answer_key`
 
-
-class PolicyBuffer:
-    """Sampled answers of the optimizer steps to come; what is sampled at once serves `settings.steps` of them.
-
-    A step is on-policy or not by the hash of its number, and an answer by the random stream of its step and record, so
-    that a resumed run sees what an undisturbed one does. The buffer is kept with each checkpoint, since the student
-    that filled it is gone when a run goes on.
-    """
-
-    def __init__(self, settings: OnPolicy, examples: Sequence[Example], batches: StepBatches, tokenizer: Any):
-        self.settings, self.examples, self.batches, self.tokenizer = settings, examples, batches, tokenizer
-        self.answers: dict[str, list[int]] = {}  # token ids by step and record
-
-    def is_sampled(self, step: int) -> bool:
+    def is_on_policy(self, step: int) -> bool:
         """Whether an optimizer step, counted from 0, trains on the student's own answers."""
-        return hash_uid("on_policy", self.settings.seed, str(step)) < self.settings.fraction * HASHES
+        return hash_uid("on_policy", self.seed, str(step)) < self.options.fraction * HASHES
 
-    def take(self, model: Any, step: int, last_step: int, batch: Sequence[Example]) -> list[Example]:
-        """The examples of a sampled step with the student's answers in place of the teacher's.
+    def sample(self, model: Any, step: int, last_step: int, batch: Sequence[Example]) -> list[Example]:
+        """The examples of an on-policy step, with the student's answers as completions.
 
         Args:
-            model: the student; sampled from where the buffer has nothing for this step.
-            last_step: steps of the whole training.
+            model: the student, sampled from if the buffer has no answers for this step.
+            step: optimizer step, counted from 0.
+            last_step: number of steps of the whole training.
+            batch: examples with the teacher's answers.
         """
-        if any(self.name(step, example["index"]) not in self.answers for example in batch):
-            self.fill(model, step, min(step + self.settings.steps, last_step))
+        if any(answer_key(step, example["index"]) not in self.answers for example in batch):
+            self.fill(model, step, min(step + self.options.steps, last_step))
         return [
-            example | {"completion": self.answers[self.name(step, example["index"])], "is_sampled": True}
+            example | {"completion": self.answers[answer_key(step, example["index"])], "is_sampled": True}
             for example in batch
         ]
 
-    @staticmethod
-    def name(step: int, index: int) -> str:
-        """Key of an answer."""
-        return f"{step}:{index}"
-
     def fill(self, model: Any, first: int, end: int) -> None:
-        """Sample answers to the prompts of all on-policy steps from `first` to before `end`."""
-        steps = [step for step in range(first, end) if self.is_sampled(step)]
-        wanted = [(step, index) for step in steps for index in self.batches.find_step(step)]
-        prompts = [self.examples[index]["prompt"] for _, index in wanted]
+        """Sample answers for all on-policy steps from `first` to before `end`."""
+        steps = [step for step in range(first, end) if self.is_on_policy(step)]
+        places = [(step, index) for step in steps for index in self.batches.find_step(step)]
         was_training = model.training
         model.eval()
-        settings = self.settings
-        examples = [self.examples[index] for _, index in wanted]
-        room = [settings.max_length - max(len(one["prompt"]), len(one["teacher_prompt"])) for one in examples]
+        answers = self.generate(model, places)
+        self.answers = {answer_key(*place): answer for place, answer in zip(places, answers, strict=True)}
+        model.train(was_training)
+
+    @torch.no_grad()
+    def generate(self, model: Any, places: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """The answers of (step, example) pairs as token ids, each up to and including its stop token."""
+        examples = [self.examples[index] for _, index in places]
+        room = [self.max_length - max(len(one["prompt"]), len(one["teacher_prompt"])) for one in examples]
+        limit = self.options.max_new_tokens
 
         def uniforms(place: int) -> Any:
-            step, index = wanted[place]
-            return record_uniforms(f"{self.examples[index]['uid']}@{step}", settings.seed, settings.max_new_tokens)
+            step, index = places[place]
+            return record_uniforms(f"{self.examples[index]['uid']}@{step}", self.seed, limit)
 
         stops = stop_ids(model, self.tokenizer)
         job = Job(
-            prompts,
-            [max(1, min(settings.max_new_tokens, most)) for most in room],
+            [one["prompt"] for one in examples],
+            [max(1, min(limit, most)) for most in room],
             stops,
             uniforms,
-            Draw(Sampling(settings.max_new_tokens, settings.temperature), settings.vocabulary),
+            Draw(Sampling(limit, self.options.temperature), self.vocabulary),
         )
         found: dict[int, list[int]] = {}
-        with torch.no_grad():
-            for ended in decode_job(model, self.tokenizer, job):
-                for place, tokens in ended:
-                    last = next((at for at, token in enumerate(tokens) if token in stops), len(tokens))
-                    found[place] = list(tokens[: last + 1])
-        self.answers = {self.name(*where): found[place] for place, where in enumerate(wanted)}
-        model.train(was_training)
+        for finished in decode_job(model, self.tokenizer, job):
+            for place, tokens in finished:
+                last = next((at for at, token in enumerate(tokens) if token in stops), len(tokens))
+                found[place] = list(tokens[: last + 1])
+        return [found[place] for place in range(len(places))]
 
     def save(self, folder: Path, rank: int) -> None:
-        """Keep the buffer beside a checkpoint's other files."""
+        """Write the buffer of a rank to a checkpoint."""
         write_json(folder / FILE.format(rank=rank), self.answers)
 
     def load(self, folder: Path) -> None:
-        """The buffers of a checkpoint, of all processes, however many they are now; empty where there was none."""
+        """Read the buffers of all ranks from a checkpoint, however many ranks there are now."""
         self.answers = {}
         for path in folder.glob(FILE.format(rank="*")):
             self.answers |= json.loads(path.read_text())
+
+
+def answer_key(step: int, index: int) -> str:
+    """Key of an answer in the buffer."""
+    return f"{step}:{index}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.common.options import COUNT, SEED, option
+from distill.student.divergences import METHODS
 
 SIGNALS = ("online", "hidden", "topk")
 
@@ -15,7 +16,7 @@ class ObjectiveOptions:
     method: str = option(
         "Divergence between teacher and student; `seqkd` has none and trains on the teacher's answers alone.",
         "forward_kl",
-        choices=("seqkd", "forward_kl", "reverse_kl", "jsd", "tvd"),  # METHODS once it is there
+        choices=METHODS,
         when="See [choosing a method](../docs/distillation.md); `seqkd` is the cheapest and works across tokenizers.",
     )
     signal: str = option(

@@ -1,22 +1,17 @@
-"""Training options that change how a run goes (what it keeps, logs and computes again), not what it ends with."""
+"""Training options that do not change the trained student, only how the run proceeds."""
 
 from typing import Any
 
-PACE = (
-    "save_steps",
-    "save_total_limit",
-    "logging_steps",
-    "eval_steps",
-    "gradient_checkpointing",
-    "strategy",
-    "fsdp_offload",
-)
+from distill.common.options import list_run_options
+from distill.student.options import LaunchOptions, TrainOptions
+
+LAUNCH_OPTIONS = list_run_options(LaunchOptions)
 
 
-LAUNCH = ("nodes", "gpus_per_node")  # of the command that starts the processes
+def get_run_options(train: dict[str, Any]) -> list[str]:
+    """The options of a training that do not change its result.
 
-
-def get_pace(train: dict[str, Any]) -> list[str]:
-    """Those of a training; where validations choose the model or the end, how often they come decides what it is."""
-    is_decided = train["best_checkpoint"] or train["early_stopping_patience"] is not None
-    return [option for option in PACE if not (option == "eval_steps" and is_decided)]
+    `eval_steps` does change it if validations choose the model or stop the training.
+    """
+    uses_validation = train["best_checkpoint"] or train["early_stopping_patience"] is not None
+    return [option for option in list_run_options(TrainOptions) if not (option == "eval_steps" and uses_validation)]

@@ -1,4 +1,4 @@
-"""What a student learns from besides the answers: a teacher in memory, or its cached signal."""
+"""The teacher's side of a micro-batch: a teacher in memory, or its cached signal."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -16,46 +16,47 @@ class Signal(Protocol):
     """The teacher's side of a micro-batch.
 
     Attributes:
-        is_shared: all processes are needed for each micro-batch of any of them.
+        is_sharded: whether the teacher's weights are sharded, so that all ranks must call it for every micro-batch.
     """
 
-    is_shared: bool
+    is_sharded: bool
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
     ) -> ExactTeacher | TopKTeacher:
-        """For each completion position of the examples, in their order.
+        """The teacher at each completion position, in the order of the examples.
 
         Args:
-            examples: of the micro-batch, at least one.
-            batch: the student's tensors, of `collate`.
+            examples: the micro-batch, not empty.
+            batch: the student's tensors from `collate`.
+            device: device of the student.
         """
 
 
 class OnlineTeacher:
-    """A teacher in memory: it reads every micro-batch itself, in its own template and its own numbers.
+    """A teacher in memory, run on every micro-batch with its own chat template and data type.
 
     Args:
-        model: in evaluation mode.
-        pad_id: its padding token.
-        device: where it computes, by default where it lies.
-        is_shared: its weights are shared out among the processes.
+        model: the teacher in evaluation mode.
+        pad_id: its padding token id.
+        device: where it computes; by default where its weights are.
+        is_sharded: whether its weights are sharded over the ranks.
     """
 
-    def __init__(self, model: Any, pad_id: int, device: torch.device | None = None, is_shared: bool = False):
+    def __init__(self, model: Any, pad_id: int, device: torch.device | None = None, is_sharded: bool = False):
         self.decoder, self.head = decoder_and_head(model)
-        self.device, self.pad_id, self.is_shared = device or model.device, pad_id, is_shared
+        self.device, self.pad_id, self.is_sharded = device or model.device, pad_id, is_sharded
 
     @torch.no_grad()
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
     ) -> ExactTeacher:
-        """Hidden states of this very moment."""
+        """The hidden states that the teacher computes now."""
         prompts = [example["teacher_prompt"] for example in examples]
         if prompts != [example["prompt"] for example in examples]:
             completions = [example["completion"] for example in examples]
             batch = to_device(collate(prompts, completions, self.pad_id), self.device)
-        with torch.autocast(device.type, enabled=False):  # mixed precision is the student's
+        with torch.autocast(device.type, enabled=False):  # mixed precision is for the student only
             hidden = read_hidden(self.decoder, batch["input_ids"].to(self.device))
         return ExactTeacher(take_rows(hidden, batch["positions"].to(self.device)), self.head)
 
@@ -64,13 +65,15 @@ class HiddenSignal:
     """Cached hidden states, and the teacher's head.
 
     Args:
-        readers: by the number that an example's `signal` begins with; all of one teacher's head.
+        readers: one per data folder; the first item of an example's `signal` is the index of its reader.
+        device: device of the head.
+        dtype: data type of the head.
 
     Raises:
-        InputError: they have different heads.
+        InputError: the readers have different heads.
     """
 
-    is_shared = False
+    is_sharded = False
 
     def __init__(self, readers: Sequence[SignalReader], device: torch.device, dtype: torch.dtype):
         self.readers = readers
@@ -79,27 +82,28 @@ class HiddenSignal:
             other = reader.head(device, dtype)
             if not torch.equal(other.weight, self.head.weight):
                 raise InputError(
-                    f"{reader.folder}: expected the head of {readers[0].folder}, found another one: with adapters on "
-                    "the head a pooled student needs signal topk"
+                    f"{reader.folder}: expected the same head as in {readers[0].folder}, found another one; if the "
+                    "adapters change the head, a pooled student needs signal: topk"
                 )
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
     ) -> ExactTeacher:
-        """Hidden states from the disk."""
+        """The cached hidden states."""
         parts = [self.readers[reader].read(key)["hidden"] for reader, key in (one["signal"] for one in examples)]
         rows = to_device({"rows": torch.cat(parts)}, device)["rows"]
         return ExactTeacher(rows, self.head)
 
 
 class TopKSignal:
-    """Cached log-probabilities of the likeliest tokens.
+    """Cached log-probabilities of the teacher's k most likely tokens.
 
     Args:
-        readers: as of HiddenSignal, each with the temperature among those it keeps.
+        readers: see HiddenSignal; `temperature` is one of the temperatures that each has cached.
+        temperature: temperature of the distribution.
     """
 
-    is_shared = False
+    is_sharded = False
 
     def __init__(self, readers: Sequence[SignalReader], temperature: float):
         self.readers, self.temperature = readers, temperature
@@ -107,16 +111,12 @@ class TopKSignal:
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
     ) -> TopKTeacher:
-        """Log-probabilities from the disk, at the temperature."""
+        """The cached log-probabilities at the temperature."""
         found = []
         for number, key in (one["signal"] for one in examples):
             reader = self.readers[number]
-            place = reader.temperatures.index(self.temperature)
-            found.append(reader.read(key) | {"place": place})
-        parts = {
-            "ids": torch.cat([one["ids"] for one in found]),
-            "logprobs": torch.cat([one["logprobs"] for one in found]),
-            "log_tail": torch.cat([one["log_tail"][:, one["place"]] for one in found]),
-        }
-        parts = to_device(parts, device)
+            record = reader.read(key)
+            tail = record["log_tail"][:, reader.temperatures.index(self.temperature)]
+            found.append({"ids": record["ids"], "logprobs": record["logprobs"], "log_tail": tail})
+        parts = to_device({name: torch.cat([one[name] for one in found]) for name in found[0]}, device)
         return TopKTeacher(parts["ids"], *topk_at(parts["logprobs"], parts["log_tail"], self.temperature))

@@ -1,10 +1,12 @@
-"""From a category's splits to a student's folder."""
+"""Train a student on a category's splits and write its folder."""
 
 import logging
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,157 +15,137 @@ from transformers import set_seed
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
-from distill.common.files import dump_json, replace_directory
-from distill.models.adapters import untie_adapted_head, write_adapter
 from distill.models.batches import is_out_of_memory
 from distill.models.examples import Example
 from distill.models.fingerprint import fingerprint_model
-from distill.models.hub_names import get_public_name
-from distill.models.load import has_bfloat16, load_model, load_tokenizer, select_device
+from distill.models.load import has_bfloat16, load_tokenizer, select_device
 from distill.models.memory import keep_freed_memory
-from distill.student.checkpoints import find_stop, last_checkpoint, remove_torn
-from distill.student.fsdp import join_processes, let_accelerate_shard, shard_student
+from distill.student.checkpoints import find_early_stop, find_last_checkpoint, remove_incomplete
+from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
+from distill.student.load_student import load_student
 from distill.student.loss import Objective
-from distill.student.model_card import render_card
-from distill.student.on_policy import OnPolicy, PolicyBuffer
-from distill.student.run_options import PACE
+from distill.student.on_policy import SampleBuffer
+from distill.student.options import TrainOptions
 from distill.student.step_batches import StepBatches
-from distill.student.trainer import NO_ROOM, DistillTrainer
-from distill.student.trainer_arguments import training_arguments
+from distill.student.student_run import StudentRun, list_result_settings
+from distill.student.trainer import OUT_OF_MEMORY, DistillTrainer
+from distill.student.trainer_arguments import make_trainer_arguments
 from distill.student.training_examples import (
     LoadedTeacher,
     Record,
     balance,
     encode_folders,
     load_teacher,
-    training_device,
+    local_device,
 )
+from distill.student.write_student import Examples, write_student
 
 logger = logging.getLogger(__name__)
 
-SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-
-# They say where things are, or how a run goes, not what it ends with.
-PLACES = ("data", "out", "checkpoints", "device", "name", "signal_folders")
-NOT_IN_RUN_DIGEST = (*PLACES, *PACE)
-
-
-def train_student(options: dict[str, Any], train: list[list[Record]], val: list[list[Record]]) -> None:
+def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[list[Record]]) -> None:
     """Train a student and write its folder: model, tokenizer, training_log.jsonl, README.md.
 
-    Checkpoints lie in a folder of this very run (data, models and settings by content), so that a changed file or
-    setting never resumes from what belongs to another; they are removed when the student is written. Those of shards
-    and of whole weights lie apart: neither kind is read as the other. A run that SIGTERM or SIGUSR1 has stopped ends
-    with exit code 143 (128 + SIGTERM) and its last step as a checkpoint.
+    Resumes from the last checkpoint of the same run, if there is one: the folder of the checkpoints is named after a
+    digest of data, models and settings. It is removed when the student is written. SIGTERM or SIGUSR1 saves a
+    checkpoint and exits with code 143 (128 + SIGTERM).
 
     Args:
-        options: of train_student.py, by name.
-        train, val: records of `read_split`, by folder of data; without `val` nothing is validated.
+        run: the options.
+        train: training records from `read_split`, by data folder.
+        val: validation records, likewise; without records nothing is validated.
 
     Raises:
         InputError: models, records or signal do not fit together.
     """
     if os.environ.get("RANK", "0") != "0":
-        logging.getLogger("distill").setLevel(logging.WARNING)  # the first process speaks for all
-    device = select_device(options["device"])
-    options = choose_precision(options, device)
+        logging.getLogger("distill").setLevel(logging.WARNING)
+    device = select_device(run.device)
+    run = replace(run, train=resolve_precision(run.train, device))
     if device.type == "cpu":
         keep_freed_memory()
-    if options["strategy"] == "fsdp":
-        join_processes(device)
-    tokenizer = load_tokenizer(options["model"])
-    teacher = load_teacher(options, tokenizer, device)
-    sets = {"train": train, "val": val}
-    examples = {name: encode_folders(parts, tokenizer, teacher, options) for name, parts in sets.items()}
-    if options["pool_balance"] == "balanced":
-        examples["train"] = balance(examples["train"], options["seed"])
-    for index, example in enumerate(examples["train"]):
-        example["index"] = index
-    set_seed(options["seed"])  # before the LoRA weights are drawn
-    model = load_student(options, device)
-    if options["strategy"] == "fsdp":
-        shard_student(model, training_device(device), options["fsdp_offload"])
-    runs = Path(options["checkpoints"]) / options["name"] / options["category"]
-    folder = runs / (run_digest(options, examples, teacher) + ("_fsdp" if options["strategy"] == "fsdp" else ""))
-    trainer = build_trainer(options, folder, model, tokenizer, teacher, examples, device)
-    if trainer.is_world_process_zero():
-        remove_torn(folder)
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = last_checkpoint(folder)
-    if stopped := find_stop(checkpoint, options["early_stopping_patience"]):
-        trainer.args.max_steps = stopped
+    if run.train.strategy == "fsdp":
+        init_distributed(device)
+    tokenizer = load_tokenizer(run.model)
+    teacher = load_teacher(run, tokenizer, device)
+    examples = make_examples(run, {"train": train, "val": val}, tokenizer, teacher)
+    set_seed(run.train.seed)  # before the LoRA weights are initialised
+    model = load_student(run, device)
+    if run.train.strategy == "fsdp":
+        shard_student(model, local_device(device), run.train.fsdp_offload)
+    runs = run.checkpoints / run.name / run.category
+    folder = runs / (run_digest(run, examples, teacher) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
+    trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device)
     logger.info("%d training and %d validation records", len(examples["train"]), len(examples["val"]))
-    if checkpoint:
-        logger.info("going on from %s", checkpoint)
-        if trainer.policy is not None:
-            trainer.policy.load(Path(checkpoint))
-    trainer.preemption.listen()
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except RuntimeError as error:
-        if is_out_of_memory(error):  # in the optimizer; a step and a validation try with fewer records
-            raise InputError(NO_ROOM) from error
-        raise
-    if trainer.preemption.has_stopped:
-        logger.warning("stopped by a signal; the same command goes on from step %d", trainer.state.global_step)
-        trainer.accelerator.wait_for_everyone()  # one that ended first would take those down that still write
-        sys.exit(128 + signal.SIGTERM)
-    if options["best_checkpoint"] and trainer.state.best_model_checkpoint:
-        logger.info("taking the model of step %d", trainer.state.best_global_step)
+    run_training(trainer, folder)
+    if run.train.best_checkpoint and trainer.state.best_model_checkpoint:
+        logger.info(
+            "keeping the model of step %d, which has the lowest validation loss", trainer.state.best_global_step
+        )
         trainer._load_best_model()
-    counts = {f"{name}_records": len(kept) for name, kept in examples.items()}
-    write_student(options, trainer, tokenizer, counts)
+    write_student(run, trainer, tokenizer, examples)
     if trainer.is_world_process_zero():
         shutil.rmtree(runs, ignore_errors=True)
 
 
-def choose_precision(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The options with a precision that the device has.
+def resolve_precision(train: TrainOptions, device: torch.device) -> TrainOptions:
+    """The options with a precision that the device supports.
 
     Raises:
         InputError: fp16 without a GPU.
     """
-    if options["precision"] == "fp16" and device.type == "cpu":
+    if train.precision == "fp16" and device.type == "cpu":
         raise InputError("train.precision: fp16 needs a GPU; set bf16 or fp32")
-    if options["precision"] == "bf16" and not has_bfloat16(device):
-        logger.warning("this GPU has no bfloat16; training is in fp32")
-        return options | {"precision": "fp32"}
-    return options
+    if train.precision == "bf16" and not has_bfloat16(device):
+        logger.warning("this GPU has no bfloat16: training in fp32")
+        return replace(train, precision="fp32")
+    return train
+
+
+def make_examples(
+    run: StudentRun, splits: dict[str, Sequence[list[Record]]], tokenizer: Any, teacher: LoadedTeacher | None
+) -> Examples:
+    """The examples of each split; those of `train` are balanced between folders if configured, and numbered."""
+    examples = {
+        name: encode_folders(folders, tokenizer, teacher, run.train.max_length) for name, folders in splits.items()
+    }
+    if run.pool_balance == "balanced":
+        examples["train"] = balance(examples["train"], run.train.seed)
+    for index, example in enumerate(examples["train"]):
+        example["index"] = index
+    return examples
+
+
+def run_digest(run: StudentRun, examples: Examples, teacher: LoadedTeacher | None) -> str:
+    """Digest of everything that decides the trained weights: settings, examples, and both models by content."""
+    models = [fingerprint_model(run.model), *(teacher.fingerprints if teacher else [])]
+    # Example by example: as a single JSON text they would take many times their memory.
+    digests = {name: [digest_of(example) for example in kept] for name, kept in examples.items()}
+    return digest_of({"settings": list_result_settings(run), "examples": digests, "models": models})[:16]
 
 
 def build_trainer(
-    options: dict[str, Any],
+    run: StudentRun,
     folder: Path,
     model: Any,
     tokenizer: Any,
     teacher: LoadedTeacher | None,
-    examples: dict[str, list[Example]],
+    examples: Examples,
     device: torch.device,
 ) -> DistillTrainer:
-    """A trainer of the options."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    """The trainer of a run, with its checkpoints in `folder`."""
     batches = StepBatches(
         [len(example["prompt"]) + len(example["completion"]) for example in examples["train"]],
-        options["batch_size"],
-        options["gradient_accumulation_steps"],
-        options["seed"],
-        rank,
-        world,
-        options["group_by_length"],
+        run.train.batch_size,
+        run.train.gradient_accumulation_steps,
+        run.train.seed,
+        int(os.environ.get("RANK", "0")),
+        int(os.environ.get("WORLD_SIZE", "1")),
+        run.train.group_by_length,
     )
-    vocabulary = teacher.vocabulary if teacher else None
-    arguments = training_arguments(folder, options, device, batches, len(examples["val"]))
-    if options["strategy"] == "fsdp":
-        let_accelerate_shard()
-    policy = None
-    if options["on_policy_fraction"] and teacher is not None:
-        names = ("fraction", "steps", "max_new_tokens", "temperature")
-        sampling = {name: options[f"on_policy_{name}"] for name in names}
-        settings = OnPolicy(
-            **sampling, seed=options["seed"], max_length=options["max_length"], vocabulary=teacher.vocabulary
-        )
-        policy = PolicyBuffer(settings, examples["train"], batches, tokenizer)
+    arguments = make_trainer_arguments(folder, run.train, device, batches, bool(examples["val"]))
+    if run.train.strategy == "fsdp":
+        enable_accelerate_fsdp()
     return DistillTrainer(
         model=model,
         args=arguments,
@@ -172,87 +154,63 @@ def build_trainer(
         batches=batches,
         pad_id=tokenizer.pad_token_id,
         signal=teacher.signal if teacher else None,
-        objective=Objective(options["method"], options["temperature"], options["alpha"], options["beta"], vocabulary),
-        policy=policy,
-        best=options["best_checkpoint"],
-        patience=options["early_stopping_patience"],
+        objective=make_objective(run, teacher),
+        sampler=make_sampler(run, teacher, examples["train"], batches, tokenizer),
+        keep_best=run.train.best_checkpoint,
+        patience=run.train.early_stopping_patience,
     )
 
 
-def load_student(options: dict[str, Any], device: torch.device) -> Any:
-    """The student with float32 weights, under LoRA where it is asked for; mixed precision is the Trainer's.
+def make_objective(run: StudentRun, teacher: LoadedTeacher | None) -> Objective:
+    """The objective of a run."""
+    options = run.objective
+    return Objective(
+        options.method, options.temperature, options.alpha, options.beta, teacher.vocabulary if teacher else None
+    )
+
+
+def make_sampler(
+    run: StudentRun, teacher: LoadedTeacher | None, examples: list[Example], batches: StepBatches, tokenizer: Any
+) -> SampleBuffer | None:
+    """The student's own answers for on-policy steps; None without such steps."""
+    if teacher is None or not run.on_policy.fraction:
+        return None
+    return SampleBuffer(
+        run.on_policy,
+        examples,
+        batches,
+        tokenizer,
+        seed=run.train.seed,
+        max_length=run.train.max_length,
+        vocabulary=teacher.vocabulary,
+    )
+
+
+def run_training(trainer: DistillTrainer, folder: Path) -> None:
+    """Train to the end, from the last checkpoint in `folder` if there is one.
 
     Raises:
-        InputError: LoRA names modules that are not there.
+        InputError: out of memory.
+        SystemExit: a signal has stopped the training, after a checkpoint was saved.
     """
-    model = load_model(options["model"], device, torch.float32, trainable=True)
-    if options["lora_rank"] is None:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    target = options["lora_target"]
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options["lora_rank"],
-        lora_alpha=options["lora_alpha"],
-        lora_dropout=options["lora_dropout"],
-        target_modules="all-linear" if target == ["all"] else target,
-    )
+    if trainer.is_world_process_zero():
+        remove_incomplete(folder)
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = find_last_checkpoint(folder)
+    if stopped := find_early_stop(checkpoint, trainer.patience):
+        trainer.args.max_steps = stopped
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint)
+        if trainer.sampler is not None:
+            trainer.sampler.load(checkpoint)
+    trainer.preemption.listen()
     try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise InputError(f"lora.target: {error}") from error
-    untie_adapted_head(adapted)
-    return adapted
-
-
-def run_digest(options: dict[str, Any], examples: dict[str, list[Example]], teacher: LoadedTeacher | None) -> str:
-    """Digest of everything that decides the trained weights: settings, examples, both models by content."""
-    models = [fingerprint_model(options["model"]), *(teacher.fingerprints if teacher else [])]
-    settings = {name: value for name, value in options.items() if name not in NOT_IN_RUN_DIGEST}
-    # One by one: as a single text they would take many times their memory.
-    digests = {name: [digest_of(example) for example in kept] for name, kept in examples.items()}
-    return digest_of({"settings": settings, "examples": digests, "models": models})[:16]
-
-
-def gather_model(options: dict[str, Any], trainer: DistillTrainer) -> Any:
-    """The trained model as an ordinary one; put together from its shards by all processes at once, in the first one."""
-    if not trainer.is_fsdp_enabled:
-        return trainer.accelerator.unwrap_model(trainer.model)
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if not trainer.is_world_process_zero():
-        return None
-    model = load_student(options, torch.device("cpu"))
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
-    return model
-
-
-def write_student(options: dict[str, Any], trainer: DistillTrainer, tokenizer: Any, counts: dict[str, int]) -> None:
-    """Write the student's folder, whole or not at all; a LoRA student is merged, its adapter kept in `adapter/`."""
-    model = gather_model(options, trainer)
-    if not trainer.is_world_process_zero():
-        return
-    history = trainer.state.log_history
-    final: dict[str, float] = {}
-    for line in history:
-        final |= {name: line[name] for name in ("loss", "ce", "kd", "val_loss", "val_ce") if line.get(name) is not None}
-    hidden = (*PLACES, "category", "model", "method", "teacher_model")
-    facts = {
-        "base_model": get_public_name(options["model"]),
-        "teacher": get_public_name(options["teacher_model"]) if options["method"] != "seqkd" else None,
-        "method": options["method"],
-        "options": {name: value for name, value in options.items() if name not in hidden},
-        "final": {"steps": trainer.state.global_step, **final},
-        **counts,
-    }
-    with replace_directory(options["out"]) as folder:
-        if hasattr(model, "peft_config"):
-            write_adapter(model, folder / "adapter")
-            model = model.merge_and_unload()
-        model.to(SAVED_DTYPES[options["precision"]]).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        with open(folder / "training_log.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(dump_json(line) + "\n" for line in history)
-        (folder / "README.md").write_text(render_card(options["name"], options["category"], facts), encoding="utf-8")
-    logger.info("wrote %s after %d steps", options["out"], trainer.state.global_step)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # in the optimizer; steps and validations retry with fewer records
+            raise InputError(OUT_OF_MEMORY) from error
+        raise
+    if trainer.preemption.has_stopped:
+        logger.warning("stopped by a signal; rerun the same command to resume at step %d", trainer.state.global_step)
+        trainer.accelerator.wait_for_everyone()  # the launcher kills all ranks when the first one exits
+        sys.exit(128 + signal.SIGTERM)

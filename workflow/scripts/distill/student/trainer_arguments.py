@@ -1,4 +1,4 @@
-"""The Trainer's arguments from a student's options."""
+"""The arguments of the Trainer."""
 
 import sys
 from pathlib import Path
@@ -7,56 +7,88 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from distill.student.fsdp import trainer_plugin
+from distill.student.fsdp import fsdp_plugin_arguments
+from distill.student.options import TrainOptions
 from distill.student.step_batches import StepBatches
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def training_arguments(
-    folder: Path, options: dict[str, Any], device: torch.device, batches: StepBatches, val_records: int
+def make_trainer_arguments(
+    folder: Path, train: TrainOptions, device: torch.device, batches: StepBatches, has_validation: bool
 ) -> TrainingArguments:
-    """Trainer's arguments from a student's `train` options (names and units in config/README.md)."""
-    # Shares of the gradients are added up: whole ones, kept until a step ends, would take the memory that shares save.
-    syncing = {"sync_each_batch": True} if options["strategy"] == "fsdp" else {}
-    # Not the Trainer's own epoch strategy: it validates after the checkpoint of an epoch's last step is saved, so that
-    # a run resumed from there would miss a line of the log.
+    """The Trainer's arguments.
+
+    Args:
+        folder: folder of the run's checkpoints.
+        train: options of the training.
+        device: device of the training.
+        batches: the examples of each step.
+        has_validation: whether there are validation records.
+    """
     arguments = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=options["epochs"],
-        per_device_train_batch_size=options["batch_size"],
-        per_device_eval_batch_size=options["batch_size"],
-        gradient_accumulation_steps=batches.micro_batches,
-        learning_rate=options["learning_rate"],
-        lr_scheduler_type=SCHEDULERS[options["lr_scheduler"]],
-        warmup_steps=options["warmup_ratio"],
-        weight_decay=options["weight_decay"],
-        max_grad_norm=options["max_grad_norm"],
-        optim=options["optimizer"],
-        bf16=options["precision"] == "bf16",
-        fp16=options["precision"] == "fp16",
-        activation_checkpointing=options["gradient_checkpointing"],
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        eval_strategy="steps" if val_records else "no",
-        eval_steps=options["eval_steps"] or batches.steps_per_epoch,
-        logging_strategy="steps",
-        logging_steps=options["logging_steps"],
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=options["save_steps"],
-        save_total_limit=options["save_total_limit"],
-        seed=options["seed"],
+        seed=train.seed,
         use_cpu=device.type == "cpu",
-        ddp_find_unused_parameters=False,
-        accelerator_config={"gradient_accumulation_kwargs": syncing},
         remove_unused_columns=False,
-        disable_tqdm=not sys.stderr.isatty(),
-        report_to="none",
+        ddp_find_unused_parameters=False,
+        accelerator_config={"gradient_accumulation_kwargs": accumulation_arguments(train)},
+        **optimization_arguments(train, batches),
+        **schedule_arguments(train, batches, has_validation),
     )
-    # One model on one GPU, however many there are: the Trainer would else multiply the batch by their number.
+    # The Trainer would multiply the batch size by the number of visible GPUs; each process uses one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    if options["strategy"] == "fsdp":
-        # Not `fsdp=True`, which a single process is refused.
-        arguments.fsdp_plugin_args = trainer_plugin(options["fsdp_offload"])
+    if train.strategy == "fsdp":
+        # Set directly, because TrainingArguments rejects `fsdp=True` for a single process.
+        arguments.fsdp_plugin_args = fsdp_plugin_arguments(train.fsdp_offload)
     return arguments
+
+
+def accumulation_arguments(train: TrainOptions) -> dict[str, Any]:
+    """How accelerate accumulates gradients.
+
+    With FSDP every micro-batch reduces its gradients to shards: whole gradients, kept until the end of the step, would
+    take the memory that sharding saves.
+    """
+    return {"sync_each_batch": True} if train.strategy == "fsdp" else {}
+
+
+def optimization_arguments(train: TrainOptions, batches: StepBatches) -> dict[str, Any]:
+    """Batches, optimizer, learning rate and precision."""
+    return {
+        "num_train_epochs": train.epochs,
+        "per_device_train_batch_size": train.batch_size,
+        "per_device_eval_batch_size": train.batch_size,
+        "gradient_accumulation_steps": batches.micro_batches,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": SCHEDULERS[train.lr_scheduler],
+        "warmup_steps": train.warmup_ratio,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": train.optimizer,
+        "bf16": train.precision == "bf16",
+        "fp16": train.precision == "fp16",
+        "activation_checkpointing": train.gradient_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+    }
+
+
+def schedule_arguments(train: TrainOptions, batches: StepBatches, has_validation: bool) -> dict[str, Any]:
+    """When to log, validate and save.
+
+    Validation after an epoch is scheduled by steps. With the Trainer's epoch strategy it would come after the
+    checkpoint of the epoch's last step, and a run that resumes from there would lack that line of the log.
+    """
+    return {
+        "eval_strategy": "steps" if has_validation else "no",
+        "eval_steps": train.eval_steps or batches.steps_per_epoch,
+        "logging_strategy": "steps",
+        "logging_steps": train.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": train.save_steps,
+        "save_total_limit": train.save_total_limit,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "report_to": "none",
+    }

@@ -1,6 +1,7 @@
-"""Records as what a student learns: examples, and the teacher's side of them."""
+"""Training examples, and the teacher's side of them: loading, signals, balance between categories."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -14,6 +15,8 @@ from distill.models.examples import Example, encode_examples
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_model, load_tokenizer, select_dtype
 from distill.student.fsdp import shard_teacher
+from distill.student.options import TrainOptions
+from distill.student.student_run import StudentRun, TeacherSource
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
 from distill.teacher.signal_files import SignalReader, check_signal_fits, signal_key
 
@@ -22,13 +25,14 @@ Record = dict[str, Any]
 
 @dataclass
 class LoadedTeacher:
-    """What a training knows of its teacher.
+    """The teacher of a training run.
 
     Attributes:
-        vocabulary: ids that it shares with the student.
+        tokenizer: its tokenizer.
+        vocabulary: number of token ids that it shares with the student.
         signal: its side of a micro-batch.
-        readers: of its cached signals, one a folder of data; empty for a teacher in memory.
-        fingerprints: digests that stand for it in the run's own.
+        readers: its cached signals, one per data folder; empty for a teacher in memory.
+        fingerprints: digests of its weights or signals, for the digest of the run.
     """
 
     tokenizer: Any
@@ -38,75 +42,106 @@ class LoadedTeacher:
     fingerprints: list[str]
 
 
-def load_teacher(options: dict[str, Any], tokenizer: Any, device: torch.device) -> LoadedTeacher | None:
-    """The teacher in memory, or its cached signals, of which no weights are read; None for seqkd.
+def load_teacher(run: StudentRun, tokenizer: Any, device: torch.device) -> LoadedTeacher | None:
+    """The teacher in memory, or its cached signals without its weights; None for a method without a divergence.
+
+    Args:
+        run: the options.
+        tokenizer: tokenizer of the student.
+        device: device of the training.
 
     Raises:
-        InputError: it does not share the student's tokenizer, or a signal is another teacher's.
+        InputError: the teacher does not share the student's tokenizer, or a signal belongs to another teacher.
     """
-    if options["method"] == "seqkd":
+    source = run.teacher
+    if source is None:
         return None
-    teacher_tokenizer = load_tokenizer(options["teacher_model"])
+    teacher_tokenizer = load_tokenizer(source.model)
     vocabulary = shared_vocabulary_size(teacher_tokenizer, tokenizer)
-    dtype = select_dtype(options["teacher_dtype"], device)
-    source = {name: options[f"teacher_{name}"] for name in ("model", "quantization")}
-    adapters = options["teacher_adapter"] or [None]
-    if options["signal"] == "online":
-        online = load_online(options, dtype, teacher_tokenizer.pad_token_id, device)
-        fingerprint = fingerprint_model(source["model"], adapters[0])
+    if run.objective.signal == "online":
+        online = load_online(source, run.train, teacher_tokenizer.pad_token_id, device)
+        fingerprint = fingerprint_model(source.model, next(iter(source.adapters), None))
         return LoadedTeacher(teacher_tokenizer, vocabulary, online, [], [fingerprint])
-    readers = [SignalReader(folder) for folder in options["signal_folders"]]
-    for reader, adapter in zip(readers, cycle(adapters), strict=False):
-        wanted: dict[str, Any] = {"kind": options["signal"], "top_k": options["top_k"], "dtype": dtype}
-        check_signal_fits(
-            reader, **wanted, temperature=options["temperature"], adapter=adapter, tokenizer=teacher_tokenizer, **source
-        )
+    readers = open_signals(run, source, teacher_tokenizer, device)
     cached: Signal = (
-        HiddenSignal(readers, training_device(device), dtype)
-        if options["signal"] == "hidden"
-        else TopKSignal(readers, options["temperature"])
+        HiddenSignal(readers, local_device(device), select_dtype(source.dtype, device))
+        if run.objective.signal == "hidden"
+        else TopKSignal(readers, run.objective.temperature)
     )
     return LoadedTeacher(teacher_tokenizer, vocabulary, cached, readers, [reader.fingerprint for reader in readers])
 
 
-def load_online(options: dict[str, Any], dtype: torch.dtype, pad_id: int, device: torch.device) -> OnlineTeacher:
-    """The teacher in memory; with strategy fsdp its decoder is shared out among the processes as the student is.
+def open_signals(run: StudentRun, source: TeacherSource, tokenizer: Any, device: torch.device) -> list[SignalReader]:
+    """The cached signals of all data folders.
 
-    One that is quantized is whole in each process: its numbers cannot be dealt out.
+    Raises:
+        InputError: a signal belongs to another teacher.
     """
-    name, quantization, adapters = (options[f"teacher_{key}"] for key in ("model", "quantization", "adapter"))
-    place = training_device(device) if is_distributed(device) else device
-    is_shared = options["strategy"] == "fsdp" and quantization == "none" and int(os.environ["WORLD_SIZE"]) > 1
-    loading = torch.device("cpu") if is_shared else place
-    model = load_model(name, loading, dtype, quantization, (adapters or [None])[0], for_generation=False)
-    if is_shared:
-        shard_teacher(model, place, options["fsdp_offload"])
-    return OnlineTeacher(model, pad_id, place if is_shared else model.device, is_shared)
+    readers = [SignalReader(folder) for folder in source.signal_folders]
+    for reader, adapter in zip(readers, cycle(source.adapters or [None]), strict=False):
+        check_signal_fits(
+            reader,
+            kind=run.objective.signal,
+            top_k=run.objective.top_k,
+            temperature=run.objective.temperature,
+            model=source.model,
+            adapter=adapter,
+            dtype=select_dtype(source.dtype, device),
+            quantization=source.quantization,
+            tokenizer=tokenizer,
+        )
+    return readers
+
+
+def load_online(source: TeacherSource, train: TrainOptions, pad_id: int, device: torch.device) -> OnlineTeacher:
+    """The teacher in memory; with strategy fsdp its decoder is sharded as the student is.
+
+    A quantized teacher is replicated on all ranks, since bitsandbytes weights cannot be sharded.
+    """
+    place = local_device(device) if is_distributed(device) else device
+    is_sharded = train.strategy == "fsdp" and source.quantization == "none" and int(os.environ["WORLD_SIZE"]) > 1
+    model = load_model(
+        source.model,
+        torch.device("cpu") if is_sharded else place,
+        select_dtype(source.dtype, device),
+        source.quantization,
+        next(iter(source.adapters), None),
+        for_generation=False,
+    )
+    if is_sharded:
+        shard_teacher(model, place, train.fsdp_offload)
+    return OnlineTeacher(model, pad_id, place if is_sharded else model.device, is_sharded)
 
 
 def is_distributed(device: torch.device) -> bool:
-    """Whether this process is one of several, each with a GPU of its own."""
+    """Whether this process is one of several with a GPU each."""
     return device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def training_device(device: torch.device) -> torch.device:
-    """This process's own GPU, or the CPU."""
+def local_device(device: torch.device) -> torch.device:
+    """The GPU of this rank, or the CPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
 
 def encode_folders(
-    folders: list[list[Record]], tokenizer: Any, teacher: LoadedTeacher | None, options: dict[str, Any]
+    folders: Sequence[list[Record]], tokenizer: Any, teacher: LoadedTeacher | None, max_length: int
 ) -> list[Example]:
-    """The examples of all folders of data, each with its folder's number and, where it is cached, its signal's key.
+    """The examples of all data folders, each with the index of its folder and the key of its cached signal, if any.
+
+    Args:
+        folders: records by data folder.
+        tokenizer: tokenizer of the student.
+        teacher: None for a method without a divergence.
+        max_length: maximum length of prompt and completion together, in tokens.
 
     Raises:
         InputError: a record has no signal.
     """
     found = []
     for number, records in enumerate(folders):
-        known = teacher.tokenizer if teacher else None
+        teacher_tokenizer = teacher.tokenizer if teacher else None
         vocabulary = teacher.vocabulary if teacher else None
-        examples = encode_examples(records, tokenizer, known, options["max_length"], vocabulary)
+        examples = encode_examples(records, tokenizer, teacher_tokenizer, max_length, vocabulary)
         if teacher and teacher.readers:
             add_signals(examples, teacher.readers[number], number)
         found += [example | {"folder": number} for example in examples]
@@ -114,10 +149,15 @@ def encode_folders(
 
 
 def add_signals(examples: list[Example], reader: SignalReader, number: int) -> None:
-    """Give each example the place of its signal, by content: prompt and answer as the teacher reads them.
+    """Add the key of its signal to each example: a digest of prompt and answer as the teacher reads them.
+
+    Args:
+        examples: examples of a data folder, changed in place.
+        reader: signal of the folder.
+        number: index of the folder.
 
     Raises:
-        InputError: some have none; names one.
+        InputError: examples without a signal; names the first.
     """
     for example in examples:
         example["signal"] = (number, signal_key(example["teacher_prompt"], example["completion"]))
@@ -125,19 +165,20 @@ def add_signals(examples: list[Example], reader: SignalReader, number: int) -> N
     if missing:
         raise InputError(
             f"{reader.folder}: expected the teacher signal of every record, {len(missing)} of {len(examples)} have "
-            f"none, first uid {missing[0]['uid']}: splits, or how an answer ends in the template, "
-            "are not those that it was computed for; run compute_signal again (snakemake does where the splits changed)"
+            f"none, first uid {missing[0]['uid']}: the signal was computed for other splits or another chat template; "
+            "run compute_signal again (snakemake does so if the splits changed)"
         )
 
 
 def balance(examples: list[Example], seed: int) -> list[Example]:
-    """As many examples of each folder as the largest has, those of smaller ones several times."""
+    """Repeat the examples of smaller folders until every folder has as many as the largest."""
     folders: dict[int, list[Example]] = {}
     for example in examples:
         folders.setdefault(example["folder"], []).append(example)
-    most = max(map(len, folders.values()), default=0)
+    largest = max(map(len, folders.values()), default=0)
     found = []
-    for number, mine in folders.items():
-        order = sorted(mine, key=lambda one: hash_uid(f"balance{number}", seed, one["uid"]))
-        found += [dict(one) for one in mine * (most // len(mine)) + order[: most % len(mine)]]
+    for number, members in folders.items():
+        order = sorted(members, key=lambda one: hash_uid(f"balance{number}", seed, one["uid"]))
+        repeats, rest = divmod(largest, len(members))
+        found += [dict(one) for one in members * repeats + order[:rest]]
     return found

@@ -1,4 +1,4 @@
-"""The teacher's answers to a category's prompts, asked once and kept record by record."""
+"""The teacher's answers to a category's prompts: generated once, stored one by one in the answer cache."""
 
 import logging
 import sys
@@ -9,33 +9,34 @@ from typing import Any
 
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl
-from distill.generation.cached_engine import Ledger
+from distill.generation.cached_engine import CachedEngine
 from distill.generation.engine import Engine
 from distill.generation.sampling import Request
 from distill.records.answer_format import parse_answer
+from distill.teacher.options import AnswerOptions
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 20  # overlong prompts named in a message
+MOST_SHOWN = 20  # overlong prompts listed in a message
 Prompt = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How often a prompt is asked, and which answers are kept; names and values as in config/README.md."""
+class AnswerSettings(AnswerOptions):
+    """How many answers are generated per prompt, which are kept, and what a usable one contains.
+
+    Attributes:
+        answer_key: key of the number in the answer's JSON object; None accepts any text.
+    """
 
     answer_key: str | None = None
-    samples: int = 1
-    retries: int = 0
-    keep: str = "all"
-    overlong: str = "error"
 
 
 def load_prompts(path: Path) -> list[Prompt]:
-    """A file of prompts; what all of them have in common is in memory once.
+    """Read a file of prompts; texts that all prompts share are held in memory once.
 
     Raises:
-        InputError: a line is no JSON object; names file and line.
+        InputError: a line is not a JSON object; names file and line.
     """
     return [
         {sys.intern(name): sys.intern(value) if name == "system" else value for name, value in record.items()}
@@ -43,77 +44,90 @@ def load_prompts(path: Path) -> list[Prompt]:
     ]
 
 
-def drop_overlong(prompts: list[Prompt], ledger: Ledger, overlong: str) -> list[Prompt]:
-    """The prompts that the teacher's context has room for, as for each that it has answered before.
+def drop_overlong(prompts: list[Prompt], cached: CachedEngine, overlong: str) -> list[Prompt]:
+    """Return the prompts that fit the teacher's context; prompts with a cached answer do.
+
+    Args:
+        prompts: all prompts.
+        cached: the teacher.
+        overlong: `skip` to leave longer prompts out, `error` to stop.
 
     Raises:
-        InputError: there are others and `overlong` is `error`; names their ids, lengths and the limit.
+        InputError: a prompt is too long and `overlong` is `error`; names ids, lengths and the limit.
     """
-    new = [to_request(prompt, 0) for prompt in prompts if (prompt["uid"], 0) not in ledger.cached]
-    found = ledger.engine.find_overlong(new) if new else {}
+    new = [to_request(prompt, 0) for prompt in prompts if (prompt["uid"], 0) not in cached.cached]
+    found = cached.engine.find_overlong(new) if new else {}
     if not found:
         return prompts
     named = [f"  id {prompt['id']}: {found[prompt['uid']]}" for prompt in prompts if prompt["uid"] in found]
-    listed = "\n".join([*named[:SHOWN], f"  and {len(named) - SHOWN} more"] if len(named) > SHOWN else named)
+    listed = "\n".join(
+        [*named[:MOST_SHOWN], f"  and {len(named) - MOST_SHOWN} more"] if len(named) > MOST_SHOWN else named
+    )
     text = f"{len(named)} of {len(prompts)} prompts are longer than the teacher's context:\n{listed}"
     if overlong == "error":
-        raise InputError(f"{text}\n(teacher.overlong: skip leaves them out)")
-    logger.warning("%s\nthey are left out", text)
+        raise InputError(f"{text}\n(set teacher.overlong to skip to leave them out)")
+    logger.warning("%s\nthey are skipped", text)
     return [prompt for prompt in prompts if prompt["uid"] not in found]
 
 
 def to_request(prompt: Prompt, sample: int) -> Request:
-    """A prompt's record as a request."""
+    """Return a prompt's record as a request."""
     return Request(prompt["id"], prompt["uid"], prompt["system"], prompt["prompt"], sample)
 
 
 def answer_prompts(
-    prompts: list[Prompt], engine: Engine, asking: Asking, cache: Path
+    prompts: list[Prompt], engine: Engine, settings: AnswerSettings, cache: Path
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
-    """The teacher's answer to every prompt, from the cache where it is there.
+    """Return the teacher's answers to all prompts, from the cache if possible.
 
     Args:
-        prompts: each with `id`, `uid`, `system`, `prompt`, `label` and `origin`; `original_output` where there is one.
-        cache: folder of all teachers' answers.
+        prompts: each with `id`, `uid`, `system`, `prompt`, `label`, `origin` and, if it has one, `original_output`.
+        engine: the teacher.
+        settings: how many answers are generated, and which are kept.
+        cache: the answer cache's folder, with the answers of all teachers.
 
     Returns:
-        Records of teacher_outputs_{category}.jsonl in the prompts' order, made one by one as they are taken (all at
-        once would double the memory), and the counts of this run. `usable` and `rejected` count all answers that were
-        looked at, kept or not; `retried` those beyond `samples`; `unanswered` prompts without a usable one.
+        An iterator over the records of teacher_outputs_{category}.jsonl in the prompts' order (a list would double the
+        memory), and the counts of this run. `usable` and `rejected` count all answers, kept or not; `retried` those
+        beyond `samples`; `unanswered` the prompts without a usable answer.
 
     Raises:
-        InputError: prompts that the context has no room for.
+        InputError: a prompt exceeds the context and `settings.overlong` is `error`, or an answer cannot be generated.
     """
-    ledger = Ledger(engine, cache / engine.fingerprint(), asking.answer_key, {prompt["uid"] for prompt in prompts})
-    wanted = drop_overlong(prompts, ledger, asking.overlong)
-    ledger.ask([to_request(prompt, sample) for prompt in wanted for sample in range(asking.samples)])
-    for attempt in range(asking.retries):
-        again = [prompt for prompt in wanted if not any(ledger.check(prompt["uid"]))]
+    uids = {prompt["uid"] for prompt in prompts}
+    cached = CachedEngine(engine, cache / engine.fingerprint(), settings.answer_key, uids)
+    wanted = drop_overlong(prompts, cached, settings.overlong)
+    cached.generate([to_request(prompt, sample) for prompt in wanted for sample in range(settings.samples)])
+    for attempt in range(settings.retries):
+        again = [prompt for prompt in wanted if not any(cached.are_usable(prompt["uid"]))]
         if not again:
             break
-        ledger.counts["retried"] += len(again)
-        ledger.ask([to_request(prompt, asking.samples + attempt) for prompt in again])
-    records = (record for prompt in wanted for record in keep_answers(prompt, ledger.take(prompt["uid"]), asking))
-    return records, {"prompts": len(prompts), "overlong": len(prompts) - len(wanted), **ledger.stats()}
+        cached.counts["retried"] += len(again)
+        cached.generate([to_request(prompt, settings.samples + attempt) for prompt in again])
+    records = (
+        record for prompt in wanted for record in keep_answers(prompt, cached.get_answers(prompt["uid"]), settings)
+    )
+    return records, {"prompts": len(prompts), "overlong": len(prompts) - len(wanted), **cached.stats()}
 
 
-def keep_answers(prompt: Prompt, answers: list[dict[str, Any]], asking: Asking) -> list[dict[str, Any]]:
-    """Output records of a prompt: its usable answers or the one nearest to the label; the first where none is usable.
+def keep_answers(prompt: Prompt, answers: list[dict[str, Any]], settings: AnswerSettings) -> list[dict[str, Any]]:
+    """Return a prompt's output records: its usable answers, or with `keep: best` the one closest to the label.
 
-    Without a label the first usable answer is the best; equally near ones go by sample.
+    Without a label, and among equally close answers, the first one is the best. Without a usable answer, the first one
+    is returned.
     """
-    records = [to_output(prompt, answer, asking.answer_key) for answer in answers]
+    records = [to_output(prompt, answer, settings.answer_key) for answer in answers]
     usable = [record for record in records if record["usable"]]
     if not usable:
         return records[:1]
-    if asking.keep == "best":
+    if settings.keep == "best":
         label = prompt["label"]
         return [min(usable, key=lambda record: 0.0 if label is None else abs(record["parsed_value"] - label))]
     return usable
 
 
 def to_output(prompt: Prompt, answer: dict[str, Any], answer_key: str | None) -> dict[str, Any]:
-    """One line of teacher_outputs_{category}.jsonl."""
+    """Return one record of teacher_outputs_{category}.jsonl."""
     parsed = parse_answer(answer["raw_output"], answer_key)
     return {
         "id": prompt["id"],

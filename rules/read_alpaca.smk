@@ -1,6 +1,6 @@
 rule read_alpaca:
     input:
-        unpack(get_mix_input),
+        unpack(from_config(experiment.get_raw_inputs, "category")),
     output:
         mix="artifacts/distill_data/raw/train_mix_{category}.jsonl",
     log:
@@ -14,9 +14,8 @@ rule read_alpaca:
         mem_mb=1000,
         runtime=60,
     params:
-        script=get_script("read_alpaca"),
-        code=get_code("read_alpaca"),
-        options=get_alpaca_options,
+        **job("read_alpaca"),
+        options=from_config(command_lines.alpaca_flags),
     shell:
         "python {params.script} --category {wildcards.category} --questions {input.questions:q}"
         " {params.options} --out {output.mix:q} > {log:q} 2>&1"

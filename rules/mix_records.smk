@@ -1,6 +1,6 @@
 rule mix_records:
     input:
-        unpack(get_mix_input),
+        unpack(from_config(experiment.get_raw_inputs, "category")),
     output:
         mix="artifacts/distill_data/raw/train_mix_{category}.jsonl",
     log:
@@ -14,9 +14,8 @@ rule mix_records:
         mem_mb=1000,
         runtime=60,
     params:
-        script=get_script("mix_records"),
-        code=get_code("mix_records"),
-        options=get_mix_options,
+        **job("mix_records"),
+        options=from_config(command_lines.mix_flags),
     shell:
         "python {params.script} --category {wildcards.category} --grpo {input.grpo:q} --sft {input.sft:q}"
         " {params.options} --out {output.mix:q} > {log:q} 2>&1"

@@ -1,0 +1,111 @@
+"""The registry of methods: every entry against an independent float64 formula, and what reads the registry."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from divergence_formulas import FORMULAS
+from running import ROOT, SCRIPTS, environment
+from training_runs import change_run, log_lines, make_arguments, train_student
+
+import train_student as script
+from distill.student.divergences import METHODS, Divergence, Method
+from distill.student.loss import Objective
+from distill.student.student_run import read_run
+
+DIVERGENCES = [name for name, method in METHODS.items() if method.divergence]
+
+
+def distributions(rows=5, size=9):
+    """Two sets of float64 logits that need a gradient."""
+    generator = torch.Generator().manual_seed(4)
+    return [
+        torch.randn(rows, size, dtype=torch.float64, generator=generator).requires_grad_()
+        for _ in ("teacher", "student")
+    ]
+
+
+def test_every_divergence_has_an_independent_formula():
+    assert FORMULAS.keys() == set(DIVERGENCES)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("method", DIVERGENCES)
+def test_value_and_slope_match_the_formula(method, beta):
+    teacher, student = distributions()
+    p, q = (logits.log_softmax(-1) for logits in (teacher, student))
+    found = Objective(method, beta=beta).compare(p.detach(), q.detach())
+    wanted = torch.stack([FORMULAS[method](*pair, beta) for pair in zip(p.exp().detach(), q.exp(), strict=True)])
+    (gradient,) = torch.autograd.grad(wanted.sum(), student)
+    assert [tuple(one.shape) for one in found] == [(5,), (5, 9), (5, 1)]
+    torch.testing.assert_close(found.value, wanted.detach())
+    torch.testing.assert_close(found.slope - found.total * q.exp().detach(), gradient)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_is_described(method):
+    assert method.description.endswith(".")
+    assert method.formula
+    assert method.paper
+    assert set(method.options) <= set(Objective._fields)
+
+
+def test_the_documentation_lists_every_method():
+    text = (ROOT / "docs/distillation.md").read_text(encoding="utf-8")
+    for name, method in METHODS.items():
+        formula = method.formula.replace("|", r"\|") if method.divergence else "none"
+        assert f"| `{name}` | {formula}" in text
+
+
+def test_a_method_without_a_divergence_has_none_to_compute():
+    with pytest.raises(ValueError, match="seqkd"):
+        Objective("seqkd").compare(torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+def test_the_registry_does_not_import_torch():
+    """The workflow reads it each time that it parses the configuration."""
+    code = "import sys; import distill.student.student_run; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], env=environment() | {"PYTHONPATH": str(SCRIPTS)}, check=True)
+
+
+# ---- A method that is added ----
+
+
+@pytest.fixture
+def squared(monkeypatch):
+    """A made-up method, registered as `squared`: half the squared distance."""
+
+    def squared_distance(p, q):
+        slope = q.exp() * (q.exp() - p.exp())
+        return Divergence((q.exp() - p.exp()).square().sum(-1) / 2, slope, slope.sum(-1, keepdim=True))
+
+    method = Method("Half the squared distance.", "½ Σ(p − q)²", "made up", squared_distance)
+    monkeypatch.setitem(METHODS, "squared", method)
+    return method
+
+
+def test_a_registered_method_is_on_the_command_line(squared, tmp_path, models, capsys):
+    assert read_run(script.parse_args(make_arguments(tmp_path, models, "squared"))).objective.method == "squared"
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    assert "seqkd,forward_kl,reverse_kl,jsd,tvd,squared" in capsys.readouterr().out
+    without_teacher = ["--data", "d", "--out", "o", "--name", "n", "--category", "c", "--model", "m"]
+    with pytest.raises(SystemExit):
+        script.parse_args([*without_teacher, "--method", "squared"])
+    assert "--method squared needs --teacher-model" in capsys.readouterr().err
+
+
+def test_a_registered_method_trains_a_student(squared, options, records):
+    run = change_run(options(), method="squared", epochs=30.0, learning_rate=1e-2, alpha=1.0, temperature=1.0)
+    train_student(run, records, [])
+    lines = log_lines(run)
+    assert lines[-1]["kd"] < 0.8 * lines[0]["kd"]
+    assert lines[0]["loss"] == pytest.approx(lines[0]["kd"], rel=1e-5)
+    assert "½ Σ(p − q)²" in (run.out / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_unregistered_method_is_refused(tmp_path, models, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(make_arguments(tmp_path, models, "squared"))
+    assert "invalid choice: 'squared'" in capsys.readouterr().err

@@ -1,0 +1,272 @@
+"""The registry of metrics: what each group computes, and how tables, figures and model cards show it.
+
+To add a metric, add it to a group in `GROUPS`, or add a group with its build function. The command line, the
+configuration, metrics.json, metrics.csv, the printed tables, the figures, the comparisons and the model cards all read
+this registry. Snakemake's own process imports this module too: numpy, sacrebleu and the like are imported inside the
+build functions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from distill.common.errors import InputError
+
+if TYPE_CHECKING:
+    from distill.evaluation.bootstrap import Statistic
+
+Records = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score and how it is shown.
+
+    Attributes:
+        name: key in metrics.json, metrics.csv and comparisons.csv.
+        heading: column heading in the printed tables; None leaves the metric out of them.
+        title: panel title in the figures; None leaves the metric out of them.
+        card: name in model cards; None leaves the metric out of them.
+        is_percentage: the printed tables show 100 times the value.
+        decimals: digits after the decimal point; None keeps three significant digits of the median over all models.
+        shows_interval: the printed tables show the confidence interval, if the line is wide enough.
+        has_own_n: the metric rests on some records only, and the printed tables show their number beside it.
+        drop_order: position among the columns that a narrow terminal drops, 1 first; None keeps the column.
+        replaced_by: metric that replaces this one in the printed tables if both were computed.
+        same_as: metric with the same values; the figures show only that one if both were computed.
+        limit: the figures' axis runs from 0 to this value; None fits the axis to the values.
+        starts_at_0: the figures' axis starts at 0.
+        can_be_log: the figures use a logarithmic axis if the values lie far apart.
+    """
+
+    name: str
+    heading: str | None
+    title: str | None
+    card: str | None
+    is_percentage: bool = False
+    decimals: int | None = 1
+    shows_interval: bool = False
+    has_own_n: bool = False
+    drop_order: int | None = None
+    replaced_by: str | None = None
+    same_as: str | None = None
+    limit: float | None = None
+    starts_at_0: bool = False
+    can_be_log: bool = False
+
+
+@dataclass(frozen=True)
+class MetricGroup:
+    """Metrics that are computed together and chosen by one name in `evaluation.metrics`.
+
+    Attributes:
+        description: plain sentences for the configuration reference.
+        metrics: in the order of tables and figures.
+        build: returns the statistics of records, by metric name. The arguments are records from `load_predictions` and
+            sacreBLEU's tokenizer. Metrics whose inputs are missing, such as likelihoods, are left out.
+        describe: returns the signature for metrics.json, from sacreBLEU's tokenizer; None writes none.
+        needs_likelihoods: predict_answers.py has to measure the likelihood of the references.
+        needs_judgements: judge_answers.py has to measure the teacher's likelihood of the predictions.
+        needs_answer_key: the group is computed only with an answer key.
+    """
+
+    description: str
+    metrics: tuple[Metric, ...]
+    build: Callable[[Records, str], Mapping[str, Statistic]]
+    describe: Callable[[str], str] | None = None
+    needs_likelihoods: bool = False
+    needs_judgements: bool = False
+    needs_answer_key: bool = False
+
+
+def build_answer(records: Records, tokenize: str) -> dict[str, Statistic]:
+    """Coverage, and errors of the values against the labels."""
+    from distill.evaluation.value_metrics import build_value_statistics
+
+    return build_value_statistics(records)
+
+
+def build_ppl(records: Records, tokenize: str) -> dict[str, Statistic]:
+    """Perplexity and agreement on the references."""
+    from distill.evaluation.likelihood_metrics import build_perplexity_statistics
+
+    return build_perplexity_statistics(records)
+
+
+def build_fdistill(records: Records, tokenize: str) -> dict[str, Statistic]:
+    """Likelihood and coverage of f-DISTILL."""
+    from distill.evaluation.likelihood_metrics import build_fdistill_statistics
+
+    return build_fdistill_statistics(records)
+
+
+def build_bleu(records: Records, tokenize: str) -> dict[str, Statistic]:
+    """Corpus BLEU."""
+    from distill.evaluation.text_metrics import build_bleu_statistics
+
+    return build_bleu_statistics(records, tokenize)
+
+
+def describe_bleu(tokenize: str) -> str:
+    """sacreBLEU's signature of BLEU."""
+    from distill.evaluation.text_metrics import get_bleu_signature
+
+    return get_bleu_signature(tokenize)
+
+
+def build_chrf(records: Records, tokenize: str) -> dict[str, Statistic]:
+    """Corpus chrF."""
+    from distill.evaluation.text_metrics import build_chrf_statistics
+
+    return build_chrf_statistics(records)
+
+
+def describe_chrf(tokenize: str) -> str:
+    """sacreBLEU's signature of chrF."""
+    from distill.evaluation.text_metrics import get_chrf_signature
+
+    return get_chrf_signature()
+
+
+def build_rouge(records: Records, tokenize: str) -> dict[str, Statistic]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L."""
+    from distill.evaluation.text_metrics import build_rouge_statistics
+
+    return build_rouge_statistics(records)
+
+
+def build_shape(records: Records, tokenize: str) -> dict[str, Statistic]:
+    """Length, repetition and distinct n-grams of the answers."""
+    from distill.evaluation.text_metrics import build_shape_statistics
+
+    return build_shape_statistics(records)
+
+
+# In the order of tables and figures.
+GROUPS: dict[str, MetricGroup] = {
+    "answer": MetricGroup(
+        description="Coverage, which is the share of usable answers, and errors of their values against the labels. "
+        "Needs an answer key.",
+        metrics=(
+            Metric("coverage", "coverage %", "coverage (share)", "coverage (share of answers in the format)",
+                   is_percentage=True, shows_interval=True, limit=1),
+            Metric("mae", "MAE", "MAE", "mean absolute error", decimals=None, shows_interval=True, has_own_n=True,
+                   starts_at_0=True, can_be_log=True),
+            Metric("rmse", None, None, None),
+            Metric("r2", None, None, None),
+            Metric("ic", None, "IC (Spearman)", None),
+            Metric("direction_accuracy", None, "direction accuracy", None, limit=1),
+        ),
+        build=build_answer,
+        needs_answer_key=True,
+    ),
+    "ppl": MetricGroup(
+        description="Perplexity of the teacher's answers under the model, and agreement, which is the share of their "
+        "tokens that the model ranks first.",
+        metrics=(
+            Metric("ppl", "PPL", "perplexity", "perplexity", decimals=None, can_be_log=True),
+            Metric("agreement", "agreement %", "agreement (share)", None, is_percentage=True, replaced_by="coverage",
+                   limit=1),
+        ),
+        build=build_ppl,
+        needs_likelihoods=True,
+    ),
+    "bleu": MetricGroup(
+        description="Corpus BLEU against the teacher's answers.",
+        metrics=(Metric("bleu", "BLEU", "BLEU", "BLEU", limit=100),),
+        build=build_bleu,
+        describe=describe_bleu,
+    ),
+    "chrf": MetricGroup(
+        description="Corpus chrF2, an F-score of character n-grams, against the teacher's answers.",
+        metrics=(Metric("chrf", "chrF", "chrF", "chrF", limit=100),),
+        build=build_chrf,
+        describe=describe_chrf,
+    ),
+    "rouge": MetricGroup(
+        description="ROUGE-1, ROUGE-2 and ROUGE-L F1 against the teacher's answers.",
+        metrics=(
+            Metric("rouge1", None, None, "ROUGE-1 F1"),
+            Metric("rouge2", None, None, "ROUGE-2 F1"),
+            Metric("rougeL", "ROUGE-L", "ROUGE-L F1", "ROUGE-L F1", limit=100),
+        ),
+        build=build_rouge,
+    ),
+    "fdistill": MetricGroup(
+        description="The two measures of f-DISTILL: likelihood, which is the model's perplexity of the teacher's "
+        "answers, and coverage, which is the teacher's perplexity of the model's answers.",
+        metrics=(
+            Metric("fdistill_coverage", "PPL by teacher", "fdistill coverage\n(perplexity)", None, decimals=None,
+                   can_be_log=True),
+            Metric("fdistill_likelihood", None, "fdistill likelihood\n(perplexity)", None, same_as="ppl",
+                   can_be_log=True),
+        ),
+        build=build_fdistill,
+        needs_likelihoods=True,
+        needs_judgements=True,
+    ),
+    "shape": MetricGroup(
+        description="Length ratio, repetition and distinct n-grams of the model's answers.",
+        metrics=(
+            Metric("length_ratio", "length ratio", "length (ratio)", None, decimals=2, starts_at_0=True),
+            Metric("repetition", "repetition %", "repetition (share)", None, is_percentage=True, drop_order=3,
+                   starts_at_0=True),
+            Metric("distinct1", "distinct-1 %", "distinct-1 (share)", None, is_percentage=True, drop_order=1,
+                   starts_at_0=True),
+            Metric("distinct2", "distinct-2 %", "distinct-2 (share)", None, is_percentage=True, drop_order=2,
+                   starts_at_0=True),
+        ),
+        build=build_shape,
+    ),
+}  # fmt: skip
+# Order in metrics.json and metrics.csv, fixed since the first version; other groups follow.
+FILE_ORDER = ("answer", "ppl", "fdistill", "bleu", "rouge", "chrf", "shape")
+
+
+def needs_likelihoods(groups: Iterable[str]) -> bool:
+    """Whether one of the groups needs the likelihood of the references, which predict_answers.py measures."""
+    return any(GROUPS[group].needs_likelihoods for group in groups)
+
+
+def needs_judgements(groups: Iterable[str]) -> bool:
+    """Whether one of the groups needs the teacher's likelihood of the answers, which judge_answers.py measures."""
+    return any(GROUPS[group].needs_judgements for group in groups)
+
+
+def list_metrics() -> dict[str, Metric]:
+    """All declared metrics by name, in the order of tables and figures."""
+    return {metric.name: metric for group in GROUPS.values() for metric in group.metrics}
+
+
+def select_metrics(names: Iterable[str]) -> list[Metric]:
+    """The metrics of these names, each once, in the order of tables and figures.
+
+    Raises:
+        InputError: no group declares one of the names.
+    """
+    found, declared = set(names), list_metrics()
+    if unknown := sorted(found - declared.keys()):
+        raise InputError(f"metric {unknown[0]}: expected one of {', '.join(declared)}")
+    return [metric for metric in declared.values() if metric.name in found]
+
+
+def select_printed(names: Iterable[str]) -> list[Metric]:
+    """The metrics among these names that the printed tables show; see `select_metrics`."""
+    found = set(names)
+    return [metric for metric in select_metrics(found) if metric.heading and metric.replaced_by not in found]
+
+
+def select_drawn(names: Iterable[str]) -> list[Metric]:
+    """The metrics among these names that the figures show; see `select_metrics`.
+
+    Raises:
+        InputError: the figures show none of them, or no group declares one of the names.
+    """
+    found = set(names)
+    drawn = [metric for metric in select_metrics(found) if metric.title and metric.same_as not in found]
+    if not drawn:
+        names = [metric.name for metric in list_metrics().values() if metric.title]
+        raise InputError(f"no metric to draw: expected at least one of {', '.join(names)}")
+    return drawn

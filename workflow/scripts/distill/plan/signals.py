@@ -1,0 +1,63 @@
+"""Cached teacher signals: which ones the students of an experiment need, and the disk space that they take."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill.plan.experiment import Config, get_teacher
+from distill.student.divergences import METHODS
+
+
+def get_signal(config: Config, student: str) -> str | None:
+    """Return the name of the cached teacher signal that a student learns from: `hidden`, `topk_64_t2`; None without.
+
+    `t2` is the student's temperature (`t1_5` for 1.5). The quantization is part of the name (`hidden_int8`) if it
+    differs from that of the teacher that generates the answers. Students with the same name share the signal.
+    """
+    settings = config["students"][student]
+    if not METHODS[settings["method"]].needs_teacher or settings["signal"] == "online":
+        return None
+    temperature = f"{settings['temperature']:g}".replace(".", "_")
+    topk = f"_{settings['top_k']}_t{temperature}" if settings["signal"] == "topk" else ""
+    quantization = settings["teacher_quantization"]
+    suffix = f"_{quantization}" if quantization not in (None, config["teacher"]["quantization"]) else ""
+    return f"{settings['signal']}{topk}{suffix}"
+
+
+def get_training_signals(config: Config, student: str) -> list[str]:
+    """Return the cached signals that a student's training reads: one or none."""
+    signal = get_signal(config, student)
+    return [signal] if signal else []
+
+
+def get_signals(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the cached signals by name, each with its options for compute_signal.py."""
+    signals = {}
+    for name, settings in config["students"].items():
+        if signal := get_signal(config, name):
+            is_topk = settings["signal"] == "topk"
+            signals[signal] = {
+                "kind": settings["signal"],
+                "top_k": settings["top_k"] if is_topk else None,
+                "temperatures": [float(settings["temperature"])] if is_topk else None,
+                "quantization": settings["teacher_quantization"] or config["teacher"]["quantization"],
+            }
+    return signals
+
+
+def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
+    """Describe the disk space of the cached signals, one line per signal and category."""
+    signals, lines = get_signals(config), []
+    if not signals:
+        return []
+    from distill.teacher.signal_size import count_tokens, describe_storage, get_hidden_width
+
+    width = get_hidden_width(get_teacher(config))
+    longest = config["teacher"]["generation"]["max_new_tokens"]
+    for category in categories:
+        answers = f"artifacts/distill_data/raw/teacher_outputs_{category}.jsonl"
+        prompts = f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl"
+        tokens, qualifier = count_tokens(answers, prompts, longest)
+        for name, signal in signals.items():
+            shape = signal["kind"], width, signal["top_k"], signal["temperatures"] or []
+            lines.append(describe_storage(f"{name} of {category}", *shape, tokens, qualifier))
+    return lines

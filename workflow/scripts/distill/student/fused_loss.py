@@ -1,0 +1,265 @@
+"""The distillation objective on hidden states, without ever holding the logits of all rows.
+
+Rows are projected to logits in chunks, each chunk is reduced in float32 log space, and its gradients are computed in
+the forward pass. Only the gradients of the rows and of the head's weights outlive a chunk, so the backward pass has
+nothing to recompute and no (batch, length, vocabulary) tensor exists.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.models.completions import Head, project, read_hidden, take_rows
+from distill.student.loss import BlockTeacher, Objective, Teacher, Terms, TopKTeacher, compute_terms
+
+# Elements of logits per chunk, enough for fast matrix products, and per block, the part of a chunk that is reduced at
+# once: on a CPU small enough for its caches.
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**25}
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+MIN_CHUNK_ROWS = 16
+
+
+def is_plain(head: Head) -> bool:
+    """Whether a head is a linear layer without LoRA, quantization, soft-capping or accelerate's device hooks."""
+    return type(head) is torch.nn.Linear and not hasattr(head, "_hf_hook")
+
+
+class Projection:
+    """A plain linear head without autograd that writes the logits of every chunk into the same buffer.
+
+    Args:
+        head: the layer.
+        dtype: data type of the product.
+        chunk: maximum number of rows.
+    """
+
+    def __init__(self, head: torch.nn.Linear, dtype: torch.dtype, chunk: int):
+        self.weight = head.weight.to(dtype)
+        self.bias = head.bias.to(dtype) if head.bias is not None else None
+        self.logits = self.weight.new_empty((chunk, len(self.weight)))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(rows, vocabulary) logits; the next call overwrites them."""
+        out = self.logits[: len(rows)]
+        if self.bias is None:
+            return torch.mm(rows.to(out.dtype), self.weight.T, out=out)
+        return torch.addmm(self.bias, rows.to(out.dtype), self.weight.T, out=out)
+
+
+# ---- The teacher's side of chunks and blocks ----
+
+
+def split_teacher(teacher: Teacher, chunk: int) -> Iterator[BlockTeacher]:
+    """The teacher's logits, or its top-k log-probabilities, chunk by chunk; endless None without a teacher."""
+    if teacher is None:
+        while True:
+            yield None
+    elif isinstance(teacher, TopKTeacher):
+        for parts in zip(*(tensor.split(chunk) for tensor in teacher), strict=True):
+            yield TopKTeacher(*parts)
+    elif is_plain(teacher.head):
+        head: Any = teacher.head
+        projection = Projection(head, head.weight.dtype, min(chunk, len(teacher.rows)))
+        yield from map(projection, teacher.rows.split(chunk))
+    else:
+        for part in teacher.rows.split(chunk):
+            yield project(part, teacher.head)
+
+
+def take_block(teacher: BlockTeacher, block: slice) -> BlockTeacher:
+    """Some rows of a chunk's teacher."""
+    if isinstance(teacher, TopKTeacher):
+        return TopKTeacher(*(tensor[block] for tensor in teacher))
+    return teacher[block] if teacher is not None else None
+
+
+# ---- The student's head ----
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How `FusedTerms` computes.
+
+    Attributes:
+        dtype: data type in which rows are projected.
+        is_autocast: whether the caller runs under autocast.
+        chunk: rows per chunk.
+        block: rows per block.
+        needs_gradient: whether gradients of rows or weights are needed.
+    """
+
+    objective: Objective
+    dtype: torch.dtype
+    is_autocast: bool
+    chunk: int
+    block: int
+    needs_gradient: bool
+
+
+class LinearHead:
+    """Forward and backward of a plain linear head, without autograd."""
+
+    def __init__(self, head: torch.nn.Linear, weights: Sequence[Tensor], settings: Settings, rows: int):
+        self.head, self.weights = head, weights
+        self.projection = Projection(head, settings.dtype, min(settings.chunk, rows))
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of a chunk, and the tensor for their gradient: the same memory."""
+        self.rows = rows.to(self.projection.weight.dtype)
+        logits = self.projection(self.rows)
+        return logits, logits
+
+    def backward(self, gradient: Tensor, row_gradient: Tensor, weight_gradients: Sequence[Tensor]) -> None:
+        """Write the gradient of the chunk's rows, and add those of weight and bias to their totals."""
+        weight = self.projection.weight
+        if row_gradient.dtype == weight.dtype:
+            torch.mm(gradient, weight, out=row_gradient)
+        else:
+            row_gradient.copy_(gradient @ weight)
+        for total, parameter in zip(weight_gradients, self.weights, strict=True):
+            if parameter is self.head.bias:
+                total += gradient.sum(0)
+            elif total.dtype == gradient.dtype:
+                total.addmm_(gradient.T, self.rows)
+            else:
+                total += gradient.T @ self.rows
+
+
+class AutogradHead:
+    """Forward and backward of any other head (LoRA, soft-capping) by its own forward and autograd."""
+
+    def __init__(self, head: Head, weights: Sequence[Tensor], settings: Settings):
+        self.head, self.weights, self.settings = head, weights, settings
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of a chunk, and a tensor for their gradient."""
+        settings = self.settings
+        with torch.enable_grad(), torch.autocast(rows.device.type, settings.dtype, enabled=settings.is_autocast):
+            self.rows = rows.detach().requires_grad_()
+            self.logits = self.head(self.rows)
+        return self.logits, torch.empty_like(self.logits, requires_grad=False)
+
+    def backward(self, gradient: Tensor, row_gradient: Tensor, weight_gradients: Sequence[Tensor]) -> None:
+        """Write the gradient of the chunk's rows, and add those of the weights to their totals."""
+        found = torch.autograd.grad(self.logits, [self.rows, *self.weights], gradient, allow_unused=True)
+        row_gradient.copy_(found[0])
+        for total, one in zip(weight_gradients, found[1:], strict=True):
+            total += 0 if one is None else one
+
+
+# ---- The loss ----
+
+
+def reduce_chunk(
+    logits: Tensor, gradient: Tensor, targets: Tensor, teacher: BlockTeacher, sums: Tensor, settings: Settings
+) -> None:
+    """Add the terms of a chunk to `sums` and write the gradient of its loss with respect to the logits, by blocks.
+
+    Args:
+        logits: (rows, vocabulary).
+        gradient: (rows, vocabulary), written; may be the same tensor as `logits`.
+        sums: (5,) `Terms`.
+    """
+    for start in range(0, len(logits), settings.block):
+        block = slice(start, start + settings.block)
+        terms, found = compute_terms(
+            logits[block].detach().to(sums.dtype),
+            targets[block],
+            take_block(teacher, block),
+            settings.objective,
+            settings.needs_gradient,
+        )
+        sums += torch.stack(terms)
+        if found is not None:
+            gradient[block] = found
+
+
+class FusedTerms(torch.autograd.Function):
+    """`Terms`, with the gradients of rows and head weights computed in the forward pass; backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: Head, targets: Tensor, teacher: Teacher, settings: Settings, rows: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """See `distillation_loss`; `weights` are the head's parameters that need a gradient."""
+        plain: Any = head if is_plain(head) else None
+        student = LinearHead(plain, weights, settings, len(rows)) if plain else AutogradHead(head, weights, settings)
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        sums = torch.zeros(len(Terms._fields), device=rows.device, dtype=exact)
+        row_gradients = torch.empty_like(rows)
+        weight_gradients = [torch.zeros_like(one, dtype=exact) for one in weights] if settings.needs_gradient else []
+        chunks = (tensor.split(settings.chunk) for tensor in (rows, targets, row_gradients))
+        # Not strict: without a teacher its side is endless.
+        for part, part_targets, part_gradient, part_teacher in zip(
+            *chunks, split_teacher(teacher, settings.chunk), strict=False
+        ):
+            logits, gradient = student.forward(part)
+            reduce_chunk(logits, gradient, part_targets, part_teacher, sums, settings)
+            if settings.needs_gradient:
+                student.backward(gradient, part_gradient, weight_gradients)
+        ctx.gradients = [row_gradients, *weight_gradients]
+        ctx.dtypes = [rows.dtype, *(one.dtype for one in weights)]
+        outputs = tuple(one.clone() for one in sums)  # clones, not views: FSDP registers hooks on them
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients by the gradient of the loss, in place."""
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a distillation loss are used up by its first backward pass")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [one.mul_(output_gradients[0]).to(dtype) for one, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        return (None, None, None, None, *scaled)
+
+
+def distillation_loss(
+    rows: Tensor, head: Head, targets: Tensor, teacher: Teacher, objective: Objective, chunk: int | None = None
+) -> Terms:
+    """The objective over completion rows, with gradients for rows and head.
+
+    Args:
+        rows: (rows, width) hidden states of the student. Under autocast they are projected in its data type.
+        head: projects them to logits, (rows, student's padded vocabulary). A plain linear layer runs without autograd,
+            any other module (LoRA, soft-capping) by its own forward and autograd.
+        targets: (rows,) token ids.
+        teacher: the teacher's side of the same rows; None for a method without a divergence.
+        chunk: rows per chunk; by default as many as CHUNK_ELEMENTS allows.
+
+    Returns:
+        Sums over rows. Without rows they are zero, still attached to autograd.
+    """
+    weights = [one for one in head.parameters() if one.requires_grad] if isinstance(head, torch.nn.Module) else []
+    kind = rows.device.type
+    is_autocast = torch.is_autocast_enabled(kind)
+    vocabulary = getattr(head, "out_features", None) or 1
+    chunk_rows, block_rows = (
+        sizes.get(kind, sizes["cuda"]) // vocabulary for sizes in (CHUNK_ELEMENTS, BLOCK_ELEMENTS)
+    )
+    settings = Settings(
+        objective=objective,
+        dtype=torch.get_autocast_dtype(kind) if is_autocast else rows.dtype,
+        is_autocast=is_autocast,
+        chunk=chunk or max(MIN_CHUNK_ROWS, chunk_rows),
+        block=max(1, block_rows),
+        needs_gradient=torch.is_grad_enabled() and (rows.requires_grad or bool(weights)),
+    )
+    with torch.autocast(kind, enabled=False):
+        return Terms(*FusedTerms.apply(head, targets, teacher, settings, rows, *weights))
+
+
+def score_completions(self: Any, *args: Any, objective: Objective | None = None, **inputs: Any) -> Any:
+    """The `Terms` of a micro-batch, as the forward method of a causal model, so that DDP and FSDP see all gradients.
+
+    Args:
+        inputs: `input_ids`, `positions` and `targets` from `collate`, and `teacher` for `distillation_loss`.
+        objective: None runs the model's own forward, which `generate` calls.
+    """
+    if objective is None:
+        return type(self).forward(self, *args, **inputs)
+    hidden = read_hidden(self.get_decoder(), inputs["input_ids"])
+    rows = take_rows(hidden, inputs["positions"])
+    return tuple(distillation_loss(rows, self.get_output_embeddings(), inputs["targets"], inputs["teacher"], objective))

@@ -1,0 +1,191 @@
+"""A training run as typed options, and its command line.
+
+Importing this module does not import torch, so that the script rejects a bad command line at once.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.common.options import add_options, list_run_options, read_options
+from distill.models.options import DeviceOptions, ModelOptions
+from distill.student.divergences import METHODS
+from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, TrainOptions
+
+# Where a run reads and writes, and its name: they do not change the trained weights.
+PLACES = ("data", "out", "checkpoints", "device", "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """The teacher of a training run, and where its signal is.
+
+    Attributes:
+        model: hub id or local folder.
+        adapters: LoRA checkpoints: none, one, or with a cached signal one per data folder.
+        dtype: data type of the weights.
+        quantization: quantization of the weights.
+        signal_folders: cached signals, one per data folder; none with signal `online`.
+    """
+
+    model: str
+    adapters: tuple[str, ...] = ()
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+    signal_folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRun:
+    """The options of a training run.
+
+    Attributes:
+        data: folders with the splits, one per category.
+        out: the student's folder.
+        checkpoints: parent folder of the checkpoints of all runs.
+        name: name of the student.
+        category: category of the records; of a pooled student, `all`.
+        model: the student before distillation, hub id or local folder.
+        pool_balance: `proportional`, or `balanced` to repeat the records of smaller categories.
+        device: `auto`, `cpu` or `cuda`.
+        teacher: None for a method without a divergence.
+        lora: None trains all weights.
+    """
+
+    data: tuple[Path, ...]
+    out: Path
+    checkpoints: Path
+    name: str
+    category: str
+    model: str
+    pool_balance: str
+    device: str
+    objective: ObjectiveOptions
+    teacher: TeacherSource | None
+    on_policy: OnPolicyOptions
+    lora: LoraOptions | None
+    train: TrainOptions
+
+    def __post_init__(self) -> None:
+        method = self.objective.method
+        if METHODS[method].needs_teacher != (self.teacher is not None):
+            raise ValueError(f"method {method}: expected {'no' if self.teacher else 'a'} teacher")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a run to a command line."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="Folders with the splits, one per category.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="Folder to write the student to.")
+    parser.add_argument("--name", required=True, help="Name of the student.")
+    parser.add_argument("--category", required=True, help="Category of the records, or `all`.")
+    parser.add_argument("--model", required=True, help="Student before distillation: hub id or local folder.")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("artifacts/checkpoints"), help="Parent folder of the checkpoints."
+    )
+    parser.add_argument(
+        "--pool-balance",
+        choices=["proportional", "balanced"],
+        default="proportional",
+        help="With several --data: use each record once, or repeat those of smaller categories.",
+    )
+    add_options(parser, DeviceOptions)
+    add_options(parser.add_argument_group("objective"), ObjectiveOptions, defaults={"method": MISSING})
+    teacher = parser.add_argument_group("teacher")
+    names = ("model", "dtype", "quantization")
+    add_options(teacher, ModelOptions, "teacher_", only=names, defaults={"model": None})
+    teacher.add_argument(
+        "--teacher-adapter",
+        nargs="+",
+        metavar="ADAPTER",
+        help="LoRA checkpoint of the teacher; with a cached signal one, or one for each --data.",
+    )
+    teacher.add_argument(
+        "--signal-folders", nargs="+", metavar="FOLDER", help="Output of compute_signal.py for each --data."
+    )
+    add_options(parser.add_argument_group("on-policy training"), OnPolicyOptions, "on_policy_")
+    lora = parser.add_argument_group("LoRA", "Without --lora-rank all weights are trained.")
+    add_options(lora, LoraOptions, "lora_", defaults={"rank": None, "target": ["all"]})
+    add_options(parser.add_argument_group("training"), TrainOptions)
+
+
+def check_run(args: argparse.Namespace) -> str | None:
+    """What is wrong with a combination of options; None if they fit together."""
+    needs_teacher = METHODS[args.method].needs_teacher
+    is_online = args.signal == "online"
+    if needs_teacher and not args.teacher_model:
+        return f"--method {args.method} needs --teacher-model"
+    if needs_teacher and not is_online and len(args.signal_folders or []) != len(args.data):
+        return f"--signal {args.signal} needs --signal-folders, one for each --data"
+    if len(args.teacher_adapter or []) not in ({0, 1} if is_online else {0, 1, len(args.data)}):
+        return "--teacher-adapter: expected one, or one for each --data with --signal hidden or topk"
+    if args.on_policy_fraction and args.strategy == "fsdp":
+        return "--on-policy-fraction needs --strategy ddp"
+    if args.on_policy_fraction and not (needs_teacher and is_online):
+        return "--on-policy-fraction needs --signal online and a --method with a divergence"
+    return None
+
+
+def read_run(args: argparse.Namespace) -> StudentRun:
+    """The run of a command line that `check_run` accepts."""
+    teacher = TeacherSource(
+        model=args.teacher_model,
+        adapters=tuple(args.teacher_adapter or ()),
+        dtype=args.teacher_dtype,
+        quantization=args.teacher_quantization,
+        signal_folders=tuple(map(Path, args.signal_folders or ())) if args.signal != "online" else (),
+    )
+    return StudentRun(
+        data=tuple(args.data),
+        out=args.out,
+        checkpoints=args.checkpoints,
+        name=args.name,
+        category=args.category,
+        model=args.model,
+        pool_balance=args.pool_balance,
+        device=args.device,
+        objective=read_options(args, ObjectiveOptions),
+        teacher=teacher if METHODS[args.method].needs_teacher else None,
+        on_policy=read_options(args, OnPolicyOptions, "on_policy_"),
+        lora=read_options(args, LoraOptions, "lora_") if args.lora_rank is not None else None,
+        train=read_options(args, TrainOptions),
+    )
+
+
+def list_result_settings(run: StudentRun) -> dict[str, Any]:
+    """The options that decide the trained weights, nested as in StudentRun."""
+    settings = dataclasses.asdict(run)
+    for name in PLACES:
+        del settings[name]
+    if settings["teacher"]:
+        del settings["teacher"]["signal_folders"]
+    for name in list_run_options(TrainOptions):
+        del settings["train"][name]
+    return settings
+
+
+def list_card_settings(run: StudentRun) -> dict[str, Any]:
+    """The options that shaped the student, by their names on the command line; without models and method."""
+    settings: dict[str, Any] = {"pool_balance": run.pool_balance} if len(run.data) > 1 else {}
+    if run.teacher:
+        others = {name for method in METHODS.values() for name in method.options}
+        others -= set(METHODS[run.objective.method].options)
+        others |= {"method"} | ({"top_k"} if run.objective.signal != "topk" else set())
+        settings |= {name: value for name, value in dataclasses.asdict(run.objective).items() if name not in others}
+        settings |= {"teacher_adapter": run.teacher.adapters or None}
+        settings |= {"teacher_dtype": run.teacher.dtype, "teacher_quantization": run.teacher.quantization}
+    if run.on_policy.fraction:
+        settings |= {f"on_policy_{name}": value for name, value in dataclasses.asdict(run.on_policy).items()}
+    if run.lora:
+        settings |= {f"lora_{name}": value for name, value in dataclasses.asdict(run.lora).items()}
+    settings |= dataclasses.asdict(run.train)
+    unused = list_run_options(TrainOptions)
+    return {name: value for name, value in settings.items() if value is not None and name not in unused}

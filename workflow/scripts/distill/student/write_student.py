@@ -1,0 +1,76 @@
+"""Write a trained student: an ordinary Hugging Face model folder with its training log and model card."""
+
+import logging
+from typing import Any
+
+import torch
+
+from distill.common.files import dump_json, replace_directory
+from distill.models.adapters import write_adapter
+from distill.models.examples import Example
+from distill.models.hub_names import get_public_name
+from distill.student.load_student import load_student
+from distill.student.model_card import TrainingFacts, render_card
+from distill.student.student_run import StudentRun, list_card_settings
+from distill.student.trainer import DistillTrainer
+
+logger = logging.getLogger(__name__)
+
+SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+Examples = dict[str, list[Example]]  # by split
+
+
+def gather_model(run: StudentRun, trainer: DistillTrainer) -> Any:
+    """The trained model, unwrapped; with FSDP all ranks gather its shards, and only the first returns the model."""
+    if not trainer.is_fsdp_enabled:
+        return trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.is_world_process_zero():
+        return None
+    model = load_student(run, torch.device("cpu"))
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    return model
+
+
+def write_student(run: StudentRun, trainer: DistillTrainer, tokenizer: Any, examples: Examples) -> None:
+    """Write the student's folder atomically; a LoRA adapter is merged, and also kept in `adapter/`."""
+    model = gather_model(run, trainer)
+    if not trainer.is_world_process_zero():
+        return
+    history = trainer.state.log_history
+    with replace_directory(run.out) as folder:
+        if hasattr(model, "peft_config"):
+            write_adapter(model, folder / "adapter")
+            model = model.merge_and_unload()
+        model.to(SAVED_DTYPES[run.train.precision]).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        with open(folder / "training_log.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(dump_json(line) + "\n" for line in history)
+        facts = collect_facts(run, history, trainer.state.global_step, examples)
+        (folder / "README.md").write_text(render_card(run.name, run.category, facts), encoding="utf-8")
+    logger.info("wrote %s after %d steps", run.out, trainer.state.global_step)
+
+
+def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, examples: Examples) -> TrainingFacts:
+    """What the model card reports about a run.
+
+    Args:
+        run: the options.
+        history: lines of the training log.
+        steps: optimizer steps.
+        examples: the examples of each split.
+    """
+    final: dict[str, float] = {"steps": steps}
+    for line in history:
+        final |= {name: line[name] for name in ("loss", "ce", "kd", "val_loss", "val_ce") if line.get(name) is not None}
+    return TrainingFacts(
+        base_model=get_public_name(run.model),
+        teacher=get_public_name(run.teacher.model) if run.teacher else None,
+        method=run.objective.method,
+        train_records=len(examples["train"]),
+        val_records=len(examples["val"]),
+        options=list_card_settings(run),
+        final=final,
+    )

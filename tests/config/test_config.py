@@ -14,6 +14,8 @@ from running import merge
 import write_config_reference
 from distill.common.errors import InputError
 from distill.common.options import option
+from distill.common.variants import list_suffixes
+from distill.generation.engine import ENGINES
 from distill.plan import settings
 from distill.plan.config_reference import render_schema, update_reference
 from distill.plan.schema import (
@@ -25,6 +27,8 @@ from distill.plan.schema import (
     walk_schema,
 )
 from distill.plan.settings import NAME_PATTERN
+from distill.records.source_formats import SOURCE_FORMATS
+from distill.student.divergences import METHODS
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 EXAMPLES = sorted(CONFIG.glob("*.yaml"))
@@ -149,8 +153,8 @@ ERRORS = [
     ("teacher: {model: ''}", "teacher.model", "expected text that is not empty, found ''"),
     ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name, since answer.key is set"),
     # not in this version
-    ("source: {format: parquet}", "source.format", "expected messages | alpaca, found 'parquet'"),
-    ("teacher: {engine: vllm}", "teacher.engine", "expected transformers | openai, found 'vllm'"),
+    ("source: {format: parquet}", "source.format", f"expected {' | '.join(SOURCE_FORMATS)}, found 'parquet'"),
+    ("teacher: {engine: vllm}", "teacher.engine", f"expected {' | '.join(ENGINES)}, found 'vllm'"),
     ("teacher: {shards: 0}", "teacher.shards", "expected an integer >= 1, found 0"),
     ("students: {kd: {signal: cached}}", "students.kd.signal", "expected online | hidden | topk, found 'cached'"),
     ("students: {kd: {top_k: 0}}", "students.kd.top_k", "expected an integer >= 1, found 0"),
@@ -201,7 +205,7 @@ ERRORS = [
     (
         "students: {kd: {method: kl}}",
         "students.kd.method",
-        "expected seqkd | forward_kl | reverse_kl | jsd | tvd, found 'kl'",
+        f"expected {' | '.join(METHODS)}, found 'kl'",
     ),
     (
         "students: {kd: {teacher_quantization: int4}}",
@@ -271,7 +275,7 @@ ERRORS = [
     ),
     ("students: {report: {model: s}}", "students.report", "expected another name"),
     ("students: {kd_base: {model: s}}", "students.kd_base", "expected another name"),
-    ("students: {kd_gguf: {model: s}}", "students.kd_gguf", "names that end in _base, _nf4, _int8, _gguf"),
+    ("students: {kd_gguf: {model: s}}", "students.kd_gguf", f"names that end in _{', _'.join(list_suffixes())}"),
     ("export: {}", "", None),
     ("export: {variants: []}", "export.variants", "expected at least 1, found []"),
     ("export: {variants: [q4]}", "export.variants[0]", "expected full | nf4 | int8 | gguf, found 'q4'"),

@@ -1,4 +1,4 @@
-"""Servers with the OpenAI API on loopback: `transformers serve` in a process of its own, and one that does as told."""
+"""Servers with the OpenAI API on loopback: `transformers serve` in a child process, and a scripted one."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ def free_port():
 
 
 class RealServer:
-    """`transformers serve` with one local model, known by its path."""
+    """`transformers serve` with one local model, named by its path."""
 
     def __init__(self, model, folder):
         self.model, self.folder, self.port = str(model), Path(folder), free_port()
@@ -32,7 +32,7 @@ class RealServer:
         self.process = None
 
     def start(self):
-        """Start it on its port, at once: see `wait`."""
+        """Start the server without waiting until it is ready; see `wait`."""
         program = Path(sys.executable).parent / "transformers"
         home = {"HF_HOME": str(self.folder / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         settings = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
@@ -56,23 +56,23 @@ class RealServer:
         self.process.wait()
 
     def answered(self):
-        """How many chat completions it has sent, over all its lives."""
+        """Return the number of chat completions sent, across restarts."""
         return len(re.findall(r'POST /v1/chat/completions HTTP/1\.1" 200', self.log.read_text()))
 
 
 def completion(text="fine", finish_reason="stop", usage=(7, 3), **message):
-    """Body of a chat completion; usage is (prompt tokens, completion tokens) or None."""
+    """Return the body of a chat completion; usage is (prompt tokens, completion tokens) or None."""
     tokens = {"usage": dict(zip(("prompt_tokens", "completion_tokens"), usage, strict=True))} if usage else {}
     choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text, **message}}
     return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], **tokens}
 
 
 class FakeServer:
-    """Answers each chat request by `answer(body, number)`, called side by side in a thread a request.
+    """Answers each chat request with `answer(body, number)`, in one thread per request.
 
     Args:
-        answer: gives the body of a completion, or (status, headers, body); None leaves the connection without a word.
-        served: names that /v1/models lists; None answers 404 there.
+        answer: returns the body of a completion or (status, headers, body); None closes the connection.
+        served: names that /v1/models lists; None makes it return 404.
     """
 
     def __init__(self, answer=lambda body, number: completion(), served=("m",)):
@@ -93,7 +93,7 @@ class FakeServer:
         self.http.server_close()
 
     def prompts(self):
-        """The user's texts in the order in which they came."""
+        """Return the user messages in the order of arrival."""
         return [body["messages"][1]["content"] for body in self.bodies]
 
     def take(self, body, key):
@@ -139,7 +139,7 @@ class FakeServer:
                 if answer is None:
                     self.close_connection = True
                     return
-                with contextlib.suppress(ConnectionError):  # a client that waits no longer
+                with contextlib.suppress(ConnectionError):  # the client has given up
                     self.send(*(answer if isinstance(answer, tuple) else (200, {}, answer)))
 
         return Handler

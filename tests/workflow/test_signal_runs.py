@@ -64,11 +64,11 @@ def test_storage_is_said_before_it_is_spent(trained, fresh, tmp_path):
     for category in CATEGORIES:
         for signal, size in (("hidden", 68), ("topk_8_t2", 54)):
             assert re.search(
-                rf"teacher signal {signal} of {category}: {size} bytes a token, about [\d,]+ tokens, .* GB", known
+                rf"teacher signal {signal} of {category}: {size} bytes per token, about [\d,]+ tokens, .* GB", known
             )
     new = fresh.copy(tmp_path / "new")
     new.configure(STUDENTS_CONFIG)
-    assert "teacher signal topk_8_t2 of banks: 54 bytes a completion token" in new.run("--dry-run")
+    assert "teacher signal topk_8_t2 of banks: 54 bytes per completion token" in new.run("--dry-run")
 
 
 def test_a_changed_record_computes_its_own_signal_only(copy):

@@ -1,9 +1,9 @@
-"""Compute the teacher's signal on a category's answers once, so that students train without a teacher in memory.
+"""Compute the teacher's signal for a category's answers once, so that students train without the teacher in memory.
 
     python compute_signal.py --data processed/banks --kind topk --top-k 64 --temperatures 2.0 \
         --model Qwen/Qwen2.5-7B-Instruct --out teacher_signal/banks/topk_64_t2
 
-Signals that are there already are not computed again, whatever ended the run that made them.
+Rerun the command to resume after a stop or a kill: cached signals are not recomputed.
 """
 
 import argparse
@@ -17,17 +17,19 @@ from distill.records.splits import read_split
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the splits; train and val are read")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the splits train and val")
     parser.add_argument("--kind", choices=["hidden", "topk"], required=True)
-    parser.add_argument("--top-k", type=count, help="log-probabilities a position, of topk")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[], help="that students use, of topk")
+    parser.add_argument("--top-k", type=count, help="with --kind topk: log-probabilities per token")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=[], help="with --kind topk: temperatures that students use"
+    )
     add_options(parser, ModelOptions)
     add_options(parser, DeviceOptions)
     add_options(parser, BatchOptions)
-    parser.add_argument("--max-length", type=count, default=1_000_000, help="longer records are left out (tokens)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of index.json, stats.json and the data")
+    parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")
+    parser.add_argument("--out", type=Path, required=True, help="folder for index.json, stats.json and the data")
     args = parser.parse_args(argv)
     if args.kind == "topk" and not (args.top_k and args.temperatures):
         parser.error("--kind topk needs --top-k and --temperatures")
@@ -36,10 +38,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compute and write."""
+    """Compute the signal."""
     args = parse_args(argv)
     train, val = read_split(args.data, "train"), read_split(args.data, "val")
-    from distill.teacher.compute_signal import compute_signal  # torch: not before bad input ends it
+    from distill.teacher.compute_signal import compute_signal  # imports torch, so only after the input is read
 
     compute_signal(vars(args), train, val)
 

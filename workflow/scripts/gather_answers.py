@@ -1,4 +1,4 @@
-"""Put the answers of a category's shards together, in the order of its prompts.
+"""Merge the answers of a category's shards, in the order of its prompts.
 
 python workflow/scripts/gather_answers.py --prompts artifacts/distill_data/raw/banks_teacher_prompts_base.jsonl \
     --shards banks.1-of-2.jsonl banks.2-of-2.jsonl --shard-stats banks.1-of-2.stats.json banks.2-of-2.stats.json \
@@ -15,7 +15,7 @@ from distill.teacher.gather_answers import gather_answers
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", required=True, type=Path, help="all prompts of the category (JSONL)")
     for name, text in (
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Gather the answers of one category."""
+    """Merge the answers of one category."""
     args = parse_args(argv)
     gather_answers(args.prompts, args.shards, args.shard_stats, args.out, args.stats)
 

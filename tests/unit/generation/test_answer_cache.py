@@ -1,4 +1,4 @@
-"""The cache of answers outlives kills, torn lines, full disks and several writers."""
+"""The answer cache survives kills, torn lines, full disks and several writers."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def write(path, *lines):
 def test_what_was_added_is_read_back(tmp_path):
     with CacheWriter(tmp_path / "new" / "folder") as writer:
         writer.add([answer("a"), answer("b", 2)])
-        # Before the writer closes: a kill from here on loses nothing of it.
+        # The writer is still open: a kill from here on loses nothing.
         found = read_cache(tmp_path / "new" / "folder")
     assert found == by_key(answer("a"), answer("b", 2))
     assert len(found) == 2
@@ -128,7 +128,7 @@ def test_half_a_surrogate_pair_breaks_nothing(tmp_path):
     ids=str,
 )
 def test_what_would_not_be_read_back_is_not_written(tmp_path, changes):
-    """Else it would be asked for, paid for and passed over again with every run."""
+    """Otherwise every run would generate it, pay for it and skip it again."""
     with CacheWriter(tmp_path) as writer:
         writer.add([answer("a")])
         with pytest.raises(ValueError, match="expected an answer that can be read back, found {'uid': "):
@@ -208,7 +208,7 @@ def test_a_writer_without_answers_leaves_no_file(tmp_path):
 
 
 def test_a_file_that_goes_while_it_is_looked_for_holds_nothing(tmp_path, monkeypatch):
-    """As that of a job which ends without an answer."""
+    """A job that ends without an answer removes its file."""
     write(tmp_path / "one.jsonl", answer("a"))
     glob = Path.glob
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [*glob(self, pattern), self / "gone.jsonl"])
@@ -264,7 +264,7 @@ def test_a_file_that_may_not_grow_keeps_its_whole_lines(tmp_path, limit):
     assert set(found) == {(str(number), 0) for number in range(len(found))}
     assert len(found) == limit // (path.stat().st_size // len(found))
     assert path.read_bytes().endswith(b"}\n")
-    # The same command again, with room.
+    # The same command again, without the limit.
     assert run_python(FILL, tmp_path).returncode == 0
     assert len(read_cache(tmp_path)) == 80
 
@@ -281,7 +281,7 @@ def test_a_full_disk_is_told(tmp_path):
 
 
 def test_a_full_disk_in_real(tmp_path):
-    """A file system of 256 KiB, where this machine lets a user mount one."""
+    """Fill a file system of 256 KiB, if this machine lets a user mount one."""
     mounted = f"mount -t tmpfs -o size=256k none {tmp_path} && "
     script = (
         mounted

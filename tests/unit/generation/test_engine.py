@@ -17,7 +17,7 @@ from distill.models.load import load_tokenizer
 
 
 class Parrot:
-    """An engine that repeats the prompt; it reads no weights but gives likelihoods."""
+    """An engine that repeats the prompt; it gives likelihoods without loading weights."""
 
     score_batch_size = 2
 

@@ -1,4 +1,4 @@
-"""Generation: seeded by record, rolling batch, shared beginnings, stopping, memory."""
+"""Generation: random streams, continuous batching, prefix sharing, stopping, memory."""
 
 import gc
 import weakref
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture
 def requests(prompts):
-    """Of many lengths, some with a beginning in common."""
+    """Requests of many lengths, some with a common prefix."""
     texts = [prompt["prompt"] for prompt in prompts]
     texts += [f"me=12.5, profit=0.31: {word * 20} {number * word}" for word in ("a", "up") for number in range(1, 6)]
     return [Request(number, f"uid{number}", "You are a manager.", text) for number, text in enumerate(texts)]
@@ -88,7 +88,7 @@ def test_the_rolling_batch_equals_padded_batches_of_transformers(model, tokenize
         {index: tokens for batch in decode(model, tokenizer, job, 4) for index, tokens in batch}
         for decode in (decode_rolling, decode_padded)
     )
-    assert {len(tokens) for tokens in rolling.values()} > {2, 3, 4}  # they end at different steps
+    assert {len(tokens) for tokens in rolling.values()} > {2, 3, 4}  # they finish at different steps
     end = job.stops[0]
     cut = {index: tokens[: tokens.index(end) + 1] if end in tokens else tokens for index, tokens in padded.items()}
     assert rolling == cut
@@ -126,8 +126,8 @@ def test_an_answer_that_ends_leaves_its_row_to_the_next(model, tokenizer, reques
             super().step()
 
     found = [pair for batch in Watched(model, job, RowLimit(4, [model.device], 1)).run() for pair in batch]
-    steps = sum(len(tokens) - 1 for _, tokens in found)  # the first comes from reading the prompt
-    assert sum(rows) == steps  # no row is computed after its answer's end
+    steps = sum(len(tokens) - 1 for _, tokens in found)  # the first one comes from the prefill
+    assert sum(rows) == steps  # no row is computed after its sequence has finished
     assert rows.count(4) > len(rows) * 0.6
 
 
@@ -152,13 +152,13 @@ def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(model, tok
     limit = RowLimit(8, [model.device], 1)
     found = {index: tokens for batch in Small(model, job, limit).run() for index, tokens in batch}
     assert found == expected
-    assert limit.size == 2  # remembered
+    assert limit.size == 2  # the limit stays halved
     assert max(seen) > 3
 
 
 @pytest.mark.parametrize("rows", [1.5, 2.5, 4.5, 7.5])
 def test_memory_that_holds_few_rows_is_enough(model, tokenizer, requests, monkeypatch, rows):
-    """The cache's own allocations fail, whenever it is made or grown, and old and new tensors count together."""
+    """Make allocations of the KV cache fail beyond a budget; while it is resized, old and new tensors both count."""
     job = make_job(tokenizer, requests, GREEDY)
     expected = {index: tokens for batch in decode_rolling(model, tokenizer, job, 8) for index, tokens in batch}
     capacity = slots.GROWTH * -(-max(len(p) + n for p, n in zip(job.prompts, job.longest, strict=True)) // slots.GROWTH)
@@ -177,7 +177,7 @@ def test_memory_that_holds_few_rows_is_enough(model, tokenizer, requests, monkey
         return made
 
     monkeypatch.setattr(slots, "resized", resized)
-    gc.disable()  # what only Python's collector finds does not count as given back
+    gc.disable()  # memory that only Python's garbage collector would free counts as used
     try:
         found = {index: tokens for batch in decode_rolling(model, tokenizer, job, 8) for index, tokens in batch}
     finally:
@@ -289,7 +289,7 @@ def test_answers_end_with_the_context_and_longer_prompts_are_named(tokenizer, re
 
 
 def draw(logits, sampling, count=4000):
-    """Draw one token `count` times, each from another record's stream."""
+    """Sample one token `count` times, each from another record's stream."""
     uniforms = torch.tensor([record_uniforms(str(number), sampling.seed, 1)[0] for number in range(count)])
     return Draw(sampling, len(logits))(torch.tensor(logits).expand(count, -1), uniforms)
 
@@ -346,7 +346,7 @@ def test_batches_that_run_out_of_memory_are_halved_and_lose_nothing():
 @pytest.mark.parametrize("decode", [decode_rolling, decode_padded])
 def test_ids_beyond_the_tokenizer_are_never_answered(tokenizer, requests, temperature, decode):
     padded = build_model(vocabulary=len(tokenizer) + 40)
-    with torch.no_grad():  # the padding of the vocabulary is by far the likeliest
+    with torch.no_grad():  # padding of the vocabulary is by far the most likely
         hidden = padded.model(torch.tensor([[5]])).last_hidden_state[0, 0]
         padded.get_output_embeddings().weight[len(tokenizer) :] = 10 * hidden
     job = make_job(tokenizer, requests, Sampling(max_new_tokens=12, temperature=temperature, seed=3))

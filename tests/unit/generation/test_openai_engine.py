@@ -1,4 +1,4 @@
-"""The engine that asks a server: a real one, one that is killed, and fakes for what servers do wrong."""
+"""The engine `openai`: with a real server, a killed one, and scripted ones that misbehave."""
 
 import logging
 import threading
@@ -36,7 +36,7 @@ def make_engine(url, sampling=GREEDY, model="m", **options):
 
 
 def collect(batches):
-    """(answers by request, the InputError at the end or None)"""
+    """Return (answers by request, the final InputError or None)."""
     answers = {}
     try:
         for batch in batches:
@@ -71,7 +71,7 @@ def server(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local_answers(model):
-    """What the engine `transformers` answers to the same requests."""
+    """Return the answers of the engine `transformers` to the same requests."""
     from distill.generation.transformers_engine import ModelSource, TransformersEngine
 
     engine = TransformersEngine(ModelSource(model, dtype="float32", device="cpu"), REAL, 4)
@@ -108,7 +108,7 @@ def test_a_killed_server_that_comes_back_is_asked_on(server, model, local_answer
     assert error is None
     assert not answers.keys() & rest.keys()
     assert answers | rest == {request: local_answers[request] for request in requests}
-    # One request for the check; those that were open when it died may have been answered without being read.
+    # One request is the check; requests open at the kill may have been answered without being read.
     assert len(requests) + 1 <= server.answered() - before <= len(requests) + 1 + 3
 
 
@@ -336,7 +336,7 @@ def test_a_dead_server_is_asked_once_for_each_open_request():
         answers, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(500)))
     assert answers == {}
     assert "keeps failing" in error
-    assert len(fake.bodies) <= 2 * 4  # the concurrency, and once more for those that took a failed one's place
+    assert len(fake.bodies) <= 2 * 4  # the concurrency, and once more for requests that replaced failed ones
 
 
 def test_failures_between_answers_stop_nothing():
@@ -387,7 +387,7 @@ KEY = "sk-sesame-" + "0123456789" * 3
 @pytest.mark.parametrize(
     "answer",
     [
-        (400, {}, {"error": {"message": "x" * 275 + KEY}}),  # a cut goes through the key
+        (400, {}, {"error": {"message": "x" * 275 + KEY}}),  # the message is cut in the middle of the key
         completion(finish_reason=f"no credit for {KEY}"),
         (200, {"Content-Type": "text/html"}, f"<html>{KEY}".encode()),
         {"error": {"message": f"no credit for {KEY}"}},
@@ -479,12 +479,12 @@ def test_closing_early_leaves_nothing_behind(caplog):
         batches.close()
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio")]
         release.set()
-    assert len(fake.bodies) <= 4  # those that were open with the first answer
+    assert len(fake.bodies) <= 4  # those that were open at the first answer
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_caller_that_fails_ends_cleanly():
-    """As with a full disk: only the reason is shown, and the process ends although requests are open."""
+    """A caller that hits a full disk shows only the reason, and exits although requests are open."""
     code = """
 import logging, sys
 from distill.common.errors import run_script

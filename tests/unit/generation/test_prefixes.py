@@ -1,4 +1,4 @@
-"""Which prompts share a beginning: held against every possible grouping of a few."""
+"""Prefix sharing, compared with every possible grouping of a few prompts."""
 
 import random
 
@@ -12,7 +12,7 @@ def saved(prompts, groups):
 
 
 def partitions(items):
-    """Every way to put items into groups."""
+    """Yield every partition of items into groups."""
     if not items:
         yield []
         return
@@ -24,7 +24,7 @@ def partitions(items):
 
 
 def best_saving(prompts):
-    """The most tokens that any grouping saves."""
+    """Return the most tokens that any grouping saves."""
 
     def value(group):
         shared = min((count_shared(prompts[group[0]], prompts[other]) for other in group[1:]), default=0)

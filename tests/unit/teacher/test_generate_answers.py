@@ -1,4 +1,4 @@
-"""Teacher answers: asked once, kept by content, parsed and counted."""
+"""Teacher answers: generated once, cached by content, parsed and counted."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def model(tmp_path, tokenizer):
 
 @pytest.fixture
 def prompts(prompts):
-    """As make_prompts.py writes them."""
+    """Prompts as make_prompts.py writes them."""
     return [prompt | {"id": number, "label": None, "origin": "sft"} for number, prompt in enumerate(prompts)]
 
 
@@ -41,7 +41,7 @@ def ask(model, tmp_path, prompts):
 
 
 class Scripted:
-    """An engine whose answers are given: texts by uid, in the order of their samples."""
+    """An engine with scripted answers: texts by uid, in the order of their samples."""
 
     def __init__(self, texts, overlong=()):
         self.texts, self.overlong, self.asked = texts, dict(overlong), []
@@ -164,7 +164,7 @@ def test_unusable_answers_are_marked_and_kept(prompts, tmp_path):
     assert (stats["usable"], stats["rejected"], stats["unanswered"], stats["retried"]) == (1, 2, 2, 0)
     records, _, engine = ask_scripted(prompts, [[text] for text in texts], tmp_path, AnswerSettings(None))
     assert all(record["usable"] for record in records)
-    assert engine.asked == []  # the contract decides no answer
+    assert engine.asked == []  # the answer format does not change the answers
 
 
 def test_unusable_answers_are_asked_for_again_with_another_seed(prompts, tmp_path):
@@ -195,7 +195,7 @@ def test_of_several_answers_all_usable_ones_or_the_nearest_are_kept(prompts, tmp
     assert (stats["from_cache"], engine.asked) == (9, [])
     one, _, engine = ask_scripted(prompts, texts, tmp_path, AnswerSettings("v"))
     assert [record["sample"] for record in one] == [0, 0, 0]
-    assert engine.asked == []  # the first of several samples is the one that is asked for alone
+    assert engine.asked == []  # the first of several samples equals a single one
 
 
 def test_prompts_beyond_the_context_are_named_or_left_out(prompts, tmp_path):
@@ -242,7 +242,7 @@ def test_the_script_writes_outputs_and_counts(model, prompts, tmp_path):
 
 
 def test_a_prompt_that_was_answered_is_not_measured_again(prompts, tmp_path, monkeypatch):
-    """Tokenizing 100,000 of them takes longer than all else where every answer is in the cache."""
+    """With every answer cached, tokenizing 100,000 prompts would take longer than everything else."""
     texts = [[value(1)]] * len(prompts)
     ask_scripted(prompts[:-1], texts[:-1], tmp_path, AnswerSettings("v"))
     measured = []

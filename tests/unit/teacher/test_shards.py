@@ -1,4 +1,4 @@
-"""Shards: who takes which prompt, and the gathered answers as one job would have written them."""
+"""Shards: which job answers which prompt; merged answers equal those of a single job."""
 
 import argparse
 import json
@@ -39,7 +39,7 @@ def make_answers(prompts, samples=1):
 
 
 def write_shards(folder, prompts, count, samples=1, overlong=(), change=lambda number, records, stats: None):
-    """The prompts and what each shard's job writes of them; `change` edits that before it is written."""
+    """Write the prompts and each shard's answers and stats; `change` edits these before they are written."""
     write_jsonl(folder / "prompts.jsonl", prompts)
     for number in range(1, count + 1):
         own = select_shard(prompts, Shard(number, count))
@@ -97,7 +97,7 @@ def test_shards_may_be_empty():
 
 
 def test_shards_are_no_part_of_the_splits():
-    """The shard of a uid says nothing of its split: one hash for both would give each shard a split of its own."""
+    """A uid's shard is independent of its split: one hash for both would put each split into one shard."""
     from fractions import Fraction
 
     from distill.records.splits import get_split
@@ -110,7 +110,7 @@ def test_shards_are_no_part_of_the_splits():
 @pytest.mark.parametrize(("prompts", "count", "samples"), [(50, 2, 1), (50, 3, 3), (2, 5, 2), (0, 2, 1)])
 def test_gathered_answers_are_those_of_one_job_byte_by_byte(tmp_path, caplog, prompts, count, samples):
     prompts = make_prompts(prompts)
-    prompts.reverse()  # the prompts' order decides, not their ids
+    prompts.reverse()  # the order of the prompts counts, not their ids
     write_shards(tmp_path, prompts, count, samples)
     with caplog.at_level(logging.INFO):
         gather(tmp_path, count)
@@ -157,15 +157,15 @@ def test_a_missing_answer_is_refused(tmp_path):
     write_shards(tmp_path, make_prompts(20), 2, change=lambda n, records, _: n == 2 and lost.append(records.pop(2)))
     assert refused(tmp_path).endswith(
         f"2.jsonl: shard 2-of-2 has {sum(1 for _ in read_jsonl(tmp_path / '2.jsonl')) + 1} prompts, 1 of them without "
-        f"an answer (ids {lost[0]['id']}); expected by its stats "
-        f"{sum(1 for _ in read_jsonl(tmp_path / '2.jsonl')) + 1}, 0 of them overlong"
+        f"an answer (ids {lost[0]['id']}); expected "
+        f"{sum(1 for _ in read_jsonl(tmp_path / '2.jsonl')) + 1} prompts, 0 of them overlong, as in its stats"
     )
 
 
 def test_overlong_prompts_that_are_not_missing_are_refused(tmp_path):
     write_shards(tmp_path, make_prompts(20), 2, change=lambda n, _, stats: stats.update(overlong=n - 1))
     assert re.search(
-        r"2.jsonl: .* 0 of them without an answer; expected by its stats \d+, 1 of them", refused(tmp_path)
+        r"2.jsonl: .* 0 of them without an answer; expected \d+ prompts, 1 of them overlong", refused(tmp_path)
     )
 
 
@@ -175,7 +175,7 @@ def test_answers_to_other_prompts_are_refused(tmp_path):
     said = refused(tmp_path)
     assert re.search(r"\d.jsonl:\d+: uid: expected the prompts of shard \d-of-2 in their order, each once", said)
     write_jsonl(tmp_path / "prompts.jsonl", make_prompts(21))
-    assert re.search(r"1 of them without an answer \(ids 20\); expected by its stats", refused(tmp_path))
+    assert re.search(r"1 of them without an answer \(ids 20\); expected \d+ prompts", refused(tmp_path))
 
 
 @pytest.mark.parametrize(("at", "field"), [(1, "sample"), (5, "uid")], ids=["beside it", "later"])

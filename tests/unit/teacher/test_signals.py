@@ -1,4 +1,4 @@
-"""The cached teacher signal: what is kept, computing it, reading it, training from it, refusing another teacher's."""
+"""The cached teacher signal: contents, computing, reading, training from it, rejecting another teacher's."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def signal(tmp_path, models):
 
 @pytest.fixture
 def cached(options, signal):
-    """Options of a training from a signal that is computed here."""
+    """Options of a training from a signal computed in this test."""
 
     def make(records, kind="topk", method="forward_kl", out="out", signal_out=None, top_k=8, **changes):
         kept = signal(kind, signal_out or f"signal_{kind}_{top_k}", top_k)
@@ -87,7 +87,7 @@ def encode(record, tokenizer):
 
 
 def change(records, number):
-    """The same records, one of them with another answer."""
+    """Return the same records, one with another answer."""
     other = json.loads(json.dumps(records))
     other[number]["messages"][2]["content"] += " indeed"
     return other
@@ -111,7 +111,7 @@ def test_kept_probabilities_are_the_float64_ones(scale, temperature):
     torch.testing.assert_close(found.double()[near], wanted[near], rtol=2e-3, atol=2e-3)
     others = exact.scatter(1, ids, -torch.inf).exp().sum(-1)
     torch.testing.assert_close(tail.double().exp(), others, rtol=3e-3, atol=1e-6)
-    # Nothing is lost and nothing is made up: the buckets of each row sum to one.
+    # The buckets of each row sum to one.
     torch.testing.assert_close(found.exp().sum(-1) + tail.exp(), torch.ones(50), rtol=0, atol=1e-5)
 
 
@@ -137,7 +137,7 @@ def test_a_signal_of_a_small_vocabulary_keeps_all_of_it():
 
 @pytest.mark.parametrize("with_adapter", [False, True])
 def test_hidden_states_and_head_give_the_teachers_logits(signal, models, records, tokenizer, tmp_path, with_adapter):
-    """The adapter is on the head, too: what is stored is one layer that does what both do."""
+    """With an adapter on the head, the stored layer equals head and adapter together."""
     kept = signal("hidden")
     model = AutoModelForCausalLM.from_pretrained(models["teacher"])
     if with_adapter:
@@ -164,7 +164,7 @@ def test_hidden_states_and_head_give_the_teachers_logits(signal, models, records
 
 
 def test_log_probabilities_are_those_over_the_tokenizers_vocabulary(signal, models, records, tokenizer):
-    """The teacher's padding of the vocabulary has no part in them."""
+    """The padding of the teacher's vocabulary is excluded."""
     kept = signal("topk")
     compute_signal(kept, records, [])
     reader = SignalReader(kept["out"])
@@ -205,7 +205,7 @@ def test_hidden_gives_the_loss_and_gradients_of_online(options, cached, records,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_hidden_of_a_bfloat16_teacher_is_online_bit_for_bit(options, cached, signal, records, method):
-    """One record at a time, since another batch rounds otherwise."""
+    """One record at a time, because other batches round differently."""
     changes = {"teacher_dtype": "bfloat16", "alpha": 1.0, "batch_size": 1, "gradient_accumulation_steps": 5}
     kept = signal("hidden", "signal", dtype="bfloat16", batch_size=1)
     compute_signal(kept, records, [])
@@ -236,7 +236,7 @@ def test_topk_comes_nearer_to_online_with_k_and_from_below(options, cached, reco
 
 @pytest.mark.parametrize("kind", ["hidden", "topk"])
 def test_signals_belong_to_records_not_to_places(cached, signal, records, kind):
-    """Computed in another order, trained in other micro-batches, over several epochs: the same weights."""
+    """Another computing order, other micro-batches and several epochs give the same weights."""
     settings = {"optimizer": "sgd", "learning_rate": 0.5, "epochs": 3.0}
     first = cached(records, kind, out="first", batch_size=4, gradient_accumulation_steps=1, **settings)
     train_student(first, records, [])
@@ -289,7 +289,7 @@ def test_three_students_of_one_signal_open_no_teacher_weights(cached, signal, tm
         arguments = make_arguments(tmp_path, models, method, f"out_{method}", data)
         with watch_opened(models["teacher"]) as opened:
             run_training([*arguments, *from_cache])
-        assert "config.json" in opened  # the tokenizer is the teacher's, and the watch works
+        assert "config.json" in opened  # the tokenizer is the teacher's; also shows that opened files are recorded
         assert "model.safetensors" not in opened
     with watch_opened(models["teacher"]) as opened:
         run_training(make_arguments(tmp_path, models, "jsd", "out_online", data))
@@ -330,7 +330,7 @@ def change_template(models):
         (None, {"teacher_quantization": "int8"}, "quantization: expected int8, found none"),
         (None, {"teacher_dtype": "bfloat16"}, "dtype: expected bfloat16, found float32"),
         (None, {"top_k": 16}, "top_k: expected 16, found 8"),
-        (None, {"temperature": 3.0}, "temperature: expected 3.0 among those kept, found 2.0"),
+        (None, {"temperature": 3.0}, "temperature: expected 3.0 among those stored, found 2.0"),
         (None, {"signal": "hidden", "top_k": None}, "kind: expected hidden, found topk"),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
@@ -339,7 +339,7 @@ def test_a_signal_of_another_teacher_is_refused(cached, models, records, alter, 
     run = change_run(cached(records), **changes)
     if alter:
         alter(models)
-    with pytest.raises(InputError, match=f"this signal is of another teacher(?s:.*){message}") as refused:
+    with pytest.raises(InputError, match=f"this signal is from another teacher(?s:.*){message}") as refused:
         train_student(run, records, [])
     assert "--forcerun" in str(refused.value)
     assert str(run.teacher.signal_folders[0] / "index.json") in str(refused.value)
@@ -418,7 +418,7 @@ def test_a_changed_record_is_computed_alone(signal, records, monkeypatch):
     )
     compute_signal(kept, change(records, 4), [])
     assert seen == [records[4]["uid"]]
-    # Before it, a few of the cached ones are compared with the live teacher.
+    # A few cached records are first compared with the live teacher.
     assert len(compared) == signal_jobs.COMPARED
     assert (stats(kept)["from_cache"], stats(kept)["computed"]) == (9, 1)
     assert len(SignalReader(kept["out"]).records) == 10
@@ -445,7 +445,7 @@ def test_a_kill_loses_no_shard_that_is_whole(signal, records, monkeypatch, caplo
 
     def stop(path, tensors, metadata=None):
         if metadata and len(saved) == 3:
-            # As a process that ends within a write to a file of that name, on a disk that tears.
+            # As after a power cut while the file is written.
             save(path, tensors, metadata)
             shorten(path)
             raise Killed
@@ -460,7 +460,8 @@ def test_a_kill_loses_no_shard_that_is_whole(signal, records, monkeypatch, caplo
     assert not (Path(kept["out"]) / "index.json").exists()
     compute_signal(kept, records, [])
     assert (stats(kept)["from_cache"], stats(kept)["computed"]) == (3, 7)
-    assert "not a whole shard, passed over" in caplog.text
+    assert "expected a complete shard of the teacher signal" in caplog.text
+    assert "; skipped" in caplog.text
     readers = SignalReader(kept["out"]), SignalReader(undisturbed["out"])
     assert readers[0].records.keys() == readers[1].records.keys()
     for key in readers[0].records:
@@ -478,13 +479,13 @@ def test_signals_that_are_not_the_live_teachers_stop_the_run(signal, records):
         metadata = file.metadata()
     tensors = load_file(path)
     save_file(tensors | {"hidden": tensors["hidden"].roll(1, 0)}, path, metadata)
-    with pytest.raises(InputError, match=r"00000.safetensors: expected the signal of this very teacher"):
+    with pytest.raises(InputError, match=r"00000.safetensors: expected the signal of this teacher"):
         compute_signal(kept, change(records, 4), [])
 
 
 @pytest.mark.parametrize("kind", ["hidden", "topk"])
 def test_rounding_of_16_bits_is_no_other_teacher(signal, records, tokenizer, tmp_path, kind):
-    """Logits of some tens differ by tenths between batches of different shapes, and mean the same distribution."""
+    """Large logits differ by tenths between batch shapes, but give the same distribution."""
     loud = save_model(tmp_path / "loud", tokenizer, vocabulary=352, hidden=32, seed=1, scale=110.0)
     kept = signal(kind, model=loud, dtype="bfloat16")
     compute_signal(kept, records, [])
@@ -579,8 +580,8 @@ def test_what_the_kept_tokens_leave_out_is_measured_and_said(signal, models, rec
     assert list(found) == ["1", "2"]
     assert list(found.values()) == [pytest.approx(one, abs=2e-3) for one in wanted]
     assert wanted[1] > 0.1
-    assert "at temperature 2 the 8 likeliest tokens have" in caplog.text
-    assert "hidden is nearer" in caplog.text
+    assert "at temperature 2, the 8 most likely tokens have" in caplog.text
+    assert "hidden is closer" in caplog.text
 
 
 def test_bytes_a_token_of_a_7b_teacher():
@@ -606,9 +607,9 @@ def test_tokens_are_counted_from_what_there_is(tmp_path):
 
 def test_storage_is_said_in_one_line(models, tmp_path):
     line = describe_storage("topk_64 of banks", "topk", None, 64, [2.0], 1_000_000, "about ")
-    assert line == "teacher signal topk_64 of banks: 390 bytes a token, about 1,000,000 tokens, 0.39 GB"
-    assert "7,172 bytes a completion token" in describe_storage("hidden", "hidden", 3584, None, [], 0)
-    assert "not known yet" in describe_storage("hidden", "hidden", None, None, [], 5)
+    assert line == "teacher signal topk_64 of banks: 390 bytes per token, about 1,000,000 tokens, 0.39 GB"
+    assert "7,172 bytes per completion token" in describe_storage("hidden", "hidden", 3584, None, [], 0)
+    assert "unknown until" in describe_storage("hidden", "hidden", None, None, [], 5)
     assert get_hidden_width(models["teacher"]) == 32
     assert get_hidden_width(str(tmp_path / "nothing")) is None
     assert get_hidden_width("not an id: //") is None
@@ -641,7 +642,7 @@ def test_check_finds_what_is_right_and_what_is_wrong(signal, records, tmp_path, 
     with pytest.raises(SystemExit) as ended:
         check(kept, data, "--records", "10")
     assert ended.value.code == 1
-    assert "the signal is not this teacher's" in capsys.readouterr().err
+    assert "the signal is from another teacher" in capsys.readouterr().err
 
 
 def test_check_refuses_other_teachers_and_other_data(signal, records, tmp_path, models, capsys):
@@ -650,7 +651,7 @@ def test_check_refuses_other_teachers_and_other_data(signal, records, tmp_path, 
     with pytest.raises(InputError, match="expected signals of the records in"):
         check(kept, write_splits(tmp_path / "other", records[5:], []))
     change_weights(models)
-    with pytest.raises(InputError, match="this signal is of another teacher"):
+    with pytest.raises(InputError, match="this signal is from another teacher"):
         check(kept, write_splits(tmp_path / "data", records[:5], []))
 
 

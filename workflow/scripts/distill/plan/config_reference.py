@@ -58,7 +58,8 @@ def render_choices(row: Row) -> list[str]:
     choices: Any = row.facts.choices
     if not isinstance(choices, Mapping):
         return []
-    lines = [f"- `{name}`: {entry.description}" for name, entry in choices.items()]
+    texts = {name: f"{entry.description} {getattr(entry, 'details', '')}" for name, entry in choices.items()}
+    lines = [f"- `{name}`: {text.strip()}" for name, text in texts.items()]
     return ["", f"Values of `{row.place}`:", "", *lines]
 
 

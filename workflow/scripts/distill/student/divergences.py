@@ -1,7 +1,7 @@
 """Divergences between the distributions of teacher and student, in log space: pure functions, and their registry.
 
-To add a method, write its function and its entry in METHODS, an independent formula in
-tests/helpers/divergence_formulas.py and a row in docs/distillation.md. Tests hold the three together.
+To add a method, write its function and its entry in METHODS, and an independent formula in
+tests/helpers/divergence_formulas.py; then run write_config_reference.py. Tests keep the three consistent.
 
 The workflow reads METHODS when it parses the configuration, so importing this module does not import torch.
 """
@@ -52,6 +52,11 @@ class Method:
     options: tuple[str, ...] = ()
 
     @property
+    def details(self) -> str:
+        """Formula and paper, for the configuration reference."""
+        return f"{self.formula} ({self.paper})."
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether training reads the teacher's distribution, not just its answers."""
         return self.divergence is not None
@@ -90,7 +95,7 @@ def tvd(p: Tensor, q: Tensor) -> Divergence:
 METHODS: dict[str, Method] = {
     "seqkd": Method(
         description="Cross-entropy on the teacher's answers, without its distribution.",
-        formula="none: cross-entropy only",
+        formula="No divergence",
         paper="Kim and Rush 2016, arXiv 1606.07947",
     ),
     "forward_kl": Method(

@@ -1,3 +1,3 @@
-"""The teacher's answers to a category's prompts, and its cached signal: computing, storing and reading it. May import
+"""The teacher's answers to a category's prompts, and its cached signal: how it is computed, stored and read. May import
 generation, models, records and common.
 """

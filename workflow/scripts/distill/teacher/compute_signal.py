@@ -1,4 +1,4 @@
-"""Computing a category's teacher signal: once for each record, shard by shard, so that a stop loses nothing."""
+"""Computes a category's teacher signal, shard by shard: a rerun computes only the records that have none yet."""
 
 import logging
 import random
@@ -37,19 +37,23 @@ from distill.teacher.signal_teacher import TOLERANCE, Options, SignalTeacher
 
 logger = logging.getLogger(__name__)
 
-COMPARED = 4  # cached records that are computed again where a run goes on
-LARGE_TAIL = 0.1  # probability outside the k likeliest tokens from which on it is said that this is much
+COMPARED = 4  # cached records that a resumed run recomputes, to check that the teacher is the same
+LARGE_TAIL = 0.1  # a larger probability outside the k most likely tokens gives a warning
 
 
 def encode(records: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> tuple[dict[str, Example], int]:
-    """Examples by key, as the teacher reads them, and how many are left out for being too long, as in training."""
+    """Tokenize records.
+
+    Returns:
+        Examples by key, and how many records were skipped because they are too long, as in training.
+    """
     examples = encode_examples(records, tokenizer, None, max_length)
     by_key = {signal_key(example["prompt"], example["completion"]): example for example in examples}
     return by_key, len(records) - len(examples)
 
 
 def remove_unused(out: Path, fingerprint: str, used: set[str]) -> None:
-    """Remove the signals of other teachers and settings, and shards of which no record is left."""
+    """Remove the signals of other teachers and settings, and shards without a current record."""
     for folder in (out / "data").iterdir():
         if folder.name != fingerprint:
             shutil.rmtree(folder)
@@ -58,17 +62,23 @@ def remove_unused(out: Path, fingerprint: str, used: set[str]) -> None:
             path.unlink()
 
 
-def state_storage(options: Options, width: int | None, tokens: int, missing: int) -> None:
-    """Say what the signal takes before it is computed.
+def check_storage(options: Options, width: int | None, tokens: int, missing: int) -> None:
+    """Log the size of the signal, and check that the disk has room for the missing part.
+
+    Args:
+        options: options of compute_signal.py by name.
+        width: size of the hidden states; None for `topk`.
+        tokens: completion tokens of all records.
+        missing: completion tokens of the records that are not cached.
 
     Raises:
-        InputError: the disk has not enough room for what is missing.
+        InputError: the disk is too full.
     """
-    kept = options["kind"], width, options["top_k"], options["temperatures"]
-    logger.info("%s", describe_storage(str(options["out"]), *kept, tokens))
-    needed = bytes_per_token(*kept) * missing
+    layout = options["kind"], width, options["top_k"], options["temperatures"]
+    logger.info("%s", describe_storage(str(options["out"]), *layout, tokens))
+    needed = bytes_per_token(*layout) * missing
     free = shutil.disk_usage(options["out"]).free
-    logger.info("%.3g GB of it to compute, %.3g GB free on the disk", needed / 1e9, free / 1e9)
+    logger.info("%.3g GB to compute, %.3g GB free on the disk", needed / 1e9, free / 1e9)
     if needed > free:
         raise InputError(
             f"{options['out']}: expected {needed / 1e9:.3g} GB of free disk for the teacher signal, found "
@@ -79,7 +89,19 @@ def state_storage(options: Options, width: int | None, tokens: int, missing: int
 def compute_missing(
     options: Options, tokenizer: Any, vocabulary: int, examples: dict[str, Example], data: Path, cached: dict[str, Any]
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """Compute what is not cached; returns places of what is new, and figures of this run."""
+    """Compute the signals that are not cached.
+
+    Args:
+        options: options of compute_signal.py by name.
+        tokenizer: the teacher's tokenizer.
+        vocabulary: size of its vocabulary.
+        examples: all records by key.
+        data: folder of the shards.
+        cached: places of the cached records by key.
+
+    Returns:
+        Places of the new records by key, and time, speed and peak memory of this run.
+    """
     missing = [key for key in examples if key not in cached]
     if not missing and (options["kind"] == "topk" or (data / HEAD).exists()):
         return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0}
@@ -108,25 +130,25 @@ def compute_missing(
 def check_cached(
     options: Options, teacher: SignalTeacher, examples: dict[str, Example], data: Path, cached: dict[str, Any]
 ) -> None:
-    """Compute a few cached records again before others are put beside them.
+    """Recompute a few cached records, before new ones are added to them.
 
     Raises:
-        InputError: they differ by more than rounding.
+        InputError: a cached signal differs by more than rounding.
     """
     for key in sorted(set(cached) & set(examples))[:COMPARED]:
         shard, start, rows = cached[key]
         with safe_open(str(data / shard), framework="pt") as file:
-            kept = read_signal(file, options["kind"], start, rows)
-        found, _ = teacher.compare(examples[key], kept)
+            signal = read_signal(file, options["kind"], start, rows)
+        found, _ = teacher.compare(examples[key], signal)
         if not found <= TOLERANCE:
             raise InputError(
-                f"{data / shard}: expected the signal of this very teacher, found one that diverges by {found:.3g} "
-                f"nats a token (uid {examples[key]['uid']}; {TOLERANCE} is rounding); delete {data} to compute it anew"
+                f"{data / shard}: expected the signal of this teacher, found one that diverges by {found:.3g} nats per "
+                f"token (uid {examples[key]['uid']}; rounding explains {TOLERANCE}); delete {data} to recompute it"
             )
 
 
 def measure_tails(reader: SignalReader) -> dict[str, float]:
-    """Mean probability of all tokens but the k likeliest, by temperature; says so where it is large."""
+    """Return the mean probability outside the k most likely tokens by temperature; warn if it is large."""
     places = reader.records.values()
     parts = [reader.open_shard(shard).get_slice("log_tail")[start : start + rows] for shard, start, rows, _ in places]
     tails = torch.cat(parts).double().exp().mean(0).tolist()
@@ -134,8 +156,8 @@ def measure_tails(reader: SignalReader) -> dict[str, float]:
     for at, tail in found.items():
         if tail > LARGE_TAIL:
             logger.warning(
-                "at temperature %s the %d likeliest tokens have %.0f %% of the probability, and students see the rest "
-                "as one: a lower temperature, a larger top_k or signal hidden is nearer to the teacher",
+                "at temperature %s, the %d most likely tokens have %.0f %% of the probability; students see the rest "
+                "as one bucket. A lower temperature, a larger top_k or signal hidden is closer to the teacher.",
                 at,
                 reader.top_k,
                 100 * (1 - tail),
@@ -144,25 +166,18 @@ def measure_tails(reader: SignalReader) -> dict[str, float]:
 
 
 def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict[str, Any]]) -> None:
-    """Compute the signal of the records that have none yet, and write the folder's index.json and stats.json.
+    """Compute the signals that are not cached, and write the folder's index.json and stats.json.
 
     Args:
-        options: of compute_signal.py, by name.
-        train, val: records of `read_split`.
+        options: options of compute_signal.py by name.
+        train, val: records of the splits.
 
     Raises:
-        InputError: no record is short enough, the disk is too small, or what is cached is another teacher's.
+        InputError: all records are too long, the disk is too full, or the cached signal is another teacher's.
     """
     out = Path(options["out"])
     tokenizer = load_tokenizer(options["model"])
-    dtype = select_dtype(options["dtype"], select_device(options["device"]))
-    names = {name: options[name] for name in ("model", "adapter")}
-    parts = fingerprint_parts(
-        **{name: options[name] for name in ("kind", "top_k", "temperatures", "quantization")},
-        weights=fingerprint_model(options["model"], options["adapter"]),
-        dtype=dtype,
-        tokenizer=tokenizer,
-    )
+    parts = get_parts(options, tokenizer)
     fingerprint = digest_of(parts)[:16]
     data = out / "data" / fingerprint
     data.mkdir(parents=True, exist_ok=True)
@@ -170,38 +185,57 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     cached = scan_shards(data)
     width = load_config(options["model"]).get_text_config().hidden_size if options["kind"] == "hidden" else None
     sizes = {key: len(example["completion"]) for key, example in examples.items()}
-    missing = sum(size for key, size in sizes.items() if key not in cached)
-    state_storage(options, width, sum(sizes.values()), missing)
+    check_storage(options, width, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
     new, figures = compute_missing(options, tokenizer, parts["vocabulary"], examples, data, cached)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
     records = {key: [*places[key], examples[key]["uid"]] for key in sorted(places)}
+    names = {name: options[name] for name in ("model", "adapter")}
     index = {"fingerprint": fingerprint, "parts": parts, "names": names, "width": width, "records": records}
     write_json(out / INDEX, index)
     remove_unused(out, fingerprint, {place[0] for place in places.values()})
-    size = bytes_per_token(options["kind"], width, options["top_k"], options["temperatures"])
     counts = {"records": len(examples), "from_cache": len(examples) - len(new), "computed": len(new)}
-    logger.info("%d records = %d from the cache + %d computed; %d left out", *counts.values(), left_out)
-    tokens = sum(sizes.values())
-    stored: dict[str, Any] = {"tokens": tokens, "bytes_per_token": size, "bytes": size * tokens}
-    if options["kind"] == "topk":
-        stored["tail_probability"] = measure_tails(SignalReader(out))
+    logger.info("%d records = %d from the cache + %d computed; %d skipped", *counts.values(), left_out)
+    stored = measure_storage(options, width, sum(sizes.values()))
     write_json(out / "stats.json", counts | {"left_out": left_out} | stored | figures)
 
 
+def get_parts(options: Options, tokenizer: Any) -> dict[str, Any]:
+    """Return everything except the records that determines the signal; see `fingerprint_parts`."""
+    return fingerprint_parts(
+        **{name: options[name] for name in ("kind", "top_k", "temperatures", "quantization")},
+        weights=fingerprint_model(options["model"], options["adapter"]),
+        dtype=select_dtype(options["dtype"], select_device(options["device"])),
+        tokenizer=tokenizer,
+    )
+
+
+def measure_storage(options: Options, width: int | None, tokens: int) -> dict[str, Any]:
+    """Return the counts of stats.json that describe the signal's size and, for `topk`, its tails."""
+    size = bytes_per_token(options["kind"], width, options["top_k"], options["temperatures"])
+    stored: dict[str, Any] = {"tokens": tokens, "bytes_per_token": size, "bytes": size * tokens}
+    if options["kind"] == "topk":
+        stored["tail_probability"] = measure_tails(SignalReader(options["out"]))
+    return stored
+
+
 def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tuple[str, int, float, float]]:
-    """(uid, tokens, divergence, largest difference) of a sample of a signal's records, by `SignalTeacher.compare`.
+    """Compare a sample of a signal's records with the live teacher.
 
     Args:
-        options: of check_signal.py, by name.
+        options: options of check_signal.py by name.
+        records: records of the splits.
+
+    Returns:
+        (uid, tokens, divergence, largest difference) of each record; see `SignalTeacher.compare`.
 
     Raises:
-        InputError: the signal is of another teacher by its fingerprint, or has none of the records.
+        InputError: the signal's fingerprint is another teacher's, or it contains none of the records.
     """
     reader = SignalReader(options["signal"])
     tokenizer = load_tokenizer(options["model"])
     source = {name: options[name] for name in ("model", "adapter", "quantization")}
-    kept = {"kind": reader.kind, "top_k": reader.top_k, "temperatures": reader.temperatures}
+    layout = {"kind": reader.kind, "top_k": reader.top_k, "temperatures": reader.temperatures}
     check_signal_fits(
         reader,
         kind=reader.kind,
@@ -212,11 +246,11 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
         **source,
     )
     examples, _ = encode(records, tokenizer, options["max_length"])
-    there = sorted(key for key in examples if key in reader)
-    if not there:
+    found = sorted(key for key in examples if key in reader)
+    if not found:
         raise InputError(f"{reader.path}: expected signals of the records in {options['data']}, found none of them")
-    chosen = random.Random(options["seed"]).sample(there, min(options["records"], len(there)))
-    teacher = SignalTeacher(options | kept, tokenizer, reader.vocabulary)
+    chosen = random.Random(options["seed"]).sample(found, min(options["records"], len(found)))
+    teacher = SignalTeacher(options | layout, tokenizer, reader.vocabulary)
     return [
         (examples[key]["uid"], len(examples[key]["completion"]), *teacher.compare(examples[key], reader.read(key)))
         for key in chosen

@@ -1,4 +1,4 @@
-"""The answers of a category's shards as one file, in the order of its prompts."""
+"""Merges the answers of a category's shards into one file, in the order of its prompts."""
 
 import json
 import logging
@@ -17,43 +17,49 @@ RATE = "tokens_per_second"
 
 
 class ShardAnswers:
-    """The answers that one shard's job wrote, taken prompt by prompt, and the counts of its stats file."""
+    """Reads the answers that one shard's job wrote, prompt by prompt, and the counts of its stats file.
+
+    Args:
+        shard: the shard.
+        answers: its answers (JSONL).
+        stats: its counts (JSON).
+    """
 
     def __init__(self, shard: Shard, answers: Path, stats: Path):
         self.shard, self.path = shard, answers
         self.stats = read_stats(stats)
         self.lines = read_jsonl(answers)
-        self.waiting = next(self.lines, None)
+        self.pending = next(self.lines, None)
         self.prompts = 0
         self.unanswered: list[int] = []
 
     def take(self, prompt: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the records of the shard's next prompt; their samples ascend.
+        """Yield the records of the shard's next prompt, in the order of their samples.
 
         Raises:
-            InputError: a sample stands there twice; names file and line.
+            InputError: a sample is duplicated or out of order; names file and line.
         """
         self.prompts += 1
         last = -1
-        while self.waiting is not None and self.waiting[1].get("uid") == prompt["uid"]:
-            line, record = self.waiting
+        while self.pending is not None and self.pending[1].get("uid") == prompt["uid"]:
+            line, record = self.pending
             sample = record.get("sample", 0)
             if sample <= last:
                 raise InputError(format_problem(self.path, line, "sample", f"a number above {last}", sample))
             yield record
             last = sample
-            self.waiting = next(self.lines, None)
+            self.pending = next(self.lines, None)
         if last < 0:
             self.unanswered.append(prompt["id"])
 
     def check_end(self) -> None:
-        """Refuse answers of other prompts, and prompts without an answer that were not left out as overlong.
+        """Check that no answer is left over, and that only overlong prompts have none.
 
         Raises:
-            InputError: names the file, and the line or the prompts' ids.
+            InputError: an answer belongs to another prompt, or a prompt lacks one; names file and line, or the ids.
         """
-        if self.waiting is not None:
-            line, record = self.waiting
+        if self.pending is not None:
+            line, record = self.pending
             expected = f"the prompts of shard {self.shard} in their order, each once"
             raise InputError(format_problem(self.path, line, "uid", expected, record.get("uid", "nothing")))
         overlong = self.stats["overlong"]
@@ -62,15 +68,16 @@ class ShardAnswers:
             listed = f" (ids {ids}{', …' if len(self.unanswered) > MOST_SHOWN else ''})" if ids else ""
             raise InputError(
                 f"{self.path}: shard {self.shard} has {self.prompts} prompts, {len(self.unanswered)} of them without "
-                f"an answer{listed}; expected by its stats {self.stats['prompts']}, {overlong} of them overlong"
+                f"an answer{listed}; expected {self.stats['prompts']} prompts, {overlong} of them overlong, as in its "
+                f"stats"
             )
 
 
 def read_stats(path: Path) -> dict[str, int | float]:
-    """The counts of one job.
+    """Read the counts of one job.
 
     Raises:
-        InputError: the file holds no such counts.
+        InputError: the file is not JSON or lacks a count; names it.
     """
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
@@ -83,10 +90,10 @@ def read_stats(path: Path) -> dict[str, int | float]:
 
 
 def merge_stats(shards: Sequence[dict[str, int | float]]) -> dict[str, int | float]:
-    """Counts of all shards together, in the first one's order.
+    """Return the counts of all shards together, in the order of the first one's.
 
-    Everything is summed: `seconds` is the time of all jobs, one after the other or side by side. `tokens_per_second`
-    is over that time, the speed of one job; `peak_memory_mb` is the highest of a job.
+    Counts are summed; `seconds` is the total time of all jobs, even if they ran in parallel. `tokens_per_second` is the
+    average of a job, and `peak_memory_mb` the maximum.
     """
     merged = {name: sum(stats[name] for stats in shards) for name in shards[0]}
     merged["seconds"] = seconds = round(merged["seconds"], 3)
@@ -96,10 +103,10 @@ def merge_stats(shards: Sequence[dict[str, int | float]]) -> dict[str, int | flo
 
 
 def merge_answers(prompts: Iterable[dict[str, Any]], shards: Sequence[ShardAnswers]) -> Iterator[dict[str, Any]]:
-    """Yield all answers in the prompts' order; one record a shard is in memory.
+    """Yield all answers in the prompts' order, with one record per shard in memory.
 
     Raises:
-        InputError: answers that are missing, doubled or of other prompts.
+        InputError: an answer is missing, duplicated or belongs to another prompt.
     """
     for prompt in prompts:
         yield from shards[get_shard(prompt["uid"], len(shards)).number - 1].take(prompt)
@@ -108,14 +115,17 @@ def merge_answers(prompts: Iterable[dict[str, Any]], shards: Sequence[ShardAnswe
 
 
 def gather_answers(prompts: Path, answers: Sequence[Path], stats: Sequence[Path], out: Path, out_stats: Path) -> None:
-    """Write what one job for all prompts would have written.
+    """Write the answers and counts that a single job for all prompts would write.
 
     Args:
-        prompts: the category's.
-        answers, stats: of each shard, from the first to the last.
+        prompts: the category's prompts (JSONL).
+        answers: answers of each shard, from the first to the last (JSONL).
+        stats: counts of each shard, in the same order (JSON).
+        out: the category's answers.
+        out_stats: the category's counts.
 
     Raises:
-        InputError: answers that are missing, doubled or of other prompts, or another number of stats files.
+        InputError: an answer is missing, duplicated or belongs to another prompt, or a stats file is missing.
     """
     if len(answers) != len(stats):
         raise InputError(f"expected a stats file for each of {len(answers)} shards, found {len(stats)}")

@@ -1,4 +1,4 @@
-"""Shards: a category's prompts dealt out to several jobs."""
+"""Shards: a category's prompts split across several jobs."""
 
 import argparse
 import re
@@ -19,10 +19,10 @@ class Shard(NamedTuple):
 
 
 def parse_shard(text: str) -> Shard:
-    """A shard from a command line, as Snakemake names it: `1-of-4`.
+    """Parse a shard on the command line, such as `1-of-4`.
 
     Raises:
-        argparse.ArgumentTypeError: the text names no shard.
+        argparse.ArgumentTypeError: the text is not a shard.
     """
     match = re.fullmatch(r"([0-9]+)-of-([0-9]+)", text)
     if not match:
@@ -34,10 +34,10 @@ def parse_shard(text: str) -> Shard:
 
 
 def get_shard(uid: str, total: int) -> Shard:
-    """The shard of a prompt, by its uid alone: a prompt that is added or removed moves no other."""
+    """Return a prompt's shard. It depends on the uid only: adding or removing a prompt does not move others."""
     return Shard(hash_uid("shard", 0, uid) % total + 1, total)
 
 
 def select_shard(prompts: Iterable[dict[str, Any]], shard: Shard) -> list[dict[str, Any]]:
-    """The prompts (each with its `uid`) of one shard, in their order; there may be none."""
+    """Return the prompts (each with its `uid`) of one shard in their order; the list may be empty."""
     return [prompt for prompt in prompts if get_shard(prompt["uid"], shard.total) == shard]

@@ -1,7 +1,7 @@
-"""The cached teacher signal: its files, what it belongs to, and reading it without the teacher.
+"""The cached teacher signal: its files, the teacher it belongs to, and reading it without the teacher.
 
-A folder holds `index.json`, which says where each record's signal is, and data/{fingerprint}/ with shards and, for
-`hidden`, the teacher's head. Records are known by the content of prompt and answer as the teacher reads them.
+A folder contains `index.json` with the place of each record's signal, and data/{fingerprint}/ with the shards and, for
+`hidden`, the teacher's head. The key of a record is a digest of its prompt and completion tokens.
 """
 
 import hashlib
@@ -21,35 +21,34 @@ from distill.common.errors import InputError, describe
 from distill.models.fingerprint import fingerprint_model, list_model_files
 
 FORMAT = 1
-
-
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
 NAMES = {"hidden": ("hidden",), "topk": ("ids", "logprobs", "log_tail")}
-ANEW = "snakemake makes it anew: --forcerun {path}; by hand: compute_signal.py with the same --out"
+RECOMPUTE = "recompute it with snakemake --forcerun {path}, or with compute_signal.py and the same --out"
 
 
 def signal_key(prompt: Sequence[int], completion: Sequence[int]) -> str:
-    """32 hex digits that stand for a prompt and an answer, token by token; steps and line numbers play no part."""
+    """Return the key of a record: 32 hex digits that depend on the tokens of prompt and completion only."""
     digest = hashlib.sha256(f"{len(prompt)}:{len(completion)}:".encode())
     digest.update(array("i", prompt).tobytes() + array("i", completion).tobytes())
     return digest.hexdigest()[:32]
 
 
 def topk_at(logprobs: Tensor, log_tail: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The kept log-probabilities at a temperature.
+    """Return the stored log-probabilities at a temperature.
 
-    They are in proportion to the ones at 1 divided by it, and the kept tail says what they sum to: what float16 rounds
-    off does not add up.
+    They are the log-probabilities at temperature 1 divided by it, normalised so that they and the stored tail sum to
+    one. Rounding to float16 therefore does not accumulate.
 
     Args:
-        logprobs: (rows, k), at temperature 1.
-        log_tail: (rows,), at `temperature`.
+        logprobs: (rows, k) log-probabilities at temperature 1.
+        log_tail: (rows,) log-probability of all other tokens together at `temperature`.
+        temperature: the temperature.
 
     Returns:
-        (rows, k) float32 log-probabilities and (rows,) float32 logarithm of the tail's.
+        (rows, k) float32 log-probabilities, and the (rows,) float32 log-probability of the tail.
     """
     tail = log_tail.float()
-    # log(1 − exp(x)) without loss at either end.
+    # log(1 − exp(x)), computed without loss of precision near 0 and near −∞.
     mass = torch.where(tail > -0.5, (-torch.expm1(tail)).clamp(min=1e-30).log(), torch.log1p(-tail.exp()))
     return (logprobs.float() / temperature).log_softmax(-1) + mass[:, None], tail
 
@@ -64,7 +63,15 @@ def fingerprint_parts(
     quantization: str,
     tokenizer: Any,
 ) -> dict[str, Any]:
-    """All that decides a signal but the records; `weights` is a digest of `fingerprint_model`."""
+    """Return everything except the records that determines a signal.
+
+    Args:
+        kind: `hidden` or `topk`.
+        top_k, temperatures: settings of `topk`; ignored for `hidden`.
+        weights: digest of the teacher's weights, from `fingerprint_model`.
+        dtype, quantization: how the teacher is loaded.
+        tokenizer: the teacher's tokenizer.
+    """
     is_topk = kind == "topk"
     return {
         "format": FORMAT,
@@ -80,26 +87,35 @@ def fingerprint_parts(
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Ids from 0 that a tokenizer may give; the rest of a model's logits are padding."""
+    """Return the size of a tokenizer's vocabulary; the model's larger ids are padding."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def read_signal(shard: Any, kind: str, start: int, rows: int) -> dict[str, Tensor]:
-    """A record's tensors in an open shard: `hidden` (rows, width), or `ids`, `logprobs` (rows, k) and `log_tail`."""
+    """Return a record's tensors from an open shard.
+
+    Returns:
+        `hidden` (rows, width), or `ids` and `logprobs` (rows, k) and `log_tail` (rows, temperatures).
+    """
     return {name: shard.get_slice(name)[start : start + rows] for name in NAMES[kind]}
 
 
 class SignalReader:
-    """The signals of a category, read from the disk as they are asked for.
+    """Reads the signals of a category from disk, record by record.
+
+    Args:
+        folder: folder with index.json.
 
     Attributes:
-        kind, top_k, temperatures, vocabulary: as computed.
-        width: of hidden states, None for `topk`.
-        parts: of `fingerprint_parts`, and `names` of model and adapter.
+        parts: what determines the signal; see `fingerprint_parts`.
         fingerprint: digest of the parts.
+        names: the teacher's `model` and `adapter`.
+        kind, top_k, temperatures, vocabulary: taken from the parts.
+        width: size of the hidden states; None for `topk`.
+        records: [shard, start, rows, uid] of each record by key.
 
     Raises:
-        InputError: the folder holds no index, or one that is broken.
+        InputError: the index is missing or damaged.
     """
 
     def __init__(self, folder: str | Path):
@@ -119,8 +135,8 @@ class SignalReader:
         self.files: dict[str, Any] = {}
 
     def read_index(self) -> dict[str, Any]:
-        """index.json, looked over."""
-        advice = ANEW.format(path=self.path)
+        """Read and check index.json."""
+        advice = RECOMPUTE.format(path=self.path)
         if not self.path.exists():
             raise InputError(f"{self.path}: expected the index of a teacher signal, found none; {advice}")
         try:
@@ -131,17 +147,17 @@ class SignalReader:
                 f"{self.path}: expected the index of a teacher signal, found {describe(error)}; {advice}"
             ) from None
         if not is_known:
-            raise InputError(f"{self.path}: expected format {FORMAT} of a teacher signal, found another; {advice}")
+            raise InputError(f"{self.path}: expected format {FORMAT} of a teacher signal, found another one; {advice}")
         return index
 
     def __contains__(self, key: str) -> bool:
         return key in self.records
 
     def open_shard(self, name: str) -> Any:
-        """A shard, mapped into memory once.
+        """Open a shard, memory-mapped; a shard is opened once.
 
         Raises:
-            InputError: it is gone or torn.
+            InputError: the shard is missing or damaged; names the file.
         """
         if name not in self.files:
             path = self.data / name
@@ -149,20 +165,24 @@ class SignalReader:
                 self.files[name] = safe_open(str(path), framework="pt")
             except (OSError, SafetensorError) as error:
                 raise InputError(
-                    f"{path}: expected a shard of the teacher signal ({error}); {ANEW.format(path=self.path)}"
+                    f"{path}: expected a shard of the teacher signal ({error}); {RECOMPUTE.format(path=self.path)}"
                 ) from None
         return self.files[name]
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """A record's signal: `hidden` (rows, width), or `ids` and `logprobs` (rows, k) and `log_tail` (rows, T)."""
+        """Return a record's tensors; see `read_signal`."""
         shard, start, rows = self.records[key][:3]
         return read_signal(self.open_shard(shard), self.kind, start, rows)
 
     def head(self, device: torch.device, dtype: torch.dtype | None = None) -> torch.nn.Linear:
-        """The teacher's head, frozen; of `hidden`."""
+        """Load the teacher's head, frozen; only for `hidden`.
+
+        Raises:
+            InputError: the file is missing; names it.
+        """
         path = self.data / HEAD
         if not path.exists():
-            raise InputError(f"{path}: expected the teacher's head, found none; {ANEW.format(path=self.path)}")
+            raise InputError(f"{path}: expected the teacher's head, found none; {RECOMPUTE.format(path=self.path)}")
         tensors = load_file(path)
         outputs, width = tensors["weight"].shape
         with torch.device("meta"):
@@ -172,7 +192,7 @@ class SignalReader:
 
 
 def stat_files(model: str, adapter: str | None) -> dict[str, Any] | None:
-    """Place, size and time of change of the files that decide a local teacher; None for one of a hub."""
+    """Return size and modification time of a local teacher's files by path; None for a teacher from a hub."""
     folders = [folder for folder in (model, adapter) if folder]
     if not all(Path(folder).is_dir() for folder in folders):
         return None
@@ -181,13 +201,13 @@ def stat_files(model: str, adapter: str | None) -> dict[str, Any] | None:
 
 
 def find_weights_digest(reader: SignalReader, model: str, adapter: str | None) -> str:
-    """`fingerprint_model` of the configured teacher.
+    """Return `fingerprint_model` of the configured teacher.
 
-    The digest that the signal was computed with, where no file has changed since by size and time: no weights are
-    opened then. Samples of them are read otherwise.
+    If no file has changed its size or time since the signal was computed, this is the digest in the index, and no
+    weights are opened.
     """
-    noted, found = reader.data / FILES, stat_files(model, adapter)
-    if found is not None and noted.exists() and json.loads(noted.read_text(encoding="utf-8")) == found:
+    saved, found = reader.data / FILES, stat_files(model, adapter)
+    if found is not None and saved.exists() and json.loads(saved.read_text(encoding="utf-8")) == found:
         return reader.parts["weights"]
     return fingerprint_model(model, adapter)
 
@@ -204,14 +224,17 @@ def check_signal_fits(
     quantization: str,
     tokenizer: Any,
 ) -> None:
-    """Refuse the signal of another teacher.
+    """Check that a signal belongs to the configured teacher and has the configured settings.
 
     Args:
-        temperature: one of those that `topk` is kept for.
-        tokenizer: the teacher's.
+        reader: the signal.
+        kind, top_k: the configured signal.
+        temperature: the student's temperature; a `topk` signal must contain it.
+        model, adapter, dtype, quantization: the configured teacher.
+        tokenizer: the teacher's tokenizer.
 
     Raises:
-        InputError: names all that differs.
+        InputError: something differs; lists all differences.
     """
     wanted = fingerprint_parts(
         kind=kind,
@@ -222,22 +245,33 @@ def check_signal_fits(
         quantization=quantization,
         tokenizer=tokenizer,
     )
-    words = {
-        "weights": f"teacher weights (model {model}, adapter {adapter})",
+    differences = find_differences(reader.parts, wanted, f"model {model}, adapter {adapter}")
+    if kind == reader.kind == "topk" and temperature not in reader.temperatures:
+        stored = ", ".join(map(str, reader.temperatures))
+        differences.append(f"temperature: expected {temperature} among those stored, found {stored}")
+    if differences:
+        computed = f"model {reader.names['model']}, adapter {reader.names['adapter']}"
+        listed = "\n".join(f"  {line}" for line in differences)
+        advice = RECOMPUTE.format(path=reader.path)
+        raise InputError(f"{reader.path}: this signal is from another teacher ({computed}):\n{listed}\n{advice}")
+
+
+def find_differences(found: dict[str, Any], wanted: dict[str, Any], source: str) -> list[str]:
+    """Return a line for each part of a fingerprint that differs.
+
+    Args:
+        found: parts of the cached signal.
+        wanted: parts of the configured teacher.
+        source: the configured teacher's model and adapter, for the message.
+    """
+    names = {
+        "weights": f"teacher weights ({source})",
         "template": "the teacher's chat template",
-        "vocabulary": "ids of the teacher's tokenizer",
+        "vocabulary": "size of the teacher's vocabulary",
         "format": "format of the files",
     }
-    different = [
-        f"{words.get(name, name)}: expected {value}, found {reader.parts.get(name)}"
+    return [
+        f"{names.get(name, name)}: expected {value}, found {found.get(name)}"
         for name, value in wanted.items()
-        if reader.parts.get(name) != value
+        if found.get(name) != value
     ]
-    if kind == reader.kind == "topk" and temperature not in reader.temperatures:
-        kept = ", ".join(map(str, reader.temperatures))
-        different.append(f"temperature: expected {temperature} among those kept, found {kept}")
-    if different:
-        computed = f"model {reader.names['model']}, adapter {reader.names['adapter']}"
-        listed = "\n".join(f"  {line}" for line in different)
-        advice = ANEW.format(path=reader.path)
-        raise InputError(f"{reader.path}: this signal is of another teacher ({computed}):\n{listed}\n{advice}")

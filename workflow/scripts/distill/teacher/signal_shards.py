@@ -1,4 +1,4 @@
-"""Shards of a teacher signal: safetensors files, each whole, that say themselves whose records they hold."""
+"""Shards of a teacher signal: complete safetensors files that list their own records."""
 
 import json
 import logging
@@ -17,15 +17,15 @@ from distill.common.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
-
-SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 60.0  # what a shard holds at most, and what a kill costs at most
+SHARD_BYTES = 256 * 2**20  # a shard is written when it has this size ...
+SHARD_SECONDS = 60.0  # ... or when this time has passed, which is what a kill costs at most
 
 
 def save_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file aside, and then give it its name.
+    """Write a safetensors file atomically.
 
     Raises:
-        InputError: it cannot be written; names the file.
+        InputError: the file cannot be written, for example because the disk is full; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
@@ -35,14 +35,14 @@ def save_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except SafetensorError as error:  # what it calls a full disk, too
-        raise InputError(f"{path}: could not be written: {error}") from error
+    except SafetensorError as error:  # also raised for a full disk
+        raise InputError(f"{path}: cannot be written: {error}") from error
     finally:
         aside.unlink(missing_ok=True)
 
 
 def scan_shards(folder: Path) -> dict[str, list[Any]]:
-    """Where each record of earlier runs is: [shard, start, rows] by key; what is torn is passed over."""
+    """Return [shard, start, rows] of each record that earlier runs computed, by key; torn shards are skipped."""
     found: dict[str, list[Any]] = {}
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         try:
@@ -50,7 +50,7 @@ def scan_shards(folder: Path) -> dict[str, list[Any]]:
                 records = json.loads(file.metadata()["records"])
                 rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
-            logger.warning("%s: not a whole shard, passed over (%s)", path, error)
+            logger.warning("%s: expected a complete shard of the teacher signal (%s); skipped", path, error)
             continue
         if len(set(rows.values())) == 1:
             found |= {key: [path.name, start, count] for key, start, count in records if key not in found}
@@ -58,34 +58,41 @@ def scan_shards(folder: Path) -> dict[str, list[Any]]:
 
 
 class ShardWriter:
-    """Keeps computed signals, and writes them as a shard when there are enough or some time has passed."""
+    """Collects computed signals and writes them as shards.
+
+    Attributes:
+        places: [shard, start, rows] of each record written so far, by key.
+
+    Args:
+        folder: folder of the shards; new ones continue its numbering.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.kept: list[tuple[str, dict[str, Tensor]]] = []
+        self.pending: list[tuple[str, dict[str, Tensor]]] = []
         self.size, self.since = 0, time.monotonic()
         self.places: dict[str, list[Any]] = {}
         numbers = [int(path.stem) for path in folder.glob("[0-9]*.safetensors") if path.stem.isdecimal()]
         self.number = max(numbers, default=-1) + 1
 
     def add(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Take a record's signal."""
-        self.kept.append((key, tensors))
+        """Add a record's signal; write a shard if it is large enough or the last one is old enough."""
+        self.pending.append((key, tensors))
         self.size += sum(tensor.nbytes for tensor in tensors.values())
         if self.size >= SHARD_BYTES or time.monotonic() - self.since >= SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was taken since the last shard."""
-        if self.kept:
+        """Write the signals added since the last shard."""
+        if self.pending:
             name, start = f"{self.number:05}.safetensors", 0
             records: list[tuple[str, int, int]] = []
-            for key, tensors in self.kept:
+            for key, tensors in self.pending:
                 rows = len(tensors["completion"])
                 records.append((key, start, rows))
                 start += rows
-            joined = {part: torch.cat([tensors[part] for _, tensors in self.kept]) for part in self.kept[0][1]}
+            joined = {part: torch.cat([tensors[part] for _, tensors in self.pending]) for part in self.pending[0][1]}
             save_whole(self.folder / name, joined, {"records": json.dumps(records)})
             self.places |= {key: [name, first, rows] for key, first, rows in records}
             self.number += 1
-        self.kept, self.size, self.since = [], 0, time.monotonic()
+        self.pending, self.size, self.since = [], 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""What a cached teacher signal takes on disk, said before it is spent. No torch here."""
+"""Disk space of a cached teacher signal, estimated before it is computed. Imports no torch."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ ID_BYTES, HALF_BYTES = 4, 2  # int32, and bfloat16 or float16
 def bytes_per_token(
     kind: str, width: int | None = None, top_k: int | None = None, temperatures: Sequence[float] = ()
 ) -> int:
-    """Bytes that a completion token takes in a signal, its own id with them.
+    """Return the bytes that a signal takes per completion token, including the token's id.
 
-    hidden: 2 a number of the hidden state. topk: 4 for an id and 2 for a log-probability, k times, and 2 for the tail
-    at each temperature.
+    `hidden` takes 2 bytes per element of the hidden state. `topk` takes 4 bytes for an id and 2 for a log-probability,
+    k times, and 2 for the tail at each temperature.
 
     Args:
-        width: of the teacher's hidden states; of `hidden`.
-        top_k, temperatures: of `topk`.
+        kind: `hidden` or `topk`.
+        width: size of the teacher's hidden states, for `hidden`.
+        top_k, temperatures: settings of `topk`.
     """
     if kind == "hidden":
         return HALF_BYTES * (width or 0) + ID_BYTES
@@ -28,10 +29,15 @@ def bytes_per_token(
 
 
 def count_tokens(answers: str | Path, prompts: str | Path, max_new_tokens: int) -> tuple[int, str]:
-    """Completion tokens of a category, and what qualifies them.
+    """Estimate a category's completion tokens.
 
-    `about` those of the usable answers where the teacher has answered (the test split's are among them, the tokens
-    that end a turn are not); else `at most` what its prompts may be answered with; 0 where there is neither.
+    Args:
+        answers: the teacher's answers; their usable ones are counted, including those of the test split.
+        prompts: the prompts; without answers, each counts as an answer of the maximum length.
+        max_new_tokens: maximum length of an answer.
+
+    Returns:
+        The number of tokens and its qualifier, `about ` or `at most `; (0, "") if neither file exists.
     """
     if Path(answers).exists():
         return sum(
@@ -44,7 +50,7 @@ def count_tokens(answers: str | Path, prompts: str | Path, max_new_tokens: int) 
 
 
 def get_hidden_width(model: str) -> int | None:
-    """Width of a model's hidden states, from a folder or a downloaded hub id; None where neither is there."""
+    """Return the size of a model's hidden states; None if the model is neither a local folder nor downloaded."""
     path: Any = Path(model) / "config.json"
     if not path.exists():
         from huggingface_hub import try_to_load_from_cache
@@ -59,7 +65,7 @@ def get_hidden_width(model: str) -> int | None:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # the job that loads it says what is wrong
+        return None  # the job that loads the model reports the error
     width = config.get("text_config", config).get("hidden_size") if isinstance(config, dict) else None
     return width if isinstance(width, int) else None
 
@@ -73,15 +79,18 @@ def describe_storage(
     tokens: int,
     qualifier: str = "",
 ) -> str:
-    """A line: bytes a token, tokens, gigabytes (10⁹ bytes).
+    """Return a line with bytes per token, tokens and gigabytes (10⁹ bytes).
 
     Args:
-        qualifier: before the tokens, with a space: `about `, `at most `.
+        name: name of the signal in the line.
+        kind, width, top_k, temperatures: see `bytes_per_token`.
+        tokens: number of completion tokens; 0 if it is unknown.
+        qualifier: text before the number of tokens, with a space: `about `, `at most `.
     """
     if kind == "hidden" and width is None:
-        return f"teacher signal {name}: 2 bytes for each number of a hidden state (the width is not known yet)"
+        return f"teacher signal {name}: 2 bytes per element of a hidden state (its size is unknown until the download)"
     size = bytes_per_token(kind, width, top_k, temperatures)
     if not tokens:
-        return f"teacher signal {name}: {size:,} bytes a completion token (how many, the prompts will tell)"
+        return f"teacher signal {name}: {size:,} bytes per completion token (total unknown until the prompts exist)"
     total = f"{qualifier}{tokens:,} tokens, {size * tokens / 1e9:.3g} GB"
-    return f"teacher signal {name}: {size:,} bytes a token, {total}"
+    return f"teacher signal {name}: {size:,} bytes per token, {total}"

@@ -1,4 +1,4 @@
-"""The teacher in memory: what is kept of its distribution, and how a kept signal compares with the live one."""
+"""The loaded teacher: computes the signal of its distribution, and compares a cached signal with the live one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,25 +12,27 @@ from distill.models.examples import Example
 from distill.models.load import load_model, select_device, select_dtype
 from distill.teacher.signal_files import NAMES, topk_at
 
-# Divergence a token (nats) that is rounding: numbers of 16 bits, in a batch of another shape. Single log-probabilities
-# may differ by some tenths then; the signal of another record or teacher diverges by whole nats.
+# Divergence in nats per token that 16-bit rounding in a batch of another shape can cause. Single log-probabilities may
+# then differ by some tenths; the signal of another record or teacher diverges by whole nats.
 TOLERANCE = 0.05
-LIKELY = -8.0  # log-probability from which on single tokens are compared
-LEAST_LOG = -60000.0  # float16 holds it
-LEAST = -100.0  # of log-probabilities that are compared: of less, no sum of probabilities knows
+LIKELY = -8.0  # tokens with at least this log-probability are compared one by one
+LEAST_LOG = -60000.0  # clamp floor of stored log-probabilities, within float16's range
+LEAST = -100.0  # clamp floor of compared log-probabilities; smaller values are negligible
 
 Options = dict[str, Any]
 
 
 def top_log_probabilities(logits: Tensor, top_k: int, temperatures: Sequence[float]) -> dict[str, Tensor]:
-    """The likeliest tokens of each row.
+    """Return the k most likely tokens of each row.
 
     Args:
         logits: (rows, vocabulary), float32.
+        top_k: number of tokens per row.
+        temperatures: temperatures that students use.
 
     Returns:
         `ids` (rows, k) int32 and `logprobs` (rows, k) float16 at temperature 1, in descending order; `log_tail`
-        (rows, temperatures) float16, the logarithm of the probability of all others.
+        (rows, temperatures) float16, the log-probability of all other tokens together.
     """
     found = logits.log_softmax(-1).topk(min(top_k, logits.shape[-1]))
     others = logits.scatter(1, found.indices, -torch.inf)
@@ -46,7 +48,13 @@ def top_log_probabilities(logits: Tensor, top_k: int, temperatures: Sequence[flo
 
 
 class SignalTeacher:
-    """A teacher in memory, and what is kept of its distribution."""
+    """A loaded teacher that computes signals.
+
+    Args:
+        options: options of compute_signal.py by name.
+        tokenizer: the teacher's tokenizer.
+        vocabulary: size of the tokenizer's vocabulary; the model's larger ids are padding.
+    """
 
     def __init__(self, options: Options, tokenizer: Any, vocabulary: int):
         device = select_device(options["device"])
@@ -58,7 +66,7 @@ class SignalTeacher:
 
     @torch.inference_mode()
     def compute(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
-        """The signal of each example, on the CPU."""
+        """Return the signal of each example, on the CPU."""
         completions = [example["completion"] for example in examples]
         rows, targets = self.read_rows(examples)
         if self.options["kind"] == "hidden":
@@ -72,25 +80,25 @@ class SignalTeacher:
         found["completion"] = targets.int()
         sizes = list(map(len, completions))
         split = {name: tensor.cpu().split(sizes) for name, tensor in found.items()}
-        # Clones: a part would else keep the whole batch in memory.
+        # Cloned, because a view would keep the whole batch in memory.
         return [{name: split[name][row].clone() for name in split} for row in range(len(examples))]
 
     def read_rows(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """Hidden states that predict the completions' tokens, and these; (rows, width) and (rows,)."""
+        """Return the hidden states that predict the completions' tokens, (rows, width), and these tokens, (rows,)."""
         prompts, completions = ([example[name] for example in examples] for name in ("prompt", "completion"))
         batch = to_device(collate(prompts, completions, self.pad_id), self.model.device)
         return take_rows(read_hidden(self.decoder, batch["input_ids"]), batch["positions"]), batch["targets"]
 
     def project(self, rows: Tensor) -> Tensor:
-        """(rows, vocabulary) float32 logits of hidden states."""
+        """Return (rows, vocabulary) float32 logits of (rows, width) hidden states."""
         return project(rows, self.head).float()[:, : self.vocabulary]
 
     @torch.inference_mode()
     def effective_head(self) -> dict[str, Tensor]:
-        """Weight and bias of one linear layer that does what the head does, an adapter on it included."""
+        """Return weight and bias of a linear layer equal to the head, with an adapter merged into it."""
         head: Any = self.head
         base = head.get_base_layer() if hasattr(head, "get_delta_weight") else head
-        with align_module_device(base, "cpu"):  # it may lie where accelerate has put it
+        with align_module_device(base, "cpu"):  # accelerate may have offloaded it
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in base.named_parameters(recurse=False)}
         if head is not base:
             for name in head.active_adapters:
@@ -99,17 +107,21 @@ class SignalTeacher:
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @torch.inference_mode()
-    def compare(self, example: Example, kept: dict[str, Tensor]) -> tuple[float, float]:
-        """How far a kept signal is from the live one.
+    def compare(self, example: Example, cached: dict[str, Tensor]) -> tuple[float, float]:
+        """Compare a cached signal with the live one.
+
+        Args:
+            example: a record as the teacher reads it.
+            cached: the record's tensors.
 
         Returns:
-            The divergence of the kept distribution from the live one in nats a token (of `topk`: over its buckets, at
-            its first temperature), and the largest difference of a log-probability among tokens that either finds
-            likely.
+            The divergence of the cached distribution from the live one in nats per token (for `topk`, over its buckets
+            at its first temperature), and the largest difference of a log-probability among tokens that are likely in
+            either distribution.
         """
         rows, _ = self.read_rows([example])
         divergences, largest = [], 0.0
-        parts = {name: tensor.to(rows.device).split(CHUNK_ROWS) for name, tensor in kept.items()}
+        parts = {name: tensor.to(rows.device).split(CHUNK_ROWS) for name, tensor in cached.items()}
         for at, part in enumerate(rows.split(CHUNK_ROWS)):
             live = self.project(part)
             p, q = self.compare_parts(live, {name: tensors[at] for name, tensors in parts.items()})
@@ -118,14 +130,22 @@ class SignalTeacher:
             largest = max(largest, (p - q)[likely].abs().max().item())
         return torch.cat(divergences).mean().item(), largest
 
-    def compare_parts(self, live: Tensor, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the same tokens or buckets, live and kept, of some rows."""
+    def compare_parts(self, live: Tensor, cached: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities of the same tokens or buckets, live and cached.
+
+        Args:
+            live: (rows, vocabulary) logits.
+            cached: tensors of the same rows.
+
+        Returns:
+            (rows, vocabulary) each for `hidden`, (rows, k + 1) each for `topk`.
+        """
         if self.options["kind"] == "hidden":
-            return live.log_softmax(-1), self.project(kept["hidden"]).log_softmax(-1)
+            return live.log_softmax(-1), self.project(cached["hidden"]).log_softmax(-1)
         temperature = self.options["temperatures"][0]
-        live, ids = (live / temperature).log_softmax(-1), kept["ids"].long()
+        live, ids = (live / temperature).log_softmax(-1), cached["ids"].long()
         rest = live.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-        top, tail = topk_at(kept["logprobs"], kept["log_tail"][:, 0], temperature)
+        top, tail = topk_at(cached["logprobs"], cached["log_tail"][:, 0], temperature)
         both = torch.cat([live.gather(1, ids), rest], -1), torch.cat([top, tail[:, None]], -1)
         p, q = (one.clamp(min=LEAST) for one in both)
         return p, q

@@ -1,7 +1,8 @@
 # make demo     the whole workflow on synthetic data and tiny models
 # make smollm2  a real chat model of 135M weights, distilled on a CPU (docs/examples.md)
-# make test     all tests
-# make test-slurm  the workflow on a two-node Slurm that it brings up; needs root and Slurm (tests/slurm/up.sh)
+# make test     the tests, at most 10 minutes on 2 cores
+# make test-all    the slow tests, too; not those of Slurm
+# make test-slurm  the workflow on a two-node Slurm that it starts; needs root and Slurm (tests/slurm/up.sh)
 # make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake; with
 #               ARGS="--profile slurm …" its jobs in Slurm's queue, too
 # make serve    an exported model by the OpenAI API: MODEL=output/export/… [PORT=8000], until Ctrl-C
@@ -15,7 +16,7 @@ PORT ?= 8000
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-slurm status serve cache docs setup
+.PHONY: demo smollm2 test test-all test-slurm status serve cache docs setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -53,6 +54,10 @@ smollm2: setup
 test: setup
 	source .venv/bin/activate
 	python -m pytest
+
+test-all: setup
+	source .venv/bin/activate
+	python -m pytest -m ""
 
 test-slurm: setup
 	source .venv/bin/activate

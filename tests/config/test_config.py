@@ -239,9 +239,13 @@ ERRORS = [
         "evaluation.metrics",
         "expected a list of answer, ppl, bleu, chrf, rouge, fdistill, shape, found 'bleu'",
     ),
-    ("teacher: {model: 'hf:Qwen'}", "teacher.model", "expected hf:OWNER/NAME | modelscope:OWNER/NAME, with @REVISION"),
+    (
+        "teacher: {model: 'hf:Qwen'}",
+        "teacher.model",
+        "expected hf:OWNER/NAME | modelscope:OWNER/NAME, optionally with @REVISION",
+    ),
     ("teacher: {adapter: 'hg:a/lora-{category}'}", "teacher.adapter", "expected hf:OWNER/NAME | modelscope:OWNER/NAME"),
-    ("students: {kd: {model: 'hf:a/b/c'}}", "students.kd.model", "with @REVISION where it matters, found 'hf:a/b/c'"),
+    ("students: {kd: {model: 'hf:a/b/c'}}", "students.kd.model", "optionally with @REVISION, found 'hf:a/b/c'"),
     ("evaluation: {questions: [Why]}", "evaluation.system", "expected text, since evaluation.questions is set"),
     ("evaluation: {questions: [Why, Why], system: s}", "evaluation.questions", "expected each value once"),
     # what YAML makes of it

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, made in code: no network, no files of the project."""
+"""Tiny models and tokenizers built in code, without network or project files."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 def build_tokenizer(texts=TEXTS, size=320, special=SPECIAL, template=CHATML) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
-    # A folder with a Qwen2 model is loaded with Qwen2's own normalizer and pre-tokenizer, so they are used here too.
+    # transformers loads a Qwen2 tokenizer with Qwen2's normalizer and pre-tokenizer, so both are used here.
     qwen2 = Qwen2Tokenizer().backend_tokenizer
     tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()

@@ -117,7 +117,7 @@ def test_script_writes_the_named_files_and_leaves_right_ones_alone(tmp_path):
 
 
 def test_unknown_category_and_no_records_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no synthetic data for hedge_funds; there is for banks, households"):
+    with pytest.raises(InputError, match=r"expected categories among banks, households.* found hedge_funds"):
         write_demo_data(tmp_path, ["banks", "hedge_funds"], [], 5, 5, 42)
     with pytest.raises(InputError, match="at least 1 record"):
         write_demo_data(tmp_path, ["banks"], [], 0, 5, 42)

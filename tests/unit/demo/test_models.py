@@ -15,16 +15,10 @@ import train_demo_model
 import train_demo_tokenizer
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl, write_jsonl
+from distill.demo.batches import draw_batches, encode_chats
 from distill.demo.data import make_record, write_demo_data
-from distill.demo.models import (
-    build_model,
-    completion_loss,
-    draw_batches,
-    encode_chats,
-    keeps_format,
-    measure_coverage,
-    train_to_format,
-)
+from distill.demo.models import build_model, completion_loss, keeps_format, measure_coverage, train_to_format
+from distill.demo.options import DemoStudent
 from distill.demo.tokenizer import load_demo_tokenizer, read_chats, train_tokenizer
 from distill.models.chat import encode_prompt, get_end_of_turn_id
 from distill.records.raw_records import get_uid
@@ -55,8 +49,12 @@ def chats(folder):
     return list(read_chats(sorted((folder / "artifacts" / "sft").iterdir())))
 
 
+def get_sizes(**changes):
+    return DemoStudent(**{"layers": 2, "hidden": 32, "heads": 2, "intermediate": 32, "vocab_size": 1088} | changes)
+
+
 def build_tiny(tokenizer, vocab_size=1088, seed=0):
-    return build_model(tokenizer, 1, 16, 2, 16, vocab_size, seed)
+    return build_model(tokenizer, get_sizes(layers=1, hidden=16, intermediate=16, vocab_size=vocab_size), seed)
 
 
 def test_tokenizer_is_byte_level_with_single_digits_and_chatml(folder):
@@ -149,7 +147,7 @@ def test_keeps_format(text, kept):
 def test_a_model_learns_one_answer_and_its_coverage_shows_it(tokenizer, chats):
     system, user, answer = chats[0]
     examples = encode_chats(tokenizer, [(system, f"{user}{n}", answer) for n in range(40)], 4096)
-    model = build_model(tokenizer, 2, 32, 2, 32, 1088, 0)
+    model = build_model(tokenizer, get_sizes(), 0)
     assert measure_coverage(model, tokenizer, examples[1]) == 0
     batches = draw_batches(examples[0], 4, 4096, random.Random(0))
     coverage = train_to_format(model, tokenizer, batches, examples[1], 40, 1e-2, min_coverage=1.0, max_rounds=5)
@@ -170,7 +168,7 @@ def test_bad_sizes_are_refused(tokenizer):
     with pytest.raises(InputError, match="--vocab-size"):
         build_tiny(tokenizer, vocab_size=len(tokenizer) - 1)
     with pytest.raises(InputError, match="--hidden"):
-        build_model(tokenizer, 1, 18, 2, 16, 1088, 0)
+        build_model(tokenizer, get_sizes(hidden=18), 0)
 
 
 def test_same_seed_same_weights(tokenizer):
@@ -218,7 +216,7 @@ def test_adapter_is_a_checkpoint_over_the_model_that_changes_it(folder):
 def test_missing_and_malformed_files_are_named(folder, tmp_path):
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         train_demo_tokenizer.main(["--sft", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "tokenizer")])
-    with pytest.raises(InputError, match="no record to train the tokenizer on"):
+    with pytest.raises(InputError, match="--sft, --grpo: expected records to train the tokenizer on, found none"):
         train_demo_tokenizer.main(["--out", str(tmp_path / "tokenizer")])
     bad = tmp_path / "bad.jsonl"
     record = next(record for _, record in read_jsonl(folder / "artifacts/sft/sft_train_banks.jsonl"))

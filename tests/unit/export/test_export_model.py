@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
+from running import ROOT
 from tiny import build_model, build_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -105,7 +109,7 @@ def test_the_check_of_an_export_finds_another_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_tokenizer, "list_merges", lambda tokenizer: ["a b"])
     export, folder = write_export(student, "gguf", tmp_path / "gguf")
     monkeypatch.undo()
-    with pytest.raises(InputError, match="expected the tokens of"):
+    with pytest.raises(InputError, match="expected the tokenizer of .*, found a different one"):
         check_export(export, folder)
     (folder / "generation_config.json").unlink()
     with pytest.raises(InputError, match="expected generation_config.json, found no such file"):
@@ -115,10 +119,13 @@ def test_the_check_of_an_export_finds_another_tokenizer(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architectures": ["Phi3ForCausalLM"]}, "LlamaForCausalLM, found Phi3ForCausalLM; leave gguf out"),
+        (
+            {"architectures": ["Phi3ForCausalLM"]},
+            "LlamaForCausalLM, found Phi3ForCausalLM; remove gguf from",
+        ),
         ({"attention_bias": True}, "expected attention_bias False in config.json, found True"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'default'"),
-        ({"head_dim": 32}, "expected heads that make up the hidden size"),
+        ({"head_dim": 32}, "expected hidden_size to be heads · width = 4 · 32, found 64 in config.json"),
     ],
 )
 def test_what_gguf_does_not_hold_is_refused(tmp_path, changes, said):
@@ -165,3 +172,18 @@ def test_a_fresh_process_gives_back_errors_and_deaths():
         call_fresh(load_config, "./not/there")
     with pytest.raises(InputError, match="_exit: expected the process to finish, found it killed"):
         call_fresh(os._exit, 9)
+
+
+def test_a_fresh_process_ends_with_its_parent():
+    """A job that is killed, for example by the memory limit, must not leave a process on the GPU."""
+    work = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = f"from distill.export.export_model import call_fresh; call_fresh(exec, {work!r})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        fresh = int(parent.stdout.readline())
+        parent.kill()
+        try:
+            parent.communicate(timeout=30)  # until the fresh process, which inherits the pipe, has ended, too
+        except subprocess.TimeoutExpired:
+            os.kill(fresh, signal.SIGKILL)
+            raise

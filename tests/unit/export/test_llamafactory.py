@@ -91,6 +91,20 @@ def test_a_student_of_all_weights_without_validation(export, tmp_path, records):
     assert json.loads((folder / "alpaca_val.json").read_text()) == []
 
 
+def test_a_cached_signal_and_several_adapters_do_not_matter(export):
+    """A pooled student has one of each per category, and one folder of datasets."""
+    plain = export()[1]
+    cached = ["--teacher-model", "owner/teacher", "--teacher-adapter", "x", "y", "--signal", "topk"]
+    assert export("--method", "forward_kl", *cached, "--signal-folders", "a", "b")[1] == plain
+
+
+def test_several_folders_are_refused(capsys):
+    needed = ["--out", "o", "--name", "kd", "--category", "all", "--model", "m", "--method", "seqkd"]
+    with pytest.raises(SystemExit):
+        script.main(["--data", "a", "b", *needed])
+    assert "--data: expected one folder from write_alpaca.py, found 2" in capsys.readouterr().err
+
+
 def test_llamafactory_reads_it_itself(export, tmp_path, models, records, monkeypatch):
     """Its own argument parser and data loader, where the package is installed."""
     pytest.importorskip("llamafactory")

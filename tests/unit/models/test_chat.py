@@ -1,4 +1,4 @@
-"""Chat templates, the end of a turn, and vocabularies that teacher and student share."""
+"""Chat templates, the end of a turn, and the vocabulary that teacher and student share."""
 
 import pytest
 from tiny import SPECIAL, TEXTS, build_tokenizer

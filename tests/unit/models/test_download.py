@@ -1,7 +1,6 @@
-"""Downloads from hubs on loopback that break connections, spoil files and ask for tokens."""
+"""Downloads from local hub servers that break connections, corrupt files and require tokens."""
 
 import hashlib
-import itertools
 import json
 import os
 import signal
@@ -11,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import tenacity
 from hub_server import COMMIT, HubServer
 from running import SCRIPTS
 
 import download_model
 from distill.common.errors import InputError
 from distill.models import download as downloads
+from distill.models.hub_files import RemoteFile, choose_files
 
 SIZE = 3_000_000
 SHARD = "model-00002-of-00002.safetensors"
@@ -26,7 +27,7 @@ CHUNK = 2**16
 
 @pytest.fixture
 def model(tmp_path):
-    """What a model's page holds, other formats of the weights among it."""
+    """A model's repository, with its weights in several formats."""
     folder = tmp_path / "there"
     folder.mkdir()
     for name in ("model-00001-of-00002.safetensors", SHARD, "pytorch_model.bin", "model.gguf", "consolidated.pth"):
@@ -39,7 +40,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def hub(model, monkeypatch, tmp_path):
-    """Both hubs, and no waiting between attempts."""
+    """A server for both hubs; retries do not wait."""
     with HubServer({"owner/name": model}) as server:
         homes = dict.fromkeys(("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE"), str(tmp_path / "home"))
         environment = server.environment() | homes
@@ -51,7 +52,7 @@ def hub(model, monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(downloads, "pauses", lambda: itertools.repeat(0.0))
+        monkeypatch.setattr(downloads, "WAIT", tenacity.wait_none())
         yield server
 
 
@@ -82,14 +83,14 @@ def test_the_files_that_matter_arrive(hub, model, tmp_path, source):
     served = dict(hub.served)
     (out / "download.json").unlink()
     fetch(tmp_path, source)
-    assert hub.served == served  # all of it was there
+    assert hub.served == served  # nothing was downloaded again
 
 
 @pytest.mark.parametrize("name", HUBS)
 def test_a_broken_connection_goes_on_from_what_is_there(hub, model, tmp_path, name):
     hub.breaks[SHARD] = [1_000_000, 500_000, 700_000]
     is_whole(fetch(tmp_path, f"{name}:owner/name"), model)
-    assert SIZE <= hub.served[SHARD] <= SIZE + 3 * CHUNK  # of what was cut off, the last chunk comes again
+    assert SIZE <= hub.served[SHARD] <= SIZE + 3 * CHUNK  # each time, the last chunk is downloaded again
     firsts = [int(asked.removeprefix("bytes=").split("-")[0]) for asked in hub.ranges(SHARD) if asked]
     assert len(firsts) == 3
     for first, broken in zip(firsts, (1_000_000, 500_000 + firsts[0], 700_000 + firsts[1]), strict=True):
@@ -116,7 +117,7 @@ def test_a_killed_download_goes_on(hub, model, tmp_path, name):
     hub.delay = 0.0
     kept = hub.served[SHARD]
     is_whole(fetch(tmp_path, f"{name}:owner/name"), model)
-    assert hub.served[SHARD] < large + 0.9 * kept  # what was on its way, or in a buffer, is fetched again
+    assert hub.served[SHARD] < large + 0.9 * kept  # bytes in flight or in a buffer are downloaded again
     assert any(asked and not asked.startswith("bytes=0-") for asked in hub.ranges(SHARD))
 
 
@@ -126,7 +127,7 @@ def start(hub, out, source="hf:owner/name"):
 
 
 def wait_for(hub, size, process):
-    """Until so many bytes of the shard are on their way."""
+    """Wait until the server has sent so many bytes of the shard."""
     deadline = time.monotonic() + 60
     while hub.served.get(SHARD, 0) < size:
         assert time.monotonic() < deadline
@@ -136,7 +137,7 @@ def wait_for(hub, size, process):
 
 @pytest.mark.parametrize("name", HUBS)
 def test_ctrl_c_ends_it_at_once_and_the_log_has_no_bars(hub, model, tmp_path, name):
-    hub.delay = 0.05  # 2.3 s for all
+    hub.delay = 0.05  # 2.3 s for the whole file
     with start(hub, tmp_path / "here", f"{name}:owner/name") as process:
         wait_for(hub, SIZE // 3, process)
         process.send_signal(signal.SIGINT)
@@ -166,7 +167,7 @@ def test_what_another_revision_left_is_removed(hub, model, tmp_path):
     (model / "chat_template.jinja").write_text("old")
     out = fetch(tmp_path)
     (model / "chat_template.jinja").unlink()
-    (out / "mine.txt").write_text("let alone: nothing loads it")
+    (out / "mine.txt").write_text("kept: loading a model does not read it")
     fetch(tmp_path)
     is_whole(out, model)
     assert not (out / "chat_template.jinja").exists()
@@ -186,9 +187,9 @@ def test_a_token_that_a_login_left_on_disk_is_not_used(hub, tmp_path, monkeypatc
 
 
 def test_weights_are_fetched_once():
-    files = [downloads.RemoteFile(name, 1, None) for name in ("consolidated.safetensors", "model.safetensors")]
-    assert downloads.choose_files(files) == files[1:]
-    assert downloads.choose_files(files[:1]) == files[:1]
+    files = [RemoteFile(name, 1, None) for name in ("consolidated.safetensors", "model.safetensors")]
+    assert choose_files(files) == files[1:]
+    assert choose_files(files[:1]) == files[:1]
 
 
 @pytest.mark.parametrize("name", HUBS)
@@ -277,7 +278,7 @@ def test_a_folder_of_the_users_own_is_left_alone(hub, tmp_path):
     own = tmp_path / "here/pytorch_model.bin"
     own.parent.mkdir()
     own.write_bytes(b"mine")
-    with pytest.raises(InputError, match="expected a new folder, or one of an earlier download"):
+    with pytest.raises(InputError, match="expected a new folder or an earlier download"):
         fetch(tmp_path)
     assert own.read_bytes() == b"mine"
 
@@ -290,3 +291,56 @@ def test_a_whole_file_that_was_not_noted_is_not_fetched_again(hub, model, tmp_pa
     served = dict(hub.served)
     is_whole(fetch(tmp_path, f"{name}:owner/name"), model)
     assert hub.served == served
+
+
+def test_pauses_double_up_to_a_minute():
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    waits = []
+    for state.attempt_number in range(1, 9):
+        waits.append(downloads.WAIT(state))
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_attempts_are_counted_anew_after_progress():
+    on_disk = iter([0, 0, 5, 5, 5, 7, 0, 0, 0])
+    stop = downloads.StopWithoutProgress(3, lambda: next(on_disk))
+    assert [stop(None) for _ in range(8)] == [False, False, False, False, False, False, False, True]
+
+
+class BrokenHub:
+    """A hub whose connections break; `sizes` are the bytes on disk after each attempt."""
+
+    retryable = (ConnectionError,)
+
+    def __init__(self, sizes):
+        self.sizes, self.attempts = sizes, 0
+
+    def fetch(self, file, folder):
+        (folder / "part").write_bytes(b"x" * self.sizes[self.attempts])
+        self.attempts += 1
+        raise ConnectionError("cut\nmore")
+
+    def list_parts(self, file, folder):
+        return [folder / "part"]
+
+
+@pytest.mark.parametrize(("sizes", "attempts"), [([0] * 9, 5), ([1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3], 10)])
+def test_a_download_ends_after_attempts_without_progress(tmp_path, monkeypatch, caplog, sizes, attempts):
+    monkeypatch.setattr(downloads, "WAIT", tenacity.wait_none())
+    hub, file = BrokenHub(sizes), RemoteFile("a.bin", 9, None)
+    with pytest.raises(InputError, match=r"^a\.bin: ConnectionError: cut; gave up after 5 attempts without progress"):
+        downloads.download_file(hub, file, tmp_path, downloads.CheckedFiles(tmp_path))
+    assert hub.attempts == attempts
+    assert caplog.messages == ["a.bin: ConnectionError: cut; retrying in 0 s"] * (attempts - 1)
+
+
+def test_an_input_error_is_final(tmp_path):
+    class ClosedHub(BrokenHub):
+        def fetch(self, file, folder):
+            self.attempts += 1
+            raise InputError("denied")
+
+    hub = ClosedHub([0])
+    with pytest.raises(InputError, match=r"^a\.bin: denied$"):
+        downloads.download_file(hub, RemoteFile("a.bin", 9, None), tmp_path, downloads.CheckedFiles(tmp_path))
+    assert hub.attempts == 1

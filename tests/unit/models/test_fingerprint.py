@@ -1,4 +1,4 @@
-"""Which files decide a model's answers, and that their cheap digest sees what training, merging and copying change."""
+"""Fingerprints: which files they include, and which changes of sampled weights they detect."""
 
 import json
 import os
@@ -39,7 +39,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def write(path, text):
-    """The text; where a safetensors file has to be, one that holds it."""
+    """Write the text; in a safetensors file, as a tensor."""
     data = text.encode()
     if path.suffix == ".safetensors":
         header = json.dumps({"t": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
@@ -57,7 +57,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def large(tmp_path):
-    """Weights of 9 MB, which are sampled, beside a tokenizer."""
+    """A folder with a tokenizer and 9 MB of weights, which are sampled."""
     torch.manual_seed(0)
     tensors = {"a": torch.randn(1000, 1000), "b": torch.randn(1200, 1000), "norm": torch.randn(7)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -117,7 +117,7 @@ def test_header_size_and_tokenizer_count(large):
 
 
 def test_a_tensor_of_a_large_torch_file_counts_wherever_it_changed(tmp_path):
-    """The archive's directory at the end holds a checksum of each tensor."""
+    """The directory at the end of the archive has a checksum of each tensor."""
     tensors = {"a": torch.randn(1000, 1000), "b": torch.randn(500, 1000)}
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     assert (tmp_path / "pytorch_model.bin").stat().st_size > 2 * model_files.READ_WHOLE
@@ -168,7 +168,7 @@ def test_what_is_no_safetensors_file_is_named(tmp_path, header, has_length):
 
 
 def test_of_a_model_of_145_gb_little_is_read(tmp_path, monkeypatch):
-    """Sparse files with as many tensors as 80 layers have."""
+    """The sparse files have as many tensors as a model with 80 layers."""
     for number in range(37):
         step = 3_900_000_000 // 26
         tensors = {
@@ -205,7 +205,7 @@ def test_a_folder_is_read_once_and_a_broken_one_stops_nobody(large, tmp_path, mo
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A cache of the hub with one model in it, and no hub."""
+    """A cache of the Hugging Face hub with one model; the hub itself is offline."""
     import huggingface_hub.constants as constants
 
     snapshot = tmp_path / "hub/models--owner--name/snapshots" / COMMIT
@@ -227,12 +227,12 @@ def test_a_hub_model_is_known_by_its_commit():
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["owner/other", "no such/na me"])
 def test_a_hub_model_that_cannot_be_had_is_named(name):
-    with pytest.raises(InputError, match=f"{name}: expected a local folder or a model of the hub"):
+    with pytest.raises(InputError, match=f"{name}: expected a local folder, or a Hugging Face model"):
         fingerprint_model(name)
 
 
 def test_the_commit_is_the_one_that_transformers_loads(tmp_path, tokenizer):
-    """In a process of its own, since both libraries read the environment when they are imported."""
+    """It runs in a new process, since both libraries read the environment when they are imported."""
     folder = tmp_path / "models--owner--name/snapshots" / COMMIT
     save_model(folder, tokenizer)
     (tmp_path / "models--owner--name/refs").mkdir()

@@ -1,4 +1,4 @@
-"""Memory estimates against what loaded models really take, and where models are put."""
+"""Memory estimates against the memory of loaded models; placement on devices; loading."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from distill.models.memory import (
     stored_weights,
     total_memory,
 )
-from distill.models.placement import describe_fit, join_parts, list_devices, place_model
+from distill.models.placement import align_devices, describe_fit, list_devices, place_model
 
 ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
@@ -62,7 +62,7 @@ def skeleton_72b():
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Make torch see GPUs of given (free, total) GiB."""
+    """Make torch report GPUs with the given (free, total) GiB."""
 
     def pretend(*sizes, reserved=0, integrated=False, capability=(9, 0)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -88,7 +88,7 @@ def not_loaded(monkeypatch):
 
 
 def footprint(model):
-    """Bytes of all tensors of a loaded model, with the state of its quantized layers."""
+    """Count the bytes of all tensors of a loaded model, including the state of quantized layers."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if type(module).__name__ == "Linear8bitLt":
@@ -144,10 +144,10 @@ def test_quantized_known_models_by_the_published_bits(skeleton_72b):
     linear = sum(
         parameter.numel()
         for name, parameter in skeleton_72b.named_parameters()
-        if name.endswith("proj.weight")  # the linear layers of the blocks; the head stays as it is
+        if name.endswith("proj.weight")  # linear layers of the blocks; the head is not quantized
     )
     rest = sum(parameter.numel() for parameter in skeleton_72b.parameters()) - linear
-    # QLoRA, section 3: 4 bits and 0.127 bits of constants a weight.
+    # QLoRA, section 3: 4 bits per weight and 0.127 bits of constants.
     assert estimate_weights(QWEN_72B, BF16, "nf4") == pytest.approx(linear * 4.127 / 8 + 2 * rest, rel=1e-4)
     assert estimate_weights(QWEN_72B, BF16, "int8") == pytest.approx(linear + 2 * rest, rel=1e-3)
 
@@ -194,7 +194,7 @@ def test_the_line_says_what_is_needed_and_what_is_free():
     free = {torch.device("cuda", 0): int(121.3 * GIB), torch.device("cuda", 1): 50 * GIB}
     token = kv_bytes_per_token(QWEN_72B, BF16)
     assert describe_fit("Qwen/Qwen2.5-72B-Instruct", int(38.9 * GIB), "nf4", token, free) == (
-        "Qwen/Qwen2.5-72B-Instruct: about 38.9 GiB of weights (nf4), 320.0 KiB of keys and values a token "
+        "Qwen/Qwen2.5-72B-Instruct: about 38.9 GiB of weights (nf4), 320.0 KiB of KV cache per token "
         "(320.0 MiB for 1024 tokens of prompt and answer), 121.3 GiB free on cuda:0, 50.0 GiB free on cuda:1"
     )
 
@@ -204,7 +204,7 @@ def test_a_model_that_fits_goes_to_one_gpu(gpus, skeleton_72b, caplog):
     gpus((130, 140), (130, 140))
     assert place_model("t", skeleton_72b, CUDA, BF16, "nf4", False) == {"device_map": {"": torch.device("cuda", 0)}}
     assert "nf4), 320.0 KiB" in caplog.text
-    assert caplog.text.endswith("130.0 GiB free on cuda:0\n")  # the others are not touched
+    assert caplog.text.endswith("130.0 GiB free on cuda:0\n")  # the memory of other GPUs is not queried
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -241,7 +241,7 @@ def test_what_exceeds_all_memory_is_refused_with_advice(gpus, skeleton_72b):
     assert "found about 135.4 GiB" in text
     for quantization in ("int8", "nf4"):
         size = estimate_weights(QWEN_72B, BF16, quantization) / GIB
-        assert f"`quantization: {quantization}` takes about {size:.1f} GiB" in text
+        assert f"`quantization: {quantization}` needs about {size:.1f} GiB" in text
     assert "engine: openai" in text
 
 
@@ -256,7 +256,7 @@ def test_advice_names_only_what_is_smaller(gpus, skeleton_72b):
 def test_what_exceeds_free_memory_alone_is_only_warned_of(gpus, skeleton_72b, caplog):
     gpus((20, 80))
     assert place_model("big", skeleton_72b, CUDA, BF16, "nf4", False) == {"device_map": {"": torch.device("cuda", 0)}}
-    assert "big: only 20.0 GiB are free on cuda:0" in caplog.text
+    assert "big: only 20.0 GiB is free on cuda:0" in caplog.text
 
 
 def test_the_machine_s_memory_counts_on_a_cpu(monkeypatch, tokenizer, tmp_path, not_loaded):
@@ -281,7 +281,7 @@ def test_loading_says_what_it_takes_before(tokenizer, tmp_path, caplog, monkeypa
     (text, inference), (_, training) = said
     assert f"{folder}: about {size:.1f} KiB of weights (bfloat16)" in text
     assert "free on cpu" in text
-    assert f"{folder}: attention by sdpa" in text
+    assert f"{folder}: attention implementation sdpa" in text
     assert inference["device_map"] == {"": CPU}
     assert training["device_map"] is None
 
@@ -301,7 +301,7 @@ def test_weights_quantized_already_are_measured_by_their_index(gpus, tmp_path, c
     place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none", False)
     assert "about 41.0 GiB of weights (gptq)" in caplog.text
     gpus((30, 40))
-    with pytest.raises(InputError, match="41.0 GiB; a teacher may also be a server"):
+    with pytest.raises(InputError, match="41.0 GiB; a teacher can also run on a server"):
         place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none", False)
 
 
@@ -313,7 +313,7 @@ def test_parts_of_a_spread_model_answer_where_they_are_asked(tokenizer, tmp_path
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", device_map=place, offload_folder=tmp_path / "offload"
     )
-    join_parts(model)
+    align_devices(model)
     assert "which is slow" in caplog.text
     decoder, head = decoder_and_head(model)
     assert all(part._hf_hook.io_same_device for part in (decoder, head))
@@ -436,12 +436,12 @@ def test_each_job_takes_a_gpu_of_its_own(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(placement.tempfile, "gettempdir", lambda: str(tmp_path))
     held = []
     monkeypatch.setattr(placement, "_held", held)
-    # A lock belongs to the opened file, so that two claims in one process stand for two processes.
+    # A lock belongs to an open file, so two claims in one process behave like those of two processes.
     assert [placement.claim_gpu().index for _ in range(2)] == [0, 1]
     assert placement.claim_gpu().index == 0
-    assert "each of the 2 GPUs has a job of its own" in caplog.text
-    held.pop().close()  # the job on the second one ends
-    ids.update({0: "GPU-b", 1: "GPU-a"})  # and another one sees them the other way round
+    assert "all 2 GPUs are taken; sharing GPU 0" in caplog.text
+    held.pop().close()  # the job on GPU 1 ends
+    ids.update({0: "GPU-b", 1: "GPU-a"})  # a job that numbers the GPUs in reverse
     assert placement.claim_gpu().index == 0
 
 

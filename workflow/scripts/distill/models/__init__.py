@@ -1,3 +1,4 @@
-"""Models and tokenizers: loading, placement, memory, fingerprints, downloads, chat templates, hidden states of
-completions. May import common, and the record types of records.
+"""Models and tokenizers: load, place on devices, memory, fingerprints, downloads, chat templates, hidden states.
+
+May import records and common.
 """

@@ -1,4 +1,4 @@
-"""Adapters as folders that PEFT loads."""
+"""PEFT adapters: load, merge and save."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,18 @@ from distill.models.fingerprint import check_adapter
 
 
 def load_adapter(model: Any, adapter: str, merge: bool) -> Any:
-    """Put a PEFT adapter on a model; merged where the weights can take it.
+    """Load a PEFT adapter into a model.
+
+    Args:
+        model: the base model.
+        adapter: folder of the adapter checkpoint.
+        merge: whether to merge the adapter into the weights, which quantized weights do not support.
+
+    Returns:
+        The model with the adapter; with `merge`, a model of the base model's class.
 
     Raises:
-        InputError: the folder is no adapter checkpoint.
+        InputError: the folder is not an adapter checkpoint, or the adapter does not fit the model.
     """
     check_adapter(adapter)
     from peft import PeftModel
@@ -28,7 +36,7 @@ def load_adapter(model: Any, adapter: str, merge: bool) -> Any:
 
 
 def untie_adapted_head(model: Any) -> None:
-    """Give a head with an adapter a weight of its own where it shares the embeddings': merging would change both."""
+    """Untie an output head that has an adapter from the input embeddings; merging would change both otherwise."""
     base = model.get_base_model()
     head = base.get_output_embeddings()
     weight = head.get_base_layer().weight if hasattr(head, "get_base_layer") else None
@@ -38,7 +46,7 @@ def untie_adapted_head(model: Any) -> None:
 
 
 def write_adapter(model: Any, folder: Path) -> None:
-    """Write a PEFT model's adapter, configuration and weights: the same bytes in each run, for it is known by them."""
+    """Save a PEFT model's adapter. Equal adapters give equal bytes, since an adapter is identified by its files."""
     for config in model.peft_config.values():
-        config.target_modules = sorted(config.target_modules)  # peft has a set, of another order in each process
+        config.target_modules = sorted(config.target_modules)  # a set, whose order differs between processes
     model.save_pretrained(folder)

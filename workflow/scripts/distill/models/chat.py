@@ -1,14 +1,14 @@
-"""Chat templates: the text and the tokens of prompts and completions."""
+"""Chat templates: text and token ids of prompts and completions."""
 
 from typing import Any
 
 from distill.common.errors import InputError
 
-PROBE = "probe"
+PROBE = "probe"  # content of the messages that a template is tested with
 
 
 def render_prompt(tokenizer: Any, system: str, prompt: str) -> str:
-    """The chat template's text up to where the assistant's answer begins.
+    """Render a prompt with the chat template, up to the start of the assistant's turn.
 
     Raises:
         InputError: the tokenizer has no chat template.
@@ -20,18 +20,18 @@ def render_prompt(tokenizer: Any, system: str, prompt: str) -> str:
 
 
 def encode_prompt(tokenizer: Any, system: str, prompt: str) -> list[int]:
-    """Token ids of `render_prompt`; the template has placed the special tokens already."""
+    """Tokenize a prompt rendered by `render_prompt`; the template adds the special tokens."""
     return tokenizer(render_prompt(tokenizer, system, prompt), add_special_tokens=False)["input_ids"]
 
 
 def get_end_of_turn_id(tokenizer: Any) -> int:
-    """The token with which the chat template ends an assistant's turn, which a model must produce to stop.
+    """Return the token that ends an assistant's turn, which a model must generate to stop.
 
-    It is read off the template, since `eos_token` is something else in some tokenizers (`<|endoftext|>` where
-    the template ends a turn with `<|im_end|>`).
+    It is taken from the chat template, since `eos_token` differs in some tokenizers: `<|endoftext|>`, where the
+    template ends a turn with `<|im_end|>`.
 
     Raises:
-        InputError: neither the template nor the tokenizer has an end.
+        InputError: neither the template nor the tokenizer has such a token.
     """
     messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -39,27 +39,33 @@ def get_end_of_turn_id(tokenizer: Any) -> int:
     if end:
         return tokenizer(end, add_special_tokens=False)["input_ids"][0]
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{tokenizer.name_or_path}: the chat template does not end a turn and there is no eos_token")
+        raise InputError(
+            f"{tokenizer.name_or_path}: expected a chat template that ends turns, or an eos_token, found neither"
+        )
     return tokenizer.eos_token_id
 
 
 def encode_completion(tokenizer: Any, answer: str, is_whole: bool = True) -> list[int]:
-    """Token ids of an assistant's answer with the end of its turn.
+    """Tokenize an assistant's answer.
 
-    An answer that is not whole was cut off at its longest; nobody is to learn to stop there, so it has no end.
+    Args:
+        tokenizer: the tokenizer.
+        answer: text of the answer.
+        is_whole: whether the end-of-turn token is added. An answer cut off at the maximum length has none, so that no
+            model learns to stop there.
     """
     ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     return [*ids, get_end_of_turn_id(tokenizer)] if is_whole else ids
 
 
 def shared_vocabulary_size(teacher: Any, student: Any) -> int:
-    """How many ids, from 0, mean the same token in both tokenizers.
+    """Return the size of the vocabulary that teacher and student share: ids below it stand for the same tokens.
 
-    The logits of both models are sliced to this size. Sizes alone prove nothing (a model's own vocabulary is
-    padded, and tokenizers of equal size may number their tokens differently), so the token-to-id maps are compared.
+    The logits of both models are sliced to this size. Tokens are compared one by one, because sizes alone are not
+    sufficient: models pad their vocabularies, and tokenizers of the same size may assign different ids.
 
     Raises:
-        InputError: an id below the smaller vocabulary's end stands for different tokens.
+        InputError: an id in the smaller vocabulary stands for different tokens.
     """
     by_id = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (teacher, student)]
     size = min(max(ids) for ids in by_id) + 1
@@ -70,6 +76,6 @@ def shared_vocabulary_size(teacher: Any, student: Any) -> int:
             f"teacher ({teacher.name_or_path}) and student ({student.name_or_path}) must have the same tokenizer: "
             f"{len(different)} of {size} token ids stand for different tokens, first {first} "
             f"({by_id[0].get(first)!r} and {by_id[1].get(first)!r}). Methods other than seqkd compare next-token "
-            "probabilities; choose method seqkd, or a student of the teacher's family"
+            "probabilities; use method seqkd, or a student of the teacher's model family"
         )
     return size

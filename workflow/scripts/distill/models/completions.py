@@ -1,4 +1,4 @@
-"""Completion positions: their hidden states, their tokens, and how likely a model finds these."""
+"""Completion positions: micro-batches, hidden states, logits and log-likelihoods."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,85 +6,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import masking_utils
-
-
-def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The part of a model that gives the last hidden states, and the head that projects them to logits."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    return base.get_decoder(), base.get_output_embeddings()
-
 
 CHUNK_ROWS = 256  # rows projected to logits at a time
 
 Head = Callable[[Tensor], Tensor]
 
 
-@contextmanager
-def without_packing() -> Iterator[None]:
-    """Have transformers not look whether sequences are packed, which each forward pass would wait for on a GPU."""
-    found = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = found
+def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return the decoder, which computes the last hidden states, and the head, which projects them to logits."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return base.get_decoder(), base.get_output_embeddings()
 
 
-def read_hidden(decoder: Any, input_ids: Tensor) -> Tensor:
-    """(batch, length, width) last hidden states of sequences that are padded on the right, one a row: no mask."""
-    with without_packing():
-        return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """Collate token ids to a micro-batch, padded on the right.
 
-
-def take_rows(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Hidden states at given places, without a look at the labels: on a GPU nothing waits for their number.
+    A causal model then needs no attention mask, since tokens never attend to what follows them.
 
     Args:
-        hidden: (batch, length, width).
-        positions: (rows,) places in the batch's tokens counted row by row, of `collate`.
+        prompts: token ids of each prompt.
+        completions: token ids of each completion.
+        pad_id: token id of the padding.
 
     Returns:
-        (rows, width).
-    """
-    return hidden.flatten(0, 1).index_select(0, positions)
-
-
-def score_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROWS) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each target, and whether it is the likeliest token; for scoring, without gradients.
-
-    Args:
-        rows: (rows, width) hidden states.
-        targets: (rows,) token ids.
-
-    Returns:
-        (rows,) float32 in nats, and (rows,) bool.
-    """
-    losses, hits = [torch.zeros(0, device=rows.device)], [torch.zeros(0, dtype=torch.bool, device=rows.device)]
-    with torch.no_grad():
-        for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
-            logits = head(part).float()
-            losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
-            hits.append(logits.argmax(dim=-1) == target)
-    return torch.cat(losses), torch.cat(hits)
-
-
-def right_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """(rows, longest) token ids, padded on the right."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [value] * (longest - len(row)) for row in rows])
-
-
-def collate(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """A micro-batch: `input_ids` (batch, longest), padded on the right; `positions` and `targets` (completion tokens,).
-
-    A causal model needs no attention mask then: no token looks at what is right of it. `positions` are those that
-    predict the `targets`, in the batch's tokens counted row by row.
+        `input_ids` (batch, longest). `targets` (completion tokens,): the completions' token ids, concatenated.
+        `positions` (completion tokens,): the positions that predict the targets, counted row by row over the batch.
     """
     both = zip(prompts, completions, strict=True)
-    tokens = right_pad([[*prompt, *completion] for prompt, completion in both], pad_id)
+    rows = [torch.tensor([*prompt, *completion], dtype=torch.long) for prompt, completion in both]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id)
     length = tokens.shape[1]
     starts = [row * length + len(prompt) - 1 for row, prompt in enumerate(prompts)]
     places = [
@@ -94,14 +46,81 @@ def collate(
     return {"input_ids": tokens, "positions": torch.cat(places), "targets": targets}
 
 
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Tensors on their device; to a GPU without waiting for the copy."""
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Move tensors to a device; copies to a GPU are asynchronous."""
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in batch.items()}
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+@contextmanager
+def without_packing() -> Iterator[None]:
+    """Skip transformers' detection of packed sequences, which synchronises with the GPU in every forward pass."""
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
+
+
+def read_hidden(decoder: Any, input_ids: Tensor) -> Tensor:
+    """Compute the last hidden states of right-padded sequences, without an attention mask.
+
+    Args:
+        decoder: from `decoder_and_head`.
+        input_ids: (batch, length).
+
+    Returns:
+        (batch, length, width).
+    """
+    with without_packing():
+        return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+def take_rows(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Select the hidden states at given positions, without synchronising with the GPU.
+
+    Args:
+        hidden: (batch, length, width).
+        positions: (rows,) positions from `collate`.
+
+    Returns:
+        (rows, width).
+    """
+    return hidden.flatten(0, 1).index_select(0, positions)
+
+
 def project(rows: Tensor, head: Head) -> Tensor:
-    """The teacher's logits, in the numbers that its head has."""
+    """Project hidden states to logits in the head's dtype.
+
+    Args:
+        rows: (rows, width) hidden states.
+        head: from `decoder_and_head`.
+
+    Returns:
+        (rows, vocabulary).
+    """
     weight = getattr(head, "weight", None)
     return head(rows.to(weight.dtype) if weight is not None and weight.is_floating_point() else rows)
+
+
+def score_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROWS) -> tuple[Tensor, Tensor]:
+    """Compute each target's negative log-likelihood, and whether it is the most likely token; without gradients.
+
+    Args:
+        rows: (rows, width) hidden states.
+        head: from `decoder_and_head`.
+        targets: (rows,) token ids.
+        chunk: number of rows projected at a time.
+
+    Returns:
+        (rows,) float32 in nats; (rows,) bool.
+    """
+    losses, hits = [torch.zeros(0, device=rows.device)], [torch.zeros(0, dtype=torch.bool, device=rows.device)]
+    with torch.no_grad():
+        for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
+            logits = head(part).float()
+            losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+            hits.append(logits.argmax(dim=-1) == target)
+    return torch.cat(losses), torch.cat(hits)

@@ -1,4 +1,4 @@
-"""Training examples: records of a split as tokens for student and teacher."""
+"""Training examples: records of a split, tokenized for student and teacher."""
 
 import logging
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from distill.models.chat import encode_completion, encode_prompt
 
 logger = logging.getLogger(__name__)
 
+Example = dict[str, Any]
+
 
 def encode_examples(
     records: Sequence[dict[str, Any]],
@@ -16,18 +18,21 @@ def encode_examples(
     teacher: Any | None,
     max_length: int,
     vocabulary: int | None = None,
-) -> list[dict[str, Any]]:
-    """Tokenize records; those longer than `max_length`, or with a token that only the student knows, are left out.
+) -> list[Example]:
+    """Tokenize records; leave out those that are too long or contain a token outside the shared vocabulary.
 
-    The completion's tokens are the same for both models, so that their positions pair up; each model reads the
-    prompt in its own chat template.
+    Each model has the prompt in its own chat template. The tokens of the completion are the same for both models, so
+    their positions correspond.
 
     Args:
-        records: of `read_split`, each with `uid`, `finish_reason` and three `messages`.
-        student: its tokenizer.
-        teacher: the online teacher's tokenizer, None without one.
-        max_length: tokens of prompt and completion, in either template.
-        vocabulary: of `shared_vocabulary_size`.
+        records: records from `read_split`, each with `uid`, `finish_reason` and three `messages`.
+        student: the student's tokenizer.
+        teacher: the online teacher's tokenizer; None without an online teacher.
+        max_length: maximum number of tokens of prompt and completion, in either template.
+        vocabulary: size of the shared vocabulary, from `shared_vocabulary_size`.
+
+    Returns:
+        Examples with `uid` and the token ids of `prompt`, `completion` and, with a teacher, `teacher_prompt`.
 
     Raises:
         InputError: no record is left.
@@ -50,12 +55,9 @@ def encode_examples(
             examples.append(example)
     left_out = len(records) - len(examples) - foreign
     if foreign:
-        logger.warning("%d of %d records left out: a token that the teacher does not know", foreign, len(records))
+        logger.warning("%d of %d records left out: a token is not in the teacher's vocabulary", foreign, len(records))
     if records and not examples:
         raise InputError(f"{left_out} of {len(records)} records are longer than max_length = {max_length}; raise it")
     if left_out:
         logger.warning("%d of %d records left out: longer than max_length = %d", left_out, len(records), max_length)
     return examples
-
-
-Example = dict[str, Any]

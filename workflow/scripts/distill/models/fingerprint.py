@@ -1,4 +1,4 @@
-"""Which files of a model's or an adapter's folder decide its answers, and a digest of them that takes milliseconds."""
+"""Fingerprints of models and adapters: which files affect the output, and a digest of them that takes milliseconds."""
 
 import functools
 import hashlib
@@ -30,20 +30,20 @@ DECIDING = (
     "chat_template*",
 )
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-READ_WHOLE = 2**20  # weights of up to this many bytes are read whole
-SAMPLE = 64  # bytes
-SAMPLES = 1024  # of a file whose tensors are not known
-LARGEST_HEADER = 100_000_000  # bytes, as the format has it
+READ_WHOLE = 2**20  # bytes; smaller files of weights are hashed whole
+SAMPLE = 64  # bytes per sample
+SAMPLES = 1024  # samples of a file that is not safetensors
+LARGEST_HEADER = 100_000_000  # bytes, a limit of the safetensors format
 
 
 def list_model_files(folder: str | Path) -> list[Path]:
-    """Weights, configurations, tokenizer and template of a folder, sorted; what a training left beside them is none."""
+    """List a folder's weights, configuration, tokenizer and chat template, without the files that training adds."""
     found = (path for path in Path(folder).glob("*") if any(fnmatch(path.name, name) for name in DECIDING))
     return sorted(path for path in found if not path.is_dir())
 
 
 def find_gguf(model: str | Path) -> str | None:
-    """Name of the GGUF file that a folder's weights are in; None where they are in other files, too, or several."""
+    """Return the name of the GGUF file that contains a folder's weights; None if there are several or other weights."""
     files = list_model_files(model)
     found = [path.name for path in files if path.suffix == ".gguf"]
     has_others = any(path.suffix in WEIGHTS and path.suffix != ".gguf" for path in files)
@@ -51,14 +51,23 @@ def find_gguf(model: str | Path) -> str | None:
 
 
 def read_header(path: Path, file: int, size: int) -> tuple[bytes, dict[str, Any]]:
-    """(bytes, tensors by name) of a safetensors file's header; the tensors' bytes follow it.
+    """Read the header of a safetensors file.
+
+    Args:
+        path: name for error messages.
+        file: file descriptor.
+        size: bytes of the file.
+
+    Returns:
+        The header's bytes, including its length; the entries of the tensors by name, with `data_offsets` counted from
+        the end of the header.
 
     Raises:
-        InputError: the file is no safetensors file, or is cut off.
+        InputError: the file is not a safetensors file, or is truncated.
     """
     length = int.from_bytes(os.pread(file, 8, 0), "little")
     if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
-        raise InputError(f"{path}: expected a safetensors file, found {size} bytes without a whole header of it")
+        raise InputError(f"{path}: expected a safetensors file, found {size} bytes without a complete header")
     raw = os.pread(file, 8 + length, 0)
     try:
         tensors = {name: part for name, part in json.loads(raw[8:]).items() if name != "__metadata__"}
@@ -66,15 +75,22 @@ def read_header(path: Path, file: int, size: int) -> tuple[bytes, dict[str, Any]
     except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: expected a safetensors file, found a header that cannot be read ({error})") from None
     if expected != size:
-        raise InputError(f"{path}: expected {expected} bytes, as its header says, found {size}: it is not whole")
+        raise InputError(
+            f"{path}: expected {expected} bytes according to its header, found {size}: the file is truncated"
+        )
     return raw, tensors
 
 
 def find_samples(size: int, tensors: dict[str, Any], start: int) -> Iterator[tuple[int, int]]:
-    """Yield (offset, bytes) of the parts that are read: start, middle and end of each tensor.
+    """Yield (offset, bytes) of the samples of a file: start, middle and end of each tensor.
 
-    Without tensors: evenly over the file, and its end, where a zip archive, as torch.save writes it, keeps a checksum
-    of every tensor.
+    Without tensors, samples are spread evenly over the file. The end of the file is added, because the zip archives of
+    torch.save have a checksum of every tensor there.
+
+    Args:
+        size: bytes of the file.
+        tensors: entries of a safetensors header; empty for other files.
+        start: offset of the first tensor.
     """
     for low, high in sorted(part["data_offsets"] for part in tensors.values()):
         for offset in sorted({low, max(low, (low + high - SAMPLE) // 2), max(low, high - SAMPLE)}):
@@ -86,10 +102,10 @@ def find_samples(size: int, tensors: dict[str, Any], start: int) -> Iterator[tup
 
 
 def digest_weights(path: Path) -> bytes:
-    """SHA-256 of a file of weights by its size, its header and samples of every tensor; of all of a small one.
+    """Hash a file of weights: its size, its header and samples of every tensor; small files are hashed whole.
 
     Raises:
-        InputError: a safetensors file that is not whole.
+        InputError: a safetensors file is malformed or truncated.
     """
     file = os.open(path, os.O_RDONLY)
     try:
@@ -106,14 +122,14 @@ def digest_weights(path: Path) -> bytes:
 
 
 def fingerprint_files(folder: str | Path) -> str:
-    """Digest of what decides a model or adapter folder's answers: weights, configuration, tokenizer, template.
+    """Hash the files of a model or adapter folder that affect its output.
 
-    Weights are sampled, all else is read whole: training or merging changes weights by the million, so that samples
-    of every tensor show it, while a few numbers set by hand between the samples go unseen. The folder's own name and
-    place do not count, nor time stamps.
+    Weights are sampled, other files are hashed whole. Training or merging changes almost all weights, so samples of
+    every tensor detect it; a few weights edited by hand may go undetected. The folder's path and modification times do
+    not matter.
 
     Raises:
-        InputError: a safetensors file is not whole; names it.
+        InputError: a safetensors file is malformed or truncated; names it.
     """
     digest = hashlib.sha256()
     for path in list_model_files(folder):
@@ -125,9 +141,10 @@ def fingerprint_files(folder: str | Path) -> str:
 
 @functools.cache
 def fingerprint_folder(model: str) -> str:
-    """`fingerprint_files` of a local folder, once a process; empty for a hub id.
+    """Return `fingerprint_files` of a local folder, cached for the process; an empty text for a hub id.
 
-    What cannot be read has a word instead of a digest: the job that loads it says what is wrong, and stops no other.
+    For a folder that cannot be read, the result is `unreadable`: the job that loads the model reports the error, and
+    jobs that do not load it can run.
     """
     try:
         return fingerprint_files(model) if Path(model).is_dir() else ""
@@ -136,25 +153,25 @@ def fingerprint_folder(model: str) -> str:
 
 
 def find_commit(model: str) -> str:
-    """The commit that a hub id stands for: the hub's newest, or the one downloaded where the hub is out of reach.
+    """Return the commit of a Hugging Face model: the newest one, or the cached one if the hub cannot be reached.
 
     Raises:
-        InputError: neither is there.
+        InputError: there is neither.
     """
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(model, "config.json")).parent.name
     except (OSError, ValueError) as error:
-        text = f"{model}: expected a local folder or a model of the hub that can be reached or is downloaded already"
+        text = f"{model}: expected a local folder, or a Hugging Face model that is cached or can be downloaded"
         raise InputError(f"{text}: {error}") from error
 
 
 def fingerprint_model(model: str, adapter: str | None = None) -> str:
-    """Digest of a model and its adapter by content; a hub model is known by its commit.
+    """Hash a model and its adapter: a local folder by its files, a Hugging Face model by its commit.
 
     Raises:
-        InputError: the adapter is no checkpoint, the model is not to be had, or weights are not whole.
+        InputError: the adapter is not a checkpoint, the model is not available, or weights are truncated.
     """
     if adapter:
         check_adapter(adapter)
@@ -163,10 +180,10 @@ def fingerprint_model(model: str, adapter: str | None = None) -> str:
 
 
 def check_adapter(adapter: str) -> None:
-    """Say plainly that a folder is no adapter checkpoint.
+    """Check that a folder is an adapter checkpoint.
 
     Raises:
-        InputError: there is no adapter_config.json in it.
+        InputError: it contains no adapter_config.json.
     """
     if not (Path(adapter) / "adapter_config.json").exists():
         raise InputError(f"{adapter}: expected a LoRA checkpoint, found no adapter_config.json in it")

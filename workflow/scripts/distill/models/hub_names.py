@@ -1,4 +1,4 @@
-"""Models that are named with their hub, `hf:OWNER/NAME` or `modelscope:OWNER/NAME`, and the folders they stand for."""
+"""Names of models on a hub, `hf:OWNER/NAME` or `modelscope:OWNER/NAME`, and the folders they are downloaded to."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ MANIFEST = "download.json"
 
 
 def get_folder(model: str) -> str:
-    """The folder that a model of a hub is downloaded into; any other name, path or hub id, as it is.
+    """Return the folder that a model named with its hub is downloaded to; any other name is returned unchanged.
 
     >>> get_folder("hf:Qwen/Qwen2.5-7B-Instruct")
     'models/hf/Qwen/Qwen2.5-7B-Instruct'
@@ -21,18 +21,18 @@ def get_folder(model: str) -> str:
 
 
 def get_public_name(model: str) -> str:
-    """What a model is called on the Hugging Face hub, of a source or a folder of it; any other name as it is."""
+    """Return the Hugging Face id of a model given by its name or folder; any other name is returned unchanged."""
     found = SOURCE.fullmatch(model) or FOLDER.fullmatch(model)
     return f"{found['owner']}/{found['name']}" if found and found["hub"] == "hf" else model
 
 
 def is_download(folder: str) -> bool:
-    """Whether a folder is one that the workflow downloads."""
+    """Whether a folder is one that the workflow downloads a model to."""
     return FOLDER.fullmatch(folder) is not None
 
 
 def find_source_problem(model: str) -> str | None:
-    """What is wrong with a name that begins as a hub's; None for all others, and where nothing is."""
+    """Return what is wrong with a malformed name of a model on a hub; None for valid and all other names."""
     if ":" not in model or Path(model).exists() or SOURCE.fullmatch(model.replace("{category}", "x")):
         return None
-    return f"expected {' | '.join(f'{hub}:OWNER/NAME' for hub in HUBS)}, with @REVISION where it matters"
+    return f"expected {' | '.join(f'{hub}:OWNER/NAME' for hub in HUBS)}, optionally with @REVISION"

@@ -1,4 +1,4 @@
-"""Loading models and tokenizers: device, precision, quantization, adapters."""
+"""Load models and tokenizers: device, dtype, quantization, attention, adapter."""
 
 import logging
 import sys
@@ -16,23 +16,23 @@ from distill.common.errors import InputError
 from distill.models.adapters import load_adapter
 from distill.models.fingerprint import find_gguf
 from distill.models.memory import build_skeleton, quantized_layers, stored_quantization
-from distill.models.placement import join_parts, place_model
+from distill.models.placement import align_devices, place_model
 
 logger = logging.getLogger(__name__)
 
-
 if not sys.stderr.isatty():
-    transformers_logging.disable_progress_bar()  # in a log it is noise
+    transformers_logging.disable_progress_bar()  # log files need no progress bars
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# Configuration keys of models that change the logits after the head; code that calls the head itself would omit it.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def select_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else the CPU.
+    """Return the device for `auto`, `cpu` or `cuda`; `auto` is CUDA if there is a GPU.
 
     Raises:
-        InputError: CUDA is asked for and there is none.
+        InputError: `cuda` is requested without a GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a CUDA GPU, found none; set `device: auto` or `device: cpu`")
@@ -42,39 +42,39 @@ def select_device(device: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; a GPU that only emulates it does not."""
+    """Whether the hardware supports bfloat16; emulation does not count."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def select_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of a configured name; bfloat16 becomes float16 on a GPU that has no bfloat16."""
+    """Return the torch dtype of a name; on a GPU without bfloat16, `bfloat16` gives float16."""
     if dtype == "bfloat16" and not has_bfloat16(device):
-        logger.warning("this GPU has no bfloat16; float16 is used instead")
+        logger.warning("this GPU does not support bfloat16; using float16")
         return torch.float16
     return DTYPES[dtype]
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a hub id or local folder, with a padding token.
+    """Load the tokenizer of a hub id or local folder; without a padding token, it pads with eos_token.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the tokenizer cannot be loaded.
     """
     check_source(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no tokenizer could be loaded: {error}") from error
+        raise InputError(f"{model}: cannot load the tokenizer: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def check_source(model: str) -> None:
-    """Say early and plainly that a local folder is not there, before a hub is asked for it.
+    """Check that a model is a local folder or a hub id; transformers would try to download a missing folder.
 
     Raises:
-        InputError: `model` is written as a path and is no folder with a config.json.
+        InputError: a local folder has no config.json, or the name is neither a folder nor a hub id.
     """
     is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if Path(model).is_dir():
@@ -85,23 +85,24 @@ def check_source(model: str) -> None:
 
 
 def load_config(model: str) -> Any:
-    """The configuration of a hub id or local folder.
+    """Load the configuration of a hub id or local folder.
 
     Raises:
-        InputError: it is not there, or describes no model that transformers knows.
+        InputError: config.json is missing, or describes no model that transformers supports.
     """
     check_source(model)
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"{model}: no configuration could be read from its config.json: {error}") from error
+        raise InputError(f"{model}: cannot read config.json: {error}") from error
 
 
 def check_quantization(model: str, skeleton: Any, quantization: str, device: torch.device) -> None:
-    """Say before loading what bitsandbytes cannot do.
+    """Check before loading that bitsandbytes can quantize a model.
 
     Raises:
-        InputError: it is not installed, the weights are quantized already, or nf4 on a CPU does not fit the widths.
+        InputError: bitsandbytes is not installed, the weights are quantized already, or the layers have widths that nf4
+            does not support on a CPU.
     """
     if quantization == "none":
         return
@@ -116,19 +117,22 @@ def check_quantization(model: str, skeleton: Any, quantization: str, device: tor
             "install it or set `quantization: none`"
         )
     if quantization == "nf4" and device.type == "cpu":
-        # Its CPU kernels read the scales of blocks of 64 row by row, and pack 32 rows together.
+        # The CPU kernels read the scales of blocks of 64 weights row by row, and pack 32 rows together.
         for name, layer in quantized_layers(skeleton).items():
             rows, width = layer.weight.shape
             if width % 64 or rows % 32:
                 raise InputError(
                     f"{model}: quantization: nf4 on a CPU needs layers of 64·n inputs and 32·n outputs, found {width} "
-                    f"and {rows} in {name}; set int8 or none"
+                    f"and {rows} in {name}; set `quantization: int8` or `quantization: none`"
                 )
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
-    """bitsandbytes settings: `int8` (LLM.int8), `nf4` (double quantization, computing in `dtype`), or none."""
-    # Of int8 it says at every call of every layer that it computes in float16.
+    """Return the bitsandbytes settings of `int8` (LLM.int8) or `nf4` (double quantization, computing in `dtype`).
+
+    The result is None for `none`.
+    """
+    # With int8, it warns in every call of every layer that it computes in float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantization == "none":
         return None
@@ -142,19 +146,19 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
 
 
 def weights_settings(model: str, quantization: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` is told of the weights: how they are quantized, or the GGUF file that holds them."""
+    """Return the arguments of `from_pretrained` for the weights: their quantization, or the GGUF file with them."""
     if name := find_gguf(model):
         return {"gguf_file": name, "quantization_config": GgufConfig(dequantize=True)}
     chosen = quantization_config(quantization, dtype)
-    # A None that is passed hides how stored weights are quantized, which are then read as if they were not.
+    # An explicit None would hide the quantization of stored weights, which would then be read as unquantized.
     return {} if chosen is None else {"quantization_config": chosen}
 
 
 def choose_attention(skeleton: Any, device: torch.device, dtype: torch.dtype, for_generation: bool) -> str:
-    """The attention kernel, by its name in transformers.
+    """Return the name of the attention implementation in transformers.
 
-    Generation masks keys by row, which flash-attn's own kernels do not take; torch's `sdpa` does, and uses a flash
-    kernel where there is no mask.
+    Generation masks keys row by row, which flash-attn's kernels do not support. torch's `sdpa` does, and uses a flash
+    kernel when there is no mask.
     """
     if not for_generation and skeleton._supports_flash_attn and takes_flash_attention(device, dtype):
         if is_flash_attn_3_available():
@@ -165,7 +169,7 @@ def choose_attention(skeleton: Any, device: torch.device, dtype: torch.dtype, fo
 
 
 def takes_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether flash-attn has a kernel: 16-bit numbers on an Ampere GPU or a newer one."""
+    """Whether flash-attn has a kernel: 16-bit dtypes on Ampere or newer GPUs."""
     return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device)[0] >= 8
 
 
@@ -179,32 +183,34 @@ def load_model(
     for_generation: bool = True,
     is_alone: bool | None = None,
 ) -> Any:
-    """A causal language model on its device, or over all GPUs where one is too small.
+    """Load a causal language model on its device, or over all GPUs if one is too small.
 
-    A folder whose weights are one GGUF file is loaded as that file describes it, its weights unpacked to `dtype`.
-    Inputs go to `model.device`, where the embeddings are, and outputs come back there.
+    The weights of a folder with a single GGUF file are dequantized to `dtype`. Inputs belong on `model.device`, where
+    the embeddings are, and outputs are returned there.
 
     Args:
         model: hub id or local folder.
+        device: device to load it on.
+        dtype: dtype of weights that are not quantized.
         quantization: `none`, `int8` or `nf4`.
-        adapter: a LoRA checkpoint; merged into the weights unless they are quantized.
-        trainable: for training: in training mode; otherwise in evaluation mode, without gradients.
-        for_generation: as of `choose_attention`; a trainable model never is.
-        is_alone: as of `place_model`; by default a model for generation is.
+        adapter: LoRA checkpoint; it is merged unless the weights are quantized.
+        trainable: whether the model is returned in training mode; otherwise in evaluation mode, without gradients.
+        for_generation: whether attention must support generation, see `choose_attention`; ignored if trainable.
+        is_alone: see `place_model`; by default the value of `for_generation`.
 
     Raises:
-        InputError: model or adapter cannot be loaded, the weights take more memory than there is, or the model
-            changes its logits after the head.
+        InputError: model or adapter cannot be loaded, the weights exceed the total memory, or the model changes its
+            logits after the head.
     """
     skeleton = build_skeleton(load_config(model), dtype)
     check_quantization(model, skeleton, quantization, device)
     attention = choose_attention(skeleton, device, dtype, for_generation and not trainable)
-    placed: dict[str, Any] = {"device_map": None}  # a student is placed by the Trainer
+    placed: dict[str, Any] = {"device_map": None}  # the Trainer places a student
     if not trainable:
         placed = place_model(
             model, skeleton, device, dtype, quantization, for_generation if is_alone is None else is_alone
         )
-    logger.info("%s: attention by %s", model, attention)
+    logger.info("%s: attention implementation %s", model, attention)
     try:
         result: Any = AutoModelForCausalLM.from_pretrained(
             model,
@@ -215,10 +221,10 @@ def load_model(
             **placed,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{model}: no model could be loaded: {error}") from error
+        raise InputError(f"{model}: cannot load the model: {error}") from error
     loaded, report = result
     check_loaded(model, loaded, report)
-    join_parts(loaded)
+    align_devices(loaded)
     if adapter:
         loaded = load_adapter(loaded, adapter, merge=not getattr(loaded, "is_quantized", False))
     if not trainable:
@@ -227,10 +233,10 @@ def load_model(
 
 
 def check_loaded(model: str, loaded: Any, report: Any) -> None:
-    """Refuse a model that is not what its name says.
+    """Check a loaded model.
 
     Raises:
-        InputError: weights are missing, or it changes its logits after the head.
+        InputError: weights are missing, or the model changes its logits after the head.
     """
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -1,4 +1,4 @@
-"""Where a model goes: which GPU, or all of them, and whether it fits."""
+"""Placement: on which GPU or GPUs a model is loaded, and whether it fits."""
 
 import fcntl
 import logging
@@ -23,74 +23,52 @@ from distill.models.memory import (
 
 logger = logging.getLogger(__name__)
 
+SHOWN_TOKENS = 1024  # number of tokens in the log line about the KV cache
+WEIGHTS_SHARE = 0.9  # share of a GPU's free memory for weights; the rest is for KV cache and activations
 
-def join_parts(model: Any) -> None:
-    """Have decoder and head of a spread model give their outputs where their inputs are.
-
-    accelerate does so for a model as a whole only, and here the two are called one by one.
-    """
-    places = set(getattr(model, "hf_device_map", {}).values())
-    if len(places) < 2:
-        return
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
-    logger.info("the model lies on %s", ", ".join(sorted(map(str, places))))
-    if places & {"cpu", "disk"}:
-        logger.warning(
-            "not all of the model fits the GPUs: what lies elsewhere is fetched for every token, which is slow"
-        )
-    for part in decoder_and_head(model):
-        hook: Any = getattr(part, "_hf_hook", None)
-        if hook is not None:
-            hook.io_same_device = True
-        else:
-            skipped = model._skip_keys_device_placement
-            add_hook_to_module(part, AlignDevicesHook(model.device, io_same_device=True, skip_keys=skipped))
-
-
-SHOWN_TOKENS = 1024
-WEIGHTS_SHARE = 0.9  # of what is free on a GPU; the rest is for keys, values and activations
+_held: list[IO[bytes]] = []  # lock files, open until the process ends; the kernel then releases the locks
 
 
 def list_devices(device: torch.device) -> list[torch.device]:
-    """Where a model may be spread: every GPU that is visible, or the CPU. A GPU that is named stands alone."""
+    """List the devices a model may be spread over: the CPU, all visible GPUs, or a single GPU given with its index."""
     if device.type != "cuda" or device.index is not None:
         return [device]
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
-def describe_fit(model: str, weights: int | None, numbers: str, token_bytes: int, free: dict[torch.device, int]) -> str:
-    """What a model takes against what is free, in a line.
+def describe_fit(model: str, weights: int | None, dtype: str, token_bytes: int, free: dict[torch.device, int]) -> str:
+    """Describe in one line what a model needs and what is free.
 
     Args:
-        weights: bytes; None where they are not known.
-        numbers: what the weights are kept in, e.g. `nf4`.
-        token_bytes: of `kv_bytes_per_token`.
-        free: bytes by device.
+        model: the model's name.
+        weights: bytes of the weights; None if unknown.
+        dtype: how the weights are stored, such as `bfloat16` or `nf4`.
+        token_bytes: bytes from `kv_bytes_per_token`.
+        free: free bytes by device.
     """
     size = f"about {format_bytes(weights)} of weights" if weights is not None else "weights of unknown size"
-    there = ", ".join(f"{format_bytes(size)} free on {device}" for device, size in free.items())
+    available = ", ".join(f"{format_bytes(size)} free on {device}" for device, size in free.items())
     return (
-        f"{model}: {size} ({numbers}), {format_bytes(token_bytes)} of keys and values a token "
-        f"({format_bytes(token_bytes * SHOWN_TOKENS)} for {SHOWN_TOKENS} tokens of prompt and answer), {there}"
+        f"{model}: {size} ({dtype}), {format_bytes(token_bytes)} of KV cache per token "
+        f"({format_bytes(token_bytes * SHOWN_TOKENS)} for {SHOWN_TOKENS} tokens of prompt and answer), {available}"
     )
 
 
 def advise(skeleton: Any, weights: int) -> str:
-    """What would take less memory than `weights` bytes; what is quantized already cannot be so again."""
+    """Suggest settings that need less memory than `weights` bytes; stored quantized weights cannot be requantized."""
     choices = () if stored_quantization(skeleton.config) else ("int8", "nf4")
     sizes = {quantization: skeleton_bytes(skeleton, quantization) for quantization in choices}
-    less = [
-        f"`quantization: {name}` takes about {format_bytes(size)}" for name, size in sizes.items() if size < weights
+    smaller = [
+        f"`quantization: {name}` needs about {format_bytes(size)}" for name, size in sizes.items() if size < weights
     ]
-    return "; ".join([*less, "a teacher may also be a server that holds the model (`engine: openai`)"])
+    return "; ".join([*smaller, "a teacher can also run on a server (`engine: openai`)"])
 
 
 def check_fit(model: str, weights: int, free: dict[torch.device, int], advice: str) -> None:
-    """Warn where the weights take more than is free; that may still go well, since others may end meanwhile.
+    """Check that the weights fit; warn if they only exceed the free memory, since other jobs may free some in time.
 
     Raises:
-        InputError: they take more than there is at all.
+        InputError: the weights exceed the total memory.
     """
     total = sum(map(total_memory, free))
     names = ", ".join(map(str, free))
@@ -100,54 +78,58 @@ def check_fit(model: str, weights: int, free: dict[torch.device, int], advice: s
             f"found about {format_bytes(weights)}; {advice}"
         )
     if weights > sum(free.values()):
-        there = format_bytes(sum(free.values()))
-        logger.warning("%s: only %s are free on %s, which may not do; %s", model, there, names, advice)
+        available = format_bytes(sum(free.values()))
+        logger.warning("%s: only %s is free on %s, which may be too little; %s", model, available, names, advice)
 
 
 def place_model(
     model: str, skeleton: Any, device: torch.device, dtype: torch.dtype, quantization: str, is_alone: bool
 ) -> dict[str, Any]:
-    """Where a model goes, as `device_map` and `max_memory` of `from_pretrained`; says what it takes in the log.
+    """Choose the devices for a model and log what it needs.
 
-    One GPU where the weights leave a tenth of it free, else all of them together. What is too much for the free
-    memory of several GPUs stays in the machine's (bitsandbytes' layers cannot, and transformers then says so).
+    The model is loaded on one GPU if the weights leave a tenth of its free memory, else it is spread over all of them.
+    What exceeds the free memory of several GPUs stays on the CPU; transformers rejects that for bitsandbytes layers.
 
     Args:
-        is_alone: it is the process's only model, and may take any GPU that no other job has.
+        model: hub id or local folder.
+        skeleton: the model from `build_skeleton`.
+        device: the CPU, all GPUs (`cuda`), or one GPU with its index.
+        dtype: dtype of weights that are not quantized.
+        quantization: `none`, `int8` or `nf4`.
+        is_alone: whether it is the only model of this process, which may then use any GPU that no job has claimed.
+
+    Returns:
+        `device_map` and, for several GPUs, `max_memory` of `from_pretrained`.
 
     Raises:
-        InputError: the weights take more memory than there is.
+        InputError: the weights exceed the total memory.
     """
     if stored := stored_quantization(skeleton.config):
-        weights, numbers = stored_weights(model), stored
+        weights, kind = stored_weights(model), stored
     else:
         weights = skeleton_bytes(skeleton, quantization)
-        numbers = str(dtype).removeprefix("torch.") if quantization == "none" else quantization
-    places = list_devices(device)
-    first = claim_gpu() if is_alone and len(places) > 1 else places[0]
-    others = [place for place in places if place != first]
+        kind = str(dtype).removeprefix("torch.") if quantization == "none" else quantization
+    devices = list_devices(device)
+    first = claim_gpu() if is_alone and len(devices) > 1 else devices[0]
     free = {first: free_memory(first)}
     if (weights or 0) > WEIGHTS_SHARE * free[first]:
-        # Not before: CUDA takes some hundred MiB of a GPU that is asked.
-        free |= {place: free_memory(place) for place in others}
-    logger.info(describe_fit(model, weights, numbers, kv_bytes_per_token(skeleton.config, dtype), free))
+        # Only now, because querying a GPU's memory allocates several hundred MiB on it.
+        free |= {other: free_memory(other) for other in devices if other != first}
+    logger.info(describe_fit(model, weights, kind, kv_bytes_per_token(skeleton.config, dtype), free))
     if weights is not None:
         check_fit(model, weights, free, advise(skeleton, weights))
     if len(free) == 1:
         return {"device_map": {"": first}}
-    share = WEIGHTS_SHARE if quantization == "none" else 1.0  # of quantized ones transformers takes a tenth off itself
-    room: dict[int | str, int] = {place.index: int(share * size) for place, size in free.items()}
-    return {"device_map": "auto", "max_memory": room | {"cpu": free_memory(torch.device("cpu"))}}
-
-
-_held: list[IO[bytes]] = []  # for the life of the process; the kernel lets go of a lock however a process ends
+    share = WEIGHTS_SHARE if quantization == "none" else 1.0  # for quantized models transformers subtracts 10 % itself
+    limits: dict[int | str, int] = {gpu.index: int(share * size) for gpu, size in free.items()}
+    return {"device_map": "auto", "max_memory": limits | {"cpu": free_memory(torch.device("cpu"))}}
 
 
 def claim_gpu() -> torch.device:
-    """The first visible GPU that no other job has claimed; the first of all, with a warning, where there is none.
+    """Claim the first visible GPU that no other job has claimed; if all are taken, warn and return the first.
 
-    Locks are files beside each other in the machine's folder for temporary files, named by the GPU's own id, so that
-    jobs that see the GPUs in another order agree. They hold between jobs of one user.
+    A claim is a locked file in the system's temporary folder, named after the GPU's UUID, since jobs may number the
+    GPUs differently. It is visible to jobs of the same user only.
     """
     count = torch.cuda.device_count()
     for index in range(count):
@@ -160,5 +142,27 @@ def claim_gpu() -> torch.device:
             continue
         _held.append(file)
         return torch.device("cuda", index)
-    logger.warning("each of the %d GPUs has a job of its own; this one shares the first", count)
+    logger.warning("all %d GPUs are taken; sharing GPU 0", count)
     return torch.device("cuda", 0)
+
+
+def align_devices(model: Any) -> None:
+    """Make decoder and head of a model on several devices return their outputs on the device of their inputs.
+
+    accelerate does this only for the whole model, and decoder and head are called separately here.
+    """
+    devices = set(getattr(model, "hf_device_map", {}).values())
+    if len(devices) < 2:
+        return
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    logger.info("the model is spread over %s", ", ".join(sorted(map(str, devices))))
+    if devices & {"cpu", "disk"}:
+        logger.warning("the GPUs are too small for the model: parts of it are loaded for every token, which is slow")
+    for part in decoder_and_head(model):
+        hook: Any = getattr(part, "_hf_hook", None)
+        if hook is not None:
+            hook.io_same_device = True
+        else:
+            skipped = model._skip_keys_device_placement
+            add_hook_to_module(part, AlignDevicesHook(model.device, io_same_device=True, skip_keys=skipped))

@@ -78,7 +78,7 @@ def environment():
     return os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def snakemake(*arguments, cwd=ROOT, check=True, timeout=600):
+def snakemake(*arguments, cwd=ROOT, check=True, timeout=1500):
     """Run `snakemake --profile local …` and return its output, including standard error.
 
     Args:

@@ -48,7 +48,7 @@ def qa(tmp_path_factory):
         build_model(960, hidden=64, seed=seed, scale=4.0).save_pretrained(folder / "models" / name)
         tokenizer.save_pretrained(folder / "models" / name)
     directory = Directory(folder, shrink(yaml.safe_load((ROOT / "config/qa.yaml").read_text(encoding="utf-8"))))
-    directory.run(timeout=900)
+    directory.run()
     return directory
 
 

@@ -1,6 +1,7 @@
 # make demo        run the whole workflow on synthetic data and tiny models
 # make smollm2     distil a real chat model with 135M parameters on a CPU (docs/examples.md)
-# make test        run all tests
+# make test        run the tests, at most 10 minutes on 2 cores
+# make test-all    run the slow tests too, except those of Slurm
 # make test-slurm  run the workflow on a two-node Slurm cluster started on this machine; needs root and Slurm
 # make status      list finished and pending jobs; ARGS="--configfile FILE --directory DIR" as for snakemake,
 #                  ARGS="--profile slurm …" to include the Slurm queue
@@ -15,7 +16,7 @@ PORT ?= 8000
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-slurm status serve cache docs setup
+.PHONY: demo smollm2 test test-all test-slurm status serve cache docs setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -53,6 +54,10 @@ smollm2: setup
 test: setup
 	source .venv/bin/activate
 	python -m pytest
+
+test-all: setup
+	source .venv/bin/activate
+	python -m pytest -m ""
 
 test-slurm: setup
 	source .venv/bin/activate

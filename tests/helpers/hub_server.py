@@ -1,4 +1,4 @@
-"""Two hubs on loopback, as far as their clients ask, that break connections and spoil files as told."""
+"""Stand-ins for Hugging Face and ModelScope on loopback that can cut connections and corrupt files."""
 
 import hashlib
 import json
@@ -12,13 +12,15 @@ COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
 
 class HubServer:
-    """Serves model folders, by `owner/name`.
+    """Serve model folders by their names `owner/name`.
 
     Attributes:
-        breaks: bytes after which a connection is cut, by file, each as often as it stands in its list; None is not.
-        spoiled: how often a file is served with a wrong byte at its end.
-        token: that requests must bear; None for none.
-        delay: seconds between blocks of a file's bytes.
+        breaks: for each file, the list of its next responses: the bytes after which to cut the connection, or None.
+        spoiled: for each file, the number of next responses that end in a wrong byte.
+        token: token that requests need; None accepts all.
+        delay: seconds to wait before each block of a file.
+        requests: (file, Range header or None) of each request, in order.
+        served: bytes sent, for each file.
     """
 
     def __init__(self, models):
@@ -39,15 +41,15 @@ class HubServer:
         self.server.server_close()
 
     def environment(self):
-        """What sends both clients here."""
+        """Return the variables that direct both clients to this server."""
         return {"HF_ENDPOINT": self.url, "MODELSCOPE_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
 
     def ranges(self, name):
-        """The Range headers of the requests for a file, in their order; None of a request without."""
-        return [asked for file, asked in self.requests if file == name]
+        """Return the Range header (or None) of each request for a file, in order."""
+        return [header for file, header in self.requests if file == name]
 
     def take(self, which, name):
-        """The next thing to go wrong with a file."""
+        """Return and remove a file's next failure of a kind, `breaks` or `spoiled`."""
         with self.lock:
             if which == "breaks":
                 return self.breaks.get(name, []).pop(0) if self.breaks.get(name) else None
@@ -114,16 +116,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, path, has_body):
         hub, name = self.hub, path.name
-        data, asked = path.read_bytes(), self.headers.get("Range")
-        hub.requests.append((name, asked))
+        data, header = path.read_bytes(), self.headers.get("Range")
+        hub.requests.append((name, header))
         if hub.take("spoiled", name):
             data = data[:-1] + bytes([data[-1] ^ 1])
         start, end = 0, len(data)
-        if asked:
-            first, last = asked.removeprefix("bytes=").split("-")
+        if header:
+            first, last = header.removeprefix("bytes=").split("-")
             start, end = int(first), int(last) + 1 if last else len(data)
-        self.send_response(206 if asked else 200)
-        if asked:
+        self.send_response(206 if header else 200)
+        if header:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.send_header("Content-Length", str(end - start))
         self.send_header("ETag", f'"{sha256(path)}"')
@@ -156,7 +158,7 @@ def sha256(path):
 
 
 def describe(path):
-    """A file in a tree of Hugging Face: weights lie in LFS, all else in git."""
+    """Describe a file as Hugging Face lists it: weights as LFS objects, other files as git objects."""
     data = path.read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     entry = {"type": "file", "path": path.name, "size": len(data), "oid": git}

@@ -1,5 +1,4 @@
-"""Which files of a folder are opened while something runs, as the kernel tells (inotify): by Python or not, mapped or
-read."""
+"""Record which files of a folder are opened, in any process and also to be mapped, with inotify."""
 
 import ctypes
 import os
@@ -11,7 +10,7 @@ IN_OPEN, IN_NONBLOCK = 0x20, 0o4000
 
 @contextmanager
 def watch_opened(folder):
-    """Yields a set that is filled with the names of opened files when the block ends."""
+    """Yield a set that holds the names of the opened files once the block has ended."""
     libc = ctypes.CDLL(None, use_errno=True)
     watch = libc.inotify_init1(IN_NONBLOCK)
     if watch < 0 or libc.inotify_add_watch(watch, os.fsencode(folder), IN_OPEN) < 0:

@@ -1,29 +1,20 @@
-"""The workflow as a user runs it: Snakemake in a process of its own, on tiny models and synthetic records."""
+"""Run the workflow as a user does, with Snakemake in a process of its own, on tiny models and synthetic records."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "workflow/scripts"
-# What running the workflow or the tests leaves in a checkout, and git's own.
-LEFT_BEHIND = (
-    ".git",
-    ".venv",
-    ".snakemake",
-    "artifacts",
-    "output",
-    "runs",
-    "logs",
-    "models",
-    "__pycache__",
-    ".*_cache",
-)
+# Folders that setting up, running or testing the project makes in a checkout.
+ENVIRONMENTS_AND_CACHES = (".git", ".venv", ".venv-docs", ".snakemake", "__pycache__", ".*_cache")
+RESULTS = ("artifacts", "output", "runs", "logs", "models", "site")
 
 CONFIG = {
     "categories": ["banks", "households", "pension_funds"],
@@ -40,7 +31,7 @@ CONFIG = {
         name: {
             "model": "models/student",
             "method": method,
-            "train": {"epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "fp32",
+            "train": {"epochs": 4, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "fp32",
                       "learning_rate": 1.0e-3, "save_steps": 2, "gradient_checkpointing": False},
         }
         for name, method in (("student_kd", "forward_kl"), ("student_seqkd", "seqkd"))
@@ -48,10 +39,10 @@ CONFIG = {
     "evaluation": {"max_new_tokens": 16, "bootstrap": 100},
 }  # fmt: skip
 
-# A teacher of all categories, in a configuration of its own for tests of the answers alone.
+# One teacher for all categories, for tests of the teacher's answers.
 TEACHER = CONFIG["teacher"] | {"adapter": None}
 
-# Models this small need one thread each, and then run side by side.
+# The rules that load a model. One thread each is enough for models this small, so that their jobs run in parallel.
 LOADING = (
     "generate_answers",
     "compute_signal",
@@ -66,14 +57,36 @@ LOADING = (
 ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in LOADING)]
 
 
+def is_generated(name):
+    """Tell whether a file or folder of this name is an environment, a cache or git's own."""
+    return any(fnmatch(name, pattern) for pattern in ENVIRONMENTS_AND_CACHES)
+
+
+def copy_project(path):
+    """Copy the project without environments, caches and the results of runs in it."""
+
+    def find_ignored(folder, names):
+        is_top = Path(folder) == ROOT
+        return {name for name in names if is_generated(name) or (is_top and name in RESULTS)}
+
+    return Path(shutil.copytree(ROOT, path, symlinks=True, ignore=find_ignored))
+
+
 def environment():
-    """The caller's, with this interpreter's programs first; hubs out of reach."""
+    """Return the caller's environment, with this interpreter's programs first in PATH and without access to hubs."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def snakemake(*arguments, cwd=ROOT, check=True, timeout=600):
-    """Run `snakemake --profile local …`; its output, standard error with it."""
+def snakemake(*arguments, cwd=ROOT, check=True, timeout=1500):
+    """Run `snakemake --profile local …` and return its output, including standard error.
+
+    Args:
+        arguments: further arguments of the command line.
+        cwd: folder to run it in.
+        check: expect success if True, a failure if False.
+        timeout: seconds after which the run fails.
+    """
     done = subprocess.run(
         ["snakemake", "--profile", "local", *map(str, arguments)],
         cwd=cwd,
@@ -91,13 +104,13 @@ def snakemake(*arguments, cwd=ROOT, check=True, timeout=600):
 
 
 def run_python(code, *arguments, **options):
-    """A process with the library, for what ends, limits or blocks a process."""
+    """Run Python code in a process of its own that can import the library, with warnings shown (-X dev)."""
     command = [sys.executable, "-X", "dev", "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, timeout=120, **options)
 
 
 def merge(base, changes):
-    """A configuration with changes: mappings are merged, all else is replaced."""
+    """Return a configuration with changes. Mappings are merged; other values are replaced."""
     both = {
         key: merge(base[key], changes[key])
         for key in changes
@@ -107,7 +120,7 @@ def merge(base, changes):
 
 
 def planned(output):
-    """Jobs that a dry run lists, as sorted (rule, category) pairs."""
+    """Return the jobs that a dry run lists, as sorted (rule, category) pairs."""
     from distill.plan.status import parse_dry_run
 
     return sorted((job.rule, job.wildcards.get("category", "")) for job in parse_dry_run(output)[0])
@@ -118,7 +131,13 @@ def read_lines(path):
 
 
 class Directory:
-    """A working directory with records, models and a configuration."""
+    """A working directory with records, models and a configuration file.
+
+    Attributes:
+        path: the directory.
+        config: the configuration as a mapping.
+        configfile: the file that holds it.
+    """
 
     def __init__(self, path, config=CONFIG):
         self.path = path
@@ -133,20 +152,21 @@ class Directory:
         self.configfile.write_text(yaml.safe_dump(config, sort_keys=False))
 
     def run(self, *arguments, **options):
+        """Run Snakemake in the directory; see `snakemake`."""
         return snakemake(*ONE_THREAD, "--configfile", self.configfile, "--directory", self.path, *arguments, **options)
 
     def planned(self, **options):
-        """What a dry run would do, without the rule `all`."""
+        """Return the (rule, category) pairs of a dry run, without the rule `all`."""
         return [job for job in planned(self.run("--dry-run", **options)) if job[0] != "all"]
 
     def copy(self, path):
-        """The same directory elsewhere, with time stamps of its own."""
+        """Copy the directory. The copied files have new time stamps."""
         shutil.copytree(self.path, path, copy_function=shutil.copyfile)
         return Directory(path, self.config)
 
 
 def make_records(path, grpo=30, sft=40):
-    """Synthetic records; pension_funds has no SFT file."""
+    """Write synthetic records of three categories; pension_funds has no SFT file."""
     import make_demo_data
 
     categories = ["--categories", "banks", "households", "pension_funds"]
@@ -154,7 +174,7 @@ def make_records(path, grpo=30, sft=40):
 
 
 def make_models(path):
-    """Teacher, student and an adapter a category, all tiny and random, over one tokenizer."""
+    """Write a teacher, a student and an adapter for each category: tiny random models that share a tokenizer."""
     import torch
     from peft import LoraConfig, get_peft_model
     from tiny import build_model

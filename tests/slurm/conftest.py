@@ -1,4 +1,4 @@
-"""One Slurm of two nodes for all tests, and working directories to submit to it."""
+"""A two-node Slurm for each pytest-xdist worker, and working directories to submit to it."""
 
 import os
 import shutil
@@ -15,11 +15,11 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def testbed():
-    """A Slurm of its own, ended with the tests."""
+    """A running Slurm, stopped at the end of the tests."""
     if obstacle := find_obstacle():
         pytest.skip(obstacle)
     above = Path(tempfile.mkdtemp(prefix="stillhouse-slurm-"))
-    above.chmod(0o755)  # munge wants it open to everybody
+    above.chmod(0o755)  # munge requires that everybody can enter it
     bed = Testbed(above / "testbed")
     try:
         subprocess.run([HERE / "up.sh", bed.folder], env=os.environ | {"PATH": SBIN}, check=True)
@@ -31,7 +31,7 @@ def testbed():
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """Records and tiny models, nothing run."""
+    """Records and tiny models before any run."""
     path = tmp_path_factory.mktemp("prepared")
     make_records(path)
     make_models(path)

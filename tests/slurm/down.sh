@@ -1,5 +1,5 @@
 #!/bin/bash
-# Ends what up.sh has started in a folder, and nothing else: a box's first process takes all others of the box with it.
+# Stop what up.sh started in a folder: ending the first process of a box ends all others in it.
 #
 #     tests/slurm/down.sh FOLDER
 set -euo pipefail
@@ -12,11 +12,11 @@ is_alive() {
 for name in n1 n2 ctl; do
   [ -s "$RUN/pid/$name" ] || continue
   process=$(cat "$RUN/pid/$name")
-  # The process is the testbed's own as long as its mounts are; a number may have been given to another one.
+  # The number may belong to another process by now; only the testbed's processes have this mount.
   if grep -q " /etc/slurm " "/proc/$process/mounts" 2>/dev/null; then
     kill -KILL "$process"
     for _ in $(seq 100); do is_alive "$process" && sleep 0.1 || break; done
-    is_alive "$process" && echo "down.sh: process $process of $name has not ended" >&2 && exit 1
+    is_alive "$process" && echo "down.sh: process $process of $name did not end" >&2 && exit 1
   fi
   rm -f "$RUN/pid/$name"
 done

@@ -1,4 +1,4 @@
-"""The whole workflow on two nodes: the same files as on one machine, one job a GPU, few submissions."""
+"""The whole workflow on two nodes: the files of a local run, one job on a GPU at a time, few submissions."""
 
 import re
 import shutil
@@ -8,20 +8,20 @@ import pytest
 from running import ONE_THREAD, snakemake
 from slurm_testbed import submitted, wait_until
 
-# What counts seconds or tells the hour; all else is data.
+# Files with durations or dates in them. All others must be equal.
 MEASURED = ("*.stats.json", "training_log.jsonl", "*.svg", "README.md")
 ON_GPU = {"generate_answers", "train_student", "group_evaluate_banks", "group_evaluate_households"}
 
 
-# The first test has both runs before it; where a machine does other work beside, starts of torch add up.
+# The first test includes both runs, which take long on a busy machine.
 pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture(scope="module")
 def runs(prepared, testbed, tmp_path_factory):
-    """Directories run through, beside each other, by the profile for one machine and by that for Slurm.
+    """Two finished runs, made in parallel: one with the local profile, one with Slurm's.
 
-    The second one's `jobs` are those that it submitted, Slurm's account with the rule of each.
+    The attribute `jobs` of the second holds the fields of its Slurm jobs, with the rule of each.
     """
     local, clustered = (prepared.copy(tmp_path_factory.mktemp(name) / "run") for name in ("local", "clustered"))
     run = testbed.start(clustered, *ONE_THREAD)
@@ -68,16 +68,16 @@ def test_short_jobs_are_grouped(clustered):
     assert {job["JobState"] for job in clustered.jobs} == {"COMPLETED"}
 
 
-def test_a_group_asks_for_the_time_of_its_jobs_together_and_the_processors_of_one(clustered):
-    """They run one after the other."""
+def test_a_group_requests_the_time_of_all_its_jobs_and_the_cpus_of_one(clustered):
+    """Its jobs run one after another."""
     (group,) = [job for job in clustered.jobs if job["rule"] == "group_evaluate_banks"]
     minutes = [240] * 3 + [30] * 3 + [15]  # predictions, scores, page of answers
     assert group["TimeLimit"] == str(sum(minutes))
     assert group["ProcCnt"] == "1"
 
 
-def test_a_group_that_slurm_starts_again_asks_no_model_twice(clustered, testbed, tmp_path):
-    """Its finished jobs run again, since Snakemake forces what it submits: they take what they have kept."""
+def test_a_requeued_group_generates_no_answer_twice(clustered, testbed, tmp_path):
+    """Snakemake reruns its finished jobs, since it forces the jobs that it submits; their answers are cached."""
     directory = clustered.copy(tmp_path / "run")
     shutil.rmtree(directory / "output/evaluation")
     shutil.rmtree(directory / "artifacts/predicted")
@@ -97,7 +97,7 @@ def test_a_group_that_slurm_starts_again_asks_no_model_twice(clustered, testbed,
 
 
 def test_both_nodes_work_and_each_gpu_has_one_rule_at_a_time(testbed, clustered):
-    """Those of a group, too: models that are evaluated in one job are not in memory together."""
+    """This includes the rules of a group: two models evaluated in one job are never in memory together."""
     on_gpu = {job["JobId"]: job["NodeList"] for job in clustered.jobs if job["rule"] in ON_GPU}
     assert set(on_gpu.values()) == {"n1", "n2"}
     count = 0
@@ -110,12 +110,12 @@ def test_both_nodes_work_and_each_gpu_has_one_rule_at_a_time(testbed, clustered)
             elif job in on_gpu:
                 running.remove(job)
             assert len(running) <= 1
-    # 2 generations, 2 trainings; in each evaluation 3 predictions, 3 scores, and the page of answers.
+    # 2 generations and 2 trainings; 2 evaluations of 3 predictions, 3 scores and a page of answers.
     assert count == 4 + 2 * 7
 
 
-def test_afterwards_there_is_nothing_to_do_here_or_there(clustered, tmp_path):
-    """Files that Slurm's jobs made have their checksums recorded: a copy with other time stamps reruns nothing."""
+def test_a_copy_of_the_run_reruns_nothing_with_either_profile(clustered, tmp_path):
+    """Checksums are recorded for files that Slurm jobs made, so new time stamps do not matter."""
     copy = clustered.copy(tmp_path / "copy")
     assert "Nothing to be done" in copy.run("--dry-run")
     arguments = ["--configfile", copy.configfile, "--directory", copy.path]

@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster: no accounting, broken records, time limits, cancelled runs, nodes that go down."""
+"""Faults on a cluster: no accounting, broken records, time limits, cancelled runs, nodes that go down."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,27 +14,27 @@ STUDENT = "output/student_kd/banks/model.safetensors"
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(testbed, tmp_path_factory):
-    """Jobs that their time limits end, begun early: by name, the number of each and the file of what it says."""
+    """Jobs that run into their time limits, started early: (number, output file) by name."""
     folder = tmp_path_factory.mktemp("limited")
     script = folder / "job.sh"
     script.write_text(f"set -euo pipefail; source {SCRIPTS}/requeue.sh; echo start $SLURM_RESTART_COUNT; sleep 600\n")
     given = {
-        # Half a minute before its end it goes back, and the second time it does not.
+        # Requeued half a minute before its limit, and the second time failed.
         "watched": (["--time=1"], "STILLHOUSE_MOST_RESTARTS=1"),
-        # Slurm tells it a minute before its end, and nothing else would.
+        # Slurm signals it a minute before its limit, long before the shell would.
         "told": (["--time=2", "--signal=TERM@60"], "STILLHOUSE_MOST_RESTARTS=1 STILLHOUSE_WARN_SECONDS=1"),
     }
     jobs = {}
     for name, (options, variables) in given.items():
         command = f"{variables} SLURM_RESTART_COUNT=${{SLURM_RESTART_COUNT:-0}} srun bash {script}"
-        # On the node that no test takes away meanwhile.
+        # The tests take only the other node down.
         options += ["--parsable", "--requeue", "--nodelist=n2", "--open-mode=append", f"--output={folder / name}"]
         jobs[name] = testbed.run("sbatch", *options, f"--wrap={command}").strip(), folder / name
     return jobs
 
 
-def test_the_profile_as_it_is_ends_on_a_cluster_without_accounting(testbed, prepared, tmp_path):
-    """The executor's own default asks sacct, which knows nothing here, and never ends."""
+def test_the_unmodified_profile_works_without_accounting(testbed, prepared, tmp_path):
+    """The executor's default, sacct, finds no job without accounting, so that a run would never end."""
     assert "accounting storage is disabled" in testbed.run("sacct", check=False)
     directory = prepared.copy(tmp_path / "run")
     code, output = testbed.start(directory, PROMPTS.format("banks"), overrides=()).wait(timeout=180)
@@ -56,7 +56,7 @@ def test_a_broken_record_fails_its_category_once(testbed, prepared, tmp_path):
     assert (directory / PROMPTS.format("households")).exists()
 
 
-def test_what_waits_is_shown_by_status_and_cancelled_by_ctrl_c(testbed, prepared, tmp_path):
+def test_status_shows_pending_jobs_and_ctrl_c_cancels_them(testbed, prepared, tmp_path):
     directory = prepared.copy(tmp_path / "run")
     testbed.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     try:
@@ -74,7 +74,7 @@ def test_what_waits_is_shown_by_status_and_cancelled_by_ctrl_c(testbed, prepared
     assert not waiting_rules(testbed)
 
 
-def test_a_node_that_goes_down_in_a_fan_out_costs_no_answer(testbed, prepared, tmp_path):
+def test_a_node_that_goes_down_during_sharded_generation_loses_no_answer(testbed, prepared, tmp_path):
     directory, undisturbed = (prepared.copy(tmp_path / name) for name in ("run", "undisturbed"))
     beside = ThreadPoolExecutor().submit(undisturbed.run, ANSWERS)
     directory.configure(directory.config | {"teacher": directory.config["teacher"] | {"shards": 4}})
@@ -82,28 +82,28 @@ def test_a_node_that_goes_down_in_a_fan_out_costs_no_answer(testbed, prepared, t
     on_first = ["n1", "generate_answers"]
     wait_until(lambda: on_first in running_rules(testbed), why="for a shard on n1")
     testbed.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
-    wait_until(lambda: on_first not in running_rules(testbed), why="for n1 to be left")
+    wait_until(lambda: on_first not in running_rules(testbed), why="for n1 to be empty")
     testbed.run("scontrol", "update", "NodeName=n1", "State=RESUME")
     code, output = run.wait(timeout=300)
     assert code == 0, output
-    assert list(submitted(output).values()).count("generate_answers") == 4  # Slurm starts them again, not Snakemake
+    assert list(submitted(output).values()).count("generate_answers") == 4  # Slurm restarts the shard, not Snakemake
     beside.result()
     assert read_lines(directory / ANSWERS) == read_lines(undisturbed / ANSWERS)
 
 
 def running_rules(testbed):
-    """[node, rule] of each job that runs."""
+    """Return [node, rule] of each running job."""
     rows = [row for row in testbed.queue("%T %N %k") if row[0] == "RUNNING"]
     return [[node, comment.removeprefix("rule_").split("_wildcards_")[0]] for _, node, comment in rows]
 
 
 def waiting_rules(testbed):
-    """Comments of the jobs that Snakemake has submitted and that wait."""
+    """Return the comments of the pending jobs that Snakemake submitted."""
     return [row[1] for row in testbed.queue("%T %k") if row[0] == "PENDING" and row[1].startswith("rule_")]
 
 
-def test_a_training_outlives_its_time_limit_a_cancelled_run_and_a_node(testbed, prepared, tmp_path):
-    """Stopped three times, it ends with the weights of an undisturbed one, which runs beside it."""
+def test_a_training_resumes_after_its_time_limit_a_cancelled_run_and_a_lost_node(testbed, prepared, tmp_path):
+    """Stopped three times, it ends with the weights of an undisturbed training, which runs in parallel."""
     directory = prepared.copy(tmp_path / "run")
     train = directory.config["students"]["student_kd"]["train"] | {"epochs": 1200, "save_steps": 10000}
     student = directory.config["students"]["student_kd"] | {"train": train}
@@ -137,7 +137,7 @@ def test_a_training_outlives_its_time_limit_a_cancelled_run_and_a_node(testbed, 
 
 
 def wait_for_steps(directory, after):
-    """The step that a training is at, once it has gone on from one after `after` (0: begun) and come further."""
+    """Wait until a training has resumed from step `after` or later (0: started) and done 5 steps; return its step."""
     log = directory / "logs/train_student/student_kd/banks.log"
 
     def step():
@@ -152,7 +152,7 @@ def wait_for_steps(directory, after):
 
 
 @pytest.mark.parametrize("name", ["watched", "told"])
-def test_a_job_near_its_time_limit_comes_back_and_not_for_ever(testbed, limited, name):
+def test_a_job_near_its_time_limit_is_requeued_a_limited_number_of_times(testbed, limited, name):
     job, log = limited[name]
     wait_until(lambda: log.exists() and "longer runtime" in log.read_text(), 300, f"for job {job} to give up")
     wait_until(lambda: [one["JobState"] for one in testbed.ended() if one["JobId"] == job][-1:] == ["FAILED"])

@@ -1,4 +1,4 @@
-"""Trainings on two nodes: what one process has, also where they are stopped, requeued and lose a node."""
+"""Trainings on two nodes give one process's result, also if they are stopped, requeued or lose a node."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ STUDENTS = {
     name: merge(CONFIG["students"]["student_kd"], {"train": TRAIN | {"strategy": strategy}})
     for name, strategy in (("copies", "ddp"), ("shares", "fsdp"))
 }
-# device auto: the jobs ask for GPUs, of which the nodes have one each in name.
+# With `device: auto` the jobs request GPUs; each node has one in name only.
 SETTINGS = {"categories": ["banks"], "device": "auto", "teacher": CONFIG["teacher"] | {"adapter": None}}
 
 
@@ -25,7 +25,7 @@ def targets():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, testbed):
-    """A directory with the splits; all that is left is to train."""
+    """A directory with the splits, so that only the trainings are left to run."""
     path = tmp_path_factory.mktemp("prepared")
     make_records(path, grpo=20, sft=20)
     make_models(path)
@@ -36,7 +36,10 @@ def prepared(tmp_path_factory, testbed):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, prepared):
-    """The same, trained by one process each, since without Slurm `nodes` is one; beside the tests, until called."""
+    """Function that waits for the same trainings by one process each and returns their directory.
+
+    They run in parallel with the tests. Without Slurm a training has one node, whatever `nodes` says.
+    """
     directory = prepared.copy(tmp_path_factory.mktemp("alone") / "copy")
     training = ThreadPoolExecutor().submit(directory.run, *targets())
 
@@ -50,9 +53,9 @@ def alone(tmp_path_factory, prepared):
 
 
 def assert_same_run(folder, other):
-    """Loss curve and weights, float32."""
+    """Compare loss curves and float32 weights."""
     lines, wanted = (read_lines(path / "training_log.jsonl") for path in (folder, other))
-    assert len(wanted) == 240  # a line a step, and a validation an epoch
+    assert len(wanted) == 240  # one for each step, and one for each epoch's validation
     for line, one in zip(lines, wanted, strict=True):
         pace = ("tokens_per_second", "memory_mb")
         assert {k: v for k, v in line.items() if k not in pace} == pytest.approx(
@@ -63,19 +66,19 @@ def assert_same_run(folder, other):
 
 
 def find_checkpoint(directory, name):
-    """The step of a student's last whole checkpoint; 0 where there is none."""
+    """Return the step of a student's last complete checkpoint, or 0."""
     whole = directory.path.glob(f"artifacts/checkpoints/{name}/banks/*/checkpoint-*/trainer_state.json")
     return max((int(path.parent.name.rsplit("-", 1)[-1]) for path in whole), default=0)
 
 
 def find_job(testbed, name):
-    """Number of a student's running training."""
+    """Return the Slurm job of a student's running training, or None."""
     running = [row for row in testbed.queue("%T %i %k") if row[0] == "RUNNING"]
     return next((job for _, job, comment in running if comment.endswith(f"_{name}_banks")), None)
 
 
 def find_undisturbed(testbed, disturbed):
-    """A student that trains and has not been disturbed yet, and its job."""
+    """Return (student, job) of a running training that has not been disturbed yet, or None."""
     jobs = {name: find_job(testbed, name) for name in STUDENTS if name not in disturbed}
     return next(((name, job) for name, job in jobs.items() if job), None)
 
@@ -85,23 +88,21 @@ def requeue(testbed, job):
 
 
 def lose_a_node(testbed, job):
-    """For a while: the job is put back into the queue, and runs once both nodes are there."""
+    """Take a node down until the job is back in the queue; the job restarts when both nodes are up."""
     testbed.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_until(lambda: testbed.state(job) == "PENDING", why=f"for job {job} to be queued again")
-    # sinfo is not asked whether it is down: it may show a node as mixed as long as it counts processors of the job.
+    # Not checked with sinfo, which may show the node as mixed while CPUs of the job are still counted.
     testbed.run("scontrol", "update", "nodename=n2", "state=resume")
 
 
 DISTURB = {"copies": requeue, "shares": lose_a_node}
 
 
-def test_two_nodes_give_what_one_process_does_through_a_requeue_and_a_node_that_is_down(
-    testbed, prepared, alone, tmp_path
-):
+def test_two_nodes_give_the_result_of_one_process_through_a_requeue_and_a_lost_node(testbed, prepared, alone, tmp_path):
     directory = prepared.copy(tmp_path / "run")
     run = testbed.start(directory, *targets(), *ONE_THREAD)
     disturbed: dict[str, tuple[str, str]] = {}
-    while len(disturbed) < len(STUDENTS):  # one runs at a time: each takes the GPUs of both nodes
+    while len(disturbed) < len(STUDENTS):  # one at a time, since each takes the GPUs of both nodes
         name, job = wait_until(lambda: find_undisturbed(testbed, disturbed), seconds=240, why="for a training")
         wait_until(lambda name=name: find_checkpoint(directory, name), seconds=240, why=f"for a checkpoint of {name}")
         disturbed[name] = job, testbed.run("scontrol", "show", "job", "--details", job)
@@ -120,8 +121,8 @@ def test_two_nodes_give_what_one_process_does_through_a_requeue_and_a_node_that_
     assert_same_run(directory / "output/copies/banks", directory / "output/shares/banks")
 
 
-def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(testbed, prepared, alone, tmp_path):
-    """As Slurm sends it to a job's steps near its time limit."""
+def test_a_signal_saves_one_checkpoint_and_the_requeued_job_resumes(testbed, prepared, alone, tmp_path):
+    """Slurm sends such a signal to a job's steps near its time limit."""
     directory = prepared.copy(tmp_path / "run")
     plan = directory.run("--dry-run", targets()[0])
     (line,) = [line for line in plan.splitlines() if "run_on_nodes.py" in line and line.startswith("Shell command")]
@@ -137,7 +138,7 @@ def test_a_signal_saves_one_checkpoint_and_a_requeued_job_goes_on(testbed, prepa
         ),
     ).strip()
     wait_until(lambda: find_checkpoint(directory, "copies"), seconds=240, why="for a checkpoint")
-    testbed.run("pkill", "--oldest", "-USR1", "-x", "srun", box="n1")  # as the shell around the command does
+    testbed.run("pkill", "--oldest", "-USR1", "-x", "srun", box="n1")  # as requeue.sh does
     wait_until(lambda: testbed.state(job) == "FAILED", why="for the training to end")
     text = (directory / "job.log").read_text()
     assert [end["ExitCode"] for end in testbed.ended() if end["JobId"] == job] == ["143:0"], text

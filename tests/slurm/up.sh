@@ -1,12 +1,13 @@
 #!/bin/bash
-# A real Slurm of a controller (ctl) and two compute nodes (n1, n2) on one machine, for the tests; ended by down.sh.
+# Start a real Slurm with a controller (ctl) and two compute nodes (n1, n2) on one machine, for the tests. down.sh
+# stops it.
 #
 #     tests/slurm/up.sh FOLDER         then: FOLDER/in sinfo, FOLDER/in srun -N2 hostname
 #
-# Each of the three is a box: network, host name, mounts, processes and IPC of its own. A bridge joins them; nothing
-# outside can be reached from them, and nothing outside of FOLDER is written. Needs root, and once:
+# Each of the three is a box with network, host name, mounts, processes and IPC of its own. A bridge joins them. They
+# reach nothing outside, and write nothing outside FOLDER. This needs root, and once:
 #     apt-get install --no-install-recommends slurmctld slurmd slurm-client munge iproute2 procps
-# FOLDER is a new one, and all folders above it are open to everybody (munge insists).
+# FOLDER must not exist, and everybody must be able to enter the folders above it (munge requires that).
 set -euo pipefail
 RUN=$(realpath -m "${1:?usage: up.sh FOLDER}")
 HERE=$(dirname "$(realpath "$0")")
@@ -33,17 +34,17 @@ write_files() {
   (umask 077 && head -c 1024 /dev/urandom >"$RUN/munge/key")
   printf '%s\n' "127.0.0.1 localhost" "10.77.0.1 ctl" "10.77.0.11 n1" "10.77.0.12 n2" >"$RUN/etc/hosts"
   sed "s|@RUN@|$RUN|g" "$HERE/slurm.conf" >"$RUN/etc/slurm.conf"
-  # A GPU that nothing is asked of: any device file will do.
+  # No job uses the GPU, so any device file stands for it.
   echo "NodeName=n[1-2] Name=gpu File=/dev/null" >"$RUN/etc/gres.conf"
   cat >"$RUN/in" <<END
 #!/bin/bash
-# Runs a command in the controller's box, with BOX=n1 in a node's.
+# Run a command in the controller's box, or with BOX=n1 in a node's.
 exec nsenter --target "\$(cat "$RUN/pid/\${BOX:-ctl}")" --all --wd="\$PWD" "\$@"
 END
   chmod +x "$RUN/in"
 }
 
-# Everything in a box ends with its first process, whose number is kept in FOLDER/pid/NAME.
+# When the first process of a box ends, all others end. FOLDER/pid/NAME holds its number.
 make_box() {
   local name=$1 outer
   unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc bash -c '
@@ -90,7 +91,7 @@ for name in ctl n1 n2; do make_box "$name"; done
 join_boxes
 start_daemon ctl munged --foreground --key-file "$RUN/munge/key" --socket "$RUN/munge/socket" \
   --pid-file "$RUN/munge/pid" --log-file "$RUN/munge/log" --seed-file "$RUN/munge/seed"
-wait_for 10 is_keyed || fail "munged does not answer: $(cat "$RUN/log/ctl.munged.out")"
+wait_for 10 is_keyed || fail "munged did not answer: $(cat "$RUN/log/ctl.munged.out")"
 start_daemon ctl slurmctld -D
 for name in n1 n2; do start_daemon "$name" slurmd -D -N "$name"; done
-wait_for 60 is_idle || fail "the nodes do not come up: $("$RUN/in" sinfo -N -l; tail -n 20 "$RUN"/log/*)"
+wait_for 60 is_idle || fail "the nodes did not come up: $("$RUN/in" sinfo -N -l; tail -n 20 "$RUN"/log/*)"

@@ -1,4 +1,4 @@
-"""The example on a real model, as far as it goes without that model: its plan over the questions that come with it."""
+"""The example with a real model: its plan for the questions in this repository, without that model."""
 
 import shutil
 

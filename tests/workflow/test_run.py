@@ -1,11 +1,12 @@
-"""One run through the whole workflow on tiny models: every file of the data path, and the report."""
+"""One run of the whole workflow on tiny models: every file of the data path, and the report."""
 
 import csv
 import json
 import re
+import subprocess
 
 import pytest
-from running import read_lines, snakemake
+from running import ROOT, environment, read_lines, snakemake
 
 MODELS = ["teacher", "student_kd", "student_kd_base", "student_seqkd", "student_seqkd_base"]
 
@@ -29,7 +30,7 @@ def test_prompts_and_answers_carry_the_designs_fields(finished):
     fields = {"raw_output", "think", "answer", "parsed_value", "finish_reason", "generated_tokens"}
     assert answers[0].keys() >= prompts[0].keys() | fields
     assert [answer["uid"] for answer in answers] == [prompt["uid"] for prompt in prompts]
-    # This configuration has no answer contract, so that an SFT answer is read for no value.
+    # Without an answer contract no value is parsed from an SFT answer, so only GRPO records have labels.
     assert all((prompt["label"] is not None) == (prompt["origin"] == "grpo") for prompt in prompts)
     stats = json.loads((finished / "artifacts/distill_data/raw/teacher_outputs_banks.stats.json").read_text())
     assert (stats["prompts"], stats["from_cache"], stats["generated"]) == (33, 0, 33)
@@ -73,7 +74,7 @@ def test_the_table_has_every_model_in_every_category(finished):
         found = {row["model"]: row for row in rows if row["metric"] == metric and row["category"] == "all"}
         assert all(int(row["n"]) > 0 and row["value"] for row in found.values())
     ppl = {row["model"]: float(row["value"]) for row in rows if (row["metric"], row["category"]) == ("ppl", "all")}
-    # The teacher is random, and its answers hardly likelier to itself than to a student that has learned their words.
+    # The teacher is random: its answers are hardly likelier to itself than to a student trained on them.
     assert max(ppl["teacher"], ppl["student_kd"]) < ppl["student_kd_base"]
 
 
@@ -106,25 +107,25 @@ def test_models_are_compared_in_pairs_and_read_side_by_side(finished):
     assert page.count('data-model="student_seqkd_base"') == tests
 
 
-def test_the_report_holds_figures_and_captions(finished, tmp_path):
+def test_the_report_holds_figures_and_captions(copy, tmp_path):
     report = tmp_path / "report.html"
-    finished.run("--report", report)
+    copy.run("--report", report)
     text = report.read_text()
-    assert "System Message" not in text  # of docutils, where a caption is not well-formed
+    assert "System Message" not in text  # docutils writes it for a malformed caption
     assert len(text) > 100_000
     for name in ("scores.svg", "training.svg", "metrics.csv", "comparisons.csv", "comparisons.svg", "banks.html"):
         assert name in text
-    assert "Predicted and true values" not in text  # without an answer contract there are none
+    assert "Predicted and true values" not in text  # this figure needs an answer contract
     assert "student_kd" in text
 
 
-def test_nothing_is_left_beside_the_declared_files(finished):
+def test_no_temporary_file_or_checkpoint_remains(finished):
     assert not list(finished.path.glob("**/*.tmp"))
     assert not (finished / "artifacts/checkpoints/student_kd/banks").exists()
 
 
 def test_a_dry_run_of_the_real_experiment_needs_no_model(checkout, fresh, tmp_path):
-    """Exactly `snakemake --profile local -n` in the project's root, with nothing there but raw records."""
+    """Run exactly `snakemake --profile local -n` in the project's root, which holds raw records and no other data."""
     (checkout / "artifacts").symlink_to(fresh.path / "artifacts")
     try:
         output = snakemake("-n", cwd=checkout)
@@ -140,8 +141,15 @@ def test_without_any_record_the_dry_run_says_what_is_missing(checkout):
     assert "No category has its raw files" in output
     assert "artifacts/grpo/grpo_banks.jsonl" in output
     assert "Traceback" not in output
+    assert "File " not in output  # as Snakemake would add for an exception
 
 
-@pytest.mark.parametrize("shell", [["--profile", "local"], []], ids=["profile", "plain"])
-def test_the_configuration_named_replaces_the_default(fresh, shell):
-    assert "Qwen" not in fresh.run("-n", *shell)
+def test_the_configuration_named_replaces_the_default(finished, copy):
+    """With a profile, as the finished run, and without one."""
+    assert "Qwen" not in finished.output
+    command = ["snakemake", "-np", "--forceall", "--cores", "1"]
+    command += ["--configfile", copy.configfile, "--directory", copy.path]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "models/teacher" in done.stdout
+    assert "Qwen" not in done.stdout + done.stderr

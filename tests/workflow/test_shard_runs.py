@@ -1,4 +1,4 @@
-"""Shards and several answers of a prompt, as a user has them made."""
+"""Generation in shards, and several answers for each prompt."""
 
 import json
 
@@ -11,41 +11,50 @@ GREEDY = {"generation": {"max_new_tokens": 24, "temperature": 0.0, "batch_size":
 SAMPLED = {"generation": {"max_new_tokens": 24, "temperature": 1.0, "batch_size": 8}, "samples": 2}
 
 
-def run_shards(fresh, path, shards, teacher):
-    directory = fresh.copy(path)
-    directory.configure(directory.config | {"teacher": TEACHER | teacher | {"shards": shards}})
-    directory.run(TARGET)
-    return directory
+def run_both(fresh, folder, teacher, shards):
+    """Generate banks' answers by one job and in shards, each with a cache of its own."""
+    directories = []
+    for name, count in (("one", 1), ("several", shards)):
+        directory = fresh.copy(folder / name)
+        directory.configure(directory.config | {"teacher": TEACHER | teacher | {"shards": count}})
+        directory.run(TARGET)
+        directories.append(directory)
+    return directories
 
 
-@pytest.fixture(scope="module", params=[(GREEDY, 1), (SAMPLED, 2)], ids=["greedy", "sampled"])
-def runs(request, fresh, tmp_path_factory):
-    """Answers by one job and by three shards, each with a cache of its own, and how many each prompt has."""
-    teacher, samples = request.param
-    path = tmp_path_factory.mktemp("shards")
-    return run_shards(fresh, path / "one", 1, teacher), run_shards(fresh, path / "three", 3, teacher), samples
+@pytest.fixture(scope="module")
+def sampled(fresh, tmp_path_factory):
+    """Two answers for each prompt, by one job and in two shards."""
+    return run_both(fresh, tmp_path_factory.mktemp("sampled"), SAMPLED, shards=2)
 
 
-def test_three_shards_write_what_one_writes(runs):
-    one, three, samples = runs
-    assert (one / TARGET).read_bytes() == (three / TARGET).read_bytes()
-    assert len(read_lines(three / TARGET)) == 33 * samples
+def assert_same_answers(one, several, samples, shards):
+    assert (one / TARGET).read_bytes() == (several / TARGET).read_bytes()
+    assert len(read_lines(several / TARGET)) == 33 * samples
 
-    assert len(list(three.path.glob("artifacts/cache/teacher/*/*.jsonl"))) == 3
-    stats, other = (json.loads((run / TARGET.replace(".jsonl", ".stats.json")).read_text()) for run in (one, three))
+    assert len(list(several.path.glob("artifacts/cache/teacher/*/*.jsonl"))) == shards
+    stats, other = (json.loads((run / TARGET.replace(".jsonl", ".stats.json")).read_text()) for run in (one, several))
     assert stats.keys() == other.keys()
     measured = {"seconds", "tokens_per_second", "peak_memory_mb"}
     assert all(stats[name] == other[name] for name in stats.keys() - measured)
     assert (other["prompts"], other["from_cache"], other["generated"]) == (33, 0, 33 * samples)
-    assert not (three / f"{RAW}/shards").exists()
+    assert not (several / f"{RAW}/shards").exists()
 
 
-@pytest.mark.parametrize("runs", [(SAMPLED, 2)], indirect=True, ids=["sampled"])
-def test_a_student_trains_on_all_answers_and_is_asked_each_prompt_once(runs):
-    _, directory, _ = runs
+def test_two_shards_write_what_one_job_writes(sampled):
+    assert_same_answers(*sampled, samples=2, shards=2)
+
+
+@pytest.mark.slow
+def test_three_greedy_shards_write_what_one_job_writes(fresh, tmp_path):
+    assert_same_answers(*run_both(fresh, tmp_path, GREEDY, shards=3), samples=1, shards=3)
+
+
+def test_a_student_trains_on_all_answers_and_predicts_each_prompt_once(sampled):
+    directory = sampled[1]
     predictions = "output/evaluation/student_seqkd/banks.predictions.jsonl"
     output = directory.run(predictions)
-    assert "rule generate_answers" not in output  # what the shards wrote is gone, and not wanted again
+    assert "rule generate_answers" not in output  # the shards' temporary files are not needed again
     folder = directory / "artifacts/distill_data/processed/banks"
     splits = {name: read_lines(folder / f"{name}.jsonl") for name in ("train", "val", "test")}
     prompts = {name: {record["uid"] for record in records} for name, records in splits.items()}
@@ -57,9 +66,8 @@ def test_a_student_trains_on_all_answers_and_is_asked_each_prompt_once(runs):
     assert len(read_lines(directory / predictions)) == len(splits["test"])
 
 
-def test_shards_changed_on_a_finished_run(finished, tmp_path):
-    """Gathered on their own first, the same answers leave everything after them as it is."""
-    copy = finished.copy(tmp_path / "copy")
+def test_another_number_of_shards_on_a_finished_run(copy):
+    """Once the answers are gathered again, they are unchanged, so later steps do not rerun."""
     copy.configure(copy.config | {"teacher": copy.config["teacher"] | {"shards": 2}})
     assert {"gather_answers", "split_answers", "train_student"} <= {rule for rule, _ in copy.planned()}
     copy.run("--until", "gather_answers")

@@ -1,4 +1,4 @@
-"""What the profile slurm would submit, from dry runs: they need no Slurm."""
+"""The jobs that the profile slurm submits, from dry runs, which need no Slurm."""
 
 import re
 import subprocess
@@ -38,7 +38,7 @@ def plan(seven):
 
 
 def find_resources(plan):
-    """(rule, what it asks for) of each job."""
+    """Return (rule, resources) of each job."""
     return re.findall(r"^ *rule (\w+):\n(?:.+\n)*? *resources: (.*)$", plan, flags=re.MULTILINE)
 
 
@@ -50,37 +50,46 @@ def test_seven_categories_are_at_most_forty_submissions(plan):
     assert len(groups) + len(single) - 1 <= 40
 
 
-def test_jobs_that_load_a_model_ask_for_a_gpu_and_others_for_none(plan):
+def test_jobs_that_load_a_model_request_a_gpu_and_others_do_not(plan):
     jobs = find_resources(plan)
-    asking = {rule for rule, resources in jobs if re.search(r"\bgpu=1\b", resources)}
-    assert asking == {"generate_answers", "train_student", "predict_answers"}
+    on_gpu = {rule for rule, resources in jobs if re.search(r"\bgpu=1\b", resources)}
+    assert on_gpu == {"generate_answers", "train_student", "predict_answers"}
     assert {"mix_records", "split_answers", "score_predictions", "tabulate_scores"} <= {rule for rule, _ in jobs}
 
 
-@pytest.mark.parametrize(
-    ("train", "expected", "launch"),
-    [
-        ({}, r"gpu=1\b(?!.*nodes)", "python "),
-        # Slurm refuses a job with fewer GPUs than nodes.
-        ({"nodes": 2}, "gpu=2, nodes=2, tasks=2, tasks_per_gpu=0, mpi=srun", "--nodes 2 --gpus 1"),
-        ({"nodes": 2, "gpus_per_node": 4}, "gpu=8, nodes=2, tasks=2", "--nodes 2 --gpus 4"),
-        ({"gpus_per_node": 4}, "gpu=4, nodes=1", "--nodes 1 --gpus 4"),
-    ],
-)
-def test_a_training_asks_for_the_gpus_of_all_its_nodes(seven, train, expected, launch):
+# Student: settings of its training, and the resources and the launcher that they give.
+TRAININGS = {
+    "default": ({}, r"gpu=1\b(?!.*nodes)", "python "),
+    # Slurm rejects a job with fewer GPUs than nodes.
+    "two_nodes": ({"nodes": 2}, "gpu=2, nodes=2, tasks=2, tasks_per_gpu=0, mpi=srun", "--nodes 2 --gpus 1"),
+    "eight_gpus": ({"nodes": 2, "gpus_per_node": 4}, "gpu=8, nodes=2, tasks=2", "--nodes 2 --gpus 4"),
+    "four_gpus": ({"gpus_per_node": 4}, "gpu=4, nodes=1", "--nodes 1 --gpus 4"),
+}
+
+
+def test_a_training_requests_the_gpus_of_all_its_nodes(seven):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    config["students"]["student_kd"]["train"] |= train
+    student = config["students"]["student_kd"]
+    trainings = {name: student["train"] | train for name, (train, _, _) in TRAININGS.items()}
+    config["students"] = {name: student | {"train": train} for name, train in trainings.items()}
     path = seven / "training.yaml"
     path.write_text(yaml.safe_dump(config))
-    text = dry_run(seven, "output/student_kd/banks/model.safetensors", "--configfile", path)
-    (resources,) = [resources for rule, resources in find_resources(text) if rule == "train_student"]
-    assert re.search(expected, resources)
-    (command,) = [line for line in text.splitlines() if "train_student.py" in line]
-    assert command.split("train_student.py")[0].count(launch) == 1
+    models = [f"output/{name}/banks/model.safetensors" for name in TRAININGS]
+    text = dry_run(seven, *models, "--configfile", path)
+    jobs = re.findall(
+        r"^rule train_student:\n(?:.+\n)*?.*student=(\w+)\n(?:.+\n)*? *resources: (.*)\nShell command: (.*)$",
+        text,
+        flags=re.MULTILINE,
+    )
+    assert {name for name, _, _ in jobs} == TRAININGS.keys()
+    for name, resources, command in jobs:
+        _, expected, launch = TRAININGS[name]
+        assert re.search(expected, resources), name
+        assert command.split("train_student.py")[0].count(launch) == 1, name
 
 
-def test_every_job_of_a_group_takes_its_one_slot(plan):
-    """They come one after the other: else a group asks for the processors of several, and the time of one."""
+def test_every_job_of_a_group_takes_the_only_slot(plan):
+    """So the jobs of a group run one after another, and the group requests the CPUs of one and the time of all."""
     assert PROFILE["resources"] == ["group_slots=1"]
     taking = [
         name for name in find_rules() if re.search(r"^ *group_slots=1,$", find_directive(name, "resources"), re.M)

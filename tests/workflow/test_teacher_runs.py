@@ -1,4 +1,4 @@
-"""Asking the teacher as a user has it done: what is asked for, what is kept, and what bad input does."""
+"""Generation of the teacher's answers: which prompts it runs for, what is cached, and the errors of bad input."""
 
 import json
 import re
@@ -14,7 +14,7 @@ SHORT = {"generation": {"max_new_tokens": 4, "temperature": 0.0, "batch_size": 8
 
 @pytest.fixture
 def directory(fresh, tmp_path):
-    """Records and models, with a teacher that has no adapters and is brief."""
+    """Records and models, with a teacher that has no adapters and gives short answers."""
     directory = fresh.copy(tmp_path / "run")
     directory.configure(directory.config | {"teacher": TEACHER | SHORT})
     return directory
@@ -37,11 +37,11 @@ def uids(directory, category="banks"):
 
 
 def cached(directory):
-    """Every kept answer, by the file that holds it."""
+    """Return the cached answers by file."""
     return {path: read_lines(path) for path in directory.path.glob("artifacts/cache/teacher/*/*.jsonl")}
 
 
-def test_five_records_more_cost_their_own_answers_only(directory):
+def test_five_more_records_generate_their_own_answers_only(directory):
     make_records(directory.path, grpo=205)
     raw = directory / "artifacts/grpo/grpo_banks.jsonl"
     lines = raw.read_text().splitlines(keepends=True)
@@ -53,16 +53,16 @@ def test_five_records_more_cost_their_own_answers_only(directory):
     raw.write_text("".join(lines))
     directory.run(TARGETS["banks"])
     new = uids(directory) - before
-    assert 3 <= len(new) <= 5  # the mix takes int(205 · 0.7), and a new record may stand for an old one
+    assert 3 <= len(new) <= 5  # the mix takes int(205 · 0.7), so a new record may replace an old one
     assert counts(directory) == (155, 155 - len(new), len(new))
     (added,) = [answers for path, answers in cached(directory).items() if path not in kept]
     assert {answer["uid"] for answer in added} == new
     assert len(added) == len(new)
 
 
-def test_two_jobs_at_a_time_leave_a_cache_that_all_read(directory):
+def test_two_jobs_at_a_time_share_a_cache(directory):
     change_teacher(directory, generation=SHORT["generation"] | {"max_new_tokens": 64})
-    # A third category, of prompts that the other two ask for.
+    # A third category with prompts of the other two.
     shutil.copyfile(
         directory / "artifacts/grpo/grpo_banks.jsonl", directory / "artifacts/grpo/grpo_pension_funds.jsonl"
     )
@@ -92,7 +92,7 @@ def test_a_server_needs_no_gpu(directory):
     directory.configure(directory.config | {"device": "auto", "students": students})
 
     def resources():
-        """Of the one job that asks the teacher, and its command."""
+        """Return the resources and the command of the job that generates the answers."""
         output = directory.run("-n", TARGETS["banks"])
         return re.search(
             r"^rule generate_answers:.*?resources: (.*?)\nShell command: (.*?)$", output, re.M | re.S
@@ -137,7 +137,7 @@ def test_a_prompt_longer_than_the_context(directory):
 
 
 def save_foreign_adapter(folder):
-    """LoRA weights of a GPT-2."""
+    """Replace an adapter with LoRA weights of a GPT-2."""
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -147,26 +147,35 @@ def save_foreign_adapter(folder):
     get_peft_model(model, lora).save_pretrained(folder)
 
 
-def test_bad_adapters_fail_their_own_category_and_lose_nothing(directory):
-    change_teacher(directory, adapter="models/adapters/{category}")
-    directory.run(TARGETS["banks"])
-    answers = (directory / TARGETS["banks"]).read_bytes()
-    adapter, aside = directory / "models/adapters/banks", directory / "models/aside"
+def forget_answers(directory, category):
+    """Remove a category's answers and its part of the cache."""
+    known = uids(directory, category)
+    (directory / TARGETS[category]).unlink()
+    for path, answers in cached(directory).items():
+        if {answer["uid"] for answer in answers} & known:
+            path.unlink()
+
+
+def test_bad_adapters_fail_their_own_category_and_lose_nothing(copy):
+    """Banks' adapter is missing, then of another model, then restored; households is generated meanwhile."""
+    answers = (copy / TARGETS["banks"]).read_bytes()
+    adapter, aside = copy / "models/adapters/banks", copy / "models/aside"
+    forget_answers(copy, "households")
 
     shutil.move(adapter, aside)
-    output = directory.run(TARGETS["banks"], TARGETS["households"], check=False)
+    output = copy.run(TARGETS["banks"], TARGETS["households"], check=False)
     assert re.search(r"error: .*models/adapters/banks", output)
     assert "Traceback" not in output
-    assert counts(directory, "households") == (33, 0, 33)
+    assert counts(copy, "households") == (33, 0, 33)
 
     shutil.copytree(aside, adapter)
     save_foreign_adapter(adapter)
-    output = directory.run(TARGETS["banks"], check=False)
+    output = copy.run(TARGETS["banks"], check=False)
     assert "error: models/adapters/banks: the adapter does not fit the model" in output
     assert "Traceback" not in output
 
     shutil.rmtree(adapter)
     shutil.move(aside, adapter)
-    directory.run(TARGETS["banks"])
-    assert counts(directory) == (33, 33, 0)
-    assert (directory / TARGETS["banks"]).read_bytes() == answers
+    copy.run(TARGETS["banks"])
+    assert counts(copy) == (33, 33, 0)
+    assert (copy / TARGETS["banks"]).read_bytes() == answers

@@ -1,4 +1,4 @@
-"""Answer fixed questions, which have no reference, with a model: what is read side by side.
+"""Answer fixed questions, which have no reference, with a model, to read the answers of all models side by side.
 
     python answer_questions.py --questions "What is rain?" --system "Answer briefly." --category banks \
         --model output/student_kd/banks --out output/evaluation/student_kd/banks.questions.jsonl
@@ -22,13 +22,18 @@ logger = logging.getLogger("answer_questions")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", nargs="+", required=True, metavar="TEXT")
-    parser.add_argument("--system", required=True, help="system text of all questions")
+    parser.add_argument("--system", required=True, help="system prompt of all questions")
     parser.add_argument("--category", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--journal", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
+    parser.add_argument(
+        "--journal",
+        type=Path,
+        default=Path("artifacts/predicted"),
+        help="folder of stored answers",
+    )
     add_options(parser, EngineOptions)
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
@@ -38,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Answer and write."""
+    """Answer the questions and write the file."""
     args = parse_args(argv)
     engine = build_engine(args)
     journal = find_journal(args.journal, args.out, code_digest(Path(__file__)))

@@ -1,10 +1,10 @@
-r"""Measure how likely the teacher finds the answers of all models to a category's test prompts.
+r"""Measure the teacher's likelihood of the answers of all models to a category's test prompts.
 
     python judge_answers.py --predictions output/evaluation/*/banks.predictions.jsonl \
         --model Qwen/Qwen2.5-7B-Instruct --out output/evaluation/teacher/banks.judged.jsonl
 
-Its perplexity is fdistill's coverage: low where a student says nothing that the teacher would not say. The teacher is
-loaded once for all of them, and reads only what it has not read before.
+fdistill coverage is the perplexity from these likelihoods: it is low if a student's answers are likely for the teacher.
+The teacher is loaded once for all models. Answers that are in the journal are not judged again.
 """
 
 import argparse
@@ -24,13 +24,13 @@ logger = logging.getLogger("judge_answers")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--predictions", type=Path, nargs="+", required=True, help=".../MODEL/CATEGORY.predictions.jsonl"
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--journal", type=Path, default=Path("artifacts/judged"), help="folder of what was read before")
+    parser.add_argument("--journal", type=Path, default=Path("artifacts/judged"), help="folder with judged answers")
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
     add_options(parser, DeviceOptions)
@@ -41,11 +41,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Judge and write."""
+    """Judge the answers and write the file."""
     args = parse_args(argv)
     predictions = {model: load_predictions([path]) for model, path in find_models(args.predictions).items()}
     count = write_jsonl(args.out, judge(predictions, cast(ScoringEngine, build_engine(args)), args.journal))
-    logger.info("%d judged answers of %d models -> %s", count, len(predictions), args.out)
+    logger.info("%d judged answers from %d models -> %s", count, len(predictions), args.out)
 
 
 if __name__ == "__main__":

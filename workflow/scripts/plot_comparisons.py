@@ -23,11 +23,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the table and draw it."""
+    """Read the differences and draw them."""
     args = parse_args(argv)
     rows = read_comparisons(args.comparisons)
     draw_comparisons(rows, args.out)
-    logger.info("drew the differences of %d rows -> %s", len(rows), args.out)
+    logger.info("drew %d differences -> %s", len(rows), args.out)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the table and draw it."""
+    """Read the scores and draw them."""
     args = parse_args(argv)
     scores = read_scores(args.scores)
     draw_scores(scores, args.out)
-    logger.info("drew the scores of %d rows -> %s", len(scores), args.out)
+    logger.info("drew %d scores -> %s", len(scores), args.out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     logs = [read_training_log(path) for path in args.logs]
     draw_training(logs, args.out)
-    logger.info("drew %d logged lines of %d logs -> %s", sum(len(log.lines) for log in logs), len(logs), args.out)
+    logger.info("drew %d lines from %d logs -> %s", sum(len(log.lines) for log in logs), len(logs), args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Draw predicted against true values, a panel a model and category.
+r"""Draw predicted against true values, a panel per model and category.
 
     python workflow/scripts/plot_values.py \
         --predictions output/evaluation/*/*.predictions.jsonl --answer-key holding_log_delta \
@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--predictions", nargs="+", required=True, metavar="FILE", help=".../MODEL/CATEGORY.predictions.jsonl"
     )
-    parser.add_argument("--answer-key", default="value", help="what the values are, for the axes' labels")
+    parser.add_argument("--answer-key", default="value", help="name of the values, for the axis labels")
     parser.add_argument("--out", required=True, metavar="FILE", help="the figure, .svg or .png")
     return parser.parse_args(argv)
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     panels = [read_values(path) for path in args.predictions]
     draw_values(panels, args.out, args.answer_key)
     logger.info(
-        "drew %d of %d predictions (the others are unusable or have no label) -> %s",
+        "drew %d of %d predictions, the others are unusable or have no label -> %s",
         sum(len(panel.true) for panel in panels),
         sum(panel.records for panel in panels),
         args.out,

@@ -1,9 +1,9 @@
-"""Answer a category's test prompts with a model, and measure how likely it finds the teacher's answers.
+"""Answer a category's test prompts with a model, and measure the model's likelihood of the teacher's answers.
 
     python predict_answers.py --test processed/banks/test.jsonl --category banks --model output/student_kd/banks \
         --out output/evaluation/student_kd/banks.predictions.jsonl
 
-With --engine openai a server answers, and nothing is measured: --no-likelihood.
+An engine that gives answers only, such as openai, needs --no-likelihood.
 """
 
 import argparse
@@ -26,13 +26,23 @@ logger = logging.getLogger("predict_answers")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--test", type=Path, required=True, help="test.jsonl, with test.source and test.target beside")
+    parser.add_argument("--test", type=Path, required=True, help="test.jsonl, next to test.source and test.target")
     parser.add_argument("--category", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=True, help="as perplexity needs")
-    parser.add_argument("--journal", type=Path, default=Path("artifacts/predicted"), help="folder of kept answers")
+    parser.add_argument(
+        "--likelihood",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the likelihood of the references",
+    )
+    parser.add_argument(
+        "--journal",
+        type=Path,
+        default=Path("artifacts/predicted"),
+        help="folder of stored answers",
+    )
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
     add_options(parser, EngineOptions)
     add_options(parser, BatchOptions)
@@ -43,7 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Predict and write."""
+    """Answer the prompts and write the predictions."""
     args = parse_args(argv)
     if args.likelihood and not ENGINES[args.engine].gives_likelihoods:
         raise InputError(
@@ -56,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     write_jsonl(args.out, ({"category": args.category} | prediction for prediction in predictions))
     forget_others(journal, engine)
     usable = sum(prediction["usable"] for prediction in predictions)
-    logger.info("%d predictions: %d usable, %d not", len(predictions), usable, len(predictions) - usable)
+    logger.info("%d predictions: %d usable, %d not usable", len(predictions), usable, len(predictions) - usable)
 
 
 if __name__ == "__main__":

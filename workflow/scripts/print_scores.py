@@ -1,4 +1,4 @@
-"""Print the scores of a metrics.csv as a table to read: a block a category, a row a model.
+"""Print the scores of a metrics.csv as a readable table: a block per category, a row per model.
 
 python workflow/scripts/print_scores.py --scores output/report/metrics.csv [--markdown]
 """
@@ -14,7 +14,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scores", required=True, metavar="FILE", help="metrics.csv")
-    parser.add_argument("--markdown", action="store_true", help="one Markdown table in place of plain text")
+    parser.add_argument("--markdown", action="store_true", help="print one Markdown table instead of plain text")
     return parser.parse_args(argv)
 
 

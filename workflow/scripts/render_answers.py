@@ -1,4 +1,4 @@
-r"""Make the HTML page of a category's answers side by side: one file, searchable, that asks for no other.
+r"""Render the HTML page of a category's answers side by side: one searchable file that loads nothing else.
 
     python workflow/scripts/render_answers.py --category banks --records 200 \
         --predictions output/evaluation/*/banks.predictions.jsonl \
@@ -19,18 +19,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--category", required=True)
     parser.add_argument(
-        "--predictions", nargs="+", required=True, metavar="FILE", help=".../MODEL/CATEGORY.predictions.jsonl, in order"
+        "--predictions",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=".../MODEL/CATEGORY.predictions.jsonl",
     )
-    parser.add_argument(
-        "--questions", nargs="*", default=[], metavar="FILE", help=".../MODEL/CATEGORY.questions.jsonl; may be none"
-    )
-    parser.add_argument("--records", type=int, default=200, help="test prompts on the page, by a hash of their uid")
+    parser.add_argument("--questions", nargs="*", default=[], metavar="FILE", help=".../MODEL/CATEGORY.questions.jsonl")
+    parser.add_argument("--records", type=int, default=200, help="maximum number of test prompts on the page")
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the answers and write the page."""
+    """Read the answers, render the page and write it."""
     args = parse_args(argv)
     tests = read_answers(args.predictions, ".predictions.jsonl")
     questions = read_answers(args.questions, ".questions.jsonl")

@@ -1,6 +1,6 @@
 r"""Gather metrics files into metrics.csv: model,category,metric,value,ci_low,ci_high,n.
 
-Model and category come from the path; an undefined figure is an empty cell.
+Model and category come from the path; an undefined score is an empty cell.
 
     python workflow/scripts/tabulate_scores.py \
         --metrics output/evaluation/*/*.metrics.json --out output/report/metrics.csv
@@ -26,12 +26,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the long table of all scores."""
+    """Gather the scores and write the table."""
     args = parse_args(argv)
     scores = gather_scores(args.metrics)
     rows = write_scores(args.out, scores)
     undefined = sum(score.value is None for score in scores)
-    logger.info("wrote %d scores of %d files, %d undefined -> %s", rows, len(args.metrics), undefined, args.out)
+    logger.info("wrote %d scores from %d files, %d undefined -> %s", rows, len(args.metrics), undefined, args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo's tokenizer, models and adapters: folders that transformers and PEFT load, trained on what counts."""
+"""The demo's tokenizer, models and adapters: transformers and PEFT can load them, and they learn."""
 
 import json
 import math
@@ -15,16 +15,10 @@ import train_demo_model
 import train_demo_tokenizer
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl, write_jsonl
+from distill.demo.batches import draw_batches, encode_chats
 from distill.demo.data import make_record, write_demo_data
-from distill.demo.models import (
-    build_model,
-    completion_loss,
-    draw_batches,
-    encode_chats,
-    keeps_format,
-    measure_coverage,
-    train_to_format,
-)
+from distill.demo.models import build_model, completion_loss, keeps_format, measure_coverage, train_to_format
+from distill.demo.options import DemoStudent
 from distill.demo.tokenizer import load_demo_tokenizer, read_chats, train_tokenizer
 from distill.models.chat import encode_prompt, get_end_of_turn_id
 from distill.records.raw_records import get_uid
@@ -35,7 +29,7 @@ SIZES = ["--layers", "2", "--hidden", "32", "--heads", "2", "--intermediate", "3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working directory with raw records, a tokenizer, and a model of two steps."""
+    """A working directory with raw records, a tokenizer, and a model trained for two steps."""
     folder = tmp_path_factory.mktemp("demo")
     write_demo_data(folder, ["banks", "households"], [], 40, 60, 42)
     sft, grpo = (sorted(map(str, (folder / "artifacts" / kind).iterdir())) for kind in ("sft", "grpo"))
@@ -55,8 +49,12 @@ def chats(folder):
     return list(read_chats(sorted((folder / "artifacts" / "sft").iterdir())))
 
 
+def get_sizes(**changes):
+    return DemoStudent(**{"layers": 2, "hidden": 32, "heads": 2, "intermediate": 32, "vocab_size": 1088} | changes)
+
+
 def build_tiny(tokenizer, vocab_size=1088, seed=0):
-    return build_model(tokenizer, 1, 16, 2, 16, vocab_size, seed)
+    return build_model(tokenizer, get_sizes(layers=1, hidden=16, intermediate=16, vocab_size=vocab_size), seed)
 
 
 def test_tokenizer_is_byte_level_with_single_digits_and_chatml(folder):
@@ -74,7 +72,7 @@ def test_tokenizer_is_byte_level_with_single_digits_and_chatml(folder):
     assert len(tokenizer("<|im_start|>").input_ids) == 1
 
 
-def test_tokenizer_learns_no_placeholder(tmp_path):
+def test_placeholders_are_read_as_empty_answers(tmp_path):
     files = [tmp_path / "grpo.jsonl", tmp_path / "sft.jsonl"]
     for path, kind in zip(files, ("grpo", "sft"), strict=True):
         write_jsonl(path, [make_record("households", kind, 0, 42)])
@@ -83,7 +81,7 @@ def test_tokenizer_learns_no_placeholder(tmp_path):
     assert answer.startswith("<think>")
 
 
-def test_tokenizer_has_the_size_that_is_asked_for():
+def test_tokenizer_has_the_requested_size():
     text = " ".join(f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefgh")
     assert len(train_tokenizer([text, text], 300)) == 300
 
@@ -149,7 +147,7 @@ def test_keeps_format(text, kept):
 def test_a_model_learns_one_answer_and_its_coverage_shows_it(tokenizer, chats):
     system, user, answer = chats[0]
     examples = encode_chats(tokenizer, [(system, f"{user}{n}", answer) for n in range(40)], 4096)
-    model = build_model(tokenizer, 2, 32, 2, 32, 1088, 0)
+    model = build_model(tokenizer, get_sizes(), 0)
     assert measure_coverage(model, tokenizer, examples[1]) == 0
     batches = draw_batches(examples[0], 4, 4096, random.Random(0))
     coverage = train_to_format(model, tokenizer, batches, examples[1], 40, 1e-2, min_coverage=1.0, max_rounds=5)
@@ -157,7 +155,7 @@ def test_a_model_learns_one_answer_and_its_coverage_shows_it(tokenizer, chats):
     assert completion_loss(model, examples[1]).item() < math.log(2)
 
 
-def test_coverage_that_is_not_reached_is_an_error(tokenizer, chats):
+def test_insufficient_coverage_is_an_error(tokenizer, chats):
     training, held_out = encode_chats(tokenizer, chats, 4096)
     batches = draw_batches(training, 2, 4096, random.Random(0))
     with pytest.raises(
@@ -170,7 +168,7 @@ def test_bad_sizes_are_refused(tokenizer):
     with pytest.raises(InputError, match="--vocab-size"):
         build_tiny(tokenizer, vocab_size=len(tokenizer) - 1)
     with pytest.raises(InputError, match="--hidden"):
-        build_model(tokenizer, 1, 18, 2, 16, 1088, 0)
+        build_model(tokenizer, get_sizes(hidden=18), 0)
 
 
 def test_same_seed_same_weights(tokenizer):
@@ -190,7 +188,7 @@ def test_model_folder_is_an_ordinary_one_that_stops_at_the_end_of_turn(folder):
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
     ]
-    # A model that can say nothing but the end of turn says it once.
+    # A model that only generates the end of turn generates it once.
     with torch.no_grad():
         model.model.norm.weight.zero_()
         model.lm_head = torch.nn.Linear(32, 1088)
@@ -204,7 +202,7 @@ def test_adapter_is_a_checkpoint_over_the_model_that_changes_it(folder):
     out = folder / "adapters" / "banks"
     train_demo_adapter.main([*arguments, "--out", str(out), "--rank", "2", "--steps", "2", "--batch-size", "2"])
     settings = json.loads((out / "adapter_config.json").read_text())
-    # What the teacher's signals are known by: the same bytes in each run.
+    # The cached signals depend on these bytes, so they must not differ between runs.
     assert settings["target_modules"] == sorted(settings["target_modules"])
     assert (settings["peft_type"], settings["r"]) == ("LORA", 2)
     ids = torch.tensor([[5, 6, 7]])
@@ -218,7 +216,7 @@ def test_adapter_is_a_checkpoint_over_the_model_that_changes_it(folder):
 def test_missing_and_malformed_files_are_named(folder, tmp_path):
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         train_demo_tokenizer.main(["--sft", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "tokenizer")])
-    with pytest.raises(InputError, match="no record to train the tokenizer on"):
+    with pytest.raises(InputError, match="--sft, --grpo: expected records to train the tokenizer on, found none"):
         train_demo_tokenizer.main(["--out", str(tmp_path / "tokenizer")])
     bad = tmp_path / "bad.jsonl"
     record = next(record for _, record in read_jsonl(folder / "artifacts/sft/sft_train_banks.jsonl"))
@@ -230,7 +228,7 @@ def test_missing_and_malformed_files_are_named(folder, tmp_path):
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_what_the_splits_hold_out_is_not_learnt(tokenizer, chats):
+def test_validation_and_test_records_are_held_out(tokenizer, chats):
     split = (7, Fraction(1, 5), Fraction(1, 4))
     training, held_out = encode_chats(tokenizer, chats, 4096, split)
     learnt = {tuple(prompt) for prompt, _ in training}

@@ -1,1 +1,1 @@
-"""The demo's data, tokenizer and models, and the SmolLM2 example. May import student, models, records and common."""
+"""The demo's data, tokenizer and models, and the SmolLM2 model. May import student, models, records and common."""

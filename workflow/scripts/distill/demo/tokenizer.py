@@ -1,4 +1,4 @@
-"""The tokenizer of the demo's models: a small byte-level BPE in the format of Qwen2's, trained on the raw records."""
+"""The tokenizer of the demo's models: a small byte-level BPE in Qwen2's format, trained on the raw records."""
 
 import json
 import logging
@@ -23,15 +23,15 @@ CHAT_TEMPLATE = (
 )
 
 
-# System text, user text, answer ("" where the assistant's turn is a placeholder).
+# System prompt, user prompt, answer ("" if the assistant's turn is a placeholder).
 Chat = tuple[str, str, str]
 
 
 def read_chats(paths: Sequence[Path]) -> Iterator[Chat]:
-    """Yield the chats of raw files, GRPO or SFT.
+    """Yield the chats of raw GRPO and SFT files.
 
     Raises:
-        InputError: a file is not there, or a record is not well-formed; names file, line and field.
+        InputError: a file does not exist, or a record is malformed; names file, line and field.
     """
     for path in paths:
         if not path.is_file():
@@ -42,12 +42,14 @@ def read_chats(paths: Sequence[Path]) -> Iterator[Chat]:
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 1024) -> Qwen2Tokenizer:
-    """Train a byte-level BPE, digits single, as a Qwen2 tokenizer with ChatML template; eos is END, padding is PAD.
+    """Train a byte-level BPE with single digits and a ChatML template, as a Qwen2 tokenizer.
 
-    It has `size` tokens with the three special ones, fewer where the texts have too few distinct words to merge.
+    Args:
+        texts: training texts.
+        size: size of the vocabulary, including three special tokens. It is smaller if the texts have too few words.
     """
     bpe = Tokenizer(models.BPE())
-    # The pieces within which Qwen2 merges; its class puts the same ones back whenever it loads the files.
+    # Qwen2Tokenizer restores these two whenever it loads the files.
     qwen = Qwen2Tokenizer().backend_tokenizer
     bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -68,28 +70,29 @@ def train_tokenizer(texts: Iterable[str], size: int = 1024) -> Qwen2Tokenizer:
 
 
 def write_tokenizer(paths: Sequence[Path], out: Path, size: int = 1024) -> Qwen2Tokenizer:
-    """Train a tokenizer on the chats of raw files and write its folder.
+    """Train a tokenizer on the chats of raw files and write it to a folder.
 
     Raises:
-        InputError: as `read_chats`; or the files hold no record.
+        InputError: see `read_chats`; or the files have no records.
     """
     chats = list(read_chats(paths))
     if not chats:
-        raise InputError(f"no record to train the tokenizer on in {', '.join(map(str, paths)) or 'no file'}")
+        files = ", ".join(map(str, paths)) or "--sft, --grpo"
+        raise InputError(f"{files}: expected records to train the tokenizer on, found none")
     texts = (f"system\n{system}\nuser\n{user}\nassistant\n{answer}" for system, user, answer in chats)
     tokenizer = train_tokenizer(texts, size)
     with replace_directory(out) as folder:
         tokenizer.save_pretrained(folder)
-    logger.info("tokenizer %s: %d tokens from %d records of %d files", out, len(tokenizer), len(chats), len(paths))
+    logger.info("%s: %d tokens, trained on %d records from %d files", out, len(tokenizer), len(chats), len(paths))
     return tokenizer
 
 
 def load_demo_tokenizer(folder: Path) -> Qwen2Tokenizer:
-    """The tokenizer of a folder that `write_tokenizer` wrote, or of a model's folder.
+    """Load the tokenizer of a folder from `write_tokenizer`, or of one of the demo's models.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder has no tokenizer.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder}: expected a tokenizer's folder, found no tokenizer.json in it")
+        raise InputError(f"{folder}: expected a tokenizer folder, found no tokenizer.json in it")
     return Qwen2Tokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""How likely the teacher finds the answers of the other models; what was read once is not read again."""
+"""The teacher's likelihood of the answers of all models; a journal keeps judged answers, so that a rerun resumes."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from distill.generation.engine import ScoringEngine
 logger = logging.getLogger(__name__)
 
 FIELDS = ("nll", "nll_tokens", "nll_hits")
-BATCHES_AT_ONCE = 8  # answers are read longest first within so many batches, and then kept
+BATCHES_PER_PART = 8  # answers are sorted by length within a part, then scored and written to the journal
 
 
 def get_key(prediction: dict[str, Any]) -> str:
-    """Digest of what the teacher reads: prompt and answer, and whether the answer has an end."""
+    """Digest of everything that determines the likelihood: prompt, answer, and whether the answer is truncated."""
     return digest_of([prediction[name] for name in ("system", "prompt", "prediction", "finish_reason")])
 
 
@@ -31,58 +31,70 @@ def parse_judged(record: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
-    """Files of predictions by the models' names, of `…/{model}/{category}.predictions.jsonl`.
+    """Sort prediction files `…/{model}/{category}.predictions.jsonl` by model.
 
     Raises:
-        InputError: two files of one model.
+        InputError: two files belong to one model.
     """
     models: dict[str, Path] = {}
     for path in paths:
         if (other := models.setdefault(path.parent.name, path)) != path:
-            raise InputError(f"{path}: the model is that of {other}")
+            raise InputError(f"{path}: expected one file per model, found {other} before")
     return models
 
 
 def judge(
     predictions: dict[str, list[dict[str, Any]]], engine: ScoringEngine, journal: Path
 ) -> Iterator[dict[str, Any]]:
-    """Yield `model`, `category`, `uid` of each prediction with `nll`, `nll_tokens` and `nll_hits` of its answer.
+    """Judge the predictions of all models; equal answers to the same prompt are judged once.
 
     Args:
-        predictions: of `load_predictions`, by model.
-        engine: the teacher's; it loads the model only if an answer has to be scored.
-        journal: folder of what was judged before.
+        predictions: records from `load_predictions`, by model.
+        engine: the teacher's engine; it loads the model only if the journal lacks an answer.
+        journal: folder with the journals of judged answers, one per teacher.
+
+    Yields:
+        `model`, `category` and `uid` of each prediction, with `nll` (nats), `nll_tokens` and `nll_hits` of its answer.
     """
     path = journal / f"{engine.fingerprint()}.jsonl"
-    kept = dict(read_journal(path, parse_judged, "a judged answer"))
-    asked = {get_key(one): one for records in predictions.values() for one in records}
-    missing = [(key, one) for key, one in asked.items() if key not in kept]
-    logger.info(
-        "%d different answers: %d judged before, %d to judge", len(asked), len(asked) - len(missing), len(missing)
-    )
+    judged = dict(read_journal(path, parse_judged, "a judged answer"))
+    distinct = {get_key(one): one for records in predictions.values() for one in records}
+    missing = [(key, one) for key, one in distinct.items() if key not in judged]
+    known = len(distinct) - len(missing)
+    logger.info("%d distinct answers: %d in the journal, %d to judge", len(distinct), known, len(missing))
     if missing:
-        kept |= read_answers(missing, engine, path)
+        judged |= judge_missing(missing, engine, path)
     for model, records in predictions.items():
         for one in records:
-            yield {"model": model, "category": one["category"], "uid": one["uid"], **kept[get_key(one)]}
+            yield {"model": model, "category": one["category"], "uid": one["uid"], **judged[get_key(one)]}
 
 
-def read_answers(
+def judge_missing(
     missing: Sequence[tuple[str, dict[str, Any]]], engine: ScoringEngine, path: Path
 ) -> dict[str, dict[str, Any]]:
-    """Have the teacher read answers, some batches at a time, each kept before the next."""
+    """Judge answers in parts; each part is on disk before the next one starts.
+
+    Args:
+        missing: (key, prediction) of each answer.
+        engine: the teacher's engine.
+        path: the journal.
+
+    Returns:
+        The likelihoods by key.
+    """
     from distill.evaluation.predict import measure_likelihoods
 
-    size = BATCHES_AT_ONCE * engine.score_batch_size
-    found: dict[str, dict[str, Any]] = {}
+    size = BATCHES_PER_PART * engine.score_batch_size
+    judged: dict[str, dict[str, Any]] = {}
     progress = Progress(len(missing), "judged answers")
     for start in range(0, len(missing), size):
         part = missing[start : start + size]
         tests = [one | {"is_whole": one["finish_reason"] != "length"} for _, one in part]
-        judged = measure_likelihoods(tests, "prediction", engine)
-        with Journal(path) as kept:
-            kept.append({"key": key} | one for (key, _), one in zip(part, judged, strict=True))
-        found |= {key: one for (key, _), one in zip(part, judged, strict=True)}
-        progress.add(len(part), sum(one["nll_tokens"] for one in judged))
+        likelihoods = measure_likelihoods(tests, "prediction", engine)
+        new = {key: likelihood for (key, _), likelihood in zip(part, likelihoods, strict=True)}
+        with Journal(path) as file:
+            file.append({"key": key} | likelihood for key, likelihood in new.items())
+        judged |= new
+        progress.add(len(part), sum(likelihood["nll_tokens"] for likelihood in likelihoods))
     progress.close()
-    return found
+    return judged

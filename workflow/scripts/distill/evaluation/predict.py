@@ -1,4 +1,4 @@
-"""A model's answers to test prompts, beside the teacher's."""
+"""Predictions: a model's answers to the test prompts, with the likelihood of the teacher's answers."""
 
 import shutil
 from pathlib import Path
@@ -17,36 +17,38 @@ def predict(
     """Answer the prompts of a split, in its order.
 
     Args:
-        records: of `read_split`, each prompt once.
+        records: records from `read_split`, each prompt once.
         engine: a `ScoringEngine` if `likelihood` is set.
-        answer_key: of the answer contract; None accepts every text.
-        likelihood: measure it; it costs another pass over the model.
-        journal: folder where answers are kept, so that a run that was stopped goes on, and one again is a read.
+        answer_key: key of the value in an answer; None accepts any text.
+        likelihood: also measure the likelihood of the references, which costs another forward pass.
+        journal: folder that keeps the answers, so that a rerun resumes.
 
     Returns:
-        For each record its own fields with `reference` (the teacher's answer), `prediction` and what was parsed of
-        it, and with `likelihood` of the reference `nll` (negative log-likelihood in nats), `nll_tokens` (its tokens)
-        and `nll_hits` (those of them that are the model's likeliest).
+        Each record's fields with `reference` (the teacher's answer), `prediction` and the values parsed from it. With
+        `likelihood`, also `nll` (negative log-likelihood of the reference, nats), `nll_tokens` (its tokens) and
+        `nll_hits` (tokens that the model ranks first).
     """
     tests = [get_test(record) for record in records]
     answers = generate_answers(tests, engine, journal)
     likelihoods = measure_likelihoods(tests, "reference", cast(ScoringEngine, engine)) if likelihood else []
     predictions = []
     for position, test in enumerate(tests):
-        generated = answers[test["uid"]]
-        text = generated["raw_output"]
-        parsed = parse_answer(text, answer_key)
-        found = {"prediction": text, "parsed_value": parsed.value, "usable": parsed.problem is None}
-        found |= {"problem": parsed.problem}
-        found |= {name: generated[name] for name in ("finish_reason", "generated_tokens")}
-        if likelihood:
-            found |= likelihoods[position]
-        predictions.append({name: value for name, value in test.items() if name != "is_whole"} | found)
+        answer = answers[test["uid"]]
+        parsed = parse_answer(answer["raw_output"], answer_key)
+        prediction = {name: value for name, value in test.items() if name != "is_whole"} | {
+            "prediction": answer["raw_output"],
+            "parsed_value": parsed.value,
+            "usable": parsed.problem is None,
+            "problem": parsed.problem,
+            "finish_reason": answer["finish_reason"],
+            "generated_tokens": answer["generated_tokens"],
+        }
+        predictions.append(prediction | (likelihoods[position] if likelihood else {}))
     return predictions
 
 
 def find_journal(folder: Path, out: Path, code: str) -> Path:
-    """Where the answers of `…/{model}/{category}.{kind}.jsonl` are kept, apart for each digest of the code.
+    """The folder that keeps the answers of `…/{model}/{category}.{kind}.jsonl`, for one digest of the code.
 
     >>> str(find_journal(Path("kept"), Path("output/student/banks.predictions.jsonl"), "0a"))
     'kept/student/banks.predictions/0a'
@@ -55,14 +57,14 @@ def find_journal(folder: Path, out: Path, code: str) -> Path:
 
 
 def forget_others(journal: Path, engine: Engine) -> None:
-    """Remove the kept answers of models and code that were there before for the same output."""
+    """Remove answers that earlier models or earlier code left for the same output."""
     own = {journal, journal / engine.fingerprint()}
     for path in {*journal.parent.iterdir(), *journal.iterdir()} - own:
-        shutil.rmtree(path, ignore_errors=True)  # it is in no one's way
+        shutil.rmtree(path, ignore_errors=True)  # a leftover only takes space
 
 
 def get_test(record: dict[str, Any]) -> dict[str, Any]:
-    """A split's record with its messages by name."""
+    """A split's record with its messages as `system`, `prompt` and `reference`."""
     system, prompt, reference = (message["content"] for message in record["messages"])
     kept = {name: record[name] for name in ("id", "uid", "origin", "label")}
     is_whole = record["finish_reason"] != "length"
@@ -70,7 +72,7 @@ def get_test(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path) -> dict[str, dict[str, Any]]:
-    """The engine's answer to each test prompt, by uid, as the cache keeps it."""
+    """The engine's answers, as records of the cache by uid."""
     requests = [Request(test["id"], test["uid"], test["system"], test["prompt"]) for test in tests]
     uids = {request.uid for request in requests}
     cached = CachedEngine(engine, journal / engine.fingerprint(), None, uids, "predictions")
@@ -79,16 +81,16 @@ def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path)
 
 
 def measure_likelihoods(tests: list[dict[str, Any]], field: str, engine: ScoringEngine) -> list[dict[str, Any]]:
-    """`nll`, `nll_tokens` and `nll_hits` of a field of each test: see `predict`."""
+    """`nll`, `nll_tokens` and `nll_hits` of the given field of each test; see `predict`."""
     from distill.evaluation.likelihood import answer_likelihoods  # imports transformers
 
     answers = [test | {"answer": test[field]} for test in tests]
-    found = answer_likelihoods(engine, answers)
-    return [{"nll": one.nll, "nll_tokens": one.tokens, "nll_hits": one.hits} for one in found]
+    scores = answer_likelihoods(engine, answers)
+    return [{"nll": score.nll, "nll_tokens": score.tokens, "nll_hits": score.hits} for score in scores]
 
 
 def answer_questions(questions: list[str], system: str, engine: Engine, journal: Path) -> list[dict[str, Any]]:
-    """Answer questions that have no reference, in their order; `id` counts from 1. See `predict`."""
+    """Answer fixed questions, which have no reference, in their order; `id` counts from 1. See also `predict`."""
     asked: list[dict[str, Any]] = [
         {"id": number, "uid": get_uid(system, question), "system": system, "prompt": question}
         for number, question in enumerate(questions, start=1)

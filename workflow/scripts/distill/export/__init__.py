@@ -1,3 +1,3 @@
-"""Models to deploy: merged, nf4, int8 and GGUF folders, model cards, LLaMA-Factory files, serving. May import every
-package below it: report, evaluation, student, teacher, generation, models, records and common.
+"""Export of trained students: model folders, model cards, LLaMA-Factory files, serving commands. May import report,
+evaluation, student, teacher, generation, models, records and common.
 """

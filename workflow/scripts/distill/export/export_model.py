@@ -246,7 +246,7 @@ def call_fresh(function: Callable[..., Result], *arguments: object) -> Result:
 
 
 def start_fresh_process() -> None:
-    """Start logging, and watch the parent process: without it the pool's worker would run on and wait for ever."""
+    """Start logging, and make sure that the process does not outlive its parent."""
     start_logging()
     threading.Thread(target=exit_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as the metadata of a GGUF file."""
+"""Write a byte-level BPE tokenizer to the metadata of a GGUF file."""
 
 import json
 from pathlib import Path
@@ -14,39 +14,47 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
 from distill.common.errors import InputError
 from distill.models.chat import get_end_of_turn_id
 
-# llama.cpp's names of how text is cut into pieces before merging, by the expression that cuts.
+# Regular expression that splits text before merging, to llama.cpp's name of the pre-tokenizer.
 SPLITS = {GGUF_PRE_TOKENIZER_SPLITS[name]: name for name in ("qwen2", "llama-bpe", "qwen35", "gpt-4o", "tekken")}
 
 
 def find_pre_tokenizer(tokenizer: Any) -> str:
-    """llama.cpp's name of the way in which a tokenizer cuts text into pieces before it merges bytes.
+    """llama.cpp's name of a tokenizer's pre-tokenizer, which splits text into pieces before bytes are merged.
 
     Raises:
-        InputError: no byte-level BPE, or a way that is not known here.
+        InputError: the tokenizer is not a byte-level BPE, or its pre-tokenizer is not supported.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    described = backend["pre_tokenizer"] or {}
-    parts = described.get("pretokenizers", [described])
+    pre_tokenizer = backend["pre_tokenizer"] or {}
+    name = name_pre_tokenizer(pre_tokenizer) if backend["model"]["type"] == "BPE" else None
+    if name is None:
+        supported = ", ".join([*SPLITS.values(), "gpt-2", "smollm"])
+        raise InputError(
+            f"{tokenizer.name_or_path}: variant gguf: expected a byte-level BPE tokenizer with one of the "
+            f"pre-tokenizers {supported}, found {backend['model']['type']} with {pre_tokenizer}; "
+            "remove gguf from export.variants"
+        )
+    return name
+
+
+def name_pre_tokenizer(pre_tokenizer: dict[str, Any]) -> str | None:
+    """llama.cpp's name of a pre-tokenizer given as in tokenizer.json; None if it has no such name."""
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [part.get("type") for part in parts]
-    if backend["model"]["type"] == "BPE" and kinds and kinds[-1] == "ByteLevel" and not parts[-1]["add_prefix_space"]:
-        cuts_words = parts[-1]["use_regex"]
-        if kinds == ["Split", "ByteLevel"] and not cuts_words:
-            pattern = parts[0]["pattern"].get("Regex")
-            if pattern in SPLITS:
-                return SPLITS[pattern]
-        elif kinds == ["ByteLevel"] and cuts_words:
-            return "gpt-2"
-        elif kinds == ["Digits", "ByteLevel"] and parts[0]["individual_digits"] and cuts_words:
-            return "smollm"
-    raise InputError(
-        f"{tokenizer.name_or_path}: variant gguf: expected a byte-level BPE tokenizer that cuts text as one of "
-        f"{', '.join([*SPLITS.values(), 'gpt-2', 'smollm'])} does, found {backend['model']['type']} with {described}; "
-        "leave gguf out"
-    )
+    if not kinds or kinds[-1] != "ByteLevel" or parts[-1]["add_prefix_space"]:
+        return None
+    splits_words = parts[-1]["use_regex"]
+    if kinds == ["Split", "ByteLevel"] and not splits_words:
+        return SPLITS.get(parts[0]["pattern"].get("Regex"))
+    if kinds == ["ByteLevel"] and splits_words:
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and parts[0]["individual_digits"] and splits_words:
+        return "smollm"
+    return None
 
 
 def list_tokens(tokenizer: Any, rows: int) -> tuple[list[str], list[int]]:
-    """(tokens, kinds) by id, as many as the embedding has rows: those beyond the vocabulary stand for nothing."""
+    """(tokens, types) of all ids below `rows`, the number of embedding rows; ids without a token are unused."""
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     tokens: list[str] = []
@@ -61,16 +69,16 @@ def list_tokens(tokenizer: Any, rows: int) -> tuple[list[str], list[int]]:
 
 
 def list_merges(tokenizer: Any) -> list[str]:
-    """The merges, the first first, as `left right`."""
+    """The merges in order of priority, as `left right`."""
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     return [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
-    """Vocabulary, merges, special tokens and chat template.
+    """Add vocabulary, merges, special tokens and chat template to the metadata.
 
     Raises:
-        InputError: as `find_pre_tokenizer`.
+        InputError: see `find_pre_tokenizer`.
     """
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(find_pre_tokenizer(tokenizer))
@@ -79,7 +87,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
     writer.add_token_types(kinds)
     writer.add_token_merges(list_merges(tokenizer))
     end = get_end_of_turn_id(tokenizer)
-    # llama.cpp ends an answer at either.
+    # llama.cpp stops at either of these two.
     writer.add_eos_token_id(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else end)
     writer.add_eot_token_id(end)
     if tokenizer.bos_token_id is not None:
@@ -92,19 +100,23 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
 
 
 def check_written_tokenizer(path: Path, tokenizer: Any, text: str) -> None:
-    """Read a file's tokenizer again, as transformers builds it of the file alone, and have it cut a text.
+    """Compare the tokenizer in a GGUF file with the original one, as transformers reads it from the file alone.
 
-    transformers does not know how `smollm` cuts digits: there vocabulary and merges alone are compared.
+    Args:
+        path: the GGUF file.
+        tokenizer: the original tokenizer.
+        text: text that both must split into the same tokens. Not compared for `smollm`, whose rule for digits
+            transformers does not apply.
 
     Raises:
-        InputError: other tokens.
+        InputError: vocabulary, merges, chat template or tokens of the text differ.
     """
     architecture, written, settings = get_gguf_tokenizer(str(path))
-    same = written["merges"] == list_merges(tokenizer) and settings["chat_template"] == tokenizer.chat_template
-    same = same and all(written["tokens"][index] == token for token, index in tokenizer.get_vocab().items())
-    if same and written["pre_tokenizer_type"] != "smollm":
+    is_same = written["merges"] == list_merges(tokenizer) and settings["chat_template"] == tokenizer.chat_template
+    is_same = is_same and all(written["tokens"][index] == token for token, index in tokenizer.get_vocab().items())
+    if is_same and written["pre_tokenizer_type"] != "smollm":
         backend, _ = convert_gguf_tokenizer(architecture, written)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        same = backend.encode(text, add_special_tokens=False).ids == ids
-    if not same:
-        raise InputError(f"{path}: expected the tokens of {tokenizer.name_or_path}, found others")
+        is_same = backend.encode(text, add_special_tokens=False).ids == ids
+    if not is_same:
+        raise InputError(f"{path}: expected the tokenizer of {tokenizer.name_or_path}, found a different one")

@@ -1,4 +1,4 @@
-"""A student's training for LLaMA-Factory: the same targets in Alpaca format, and the same settings in its words."""
+"""Export a student's training to LLaMA-Factory: records in Alpaca format and the same settings by its names."""
 
 import json
 import math
@@ -10,7 +10,10 @@ import yaml
 
 from distill.common.files import dump_json, write_atomically, write_json
 from distill.records.alpaca import read_array
+from distill.student.options import LoraOptions, TrainOptions
+from distill.student.student_run import StudentRun
 
+# Values that LLaMA-Factory or its version of transformers names differently.
 OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit"}
 SCHEDULERS = {"constant": "constant_with_warmup"}
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
@@ -18,13 +21,13 @@ SHARES = ("train", "val")
 
 
 def to_alpaca(record: dict[str, Any]) -> dict[str, str]:
-    """A record of a split in Alpaca format, the whole prompt as instruction."""
+    """Convert a record of a split to Alpaca format, with the whole prompt as the instruction."""
     system, prompt, answer = (message["content"] for message in record["messages"])
     return {"instruction": prompt, "input": "", "output": answer, "system": system}
 
 
 def write_array(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write a JSON array, one record a line and in memory at a time; returns how many."""
+    """Write a JSON array with one record per line, one in memory at a time; return the number of records."""
     count = 0
     with write_atomically(path) as file:
         for count, record in enumerate(records, start=1):
@@ -33,20 +36,18 @@ def write_array(path: Path, records: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def warmup_steps(options: dict[str, Any], records: int) -> int:
-    """Optimizer steps of the warm-up on one device; transformers' releases disagree on how a share is given."""
-    size = options["batch_size"] * options["gradient_accumulation_steps"]
-    return math.ceil(options["warmup_ratio"] * math.ceil(math.ceil(records / size) * options["epochs"]))
-
-
 def write_datasets(name: str, splits: dict[str, list[dict[str, Any]]], out: Path) -> dict[str, int]:
-    """Write alpaca_train.json, alpaca_val.json and dataset_info.json; returns the records of each split.
+    """Write alpaca_train.json, alpaca_val.json and dataset_info.json.
 
-    An empty split is a file without records, and no dataset.
+    An empty split gives an empty array, and no entry in dataset_info.json.
 
     Args:
-        name: of the datasets, `{name}_train` and `{name}_val`.
-        splits: records of `read_split`, by `train` and `val`.
+        name: prefix of the dataset names `{name}_train` and `{name}_val`.
+        splits: records from `read_split`, by `train` and `val`.
+        out: output folder.
+
+    Returns:
+        Number of records by split.
     """
     files = {share: f"alpaca_{share}.json" for share in SHARES}
     counts = {share: write_array(out / files[share], map(to_alpaca, splits[share])) for share in SHARES}
@@ -55,61 +56,86 @@ def write_datasets(name: str, splits: dict[str, list[dict[str, Any]]], out: Path
     return counts
 
 
-def render_training(options: dict[str, Any], data: Path, has_val: bool, records: int, template: str) -> dict[str, Any]:
+def render_lora(lora: LoraOptions | None) -> dict[str, Any]:
+    """Settings of the trained weights: a LoRA adapter, or all weights."""
+    if lora is None:
+        return {"finetuning_type": "full"}
+    return {
+        "finetuning_type": "lora",
+        "lora_rank": lora.rank,
+        "lora_dropout": lora.dropout,
+        "lora_alpha": int(lora.alpha),
+        "lora_target": ",".join(lora.target),
+    }
+
+
+def count_warmup_steps(train: TrainOptions, records: int) -> int:
+    """Optimizer steps of the warm-up on one device, since versions of transformers disagree on `warmup_ratio`."""
+    step_size = train.batch_size * train.gradient_accumulation_steps
+    return math.ceil(train.warmup_ratio * math.ceil(math.ceil(records / step_size) * train.epochs))
+
+
+def render_optimization(train: TrainOptions, records: int) -> dict[str, Any]:
+    """Settings of optimizer, schedule, precision, log and checkpoints."""
+    return {
+        "num_train_epochs": train.epochs,
+        "per_device_train_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": SCHEDULERS.get(train.lr_scheduler, train.lr_scheduler),
+        "warmup_steps": count_warmup_steps(train, records),
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": OPTIMIZERS.get(train.optimizer, train.optimizer),
+        "bf16": train.precision == "bf16",
+        "fp16": train.precision == "fp16",
+        "disable_gradient_checkpointing": not train.gradient_checkpointing,
+        "seed": train.seed,
+        "logging_steps": train.logging_steps,
+        "save_steps": train.save_steps,
+        "save_total_limit": train.save_total_limit,
+    }
+
+
+def render_validation(run: StudentRun) -> dict[str, Any]:
+    """Settings of the validation."""
+    steps = run.train.eval_steps
+    return {
+        "eval_dataset": f"{run.category}_val",
+        "per_device_eval_batch_size": run.train.batch_size,
+        **({"eval_strategy": "steps", "eval_steps": steps} if steps else {"eval_strategy": "epoch"}),
+    }
+
+
+def render_training(run: StudentRun, data: Path, records: int, has_val: bool, template: str) -> dict[str, Any]:
     """Arguments of `llamafactory-cli train`.
 
     Args:
-        options: of train_student.py, by name.
-        data: folder of `write_datasets`, named as the options' category.
+        run: the student's training.
+        data: folder from `write_datasets`, with datasets named by the run's category.
+        records: number of training records.
         has_val: whether there are validation records.
-        records: to train on.
         template: LLaMA-Factory's name of the model's chat template.
     """
-    is_lora = options["lora_rank"] is not None
-    settings: dict[str, Any] = {
+    return {
         "stage": "sft",
         "do_train": True,
-        "model_name_or_path": options["model"],
+        "model_name_or_path": run.model,
         "template": template,
         "dataset_dir": str(data),
-        "dataset": f"{options['category']}_train",
-        "cutoff_len": options["max_length"],
-        "finetuning_type": "lora" if is_lora else "full",
+        "dataset": f"{run.category}_train",
+        "cutoff_len": run.train.max_length,
+        **render_lora(run.lora),
+        "output_dir": str(run.out / "output"),
+        **render_optimization(run.train, records),
+        **(render_validation(run) if has_val else {}),
     }
-    if is_lora:
-        settings |= {name: options[name] for name in ("lora_rank", "lora_dropout")}
-        settings |= {"lora_alpha": int(options["lora_alpha"]), "lora_target": ",".join(options["lora_target"])}
-    settings |= {
-        "output_dir": str(Path(options["out"]) / "output"),
-        "num_train_epochs": options["epochs"],
-        "per_device_train_batch_size": options["batch_size"],
-        "gradient_accumulation_steps": options["gradient_accumulation_steps"],
-        "learning_rate": options["learning_rate"],
-        "lr_scheduler_type": SCHEDULERS.get(options["lr_scheduler"], options["lr_scheduler"]),
-        "warmup_steps": warmup_steps(options, records),
-        "weight_decay": options["weight_decay"],
-        "max_grad_norm": options["max_grad_norm"],
-        "optim": OPTIMIZERS.get(options["optimizer"], options["optimizer"]),
-        "bf16": options["precision"] == "bf16",
-        "fp16": options["precision"] == "fp16",
-        "disable_gradient_checkpointing": not options["gradient_checkpointing"],
-        "seed": options["seed"],
-        "logging_steps": options["logging_steps"],
-        "save_steps": options["save_steps"],
-        "save_total_limit": options["save_total_limit"],
-    }
-    if has_val:
-        by_step = {"eval_strategy": "steps", "eval_steps": options["eval_steps"]}
-        settings |= {"eval_dataset": f"{options['category']}_val", "per_device_eval_batch_size": options["batch_size"]}
-        settings |= by_step if options["eval_steps"] else {"eval_strategy": "epoch"}
-    return settings
 
 
-def export_training(options: dict[str, Any], data: Path, out: Path, template: str) -> None:
-    """Write train.yaml for the datasets in a folder; arguments as of `render_training`."""
+def export_training(run: StudentRun, data: Path, template: str) -> None:
+    """Write train.yaml to the run's output folder; see `render_training` for the arguments."""
     info = json.loads((data / "dataset_info.json").read_text(encoding="utf-8"))
     records = sum(1 for _ in read_array(data / "alpaca_train.json"))
-    has_val = f"{options['category']}_val" in info
-    settings = render_training(options, data, has_val, records, template)
-    with write_atomically(out / "train.yaml") as file:
+    settings = render_training(run, data, records, f"{run.category}_val" in info, template)
+    with write_atomically(run.out / "train.yaml") as file:
         yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)

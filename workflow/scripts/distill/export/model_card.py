@@ -15,7 +15,6 @@ from distill.evaluation.score_table import Score, order_models
 from distill.export.serving import list_servers
 from distill.report.score_text import choose_decimals, format_number
 
-NAMES = {metric.name: metric.card for metric in list_metrics().values() if metric.card}
 PORT = 8000
 
 
@@ -52,15 +51,20 @@ def is_hub_id(model: str | None) -> bool:
     return not Path(model).exists()
 
 
+def get_metric_names() -> dict[str, str]:
+    """Name and heading of the metrics that a card shows."""
+    return {metric.name: metric.card for metric in list_metrics().values() if metric.card}
+
+
 def describe_category(category: str) -> str:
     """The category in running text."""
     return "all categories" if category == POOLED else f"the category `{category}`"
 
 
-def build_metadata(exported: Exported, scores: Sequence[Score]) -> ModelCardData:
-    """Build the metadata of a card, with the scores of the exported model as evaluation results."""
-    base = next((model for model in (exported.base_model, exported.teacher) if is_hub_id(model)), None)
-    results = [
+def build_results(exported: Exported, scores: Sequence[Score]) -> list[EvalResult]:
+    """The scores of the exported model as evaluation results for the metadata."""
+    names = get_metric_names()
+    return [
         EvalResult(
             task_type="text-generation",
             task_name="Text generation",
@@ -68,12 +72,17 @@ def build_metadata(exported: Exported, scores: Sequence[Score]) -> ModelCardData
             dataset_name=f"held-out prompts of {exported.category}",
             dataset_split="test",
             metric_type=score.metric,
-            metric_name=NAMES[score.metric],
+            metric_name=names[score.metric],
             metric_value=score.value,
         )
         for score in scores
-        if score.model == exported.evaluated and score.value is not None and score.metric in NAMES
+        if score.model == exported.evaluated and score.value is not None and score.metric in names
     ]
+
+
+def build_metadata(exported: Exported, scores: Sequence[Score]) -> ModelCardData:
+    """Build the metadata of a card."""
+    base = next((model for model in (exported.base_model, exported.teacher) if is_hub_id(model)), None)
     variant = VARIANTS[exported.variant]
     return ModelCardData(
         model_name=f"{exported.name} {exported.category} {exported.variant}",
@@ -85,7 +94,7 @@ def build_metadata(exported: Exported, scores: Sequence[Score]) -> ModelCardData
         library_name=variant.library,
         pipeline_tag="text-generation",
         tags=["distillation", "stillhouse", *([exported.variant] if variant.is_quantized else [])],
-        eval_results=results or None,
+        eval_results=build_results(exported, scores) or None,
     )
 
 
@@ -105,9 +114,10 @@ def format_scores(scores: Sequence[Score]) -> str:
     """A Markdown table with one row per model and one column per metric."""
     models = order_models(score.model for score in scores)
     by_key = {(score.model, score.metric): score for score in scores}
-    metrics = [metric for metric in NAMES if any((model, metric) in by_key for model in models)]
+    names = get_metric_names()
+    metrics = [metric for metric in names if any((model, metric) in by_key for model in models)]
     decimals = choose_decimals(scores)
-    lines = [["model", *(NAMES[metric] for metric in metrics), "n"], ["---", *["---:"] * (len(metrics) + 1)]]
+    lines = [["model", *(names[metric] for metric in metrics), "n"], ["---", *["---:"] * (len(metrics) + 1)]]
     for model in models:
         cells = [format_score(by_key.get((model, metric)), decimals.get(metric, 1)) for metric in metrics]
         lines.append([f"`{model}`", *cells, str(max(score.n for score in scores if score.model == model))])
@@ -163,15 +173,17 @@ def render_body(exported: Exported, training: str, scores: Sequence[Score]) -> s
     variant, category = VARIANTS[exported.variant], describe_category(exported.category)
     return f"""# {exported.name} ({exported.category}, {exported.variant})
 
-A language model distilled from `{exported.teacher}` on {category}. {variant.summary}
+A language model distilled from `{exported.teacher}` on {category}.
+
+Variant `{exported.variant}`: {variant.summary}
 
 {training}
 
 ## Evaluation
 
 Scores on held-out prompts of {category}, with 95 % bootstrap confidence intervals in brackets. BLEU, chrF, ROUGE and
-perplexity are computed against the teacher's answers. `{exported.evaluated}` is this model; a name ending in `_base` is
-the student before distillation.
+perplexity are computed against the teacher's answers. `{exported.evaluated}` is this model. A name that ends in `_base`
+is that of a student before distillation. `n` is the number of prompts.
 
 {format_scores(scores)}
 

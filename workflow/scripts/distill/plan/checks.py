@@ -98,10 +98,7 @@ def check_source(config: Config, problems: Problems) -> None:
     """Check what the format of the raw records requires, and what requires another format."""
     name = get_value(config, problems, "source", "format")
     source_format = SOURCE_FORMATS.get(name)
-    required = (
-        [*source_format.files.values(), *(["system"] if source_format.needs_system else [])] if source_format else []
-    )
-    for key in required:
+    for key in source_format.required_keys if source_format else ():
         if get_value(config, problems, "source", key) is None:
             problems.setdefault(("source", key), f"expected text, since source.format is {name}, found nothing")
     targets = get_value(config, problems, "mix_targets")

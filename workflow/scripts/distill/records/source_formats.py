@@ -30,6 +30,11 @@ class SourceFormat:
     has_original_answers: bool = False
     has_alpaca_targets: bool = False
 
+    @property
+    def required_keys(self) -> tuple[str, ...]:
+        """Keys under `source` that the format requires."""
+        return (*self.files.values(), *(("system",) if self.needs_system else ()))
+
 
 SOURCE_FORMATS = {
     "messages": SourceFormat(

@@ -1,0 +1,46 @@
+"""Settings of all tests: a run of the tests leaves no new file in the repository."""
+
+import os
+
+import pytest
+from running import ROOT, is_generated
+
+NEW_FILES = pytest.StashKey[list[str]]()
+FILES_BEFORE = pytest.StashKey[set[str]]()
+
+
+def list_files():
+    """Paths of the repository's files, without environments and the tools' caches."""
+    found = set()
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if not is_generated(name)]
+        found |= {os.path.relpath(os.path.join(folder, name), ROOT) for name in files}
+    return found
+
+
+def is_worker(config):
+    return hasattr(config, "workerinput")
+
+
+def pytest_sessionstart(session):
+    if not is_worker(session.config):
+        session.config.stash[FILES_BEFORE] = list_files()
+
+
+def pytest_sessionfinish(session):
+    """Fail the run if it leaves new files in the repository, such as a script's outputs at their default paths."""
+    if is_worker(session.config):
+        return
+    new = sorted(list_files() - session.config.stash[FILES_BEFORE])
+    session.config.stash[NEW_FILES] = new
+    if new and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    new = config.stash.get(NEW_FILES, [])
+    if new:
+        terminalreporter.section("new files in the repository", sep="=", red=True)
+        terminalreporter.line(f"The tests left {len(new)} new files in the repository; use tmp_path instead:")
+        for path in new[:20]:
+            terminalreporter.line(f"  {path}")

@@ -219,3 +219,21 @@ def test_leftovers_of_killed_jobs_are_removed(tmp_path):
         (folder / "config.json").write_text("{}")
     write_jsonl(tmp_path / "lines.jsonl", [{"a": 1}])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.9.tmp", "lines.jsonl", "student"]
+
+
+def test_the_old_folder_survives_a_rename_that_fails(tmp_path, monkeypatch):
+    target = tmp_path / "student"
+    target.mkdir()
+    (target / "model.safetensors").write_text("old")
+    replace = os.replace
+
+    def fail_to_publish(source, destination):
+        if str(source).endswith(".tmp"):
+            raise OSError(5, "Input/output error", str(destination))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_to_publish)
+    with pytest.raises(OSError, match="Input/output"), replace_directory(target) as folder:
+        (folder / "model.safetensors").write_text("new")
+    assert (target / "model.safetensors").read_text() == "old"
+    assert os.listdir(tmp_path) == ["student"]

@@ -105,7 +105,12 @@ def replace_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         if target.exists():
             os.replace(target, old)
-        os.replace(aside, target)
+        try:
+            os.replace(aside, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Command lines that a configuration becomes: what is in them reruns a rule, what is not does not."""
+"""Command lines from a configuration: tracked options rerun a rule, untracked ones do not."""
 
 from fractions import Fraction
 
@@ -22,7 +22,7 @@ def make_config(**changes):
 
 
 def parse(script, text, *more):
-    """What a script reads of the rule's options."""
+    """Parse the rule's options with its script."""
     return script.parse_args([*text.split(), *more])
 
 
@@ -62,7 +62,7 @@ def parse_training(config, name, categories):
     return parse(train_student, text, "--data", *data, "--out", "o", "--name", name, "--category", "c")
 
 
-def test_students_of_a_cached_signal_are_told_where_it_is():
+def test_students_with_a_cached_signal_get_its_folders():
     topk = {"model": "owner/s", "signal": "topk", "top_k": 16, "teacher_quantization": "int8"}
     students = {"topk": topk, "hidden": {"model": "owner/s", "signal": "hidden", "top_k": 16}}
     config = make_config(students=students, teacher={"model": "owner/t", "adapter": "lora/{category}"})
@@ -75,10 +75,10 @@ def test_students_of_a_cached_signal_are_told_where_it_is():
     other = {"model": "owner/s", "signal": "hidden", "top_k": 99}
     other = make_config(students={"hidden": other}, teacher={"model": "owner/t", "adapter": "lora/{category}"})
     text = commands.training_flags(config, "hidden", ["banks"])
-    assert commands.training_flags(other, "hidden", ["banks"]) == text  # top_k is of topk alone
+    assert commands.training_flags(other, "hidden", ["banks"]) == text  # top_k only affects signal topk
 
 
-def test_pooled_students_are_told_of_all_categories():
+def test_pooled_students_get_the_folders_of_all_categories():
     pooled = {"model": "owner/s", "signal": "hidden", "pool": True, "pool_balance": "balanced"}
     config = make_config(students={"one": pooled}, categories=["banks", "funds"])
     args = parse_training(config, "one", ["banks", "funds"])
@@ -91,7 +91,7 @@ def test_pooled_students_are_told_of_all_categories():
     assert "pool" not in commands.training_flags(make_config(), "one", ["banks"])
 
 
-def test_sampling_from_the_student_is_told_of_where_it_is_asked_for():
+def test_on_policy_options_are_passed_only_with_on_policy_training():
     student = {"model": "owner/s", "on_policy_fraction": 0.5, "on_policy_steps": 3, "on_policy_temperature": 0.8}
     args = parse_training(make_config(students={"one": student}), "one", ["banks"])
     assert (args.on_policy_fraction, args.on_policy_steps, args.on_policy_temperature) == (0.5, 3, 0.8)
@@ -101,7 +101,7 @@ def test_sampling_from_the_student_is_told_of_where_it_is_asked_for():
     assert commands.training_flags(plain, "one", ["banks"]) == commands.training_flags(other, "one", ["banks"])
 
 
-def test_how_many_processes_train_and_how_is_no_option_that_reruns():
+def test_number_of_processes_and_strategy_are_untracked():
     train = {"nodes": 2, "gpus_per_node": 4, "strategy": "fsdp", "fsdp_offload": True}
     plain, other = (make_config(students={"one": {"model": "owner/s", "train": changes}}) for changes in ({}, train))
     tracked = commands.training_flags(other, "one", ["banks"])
@@ -109,13 +109,13 @@ def test_how_many_processes_train_and_how_is_no_option_that_reruns():
     pace = commands.training_run_flags(other, "one")
     args = parse(train_student, f"{tracked} {pace}", "--data", "d", "--out", "o", "--name", "one", "--category", "c")
     assert (args.strategy, args.fsdp_offload) == ("fsdp", True)
-    # Those are of the command that starts the processes.
+    # The command that launches the processes has these.
     assert "nodes" not in tracked + pace
     assert "gpus" not in tracked + pace
 
 
 @pytest.mark.parametrize("train", [{"best_checkpoint": True}, {"early_stopping_patience": 2}])
-def test_how_often_is_validated_counts_where_validations_decide(train):
+def test_eval_steps_is_tracked_if_validations_select_the_model(train):
     students = {"one": {"model": "owner/s", "train": train | {"eval_steps": 7, "group_by_length": True}}}
     config = make_config(students=students)
     assert "--eval-steps 7" in commands.training_flags(config, "one", ["banks"])
@@ -130,7 +130,7 @@ def test_how_often_is_validated_counts_where_validations_decide(train):
     assert "--eval-steps 7" in commands.training_run_flags(config, "one")
 
 
-def test_a_copy_is_of_the_teacher_in_its_own_numbers():
+def test_layers_are_copied_in_the_teachers_dtype():
     teacher = {"model": "owner/t", "adapter": "lora/{category}", "dtype": "float16", "quantization": "int8"}
     copied = {"init": "copy_layers", "layers": 4}
     config = make_config(teacher=teacher, students={"one": {"model": copied}})
@@ -141,7 +141,7 @@ def test_a_copy_is_of_the_teacher_in_its_own_numbers():
     assert "--model artifacts/initial_students/4_layers/banks " in text
 
 
-def test_signal_options_are_those_of_its_name():
+def test_signal_options_follow_from_the_signals_name():
     train = {"max_length": 4096}
     students = {
         "one": {"model": "s", "signal": "topk"},
@@ -168,7 +168,7 @@ def test_generation_options_leave_out_the_batch_size():
     assert args.answer_key == "holding_log_delta"
 
 
-def test_predictions_take_each_model_from_its_place():
+def test_predictions_load_each_model_from_its_folder():
     config = make_config(teacher={"model": "owner/t", "adapter": "lora/{category}", "quantization": "int8"})
     found = {}
     for model in experiment.get_models(config):
@@ -199,7 +199,7 @@ def test_a_served_teacher_answers_the_test_prompts_through_its_server():
         assert (args.engine, args.base_url, args.likelihood) == ("transformers", None, True)
 
 
-def test_a_served_teacher_is_not_tracked_by_what_is_the_servers_own():
+def test_dtype_of_a_served_teacher_is_untracked():
     teacher = {"model": "qwen", "engine": "openai", "base_url": "http://node7:8000/v1"}
     students = {"one": {"model": "owner/student", "method": "seqkd"}}
     one, other = (make_config(teacher=teacher | {"dtype": name}, students=students) for name in ("float16", "float32"))
@@ -250,7 +250,7 @@ def test_a_pooled_students_one_model_answers_in_every_category():
     assert experiment.get_sharing_students(config) == ["two"]
 
 
-def test_a_source_without_a_share_needs_no_file(tmp_path, monkeypatch):
+def test_a_source_with_fraction_0_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts/grpo").mkdir(parents=True)
     (tmp_path / "artifacts/grpo/grpo_banks.jsonl").write_text("")

@@ -39,7 +39,7 @@ def make_config(students, adapter="lora/{category}", quantization="none"):
     return check_config({"categories": ["banks", "funds"], "teacher": teacher, "students": students})
 
 
-def test_a_training_from_a_cached_signal_waits_for_no_teacher():
+def test_a_training_with_a_cached_signal_loads_no_teacher():
     config = make_config({"one": {"model": "owner/s", "signal": "hidden"}})
     assert experiment.get_training_models(config, "one", "banks") == ["owner/s"]
 
@@ -77,7 +77,7 @@ def test_a_servers_model_is_loaded_by_no_job(config):
     assert experiment.get_teacher_models(config, "banks") == []
 
 
-def test_only_the_workflows_own_models_are_files_to_wait_for(config):
+def test_only_the_workflows_own_models_are_inputs(config):
     names = ("models/teacher", "models/student", "models/adapters/banks", "owner/student", "output/other/banks")
     assert [experiment.get_made_files(config, name) for name in names] == [[]] * 5
     assert "output/kd/banks/model.safetensors" in experiment.get_made_files(config, "output/kd/banks")
@@ -87,7 +87,7 @@ def test_only_the_workflows_own_models_are_files_to_wait_for(config):
     assert experiment.get_made_files(demo, "models/mine") == []
 
 
-def test_exports_are_targets_models_to_score_and_files_to_wait_for():
+def test_exports_are_targets_scored_models_and_inputs():
     students = {"one": {"model": "s", "signal": "topk", "pool": True}, "two": {"model": "s"}}
     config, categories = make_config(students), ["banks", "funds"]
     assert experiment.get_exports(config, categories) == {}

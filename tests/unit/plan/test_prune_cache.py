@@ -1,4 +1,4 @@
-"""The cache is listed and pruned by exactly the folders that the jobs use."""
+"""Listing and pruning use exactly the folders that the jobs use."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def answer(uid):
 
 @pytest.fixture
 def directory(tmp_path, tokenizer, monkeypatch):
-    """A working directory with a teacher and raw files of two categories, and a folder that nobody uses."""
+    """A working directory with a teacher and raw files of two categories, and an unused folder."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     save_model(tmp_path / "models/own", tokenizer)
     for category in ("banks", "households"):
@@ -58,7 +58,7 @@ def configure(directory):
 
 @pytest.fixture
 def ask(directory, prompts, monkeypatch):
-    """Answer as the rule's job does."""
+    """Generate answers as the rule's job does."""
 
     def run(config, category="banks"):
         monkeypatch.chdir(directory)
@@ -88,7 +88,7 @@ def folders(directory):
     return set(os.listdir(directory / "artifacts/cache/teacher"))
 
 
-def test_a_jobs_folder_is_listed_with_who_uses_it(configure, ask, run):
+def test_a_jobs_folder_is_listed_with_the_configurations_that_use_it(configure, ask, run):
     folder = ask(configure())
     text = run("list")
     assert "artifacts/cache/teacher: 2 teachers, 5 answers, " in text
@@ -146,7 +146,7 @@ def test_another_setting_is_another_folder(configure, ask, run, directory, teach
 @pytest.mark.parametrize(
     "teacher", [{"generation": CONFIG["teacher"]["generation"] | {"batch_size": 3}}, {"retries": 0}]
 )
-def test_what_decides_no_answer_is_the_same_folder(configure, ask, run, teacher):
+def test_settings_that_affect_no_answer_share_a_folder(configure, ask, run, teacher):
     folder = ask(configure())
     configure(**teacher)
     assert folder not in run("prune")
@@ -159,7 +159,7 @@ def test_answers_in_bfloat16_are_kept_for_gpus_with_and_without_it(configure, as
     assert not any(folder in run("prune") for folder in found)
 
 
-def test_a_servers_answers_are_known_without_the_server(configure, run, directory):
+def test_answers_from_a_server_are_found_without_the_server(configure, run, directory):
     students = {"student": {"model": "models/student", "method": "seqkd"}}
     configure(engine="openai", base_url="http://127.0.0.1:9/v1", model="served", students=students)
     engine = OpenAIEngine("served", Sampling(24, 1.0), "http://elsewhere/v1")
@@ -171,11 +171,11 @@ def test_a_servers_answers_are_known_without_the_server(configure, run, director
     assert engine.fingerprint() not in run("prune")
 
 
-def test_nothing_is_removed_where_a_configurations_use_is_not_known(configure, run, directory):
+def test_nothing_is_removed_if_a_configurations_folders_are_unknown(configure, run, directory):
     configure()
     configure("gone.yaml", model="models/absent/model")
     configure("half.yaml", model="hf:a/b")
-    shutil.copytree(directory / "models/own", directory / "models/hf/a/b")  # whole is what has a download.json
+    shutil.copytree(directory / "models/own", directory / "models/hf/a/b")  # a complete download has a download.json
     (directory / "broken.yaml").write_text("teacher: [")
     (directory / "wrong.yaml").write_text("categories: 3")
     (directory / "empty.yaml").write_text("")
@@ -196,7 +196,7 @@ def test_nothing_is_removed_where_a_configurations_use_is_not_known(configure, r
     assert "--configfile" in text
     assert "own.yaml" not in text
     assert folders(directory) == {UNUSED}
-    # What is known is shown all the same.
+    # The list still shows what is known.
     assert "unknown use: gone.yaml (banks): " in run("list", files=files)
 
 
@@ -234,9 +234,9 @@ def test_relative_and_absolute_spellings_of_a_cache_are_one(configure, run, dire
 
 @pytest.fixture
 def shared(directory, tmp_path_factory, tokenizer):
-    """A cache that two working directories share, the second one, and what fills the cache by a configuration.
+    """Return a cache shared by two working directories, the second directory, and a function that fills the cache.
 
-    Each has a teacher of its own under the same name.
+    Each directory has its own teacher under the same name.
     """
     cache, other = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("other")
     save_model(other / "models/own", tokenizer, seed=1)
@@ -280,7 +280,7 @@ def test_a_linked_cache_is_elsewhere(configure, shared, directory, monkeypatch):
 
 
 def test_a_configuration_is_looked_for_in_every_directory(configure, directory, tmp_path):
-    """What is there in one of them counts, what is in none refuses."""
+    """It suffices that one directory has the model; if none has it, nothing is pruned."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     configure(adapter="adapters/{category}")

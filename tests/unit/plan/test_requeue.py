@@ -1,4 +1,4 @@
-"""The shell around a rule's command in a Slurm job, with stand-ins for squeue and scontrol."""
+"""The shell around a rule's command in a Slurm job, with fake squeue and scontrol."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 from running import SCRIPTS
 
-# A command that keeps what it has done when it is told, and ends with the code that is asked for.
+# A command that saves its progress on a signal, and exits with the given code.
 COMMAND = """\
 set -euo pipefail
 source {script}
@@ -24,7 +24,7 @@ time.sleep(60)
 
 
 class Job:
-    """A command in a job that Slurm started a second ago, as the stand-ins say."""
+    """A command in a job that, according to the fake squeue, Slurm started a second ago."""
 
     def __init__(self, folder, code, state="RUNNING", restarts=0, minutes=60, squeue=None, **variables):
         self.asked = folder / "asked"
@@ -45,13 +45,13 @@ class Job:
         )
 
     def started(self):
-        """Process number of the command, when it runs."""
+        """Wait until the command runs, and return its process id."""
         number = int(self.process.stdout.readline())
         time.sleep(0.1)
         return number
 
     def end(self):
-        """(exit code, output, what scontrol was asked)."""
+        """Return (exit code, output, arguments of the scontrol calls)."""
         output, _ = self.process.communicate(timeout=60)
         return self.process.returncode, output, self.asked.read_text() if self.asked.exists() else ""
 
@@ -66,7 +66,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def tell(start):
-    """Run the command and tell all processes, as Slurm does."""
+    """Run the command and signal all processes, as Slurm does."""
 
     def tell(*arguments, number=signal.SIGUSR1, **options):
         job = start(*arguments, **options)
@@ -101,7 +101,7 @@ def test_a_job_does_not_come_back_for_ever(tell):
 
 
 def test_a_failure_is_none_of_slurms(start, tell):
-    """Not even after it was told: a checkpoint for which there is no room would fail each time."""
+    """Not even after a signal: a checkpoint that does not fit the disk would fail every time."""
     job = start(1, minutes=5)
     os.kill(job.started(), signal.SIGTERM)
     assert job.end() == (1, "kept\n", "")
@@ -109,7 +109,7 @@ def test_a_failure_is_none_of_slurms(start, tell):
 
 
 def test_the_command_is_told_before_the_time_is_up(start):
-    """When half of its time has gone, where that is less than five minutes."""
+    """After half of its time, if that is less than five minutes."""
     code, output, asked = start(143, minutes=0.1).end()
     assert code == 143
     assert "kept" in output
@@ -117,7 +117,7 @@ def test_the_command_is_told_before_the_time_is_up(start):
 
 
 def test_it_is_told_in_time_though_slurm_does_not_answer_again(start, tmp_path):
-    """And the job goes back when Slurm does answer."""
+    """And the job is requeued once Slurm responds."""
     begin = datetime.now()
     line = f"echo RUNNING {begin:%Y-%m-%dT%H:%M:%S} {begin + timedelta(seconds=6):%Y-%m-%dT%H:%M:%S} 0"
     silent = (
@@ -141,7 +141,7 @@ def test_what_comes_before_the_command_is_heeded(start, tmp_path):
 
 
 def test_a_command_for_which_there_is_no_time_is_not_begun(start):
-    """The one before it in a group has taken it."""
+    """An earlier job of the group has used it up."""
     code, output, asked = start(0, minutes=0).end()
     assert (code, asked) == (143, "requeue Incomplete 7\n")
     assert "is requeued" in output
@@ -156,7 +156,7 @@ def test_without_a_limit_or_an_answer_nothing_is_watched(start, squeue):
 
 
 def test_one_job_of_an_array_goes_back_alone(tell):
-    """By its own number Slurm would take the whole array for one of them."""
+    """Its plain job id would requeue the whole array."""
     assert tell(143, SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="2")[2] == "requeue Incomplete 6_2\n"
 
 
@@ -167,5 +167,5 @@ def test_nothing_is_left_behind(start):
     job.end()
     time.sleep(0.5)
     left = subprocess.run(["ps", "-o", "stat=,args=", "--sid", str(job.process.pid)], capture_output=True, text=True)
-    # Where the tests run in a container, what has ended may wait for its init (Z).
+    # In a container, ended processes may remain as zombies (Z).
     assert [line for line in left.stdout.splitlines() if not line.startswith("Z")] == []

@@ -1,4 +1,4 @@
-"""Snakemake's Slurm executor as it is guarded, with stand-ins for Slurm's commands."""
+"""The guarded Slurm executor, with fake Slurm commands."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ SCONTROL = 'echo "MinJobAge               = {age} sec"'
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Have Slurm's commands run a line of shell."""
+    """Replace Slurm's commands by lines of shell."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(plugin, "get_min_job_age", None)  # not to be called
     monkeypatch.setattr(plugin, "query_job_status", plugin.query_job_status)
@@ -38,7 +38,7 @@ def slurm(tmp_path, monkeypatch):
 
 @pytest.fixture
 def executor(slurm, monkeypatch, tmp_path):
-    """One that asks squeue, after its start with a MinJobAge of 300; what it reports is in `ended`."""
+    """An executor that uses squeue, started with a MinJobAge of 300; `ended` has the jobs that it reports."""
     monkeypatch.chdir(tmp_path)
     slurm(scontrol=SCONTROL.format(age=300))
     executor = object.__new__(GuardedExecutor)
@@ -62,7 +62,7 @@ async def answer(value):
 
 
 def make_job(**outputs):
-    """A job whose outputs are `there`, `begun` or `missing`."""
+    """Make a job whose outputs are `there`, `begun` or `missing`."""
     files = {
         name: SimpleNamespace(is_begun=state == "begun", exists=lambda state=state: answer(state != "missing"))
         for name, state in outputs.items()
@@ -71,7 +71,7 @@ def make_job(**outputs):
 
 
 def look(executor, *numbers, job=None):
-    """Numbers of the jobs that have not ended."""
+    """Check the jobs, and return the ids of those that have not ended."""
     job = job or make_job(one="missing")
     jobs = [SubmittedJobInfo(job, number, {"slurm_logfile": executor.slurm_logdir / "log"}) for number in numbers]
 
@@ -102,7 +102,7 @@ def test_a_scontrol_that_fails_later_does_not_lead_to_sacct(executor, slurm):
     assert executor.ended == {"1": "well"}
 
 
-def test_a_job_that_squeue_has_forgotten_is_not_waited_for(executor, slurm):
+def test_a_job_that_squeue_no_longer_lists_has_ended(executor, slurm):
     slurm(squeue='echo "2|RUNNING"')
     assert look(executor, "1", "2") == ["1", "2"]
     assert look(executor, "1", "2") == ["2"]
@@ -119,7 +119,7 @@ def test_a_job_that_squeue_has_forgotten_is_not_waited_for(executor, slurm):
 )
 @pytest.mark.parametrize("is_group", [False, True])
 def test_a_forgotten_job_whose_files_are_there_has_ended_well(executor, slurm, states, is_well, is_group):
-    """Snakemake would remove them, the weights of days of training too."""
+    """Otherwise Snakemake would remove its files, including the weights from days of training."""
     slurm(squeue="")
     job = make_job(**states)
     if is_group:
@@ -129,14 +129,14 @@ def test_a_forgotten_job_whose_files_are_there_has_ended_well(executor, slurm, s
     assert (executor.ended["1"] == "well") == is_well
 
 
-def test_jobs_of_another_cluster_are_none_that_this_one_forgot(executor, slurm):
+def test_jobs_of_another_cluster_are_never_lost(executor, slurm):
     slurm(squeue="")
     executor._submitted_job_clusters.add("other")
     for _ in range(3):
         assert look(executor, "1") == ["1"]
 
 
-def test_one_look_in_vain_is_not_held_against_a_job(executor, slurm):
+def test_a_job_may_be_missing_from_one_check(executor, slurm):
     for lines in ("", 'echo "1|RUNNING"', ""):
         slurm(squeue=lines)
         assert look(executor, "1") == ["1"]
@@ -144,13 +144,13 @@ def test_one_look_in_vain_is_not_held_against_a_job(executor, slurm):
 
 
 def test_jobs_of_an_array_are_listed_one_by_one(executor, slurm):
-    """squeue makes one line, 7_[1-2], of those that wait, unless it is told otherwise."""
+    """By default, squeue lists waiting jobs of an array on one line, 7_[1-2]."""
     slurm(squeue='case "$*" in *--array*) echo "7_1|PENDING"; echo "7_2|PENDING";; *) echo "7_[1-2]|PENDING";; esac')
     for _ in range(3):
         assert look(executor, "7_1", "7_2") == ["7_1", "7_2"]
 
 
-def test_looks_are_never_further_apart_than_slurm_remembers(executor, slurm):
+def test_pauses_between_checks_stay_within_min_job_age(executor, slurm):
     slurm(squeue='echo "1|RUNNING"')
     pauses = []
     for _ in range(8):
@@ -177,7 +177,7 @@ def test_a_run_that_could_wait_for_ever_does_not_start(executor, slurm):
         executor.__post_init__(True)
 
 
-def test_a_slurm_that_answers_late_or_never_forgets_will_do(executor, slurm, tmp_path):
+def test_a_slow_slurm_and_a_min_job_age_of_0_are_accepted(executor, slurm, tmp_path):
     slurm(scontrol=f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exit 1; }}; {SCONTROL.format(age=0)}")
     executor.__post_init__(True)
     assert plugin.get_min_job_age() == slurm_executor.NEVER_PURGED
@@ -200,7 +200,7 @@ def test_the_poll_interval_is_a_third_of_what_slurm_remembers():
 
 
 def test_what_is_being_submitted_is_cancelled_too(executor, slurm):
-    """sbatch has taken a job, and Snakemake has not heard of it yet."""
+    """sbatch has accepted a job that Snakemake does not know yet."""
     folder = slurm(scancel='echo "$@" >> "$(dirname "$0")/cancelled"')
     submitted = []
     executor._job_submission_executor.submit(submitted.append, 1)
@@ -211,7 +211,7 @@ def test_what_is_being_submitted_is_cancelled_too(executor, slurm):
         executor._job_submission_executor.submit(submitted.append, 2)
 
 
-def test_a_scancel_that_fails_is_tried_again_and_said(executor, slurm, caplog):
+def test_a_failing_scancel_is_retried_and_reported(executor, slurm, caplog):
     folder = slurm(scancel='echo >> "$(dirname "$0")/tried"; echo no controller >&2; exit 1')
     executor.cancel_jobs([])
     assert (folder / "tried").read_text() == "\n" * slurm_executor.ATTEMPTS

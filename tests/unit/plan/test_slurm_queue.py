@@ -1,4 +1,4 @@
-"""The queue beside the status table, from what squeue prints."""
+"""The queue below the status table, from the output of squeue."""
 
 from distill.plan.status import find_directory, render_queue, select_jobs
 
@@ -29,7 +29,7 @@ def test_a_link_to_the_working_directory_is_the_same(tmp_path):
     assert len(select_jobs(queue, str(tmp_path / "real"))) == 1
 
 
-def test_an_empty_queue_is_not_spoken_of():
+def test_an_empty_queue_is_not_shown():
     assert render_queue(select_jobs("", "/work")) == ""
 
 

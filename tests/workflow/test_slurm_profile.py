@@ -77,7 +77,7 @@ def test_a_training_requests_the_gpus_of_all_its_nodes(seven):
     models = [f"output/{name}/banks/model.safetensors" for name in TRAININGS]
     text = dry_run(seven, *models, "--configfile", path)
     jobs = re.findall(
-        r"^rule train_student:\n(?:.+\n)*?.*student=(\w+)\n(?:.+\n)*? *resources: (.*)\nShell command: (.*)$",
+        r"^rule train_student:\n(?:.+\n)*?.*student=(\w+),.*\n(?:.+\n)*? *resources: (.*)\nShell command: (.*)$",
         text,
         flags=re.MULTILINE,
     )

@@ -1,14 +1,14 @@
-# make demo     the whole workflow on synthetic data and tiny models
-# make smollm2  a real chat model of 135M weights, distilled on a CPU (docs/examples.md)
-# make test     the tests, at most 10 minutes on 2 cores
-# make test-all    the slow tests, too; not those of Slurm
-# make test-slurm  the workflow on a two-node Slurm that it starts; needs root and Slurm (tests/slurm/up.sh)
-# make status   what is done and what is to do; ARGS="--configfile FILE --directory DIR" as for snakemake; with
-#               ARGS="--profile slurm …" its jobs in Slurm's queue, too
-# make serve    an exported model by the OpenAI API: MODEL=output/export/… [PORT=8000], until Ctrl-C
-# make cache    teacher answers that are kept, and who uses them; ARGS="prune …" removes what is not used (README.md)
-# make docs     the documentation as a searchable site in site/; sets up .venv-docs instead of .venv
-# All of them set up .venv first, where it is not there yet or requirements.txt has changed.
+# make demo        run the whole workflow on synthetic data and tiny models
+# make smollm2     distil a real chat model with 135M parameters on a CPU (docs/examples.md)
+# make test        run the tests, at most 10 minutes on 2 cores
+# make test-all    run the slow tests too, except those of Slurm
+# make test-slurm  run the workflow on a two-node Slurm cluster started on this machine; needs root and Slurm
+# make status      list finished and pending jobs; ARGS="--configfile FILE --directory DIR" as for snakemake,
+#                  ARGS="--profile slurm …" to include the Slurm queue
+# make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
+# make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
+# make docs        build the documentation as a searchable site in site/
+# Each target first creates .venv (.venv-docs for docs), or updates it if its requirements file has changed.
 
 PYTHON ?= python3
 ARGS ?=
@@ -24,7 +24,7 @@ SHELL := /bin/bash
 setup: .venv/installed
 
 .venv/installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: expected Python 3.11 or newer, found " + sys.version.split()[0] + "; set another one with PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	.venv/bin/python workflow/scripts/write_config_reference.py
@@ -37,9 +37,9 @@ demo: setup
 	snakemake $(DEMO) --report report.html --quiet all
 	python workflow/scripts/print_scores.py --scores runs/demo/output/report/metrics.csv
 	echo
-	echo "The report: runs/demo/report.html (scores alone: runs/demo/output/report/metrics.csv)"
+	echo "Report: runs/demo/report.html (scores: runs/demo/output/report/metrics.csv)"
 
-# Paths of a configuration are relative to the run's folder, so that the questions are copied there.
+# Paths in a configuration are relative to the run's folder, so the questions are copied there.
 smollm2: setup
 	source .venv/bin/activate
 	mkdir -p runs/smollm2/examples
@@ -49,7 +49,7 @@ smollm2: setup
 	snakemake $(SMOLLM2) --report report.html --quiet all
 	python workflow/scripts/print_scores.py --scores runs/smollm2/output/report/metrics.csv
 	echo
-	echo "The report: runs/smollm2/report.html (scores alone: runs/smollm2/output/report/metrics.csv)"
+	echo "Report: runs/smollm2/report.html (scores: runs/smollm2/output/report/metrics.csv)"
 
 test: setup
 	source .venv/bin/activate
@@ -68,7 +68,7 @@ status: setup
 	python workflow/scripts/status.py --profile local $(ARGS)
 
 serve: setup
-	@[ -n "$(MODEL)" ] || { echo "error: name an exported model, MODEL=output/export/…" >&2; exit 1; }
+	@[ -n "$(MODEL)" ] || { echo "error: expected MODEL, found nothing; set it to an exported model: make serve MODEL=output/export/…" >&2; exit 1; }
 	source .venv/bin/activate
 	python workflow/scripts/serve_model.py --model "$(MODEL)" --port $(PORT)
 
@@ -78,7 +78,7 @@ cache: setup
 
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
-	echo "The documentation: site/index.html (for the search: python3 -m http.server --directory site)"
+	echo "Documentation: site/index.html (to search it: python3 -m http.server --directory site)"
 
 .venv-docs/installed: requirements-docs.txt
 	$(PYTHON) -m venv .venv-docs

@@ -1,10 +1,10 @@
-"""What a run costs in which every answer comes from the cache: seconds and memory at 10,000 to 100,000 answers.
+"""Measure a run whose answers all come from the cache: seconds and memory for 10,000 to 100,000 answers.
 
     python benchmarks/cache.py
 
-Writes synthetic prompts and answers, as long as real ones, into a temporary folder, then takes the workflow's own
-path (read the prompts, ask the teacher, write its answers) in a fresh process for each number of answers. The teacher
-fails when it is asked. Prints a table and writes benchmarks/results/cache_{date}.json.
+Writes synthetic prompts and answers of realistic length to a temporary folder. For each number of answers, a new
+process then runs the workflow's code: read the prompts, generate answers, write them. The teacher fails if an answer
+is not in the cache. Prints a table and writes benchmarks/results/cache_{date}.json.
 """
 
 import argparse
@@ -34,37 +34,37 @@ SENTENCE = "Market equity rose by {:.3f} → the share of the stock falls by {:.
 
 
 class SilentTeacher:
-    """An engine that has to be spared: everything is in the cache."""
+    """An engine that fails if it has to generate, since all answers are in the cache."""
 
     def fingerprint(self) -> str:
-        """The name of its folder."""
+        """Return the name of its cache folder."""
         return "0" * 32
 
     def describe(self) -> dict[str, Any]:
-        """What teacher.json says."""
+        """Return the contents of teacher.json."""
         return {"engine": "none"}
 
     def find_overlong(self, requests: list[Request]) -> dict[str, str]:
-        """There are none."""
+        """Find no overlong prompts."""
         return {}
 
     def generate(self, requests: list[Request]) -> Iterator[list[tuple[Request, Generated]]]:
-        """Fail."""
+        """Fail: an answer is missing in the cache."""
         raise AssertionError(f"{len(requests)} answers are not in the cache")
 
     def peak_memory_mb(self) -> int:
-        """Of no model."""
+        """Return 0, since there is no model."""
         return 0
 
 
 def make_text(number: int, length: int) -> str:
-    """About `length` characters, other ones for each number; as in real answers some are not ASCII."""
+    """Make a text of `length` characters that differs by number; as in real answers, some are not ASCII."""
     sentence = SENTENCE.format(number % 997 / 997, number % 1009 / 1009)
     return (sentence * (length // len(sentence) + 1))[:length]
 
 
 def make_prompts(count: int) -> Iterator[dict[str, Any]]:
-    """Prompts of about 1.5 kB and a system text of 0.5 kB."""
+    """Yield prompts of about 1.5 kB with a system text of 0.5 kB."""
     for number in range(count):
         uid = hashlib.md5(str(number).encode()).hexdigest()
         prompt = f"Estimate {number}. {make_text(number, 1500)}"
@@ -72,14 +72,14 @@ def make_prompts(count: int) -> Iterator[dict[str, Any]]:
 
 
 def make_answer(number: int, uid: str) -> dict[str, Any]:
-    """An answer of about 2 kB."""
+    """Make an answer of about 2 kB."""
     text = f'<think>{make_text(number, 1800)}</think>\n<answer>\n{{"holding_log_delta": 0.{number}}}\n</answer>'
     kept = {"uid": uid, "sample": 0, "raw_output": text, "finish_reason": "stop"}
     return kept | {"generated_tokens": 500, "prompt_tokens": 600}
 
 
 def fill(folder: Path, count: int) -> None:
-    """Prompts and cached answers, a hundred at a time as a run leaves them."""
+    """Write prompts and cached answers, a hundred at a time as in a run."""
     write_jsonl(folder / "prompts.jsonl", make_prompts(count))
     waiting: list[dict[str, Any]] = []
     with CacheWriter(folder / "cache" / SilentTeacher().fingerprint(), SilentTeacher().describe()) as writer:
@@ -92,7 +92,7 @@ def fill(folder: Path, count: int) -> None:
 
 
 def run(folder: Path) -> None:
-    """The path under test; prints its seconds and the most memory it held, in MiB."""
+    """Run the code under test; print its seconds and peak memory in MiB."""
     start = time.perf_counter()
     prompts = load_prompts(folder / "prompts.jsonl")
     records, stats = answer_prompts(prompts, SilentTeacher(), AnswerSettings("holding_log_delta"), folder / "cache")
@@ -107,7 +107,7 @@ def run(folder: Path) -> None:
 
 
 def measure(count: int) -> dict[str, Any]:
-    """One line of the table."""
+    """Measure one number of answers and return a row of the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.perf_counter()
@@ -121,7 +121,7 @@ def measure(count: int) -> dict[str, Any]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--run", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
@@ -129,7 +129,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print and store."""
+    """Run the benchmark, print the results and write them."""
     args = parse_args(argv)
     if args.run:
         run(args.run)
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         each = 1e6 * row["seconds"] / count
         values = [f"{count:,}", row["cache_mib"], row["writing_seconds"], row["seconds"], f"{each:.0f}"]
         print(f"| {' | '.join(map(str, values))} | {row['peak_mib']} |", flush=True)
-    import torch  # not before: a process counts the memory that the one which starts it held
+    import torch  # only now: the peak memory of a process includes that of its parent
     from machine import describe_machine
 
     machine = describe_machine(torch.device("cpu"))

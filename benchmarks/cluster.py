@@ -1,11 +1,11 @@
-"""What Slurm costs a run: the demo on this machine, and on two nodes of a Slurm that is brought up on it.
+"""Measure the overhead of Slurm: run the demo directly, and on a two-node Slurm cluster started on this machine.
 
     python benchmarks/cluster.py [--seconds 3] [--configfile config/demo.yaml]
 
-On the cluster it runs with the profile as it is, and again with other seconds before the first look at a job. All have
-the same processor, and two jobs that load a model at a time: what the cluster takes longer is what jobs cost
-(submission, polling, two more starts of Snakemake a job), and no node makes anything faster. Needs root and Slurm
-(tests/slurm/up.sh). Prints a table and writes benchmarks/results/cluster_{date}.json.
+The cluster runs use the profile as it is, and again with other delays before the first status check of a job. All
+runs share one processor and load at most two models at a time, so the additional time is the overhead of jobs:
+submission, polling, and two further starts of Snakemake per job. Needs root and Slurm (tests/slurm/up.sh). Prints a
+table and writes benchmarks/results/cluster_{date}.json.
 """
 
 import argparse
@@ -29,16 +29,20 @@ TESTBED = ROOT / "tests/slurm"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, nargs="*", default=[3], help="before the first look at a job")
-    parser.add_argument("--configfile", default="config/demo.yaml", help="one that makes its own models, as the demo's")
-    parser.add_argument("--keep", type=Path, help="a new folder that the runs stay in")
+    parser.add_argument(
+        "--seconds", type=int, nargs="*", default=[3], help="delays before the first status check of a job"
+    )
+    parser.add_argument(
+        "--configfile", default="config/demo.yaml", help="a configuration that makes its own models, like the demo's"
+    )
+    parser.add_argument("--keep", type=Path, help="new folder that keeps the runs")
     return parser.parse_args(argv)
 
 
 def run_demo(folder: Path, profile: str, before: list[str], options: list[str]) -> tuple[float, str]:
-    """(seconds, output) of the demo in a folder of its own."""
+    """Run the demo in a new folder and return (seconds, output)."""
     command = [*before, "snakemake", "--profile", profile, *options, "--directory", str(folder)]
     subprocess.run([sys.executable, "workflow/scripts/make_demo_data.py", "--out", str(folder)], cwd=ROOT, check=True)
     start = time.monotonic()
@@ -49,7 +53,7 @@ def run_demo(folder: Path, profile: str, before: list[str], options: list[str]) 
 
 
 class Job(NamedTuple):
-    """What Slurm writes down of one."""
+    """A job in Slurm's accounting."""
 
     number: str
     start: datetime
@@ -58,7 +62,7 @@ class Job(NamedTuple):
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """All jobs, by start."""
+    """Read all jobs, sorted by start."""
     jobs = []
     for line in path.read_text().splitlines():
         fields = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
@@ -68,7 +72,7 @@ def read_jobs(path: Path) -> list[Job]:
 
 
 def count_idle(jobs: list[Job]) -> float:
-    """Seconds between the first start and the last end in which no job ran: Snakemake had yet to see an end."""
+    """Sum the seconds without a running job, in which Snakemake had not yet noticed the end of the last one."""
     idle, busy_until = 0.0, jobs[0].start
     for job in jobs:
         idle += max(0.0, (job.start - busy_until).total_seconds())
@@ -77,7 +81,7 @@ def count_idle(jobs: list[Job]) -> float:
 
 
 def find_seen(output: str) -> dict[str, datetime]:
-    """When Snakemake saw each of Slurm's jobs as ended, by their numbers; a group's members are seen together."""
+    """Find when Snakemake noticed the end of each Slurm job, by job number; a group's jobs end together."""
     first = dict(re.findall(r"Group job (\w+) \(jobs.*?^ +jobid: (\d+)$", output, flags=re.DOTALL | re.MULTILINE))
     finished = {
         job: datetime.strptime(time, "%a %b %d %H:%M:%S %Y")
@@ -86,14 +90,14 @@ def find_seen(output: str) -> dict[str, datetime]:
     seen = {}
     for job, number, log in re.findall(r"Job (\S+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)\.", output):
         if not job.isdigit():
-            folder = re.search(r"/slurm_logs/group_(\w+)/", log)[1]  # the group's name and its rules
+            folder = re.search(r"/slurm_logs/group_(\w+)/", log)[1]  # GROUP_RULES
             job = first[max((name for name in first if folder.startswith(f"{name}_")), key=len)]
         seen[number] = finished[job]
     return seen
 
 
 def measure_cluster(folder: Path, way: str, options: list[str]) -> dict[str, Any]:
-    """The demo on the testbed."""
+    """Run the demo on a new two-node cluster and measure it."""
     bed = folder / f"testbed_{way}"
     try:
         subprocess.run([TESTBED / "up.sh", bed], check=True)
@@ -116,10 +120,10 @@ def measure_cluster(folder: Path, way: str, options: list[str]) -> dict[str, Any
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the results and write them."""
     args = parse_args(argv)
     files = ["--configfile", args.configfile]
-    options = [*files, "--config", "device=auto"]  # jobs ask for a GPU, as they would on a cluster
+    options = [*files, "--config", "device=auto"]  # jobs request a GPU, as on a real cluster
     ways: dict[str, list[str]] = {"profile": []}
     ways |= {
         f"{seconds}_seconds": ["--slurm-init-seconds-before-status-checks", str(seconds)] for seconds in args.seconds
@@ -127,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = args.keep.resolve() if args.keep else Path(name)
         folder.mkdir(exist_ok=True)
-        folder.chmod(0o755)  # munge wants it open to everybody
+        folder.chmod(0o755)  # munge needs access for everyone
         seconds, _ = run_demo(folder / "local", "local", [], files)
         rows: list[dict[str, Any]] = [{"way": "local", "seconds": round(seconds)}]
         rows += [measure_cluster(folder, way, [*options, *more]) for way, more in ways.items()]

@@ -1,12 +1,12 @@
-"""Measure how fast a teacher answers: this project's generation against what people do by hand, in one run.
+"""Measure the speed of generation against common alternatives in one run.
 
     python benchmarks/generation.py --model MODEL_FOLDER --prompts artifacts/grpo/grpo_banks.jsonl --max-new-tokens 64
 
-Ways: `one` (a prompt at a time with transformers' `generate`), `four` (fixed batches of 4 in the file's order, padded,
-with `generate`), `ours` (distill.generation, as generate_answers.py uses it), and on demand `continuous` (transformers'
-`generate_batch`). All are greedy, on the same prompts, model and machine, each in a process of its own so that its peak
-memory is its own. Prints each way's figures, the ratios, and the share of answers that equal those of `one`; --out
-keeps them as JSON.
+Ways: `one` (one prompt at a time with transformers' `generate`), `four` (padded batches of 4 in file order with
+`generate`), `ours` (distill.generation, as used by generate_answers.py), and on request `continuous` (transformers'
+`generate_batch`). All decode greedily, with the same prompts, model and machine. Each runs in a new process, so that
+peak memory is measured separately. Prints the results of each way, the ratios, and the share of answers equal to
+those of `one`; --out writes them as JSON.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Answers = dict[int, list[int]]
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any, list[Request], list[list[int]]]:
-    """Model, tokenizer, requests and their encoded prompts."""
+    """Load the model and tokenizer; return them with the requests and their tokenized prompts."""
     device = select_device(args.device)
     dtype = select_dtype(args.dtype, device)
     tokenizer = load_tokenizer(args.model)
@@ -66,7 +66,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, list[Request], list[list[i
 
 
 def settings(model: Any, tokenizer: Any, args: argparse.Namespace) -> GenerationConfig:
-    """Greedy, with the stops that `ours` has."""
+    """Return greedy generation settings with the same stop tokens as `ours`."""
     stops = stop_ids(model, tokenizer)
     return GenerationConfig(
         max_new_tokens=args.max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
@@ -74,7 +74,7 @@ def settings(model: Any, tokenizer: Any, args: argparse.Namespace) -> Generation
 
 
 def cut(tokens: list[int], stops: list[int]) -> list[int]:
-    """New tokens up to the first that ends an answer."""
+    """Cut new tokens after the first stop token."""
     return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stops), tokens)
 
 
@@ -82,7 +82,7 @@ def cut(tokens: list[int], stops: list[int]) -> list[int]:
 def answer_in_batches(
     model: Any, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace, n: int
 ) -> Answers:
-    """Fixed batches of n in the file's order, with `generate`."""
+    """Generate answers in batches of n in file order, with `generate`."""
     chosen = settings(model, tokenizer, args)
     answers: Answers = {}
     for start in range(0, len(prompts), n):
@@ -93,7 +93,7 @@ def answer_in_batches(
 
 
 def answer_continuously(model: Any, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace) -> Answers:
-    """transformers' continuous batching; on a CPU it cannot size its cache by itself."""
+    """Generate answers with transformers' continuous batching, which cannot determine its cache size on a CPU."""
     sizes = {} if model.device.type == "cuda" else {"page_size": 32, "num_blocks": 2048, "max_batch_tokens": 2048}
     found = model.generate_batch(
         prompts,
@@ -105,7 +105,7 @@ def answer_continuously(model: Any, tokenizer: Any, prompts: list[list[int]], ar
 
 
 def measure(way: str, args: argparse.Namespace, pipe: Any) -> None:
-    """Answer all prompts one way after a short warm-up; sends the measurement and the answers' texts."""
+    """Generate all answers in one way after a short warm-up; send the measurements and the texts to the pipe."""
     model, tokenizer, requests, prompts = load(args)
 
     def run(count: int) -> dict[int, tuple[str, int]]:
@@ -138,7 +138,7 @@ def measure(way: str, args: argparse.Namespace, pipe: Any) -> None:
 
 
 def measure_apart(way: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
-    """`measure` in a fresh process."""
+    """Run `measure` in a new process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(way, args, sender), daemon=True)
@@ -150,19 +150,21 @@ def measure_apart(way: str, args: argparse.Namespace) -> tuple[dict[str, Any], l
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print and keep."""
+    """Run the benchmark, print the results and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder; with --shape its tokenizer alone is used")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the folder's")
+    parser.add_argument("--model", required=True, help="model folder; with --shape, only its tokenizer is used")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="use random weights of this shape instead of the folder's weights"
+    )
     parser.add_argument("--prompts", type=Path, required=True, help="records with `messages` (JSONL)")
-    parser.add_argument("--records", type=int, help="the first so many")
+    parser.add_argument("--records", type=int, help="number of records to use from the start of the file")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, help="of ours; without it, auto")
+    parser.add_argument("--batch-size", type=int, help="batch size of `ours`; default: auto")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     ways = ["one", "four", "ours", "continuous"]
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways[:3])
-    parser.add_argument("--out", type=Path, help="JSON with the results")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)
     found: dict[str, dict[str, Any]] = {}
     texts: dict[str, list[str]] = {}

@@ -1,14 +1,15 @@
-"""Measure a distillation step: this project's against what people use now, in one run.
+"""Measure the speed and memory of a distillation step against common alternatives in one run.
 
     pip install --no-deps --requirement benchmarks/requirements.txt
     python benchmarks/kd_step.py --out benchmarks/results/kd_step.json
 
-Ways, all on the same models, batch and machine, each in a process of its own so that its peak memory is its own:
-`plain` (whole logits of both models, as loose scripts do), `trl_gkd` (the loss of TRL's GKDTrainer), `trl_distillation`
-(of its DistillationTrainer), `liger` (Liger's chunked linear JSD), and ours with the teacher in memory (`online`) or
-from the cached signal (`hidden`, `topk`). A step is forward, backward and AdamW. Before anything is reported, the first
-loss of each way must be what it should be. Prints a table; --out keeps it as JSON, with the operations that a step
-needs and the time they take at the rate of a large matrix product on this machine.
+Ways: `plain` (full logits of both models, as in simple scripts), `trl_gkd` (the loss of TRL's GKDTrainer),
+`trl_distillation` (the loss of its DistillationTrainer), `liger` (Liger's chunked linear JSD), and this project's
+with the teacher in memory (`online`) or from the cached signal (`hidden`, `topk`). All use the same models, batch and
+machine. Each runs in a new process, so that peak memory is measured separately. A step is forward, backward and
+AdamW. The first loss of each way is checked against the expected one before results are reported. Prints a table;
+--out writes it as JSON, with the number of operations per step and the time they take at the speed of a large matrix
+product.
 """
 
 import argparse
@@ -34,13 +35,13 @@ from distill.common.files import write_json
 from distill.models.load import select_device
 from distill.models.memory import keep_freed_memory, memory_mb
 
-# Relative difference that is rounding of a way's first loss.
+# Relative tolerance of the first loss, by precision and way, and its default.
 ROUNDING = {"fp32": {"hidden": 2e-3}, "bf16": {}}
 USUAL_ROUNDING = {"fp32": 1e-4, "bf16": 2e-2}
 
 
 def make_optimizer(name: str, model: Any) -> torch.optim.Optimizer:
-    """AdamW: torch's default, its fused one, or bitsandbytes' in 8 bits."""
+    """Make an AdamW optimizer: torch's default, torch's fused one, or bitsandbytes' 8-bit one."""
     if name == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
@@ -49,16 +50,16 @@ def make_optimizer(name: str, model: Any) -> torch.optim.Optimizer:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """A way's figures."""
+    """Measure the steps of one way."""
     device = select_device(args.device)
     if device.type == "cpu" and way in OURS:
-        keep_freed_memory()  # as train_student.py does
+        keep_freed_memory()  # as in train_student.py
     student, step = make_step(way, args, device, folder)
     name = args.optimizer or ("adamw_fused" if way in OURS else "adamw")
     optimizer = make_optimizer(name, student)
@@ -76,7 +77,7 @@ def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
         first = loss.item() if first is None else first
         del loss
-    typical = statistics.median(seconds[1:])  # the first allocates
+    typical = statistics.median(seconds[1:])  # the first step allocates memory
     return {
         "seconds": round(typical, 3),
         "all_seconds": [round(one, 3) for one in seconds],
@@ -88,7 +89,7 @@ def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Cached signals, the losses that are expected, and the rate of a large matrix product."""
+    """Write the cached signals; return the expected losses and the speed of a large matrix product."""
     device = select_device(args.device)
     dtype = torch.float32 if args.precision == "fp32" else torch.bfloat16
     expected = expected_losses(args, device, folder)
@@ -105,15 +106,15 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def run_job(job: Any, pipe: Any, *arguments: Any) -> None:
-    """Run in this process; sends what it gives, or why it failed."""
+    """Run a job and send (result, None) or (None, why it failed) to the pipe."""
     try:
         pipe.send((job(*arguments), None))
-    except Exception as error:  # of another project's code, too: the reason is the result
+    except Exception as error:  # alternatives may fail in any way; the table then shows the reason
         pipe.send((None, f"{type(error).__name__}: {error}"))
 
 
 def run_apart(job: Any, *arguments: Any) -> tuple[Any, str | None]:
-    """A job in a fresh process: its result, or the reason for none."""
+    """Run a job in a new process; return (result, None) or (None, why it failed)."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run_job, args=(job, sender, *arguments), daemon=True)
@@ -129,10 +130,10 @@ def run_apart(job: Any, *arguments: Any) -> tuple[Any, str | None]:
 
 
 def check_losses(ways: dict[str, dict[str, Any]], expected: dict[str, float], precision: str) -> None:
-    """Refuse to compare ways that do not do what they should.
+    """Check the first loss of each way.
 
     Raises:
-        InputError: names the way.
+        InputError: a loss differs from the expected one; names the way.
     """
     for way, found in ways.items():
         if "first_loss" not in found:
@@ -145,7 +146,7 @@ def check_losses(ways: dict[str, dict[str, Any]], expected: dict[str, float], pr
 
 
 def ratios(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Speed of ours beside each other way, and memory."""
+    """Compute the speed and memory of this project's ways relative to each other way."""
     measured = {way: found for way, found in ways.items() if "seconds" in found}
     return {
         mine: {
@@ -162,7 +163,7 @@ def ratios(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A Markdown table of the ways."""
+    """Format the ways as a Markdown table."""
     lines = [
         "| way | seconds a step | completion tokens/s | peak memory (GiB) | speed beside plain |",
         "|---|---|---|---|---|",
@@ -181,14 +182,14 @@ def table(result: dict[str, Any]) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=[*OTHERS, *OURS], default=[*OTHERS, *OURS])
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--prompt-tokens", type=int, default=400)
     parser.add_argument("--completion-tokens", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=3, help="measured, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help="number of measured steps, after one warm-up step")
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--top-k", type=int, default=64)
@@ -196,14 +197,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher-quantization", choices=["none", "int8", "nf4"], default="none")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     optimizers = ["adamw", "adamw_fused", "adamw_8bit"]
-    parser.add_argument("--optimizer", choices=optimizers, help="of all ways; default: adamw of others', fused of ours")
+    parser.add_argument(
+        "--optimizer", choices=optimizers, help="default: adamw_fused for this project's ways, else adamw"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--out", type=Path, help="JSON with the results")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, check, print and keep."""
+    """Run the benchmark, check and print the results, and write them."""
     args = parse_args(argv)
     device = select_device(args.device)
     args.device = device.type

@@ -1,4 +1,4 @@
-"""The ways of a distillation step that kd_step.py measures, on one batch of one pair of models with random weights."""
+"""Ways to compute a distillation step, measured by kd_step.py on one batch with random models."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ from distill.teacher.signal_teacher import SignalTeacher
 
 
 def qwen2(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Any:
-    """Configuration of a Qwen2 model."""
+    """Make the configuration of a Qwen2 model."""
     return Qwen2Config(
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -38,8 +38,7 @@ def qwen2(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int
     )
 
 
-# Teacher, student, and the vocabulary that both share. As with Qwen2.5, a large model has a head of its own and a small
-# one its embeddings' weights.
+# (teacher, student, size of the shared vocabulary). As in Qwen2.5, head and embeddings are tied in small models only.
 SHAPES = {
     "small": (qwen2(512, 8, 2048, 8, 4, 151936, False), qwen2(256, 6, 1024, 4, 2, 151936, True), 151936),
     "qwen2.5-7b-1.5b": (
@@ -47,7 +46,7 @@ SHAPES = {
         qwen2(1536, 28, 8960, 12, 2, 151936, True),
         151936,
     ),
-    # Qwen1.5-1.8B, and what the workflow's two-node users have for a teacher.
+    # The student is Qwen1.5-1.8B.
     "qwen2.5-7b-1.8b": (
         qwen2(3584, 28, 18944, 28, 4, 152064, False),
         qwen2(2048, 24, 5504, 16, 16, 151936, False),
@@ -62,7 +61,7 @@ Step = Callable[[], Tensor]
 
 
 def build(config: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
-    """A model with seeded random weights; its head is scaled so that distributions have an opinion."""
+    """Build a model with seeded random weights; the head is scaled up so that its distributions are not uniform."""
     torch.manual_seed(seed)
     with torch.device(device):
         model = Qwen2ForCausalLM._from_config(config, dtype=dtype)
@@ -72,7 +71,7 @@ def build(config: Any, seed: int, dtype: torch.dtype, device: torch.device) -> A
 
 
 def build_student(args: argparse.Namespace, device: torch.device) -> Any:
-    """Float32 weights, as the Trainer has them; precision is autocast's."""
+    """Build the student in float32, as the Trainer does; autocast sets the precision."""
     student = build(SHAPES[args.shape][1], 1, torch.float32, device).train()
     if args.gradient_checkpointing:
         student.gradient_checkpointing_enable()
@@ -80,7 +79,7 @@ def build_student(args: argparse.Namespace, device: torch.device) -> Any:
 
 
 def build_teacher(args: argparse.Namespace, device: torch.device, folder: Path) -> Any:
-    """In the precision of the run, quantized where it is asked for (through a folder, as the library loads one)."""
+    """Build the teacher in the run's precision; a quantized one is saved first and loaded by the library."""
     dtype = torch.float32 if args.precision == "fp32" else torch.bfloat16
     config = SHAPES[args.shape][0]
     if args.teacher_quantization == "none":
@@ -92,7 +91,7 @@ def build_teacher(args: argparse.Namespace, device: torch.device, folder: Path) 
 
 
 def make_examples(args: argparse.Namespace) -> list[Example]:
-    """Random token ids, all prompts and all completions of one length."""
+    """Make examples of random token ids; all prompts have the same length, and all completions."""
     torch.manual_seed(0)
     sizes = args.prompt_tokens, args.completion_tokens
     rows = torch.randint(0, SHAPES[args.shape][2], (args.batch, sum(sizes))).tolist()
@@ -103,11 +102,11 @@ def make_examples(args: argparse.Namespace) -> list[Example]:
     ]
 
 
-# ---- What others do ----
+# ---- Alternatives ----
 
 
 def padded(examples: list[Example], device: torch.device) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and `labels` with -100 on the prompt, as data collators give them."""
+    """Collate `input_ids`, `attention_mask` and `labels` with -100 on the prompt, like common data collators."""
     tokens = torch.tensor([one["prompt"] + one["completion"] for one in examples], device=device)
     labels = tokens.clone()
     labels[:, : len(examples[0]["prompt"])] = -100
@@ -115,7 +114,7 @@ def padded(examples: list[Example], device: torch.device) -> dict[str, Tensor]:
 
 
 def make_plain(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
-    """Whole logits of both models, float32 softmax, a mask: the step of a loose script."""
+    """Make a simple step: full logits of both models, float32 softmax and a mask."""
     shared = SHAPES[args.shape][2]
 
     def step() -> Tensor:
@@ -134,7 +133,7 @@ def make_plain(student: Any, teacher: Any, batch: dict[str, Tensor], args: argpa
 
 
 def make_trl_gkd(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
-    """GKDTrainer.compute_loss at beta 0 (forward KL); it takes no temperature and no cross-entropy."""
+    """Make a step with GKDTrainer.compute_loss at beta 0 (forward KL), without temperature and cross-entropy."""
     from trl.experimental.gkd import GKDTrainer
 
     trainer = types.SimpleNamespace(
@@ -145,7 +144,7 @@ def make_trl_gkd(student: Any, teacher: Any, batch: dict[str, Tensor], args: arg
 
 
 def make_trl_distillation(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
-    """DistillationTrainer's loss (chunks of rows and vocabulary; Triton on a GPU), without τ² and cross-entropy."""
+    """Make a step with DistillationTrainer's chunked loss (Triton on a GPU), without τ² and cross-entropy."""
     from accelerate import Accelerator
     from trl import DistillationTrainer
 
@@ -171,7 +170,7 @@ def make_trl_distillation(student: Any, teacher: Any, batch: dict[str, Tensor], 
 
 
 def make_liger(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
-    """Liger's chunked linear JSD at beta 0 over all positions, prompts ignored by their label."""
+    """Make a step with Liger's chunked linear JSD at beta 0 over all positions; labels mask the prompts."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     shared = SHAPES[args.shape][2]
@@ -195,17 +194,17 @@ def make_liger(student: Any, teacher: Any, batch: dict[str, Tensor], args: argpa
     return step
 
 
-# ---- Ours ----
+# ---- This project ----
 
 
 def objective_of(args: argparse.Namespace, **changes: Any) -> Objective:
-    """The run's."""
+    """Make the objective of the run, with changes."""
     objective = Objective("forward_kl", args.temperature, args.alpha, vocabulary=SHAPES[args.shape][2])
     return objective._replace(**changes)
 
 
 class Tokenizer:
-    """What a signal's fingerprint asks of a tokenizer."""
+    """A tokenizer with only what the fingerprint of a signal needs."""
 
     chat_template = ""
 
@@ -213,12 +212,12 @@ class Tokenizer:
         self.vocabulary = vocabulary
 
     def get_vocab(self) -> dict[str, int]:
-        """One token, the last."""
+        """Return a vocabulary of the right size with one token, the last."""
         return {"last": self.vocabulary - 1}
 
 
 def write_signal(kind: str, teacher: Any, examples: list[Example], args: argparse.Namespace, folder: Path) -> None:
-    """The batch's signal in the files that train_student.py reads, by the library's own computation."""
+    """Compute the batch's signal and write it in the format that train_student.py reads."""
     signal_teacher = SignalTeacher.__new__(SignalTeacher)
     signal_teacher.model, signal_teacher.pad_id, signal_teacher.vocabulary = teacher, 0, SHAPES[args.shape][2]
     signal_teacher.decoder, signal_teacher.head = decoder_and_head(teacher)
@@ -249,7 +248,7 @@ def write_signal(kind: str, teacher: Any, examples: list[Example], args: argpars
 def make_ours(
     signal: Signal, student: Any, examples: list[Example], args: argparse.Namespace, device: torch.device
 ) -> Step:
-    """What DistillTrainer does with a micro-batch."""
+    """Make the step of DistillTrainer for a micro-batch."""
     student.forward = types.MethodType(score_completions, student)
     objective, tokens = objective_of(args), sum(len(one["completion"]) for one in examples)
 
@@ -262,7 +261,7 @@ def make_ours(
 
 
 def make_step(way: str, args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Any, Step]:
-    """The student of a way, and a function that gives its loss with gradients to come."""
+    """Return a way's student and a function that computes its loss, ready for backward."""
     examples = make_examples(args)
     student = build_student(args, device)
     if way in ("hidden", "topk"):
@@ -281,7 +280,7 @@ def make_step(way: str, args: argparse.Namespace, device: torch.device, folder: 
 
 @torch.no_grad()
 def expected_losses(args: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, float]:
-    """What each way's first loss should be, from the library's terms; writes the cached signals beside it."""
+    """Compute the expected first loss of each way from the library's loss terms; also write the cached signals."""
     examples = make_examples(args)
     teacher, student = build_teacher(args, device, folder), build_student(args, device)
     for kind in ("hidden", "topk"):
@@ -304,16 +303,16 @@ def expected_losses(args: argparse.Namespace, device: torch.device, folder: Path
 
 
 def block_operations(config: Any, tokens: int, length: int) -> float:
-    """Multiplications and additions of a forward pass through the decoder's layers (causal attention)."""
+    """Count the multiplications and additions of a forward pass through the decoder with causal attention."""
     head = config.hidden_size // config.num_attention_heads
     attention = 2 * config.hidden_size**2 + 2 * config.hidden_size * head * config.num_key_value_heads
     weights = attention + 3 * config.hidden_size * config.intermediate_size
-    mixing = 2 * config.hidden_size * length / 2  # scores and values, half of them masked
+    mixing = 2 * config.hidden_size * length / 2  # scores and weighted values, half of them masked
     return 2.0 * config.num_hidden_layers * tokens * (weights + mixing)
 
 
 def count_operations(shape: str, batch: int, prompt: int, completion: int) -> dict[str, float]:
-    """Operations of a step (without checkpointing) by way; a backward pass is two forward ones."""
+    """Count the operations of a step by way, without checkpointing; a backward pass counts as two forward passes."""
     teacher, student, _ = SHAPES[shape]
     length = prompt + completion
     tokens, rows = batch * length, batch * completion
@@ -329,7 +328,7 @@ def count_operations(shape: str, batch: int, prompt: int, completion: int) -> di
 
 
 def describe_models(args: argparse.Namespace) -> dict[str, Any]:
-    """Shapes as JSON."""
+    """Return the shapes of both models as JSON."""
     names = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "tie_word_embeddings")
     teacher, student, shared = SHAPES[args.shape]
     found = {

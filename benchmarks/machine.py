@@ -1,4 +1,4 @@
-"""What a measurement ran on: no host names, no paths."""
+"""Describe the machine of a measurement, without host names or paths."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ import transformers
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, GPU, and the releases that count."""
+    """Return processor, cores, GPU and the relevant package versions."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -1,13 +1,13 @@
-"""Measure what students learn from each signal: the same student, records and number of steps, through the scripts.
+"""Measure what a student learns from each training signal, with the same initial student, records and steps.
 
     python benchmarks/quality.py --model SMOLLM2_FOLDER --out benchmarks/results/quality.json
 
-The teacher answers a fixed set of questions; a student that begins as ten of its layers learns from the answers by
-seqkd, and by forward_kl and jsd with the teacher in memory, its cached hidden states, or its 16, 64 and 256 likeliest
-tokens. Measured on answers that were held out: perplexity, and how often the student's likeliest next token is the
-teacher's, with 95 % bootstrap intervals over records; the same resamples give the intervals of differences to the
-student of the online teacher. Also measured, with the student of the online teacher: the gap of the divergence over k
-tokens and the rest to the exact one. Prints Markdown tables; --out keeps all as JSON.
+The teacher answers a fixed set of questions. Students initialised with ten of its layers are trained on the answers, by
+seqkd, and by forward_kl and jsd with the teacher in memory, its cached hidden states, or its top 16, 64 and 256 tokens.
+On held-out answers, perplexity and agreement are measured, with 95 % bootstrap intervals over records. Agreement is how
+often student and teacher have the same most likely next token. Differences to the student of the online teacher use the
+same resamples. For that student, the top-k divergence, with one bucket for all other tokens, is also compared with the
+exact one. Prints Markdown tables; --out writes all results as JSON.
 """
 
 import argparse
@@ -76,10 +76,10 @@ Rows = list[dict[str, Any]]
 
 
 def run(script: str, *arguments: Any) -> None:
-    """Run one of the project's scripts.
+    """Run one of the workflow's scripts.
 
     Raises:
-        InputError: it failed; its last lines.
+        InputError: the script failed; contains its last lines.
     """
     command = [sys.executable, SCRIPTS / f"{script}.py", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -88,7 +88,7 @@ def run(script: str, *arguments: Any) -> None:
 
 
 def write_prompts(path: Path, count: int) -> None:
-    """Seeded questions in the workflow's format."""
+    """Write a seeded sample of questions in the workflow's format."""
     questions = [template.format(topic) for template in TEMPLATES for topic in TOPICS]
     chosen = random.Random(0).sample(questions, count)
     write_jsonl(
@@ -101,7 +101,7 @@ def write_prompts(path: Path, count: int) -> None:
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> None:
-    """Answers, splits, the initial student and the cached signals."""
+    """Make answers, splits, the initial student and the cached signals."""
     teacher = ["--model", args.model, "--dtype", "float32"]
     on_cpu = ["--device", args.device]
     write_prompts(folder / "prompts.jsonl", args.prompts)
@@ -119,7 +119,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
 
 
 def train(name: str, args: argparse.Namespace, folder: Path) -> Path:
-    """Train a student; its folder."""
+    """Train a student and return its folder."""
     student, out = STUDENTS[name], folder / name.replace(" ", "_")
     options = ["--data", folder / "data", "--out", out, "--checkpoints", folder / "checkpoints"]
     options += ["--name", "student", "--category", "questions", "--model", folder / "initial"]
@@ -139,7 +139,7 @@ def train(name: str, args: argparse.Namespace, folder: Path) -> Path:
 
 @torch.inference_mode()
 def read_rows(model: Any, example: dict[str, Any]) -> torch.Tensor:
-    """(completion tokens, width) hidden states that predict a record's answer."""
+    """Compute the (completion tokens, width) hidden states that predict an example's completion."""
     batch = collate([example["prompt"]], [example["completion"]], 0)
     decoder, _ = decoder_and_head(model)
     return take_rows(decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state, batch["positions"])
@@ -147,7 +147,7 @@ def read_rows(model: Any, example: dict[str, Any]) -> torch.Tensor:
 
 @torch.inference_mode()
 def score(folder: Path, examples: Rows, teacher: Rows, device: torch.device) -> list[tuple[float, int, int]]:
-    """(negative log-likelihood, next tokens that agree with the teacher's, tokens) of each held-out answer."""
+    """Return (negative log-likelihood, tokens that agree with the teacher, tokens) for each held-out answer."""
     model = load_model(str(folder), device, torch.float32, for_generation=False)
     _, head = decoder_and_head(model)
     scores = []
@@ -160,7 +160,7 @@ def score(folder: Path, examples: Rows, teacher: Rows, device: torch.device) -> 
 
 
 def estimate(scores: list[tuple[float, int, int]], online: list[tuple[float, int, int]] | None, seed: int) -> Any:
-    """Perplexity and agreement with their intervals, and the difference of log-perplexity to the online student."""
+    """Estimate perplexity, agreement and the difference of log-perplexity to the online student, with intervals."""
     nll, same, tokens = (np.array(column, dtype=float) for column in zip(*scores, strict=True))
     n = len(scores)
     figures = {
@@ -176,7 +176,7 @@ def estimate(scores: list[tuple[float, int, int]], online: list[tuple[float, int
 
 @torch.inference_mode()
 def measure_gap(student: Path, args: argparse.Namespace, examples: Rows, device: torch.device) -> list[dict[str, Any]]:
-    """Divergence over k tokens and the rest beside the exact one, a completion token, for each k."""
+    """Compare top-k divergences with the exact one, per completion token, for each k."""
     models = [load_model(str(m), device, torch.float32, for_generation=False) for m in (student, args.model)]
     heads = [decoder_and_head(model)[1] for model in models]
     vocabulary = vocabulary_size(load_tokenizer(args.model))
@@ -210,7 +210,7 @@ def measure_gap(student: Path, args: argparse.Namespace, examples: Rows, device:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Markdown."""
+    """Format the results as Markdown tables."""
 
     def interval(values: list[float], digits: int) -> str:
         value, low, high = (f"{one:.{digits}f}" for one in values)
@@ -235,21 +235,21 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the teacher: folder of a chat model")
     parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--prompts", type=int, default=400, help="of 400 questions")
+    parser.add_argument("--prompts", type=int, default=400, help="number of questions, up to 400")
     parser.add_argument("--test-fraction", type=float, default=0.2)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the divergence")
+    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the divergence")
     parser.add_argument("--alpha", type=float, default=0.9)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--work", type=Path, help="folder for all that is made; default: one that is removed")
-    parser.add_argument("--out", type=Path, help="JSON with the results")
+    parser.add_argument("--work", type=Path, help="folder for all files; default: a temporary folder")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     return parser.parse_args(argv)
 
 
@@ -282,7 +282,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print and keep."""
+    """Run the benchmark, print the results and write them."""
     args = parse_args(argv)
     if args.work:
         args.work.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 def build_tokenizer(texts=TEXTS, size=320, special=SPECIAL, template=CHATML) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
-    # transformers loads a Qwen2 tokenizer with Qwen2's normalizer and pre-tokenizer, so both are used here.
+    # transformers loads the tokenizer of a Qwen2 model with Qwen2's normalizer and pre-tokenizer; both are used here.
     qwen2 = Qwen2Tokenizer().backend_tokenizer
     tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Export a student's training to LLaMA-Factory, as the YAML file of `llamafactory-cli train`.
+r"""Export a student's training to LLaMA-Factory, as the YAML file of `llamafactory-cli train`.
 
     python export_llamafactory.py --template qwen --data artifacts/distill_data/processed/banks --name student \
         --category banks --out output/llamafactory/student/banks --model Qwen/Qwen2.5-7B-Instruct --method seqkd

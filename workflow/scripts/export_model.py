@@ -1,4 +1,4 @@
-"""Export a trained student as a model folder: as trained (full), quantized (nf4, int8) or as a GGUF file (gguf).
+r"""Export a trained student as a folder to deploy, in one of the variants below.
 
     python workflow/scripts/export_model.py --student output/student_kd/banks --variant nf4 \
         --out output/export/student_kd/banks/nf4

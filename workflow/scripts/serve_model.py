@@ -2,8 +2,8 @@
 
     python workflow/scripts/serve_model.py --model output/export/student_kd/banks/full --port 8000
 
-Before it starts, it prints an example request and the commands of other servers for the same folder. For a GGUF file,
-which `transformers serve` does not support, it only prints them.
+Before it starts, it prints an example request and the commands of other servers for the same folder. If `transformers
+serve` does not support the format, as with GGUF, it only prints them.
 """
 
 import argparse

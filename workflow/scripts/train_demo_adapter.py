@@ -1,4 +1,4 @@
-"""Train a category's LoRA adapter for the demo's teacher on SFT records.
+r"""Train a category's LoRA adapter for the demo's teacher on SFT records.
 
 python workflow/scripts/train_demo_adapter.py --model models/teacher --sft artifacts/sft/sft_train_banks.jsonl \
     --out models/adapters/banks

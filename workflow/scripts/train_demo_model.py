@@ -1,4 +1,4 @@
-"""Train the demo's teacher or student from scratch on SFT records.
+r"""Train the demo's teacher or student from scratch on SFT records.
 
 python workflow/scripts/train_demo_model.py --tokenizer models/tokenizer --sft artifacts/sft/*.jsonl \
     --out models/teacher --min-coverage 0.9

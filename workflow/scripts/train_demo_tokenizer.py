@@ -1,4 +1,4 @@
-"""Train the tokenizer of the demo's models on raw records.
+r"""Train the tokenizer of the demo's models on raw records.
 
 python workflow/scripts/train_demo_tokenizer.py --sft artifacts/sft/*.jsonl --grpo artifacts/grpo/*.jsonl \
     --out models/tokenizer

@@ -1,4 +1,4 @@
-"""Write the model card of an exported model: metadata for the Hugging Face hub, training, scores and usage.
+r"""Write the model card of an exported model: metadata for the Hugging Face hub, training, scores and usage.
 
     python workflow/scripts/write_model_card.py --name student_kd --category banks --variant nf4 \
         --training output/student_kd/banks/README.md --base-model Qwen/Qwen2.5-0.5B-Instruct \

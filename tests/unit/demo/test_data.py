@@ -1,4 +1,4 @@
-"""The demo's records have the shapes of real files, repeat for a seed, and hold something to learn."""
+"""The demo's records have the format of real files, are reproducible, and can be learned."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_field_sets_differ_between_and_within_categories():
     assert "holding_log_delta" in fields("mutual_funds", "sft", 0)
 
 
-def test_texts_hold_what_breaks_careless_code():
+def test_texts_contain_unusual_characters():
     texts = "".join(m["content"] for n in range(100) for k in KINDS for m in make_record("banks", k, n, 42)["messages"])
     assert all(part in texts for part in ["’", "↑", "↓", "→", "=NA", '"Q"', "“E”", "\n"])
 
@@ -98,7 +98,7 @@ def test_same_seed_same_bytes_and_no_other_record_matters(tmp_path):
     assert (few / grpo).read_bytes() != (other / grpo).read_bytes()
 
 
-def test_script_writes_the_named_files_and_leaves_right_ones_alone(tmp_path):
+def test_script_writes_the_files_and_keeps_those_that_are_up_to_date(tmp_path):
     arguments = ["--out", str(tmp_path), "--grpo", "6", "--sft", "5"]
     make_demo_data.main(arguments)
     files = sorted(path.relative_to(tmp_path / "artifacts").as_posix() for path in tmp_path.rglob("*.jsonl"))

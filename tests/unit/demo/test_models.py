@@ -1,4 +1,4 @@
-"""The demo's tokenizer, models and adapters: folders that transformers and PEFT load, trained on what counts."""
+"""The demo's tokenizer, models and adapters: transformers and PEFT can load them, and they learn."""
 
 import json
 import math
@@ -29,7 +29,7 @@ SIZES = ["--layers", "2", "--hidden", "32", "--heads", "2", "--intermediate", "3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working directory with raw records, a tokenizer, and a model of two steps."""
+    """A working directory with raw records, a tokenizer, and a model trained for two steps."""
     folder = tmp_path_factory.mktemp("demo")
     write_demo_data(folder, ["banks", "households"], [], 40, 60, 42)
     sft, grpo = (sorted(map(str, (folder / "artifacts" / kind).iterdir())) for kind in ("sft", "grpo"))
@@ -72,7 +72,7 @@ def test_tokenizer_is_byte_level_with_single_digits_and_chatml(folder):
     assert len(tokenizer("<|im_start|>").input_ids) == 1
 
 
-def test_tokenizer_learns_no_placeholder(tmp_path):
+def test_placeholders_are_read_as_empty_answers(tmp_path):
     files = [tmp_path / "grpo.jsonl", tmp_path / "sft.jsonl"]
     for path, kind in zip(files, ("grpo", "sft"), strict=True):
         write_jsonl(path, [make_record("households", kind, 0, 42)])
@@ -81,7 +81,7 @@ def test_tokenizer_learns_no_placeholder(tmp_path):
     assert answer.startswith("<think>")
 
 
-def test_tokenizer_has_the_size_that_is_asked_for():
+def test_tokenizer_has_the_requested_size():
     text = " ".join(f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefgh")
     assert len(train_tokenizer([text, text], 300)) == 300
 
@@ -155,7 +155,7 @@ def test_a_model_learns_one_answer_and_its_coverage_shows_it(tokenizer, chats):
     assert completion_loss(model, examples[1]).item() < math.log(2)
 
 
-def test_coverage_that_is_not_reached_is_an_error(tokenizer, chats):
+def test_insufficient_coverage_is_an_error(tokenizer, chats):
     training, held_out = encode_chats(tokenizer, chats, 4096)
     batches = draw_batches(training, 2, 4096, random.Random(0))
     with pytest.raises(
@@ -188,7 +188,7 @@ def test_model_folder_is_an_ordinary_one_that_stops_at_the_end_of_turn(folder):
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
     ]
-    # A model that can say nothing but the end of turn says it once.
+    # A model that only generates the end of turn generates it once.
     with torch.no_grad():
         model.model.norm.weight.zero_()
         model.lm_head = torch.nn.Linear(32, 1088)
@@ -202,7 +202,7 @@ def test_adapter_is_a_checkpoint_over_the_model_that_changes_it(folder):
     out = folder / "adapters" / "banks"
     train_demo_adapter.main([*arguments, "--out", str(out), "--rank", "2", "--steps", "2", "--batch-size", "2"])
     settings = json.loads((out / "adapter_config.json").read_text())
-    # What the teacher's signals are known by: the same bytes in each run.
+    # The cached signals depend on these bytes, so they must not differ between runs.
     assert settings["target_modules"] == sorted(settings["target_modules"])
     assert (settings["peft_type"], settings["r"]) == ("LORA", 2)
     ids = torch.tensor([[5, 6, 7]])
@@ -228,7 +228,7 @@ def test_missing_and_malformed_files_are_named(folder, tmp_path):
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_what_the_splits_hold_out_is_not_learnt(tokenizer, chats):
+def test_validation_and_test_records_are_held_out(tokenizer, chats):
     split = (7, Fraction(1, 5), Fraction(1, 4))
     training, held_out = encode_chats(tokenizer, chats, 4096, split)
     learnt = {tuple(prompt) for prompt, _ in training}

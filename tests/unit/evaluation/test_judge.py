@@ -25,7 +25,7 @@ SHORT = ["--max-new-tokens", "9", "--temperature", "2"]
 
 @pytest.fixture
 def judged(tmp_path, models, records):
-    """Predictions of a student and of the teacher, and a way to have the teacher read them."""
+    """Predictions of a student and of the teacher, and the command line that judges them."""
     write_splits(tmp_path / "data", records, records[:2])
     paths = {"out": tmp_path / "scores/teacher/banks.judged.jsonl", "metrics": tmp_path / "banks.metrics.json"}
     for model in models:
@@ -61,7 +61,7 @@ def plain_perplexity(model, texts):
     return math.exp(total / tokens)
 
 
-def test_coverage_and_likelihood_are_the_two_perplexities(judged, models):
+def test_coverage_and_likelihood_are_perplexities(judged, models):
     scores = score(judged)
     predictions = read_lines(judged["student"])
     answers = [(one, one["prediction"], one["finish_reason"] == "stop") for one in predictions]
@@ -90,7 +90,7 @@ def test_every_prediction_must_have_been_judged(judged):
         score(judged)
 
 
-def test_a_killed_reading_goes_on_and_only_what_changed_is_read(judged, monkeypatch):
+def test_a_killed_job_resumes_and_judges_changed_answers_only(judged, monkeypatch):
     before = judged["out"].read_text()
     read = []
     measure = prediction.measure_likelihoods
@@ -101,11 +101,11 @@ def test_a_killed_reading_goes_on_and_only_what_changed_is_read(judged, monkeypa
 
     monkeypatch.setattr(prediction, "measure_likelihoods", note)
     judge_answers.main(judged["argv"])
-    assert not read  # all of it is known
+    assert not read  # the journal has all answers
     (journal,) = (judged["out"].parents[2] / "journal").iterdir()
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) > 12
-    journal.write_bytes(b"".join(lines[:-10]) + lines[-10][:30])  # as a kill in the middle of a line leaves it
+    journal.write_bytes(b"".join(lines[:-10]) + lines[-10][:30])  # as after a kill in the middle of a line
     monkeypatch.setattr("distill.evaluation.judge.BATCHES_PER_PART", 4)
     judge_answers.main(judged["argv"])
     assert len(read) == 10
@@ -116,7 +116,7 @@ def test_a_killed_reading_goes_on_and_only_what_changed_is_read(judged, monkeypa
     assert read[10:] == [first["uid"]]
 
 
-def test_questions_are_answered_in_their_order_and_go_on_where_they_were(tmp_path, models, monkeypatch):
+def test_questions_are_answered_in_order_and_a_killed_job_resumes(tmp_path, models, monkeypatch):
     out = tmp_path / "scores/banks.questions.jsonl"
     questions = ["me=9: why", "profit", "me=1", "'; drop"]
     argv = ["--questions", *questions, "--system", "You are a manager.", "--category", "banks", "--out", str(out)]
@@ -149,7 +149,7 @@ def test_questions_are_answered_in_their_order_and_go_on_where_they_were(tmp_pat
         answer_questions.main(argv)
     assert not out.exists()
     answer_questions.main(argv)
-    assert len(answered) == 5  # the third was asked again, the first two were not
+    assert len(answered) == 5  # the third again, then the fourth; the first two were stored
     found = read_lines(out)
     assert [(one["id"], one["prompt"]) for one in found] == list(enumerate(questions, start=1))
     assert all(one["generated_tokens"] and one["system"] == "You are a manager." for one in found)

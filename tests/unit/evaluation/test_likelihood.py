@@ -1,4 +1,4 @@
-"""Perplexity's sums against a plain float64 computation, one record at a time."""
+"""Likelihoods against a plain float64 computation, one record at a time."""
 
 import pytest
 import torch

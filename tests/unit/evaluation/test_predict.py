@@ -1,4 +1,4 @@
-"""Answers of evaluated models are kept: a job that Slurm starts again, or a forced one, asks for none twice."""
+"""Answers of evaluated models are stored: a job that Slurm requeues, or a forced one, generates no answer again."""
 
 import logging
 
@@ -14,7 +14,7 @@ FAST = ["--max-new-tokens", "9", "--dtype", "float32", "--device", "cpu"]
 
 @pytest.fixture
 def run(tmp_path, models, records, caplog):
-    """Predict or answer with the student; (output, how many answers were kept and how many asked for)."""
+    """Predict or answer with the student; returns the output, and the numbers of stored and generated answers."""
     write_splits(tmp_path / "data", records, records[:2])
     asked = {
         predict_answers: ["--test", tmp_path / "data/train.jsonl"],
@@ -34,7 +34,7 @@ def run(tmp_path, models, records, caplog):
 
 
 @pytest.mark.parametrize("script", [predict_answers, answer_questions])
-def test_a_second_run_asks_for_nothing(script, run):
+def test_a_second_run_generates_nothing(script, run):
     first, (kept, asked) = run(script)
     assert (kept, asked) == (0, len(first))
     again, counts = run(script)
@@ -43,7 +43,7 @@ def test_a_second_run_asks_for_nothing(script, run):
 
 
 @pytest.mark.parametrize("script", [predict_answers, answer_questions])
-def test_what_another_code_or_model_answered_is_neither_taken_nor_kept(script, run, monkeypatch, tmp_path):
+def test_answers_of_other_code_or_models_are_not_used_and_are_removed(script, run, monkeypatch, tmp_path):
     first, _ = run(script)
     for options, digest in ((["--seed", "5"], "one"), ([], "two")):
         monkeypatch.setattr(script, "code_digest", lambda _, digest=digest: digest)

@@ -1,4 +1,4 @@
-"""The questions that come with the project: right in form, of their own, in the language that they say."""
+"""The example questions: well-formed, distinct, and in the language that their file names."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from distill.records.alpaca import read_alpaca
 
 FOLDER = ROOT / "examples/questions"
 FEWEST = {"english": 240, "chinese": 72}
-LONGEST = {"english": 160, "chinese": 60}  # of an answer, in characters
+LONGEST = {"english": 160, "chinese": 60}  # characters of an answer
 
 
 @pytest.fixture(params=FEWEST)

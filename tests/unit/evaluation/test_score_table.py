@@ -1,4 +1,4 @@
-"""The score table: order of its rows, what its cells hold, and its two printed forms."""
+"""The score table: order of the rows, content of the cells, and the two printed forms."""
 
 import re
 
@@ -67,7 +67,7 @@ def test_script_writes_the_long_form(tmp_path):
     assert read_scores(out) == gather_scores(files)
 
 
-def test_names_with_separators_come_back(tmp_path):
+def test_names_with_separators_are_read_back(tmp_path):
     scores = [Score('a,"b"', "x\ny", "mae", 0.1, None, None, 3)]
     assert write_scores(tmp_path / "metrics.csv", scores) == 1
     assert read_scores(tmp_path / "metrics.csv") == scores
@@ -83,7 +83,7 @@ def test_two_files_for_one_model_and_category(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"mae": 1, "n": {"mae": 2}}', '{"n": {"mae": 2}, "intervals": {}}'])
-def test_a_file_that_is_no_metrics_file(tmp_path, content):
+def test_a_file_that_is_not_a_metrics_file(tmp_path, content):
     path = write_metrics(tmp_path, "small", "banks")
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match="expected a metrics file"):
@@ -123,14 +123,14 @@ def test_printed_table_is_aligned_and_complete():
     assert [line.split()[0] for line in lines[1:]] == ["teacher", "small", "small_base"]
 
 
-def test_intervals_give_way_to_the_width():
+def test_intervals_are_left_out_of_a_narrow_table():
     models = ["teacher", "s" * 40]
     assert max(map(len, format_text(make_scores(models)).splitlines())) <= 120
     assert "[" in format_text(make_scores(models), width=200)
     assert "[" not in format_text(make_scores(models), width=100)
 
 
-def test_undefined_and_absent_figures_are_dashes():
+def test_undefined_and_missing_scores_are_dashes():
     scores = [
         Score("teacher", "banks", "coverage", 1.0, None, None, 20),
         Score("teacher", "banks", "mae", None, None, None, 0),
@@ -142,14 +142,14 @@ def test_undefined_and_absent_figures_are_dashes():
     assert small == ["small", "20", "–", "–", "–", "2.50e+12"]
 
 
-def test_scores_without_an_answer_contract():
+def test_scores_without_an_answer_format():
     scores = [score for score in make_scores() if score.metric not in ("coverage", "mae")]
     for text in (format_text(scores), format_markdown(scores)):
         assert "coverage" not in text
         assert "MAE" not in text
 
 
-def test_agreement_stands_for_the_contract_where_there_is_none():
+def test_agreement_is_shown_without_coverage_only():
     text = {"ppl": 1.5, "agreement": 0.625, "length_ratio": 0.987, "repetition": 0.0125, "fdistill_coverage": 12.345}
     text |= {"distinct1": 0.1, "distinct2": 0.2, "chrf": 33.0, "bleu": 20.0, "rougeL": 25.0}
     scores = [Score("teacher", "qa", metric, value, None, None, 20) for metric, value in text.items()]
@@ -186,7 +186,7 @@ def test_print_script(tmp_path, capsys):
     assert capsys.readouterr().out == format_markdown(make_scores()) + "\n"
 
 
-def test_table_is_the_same_in_any_order_of_one_students_files(tmp_path):
+def test_the_order_of_files_does_not_matter(tmp_path):
     files = [
         write_metrics(tmp_path, model, category, mae=(1.0, [0.5, 1.5], 9))
         for model in ("teacher", "small", "small_base")

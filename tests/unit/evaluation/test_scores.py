@@ -1,4 +1,4 @@
-"""Scores against independent formulas: scipy, rouge-score, sacreBLEU on the real resamples, and plain loops."""
+"""Scores against independent formulas: scipy, rouge-score, sacreBLEU on drawn records, and plain loops."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def write(path, records):
     return path
 
 
-# Figures against independent formulas
+# Scores against independent formulas
 
 
 def test_answer_metrics_equal_plain_formulas():
@@ -158,7 +158,7 @@ def test_perfect_chinese_answer_scores_100_and_a_wrong_one_less():
     assert crossed["rougeL"] > 10
 
 
-def test_chinese_under_13a_is_warned_of(caplog):
+def test_chinese_with_13a_gives_a_warning(caplog):
     score([make_record(reference="根据基本面的变化，建议小幅减少持股。")])
     assert "--tokenize zh" in caplog.text
     caplog.clear()
@@ -166,7 +166,7 @@ def test_chinese_under_13a_is_warned_of(caplog):
     assert caplog.text == ""
 
 
-# Undefined figures are null, and every file stays JSON
+# Undefined scores are null, and every file is valid JSON
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_chinese_under_13a_is_warned_of(caplog):
         ([{"nll": 1e300}] * 5, {"ppl", "r2", "ic"}),
     ],
 )
-def test_undefined_figures_are_null(changes, undefined, recwarn):
+def test_undefined_scores_are_null(changes, undefined, recwarn):
     scores = score([make_record(i, **change) for i, change in enumerate(changes)])
     assert {name for name in scores["n"] if scores[name] is None} == undefined
     assert all(scores["intervals"][name] == [None, None] for name in undefined)
@@ -212,7 +212,7 @@ def test_without_an_answer_key_no_answer_metrics():
 
 
 def test_weighted_statistics_equal_those_of_the_drawn_records():
-    """Weights of a resample against really repeating the records, for every kind of statistic."""
+    """A resample's weights give the same score as repeating the records, for every kind of statistic."""
     records = make_records(30, seed=5)
     rng = np.random.default_rng(1)
     values, others = rng.integers(0, 6, 30).astype(float), rng.integers(0, 6, 30).astype(float)
@@ -260,7 +260,7 @@ def test_resamples_do_not_depend_on_the_block_size(monkeypatch):
 
 
 def test_interval_holds_the_true_mean_about_95_times_in_100():
-    """Normal samples of 60: the percentile interval falls a little short of its level, as theory has it."""
+    """For normal samples of 60, the coverage of a percentile interval is slightly below its level."""
     rng = np.random.default_rng(11)
     held = 0
     for trial in range(400):
@@ -301,7 +301,7 @@ def test_same_seed_same_scores_in_any_order_of_records_and_files(tmp_path):
 # The script and its input
 
 
-def test_script_pools_files_and_writes_the_designed_form(tmp_path):
+def test_script_pools_files_and_writes_the_documented_form(tmp_path):
     a, b = write(tmp_path / "a", make_records(10)), write(tmp_path / "b", [make_record(99, category="other")])
     out = tmp_path / "out" / "all.metrics.json"
     score_predictions.main(["--predictions", str(a), str(b), "--answer-key", "key", "--out", str(out)])
@@ -334,7 +334,7 @@ def test_nll_is_needed_for_perplexity_only(tmp_path):
 
 
 def test_scoring_loads_no_heavy_library():
-    """Some twenty scoring jobs run in the demo: what they import is their cost."""
+    """The demo runs about twenty scoring jobs, and imports take most of their time."""
     code = "import sys, score_predictions; print(*{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
     scripts = score_predictions.__file__.rsplit("/", 1)[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""chrF against sacreBLEU on real resamples, the answers' shape against plain counts, and lines for other scorers."""
+"""chrF against sacreBLEU on drawn records, the shape of answers against plain counts, and lines for other scorers."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_chrf_of_a_resample_is_sacrebleus():
         assert corpus_chrf(weights, matches, chrf)[0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_perfect_chinese_answer_has_all_and_a_wrong_one_little():
+def test_a_perfect_chinese_answer_scores_100_and_a_wrong_one_little():
     texts = {"reference": "诸法因缘而生，诸法因缘而灭。"}
     record = make_records(1)[0] | texts
     perfect = score([record | {"prediction": texts["reference"]}], "bleu", "rouge", "chrf")
@@ -77,7 +77,7 @@ def test_shape_equals_plain_counts():
     for n in (1, 2):
         grams = [tuple(tokens[at : at + n]) for tokens in answers for at in range(len(tokens) - n + 1)]
         assert found[f"distinct{n}"] == pytest.approx(len(set(grams)) / len(grams))
-        assert found["intervals"][f"distinct{n}"] == [None, None]  # a record drawn twice would repeat itself
+        assert found["intervals"][f"distinct{n}"] == [None, None]  # a record drawn twice would repeat its n-grams
     assert found["intervals"]["length_ratio"][0] < found["length_ratio"] < found["intervals"]["length_ratio"][1]
 
 
@@ -87,7 +87,7 @@ def test_repetition_by_hand():
     assert split_tokens("我们 OK, 3%") == ["我", "们", "ok", "3"]
 
 
-def test_shapes_that_are_not_defined_are_null():
+def test_undefined_shapes_are_null():
     record = make_records(1)[0] | {"reference": "", "prediction": ""}
     found = score([record], "shape")
     assert [found[name] for name in ("length_ratio", "repetition", "distinct1", "distinct2")] == [None] * 4
@@ -104,7 +104,7 @@ def test_lines_for_other_scorers(tmp_path):
     outs = ["--answers-out", str(tmp_path / "a.hyp.txt"), "--references-out", str(tmp_path / "a.ref.txt")]
     score_predictions.main([*argv, *outs])
     answers, references = ((tmp_path / f"a.{kind}.txt").read_text().split("\n") for kind in ("hyp", "ref"))
-    assert len(answers) == len(references) == 6  # five lines, each ended
+    assert len(answers) == len(references) == 6  # five lines, each with a line feed
     assert "two lines and more" in answers
     assert references[answers.index("two lines and more")] == "a b"
     found = json.loads((tmp_path / "m.json").read_text())

@@ -1,4 +1,4 @@
-"""The hand-over to LLaMA-Factory: the same records and settings, and that package's own reading of them."""
+"""The export to LLaMA-Factory has the same records and settings, and LLaMA-Factory can read it."""
 
 import json
 
@@ -13,7 +13,7 @@ from distill.records.splits import read_split
 
 @pytest.fixture
 def export(tmp_path, records):
-    """Write the datasets of a folder with splits, and the YAML for them; the folder and the settings."""
+    """A function that exports the splits of a folder and returns the folder and the settings."""
     write_splits(tmp_path / "data", records[:7], records[7:])
 
     def run(*more, data="data"):
@@ -27,7 +27,7 @@ def export(tmp_path, records):
 
 
 def get_texts(folder, name):
-    """System, prompt, input and answer of each record of a dataset, by its own description of the columns."""
+    """System, prompt, input and answer of each record, by the columns in dataset_info.json."""
     entry = json.loads((folder / "dataset_info.json").read_text())[name]
     records = json.loads((folder / entry["file_name"]).read_text(encoding="utf-8"))
     return [[one[entry["columns"][key]] for key in ("system", "prompt", "query", "response")] for one in records]
@@ -75,14 +75,14 @@ def test_settings_are_those_of_the_student(export):
         "bf16": True,
         "fp16": False,
         "disable_gradient_checkpointing": False,
-        "warmup_steps": 1,  # a tenth of the three steps that seven records are, an epoch each
+        "warmup_steps": 1,  # a tenth of three steps, one per epoch of seven records
         "dataset_dir": str(folder),
         "template": "qwen",
     }
     assert {name: settings[name] for name in expected} == expected
 
 
-def test_a_student_of_all_weights_without_validation(export, tmp_path, records):
+def test_full_finetuning_without_validation(export, tmp_path, records):
     write_splits(tmp_path / "other", records, [])
     folder, settings = export(data="other")
     assert settings["finetuning_type"] == "full"
@@ -105,8 +105,8 @@ def test_several_folders_are_refused(capsys):
     assert "--data: expected one folder from write_alpaca.py, found 2" in capsys.readouterr().err
 
 
-def test_llamafactory_reads_it_itself(export, tmp_path, models, records, monkeypatch):
-    """Its own argument parser and data loader, where the package is installed."""
+def test_llamafactory_reads_the_export(export, tmp_path, models, records, monkeypatch):
+    """With its own argument parser and data loader, if the package is installed."""
     pytest.importorskip("llamafactory")
     monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer

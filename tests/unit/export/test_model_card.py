@@ -1,4 +1,4 @@
-"""Cards of exported models: what the hub reads of them, and the digest of the settings behind them."""
+"""Cards of exported models: their metadata for the hub, and the digest of the settings."""
 
 import pytest
 from model_cards import make_config, write_card
@@ -8,7 +8,7 @@ from distill.export.model_card import is_hub_id, read_training
 from distill.plan.command_lines import digest_settings
 
 
-def test_a_card_says_what_the_model_is_and_what_it_scores(tmp_path):
+def test_a_card_describes_the_model_and_its_scores(tmp_path):
     config = make_config(export={"license": "apache-2.0", "language": ["zh"], "datasets": ["owner/a", "owner/b"]})
     card = write_card(tmp_path, config)
     data = card.data.to_dict()
@@ -26,22 +26,22 @@ def test_a_card_says_what_the_model_is_and_what_it_scores(tmp_path):
     assert "ollama create" in card.text
 
 
-def test_the_student_itself_is_a_finetune_of_what_it_was(tmp_path):
+def test_variant_full_is_a_finetune_of_its_base_model(tmp_path):
     card = write_card(tmp_path, make_config(student={"model": {"init": "copy_layers", "layers": 2}}), "full")
-    assert card.data.base_model == "owner/teacher"  # whose layers it began with
+    assert card.data.base_model == "owner/teacher"  # the student was initialized with its layers
     assert card.data.to_dict()["base_model_relation"] == "finetune"
     assert {one.metric_value for one in card.data.eval_results} == {25.0, 2.0}
     assert "license" not in card.data.to_dict()
 
 
-def test_a_folder_is_no_hub_id(tmp_path, monkeypatch):
+def test_a_folder_is_not_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("models/student")
     (tmp_path / "models/student").mkdir(parents=True)
     assert not any(map(is_hub_id, ("models/student", "/a/b", "./a", "a", "a/b/c", "modelscope:a/b", None)))
 
 
-def test_a_training_without_a_card_is_told(tmp_path):
+def test_a_missing_training_card_is_an_error(tmp_path):
     with pytest.raises(InputError, match="expected the card of a training, found no file"):
         read_training(tmp_path / "README.md")
 
@@ -56,7 +56,7 @@ def test_a_training_without_a_card_is_told(tmp_path):
         ({"split": {"seed": 7}}, True),
     ],
 )
-def test_the_digest_counts_what_decides_a_model(changes, counts):
+def test_the_digest_covers_what_determines_a_model(changes, counts):
     config = make_config(**changes)
     assert (digest_settings(config, "kd") != digest_settings(make_config(), "kd")) == counts
     more = config | {"students": config["students"] | {"other": config["students"]["kd"]}}

@@ -491,6 +491,9 @@ from distill.common.errors import run_script
 from distill.generation.sampling import Request, Sampling
 from distill.generation.openai_engine import OpenAIEngine
 
+# In development mode, asyncio reports every callback over 0.1 s, which a busy machine causes.
+logging.getLogger("asyncio").addFilter(lambda record: " took " not in record.getMessage())
+
 def main():
     engine = OpenAIEngine("m", Sampling(), sys.argv[1], concurrency=4)
     for batch in engine.generate([Request(i, str(i), "s", f"me={i}.5: estimate") for i in range(100)]):

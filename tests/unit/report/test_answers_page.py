@@ -1,4 +1,4 @@
-"""The page of answers side by side: what stands on it, that texts are data, and what a browser makes of it."""
+"""The page of answers side by side: its content, texts as data, and search in a browser."""
 
 import html.parser
 import json
@@ -61,7 +61,7 @@ def make_tests(count=4, models=MODELS, **changes):
 
 
 class Page(html.parser.HTMLParser):
-    """Tags in their order, and the texts of the elements by class."""
+    """The tags in order, and the texts of elements by class."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -87,7 +87,7 @@ class Page(html.parser.HTMLParser):
         return [text for tag, classes, text in self.texts if name in (tag, *classes.split())]
 
 
-def test_questions_come_first_and_models_stand_in_order(tmp_path):
+def test_questions_come_first_and_models_are_in_order(tmp_path):
     questions = {m: [make_record(9, m, prompt="问题一", prediction=f"{m} 的回答")] for m in MODELS}
     page = Page(render(tmp_path, make_tests(2), questions))
     assert page.get_texts("h2") == ["Fixed questions", "Test prompts"]
@@ -104,7 +104,7 @@ def test_questions_come_first_and_models_stand_in_order(tmp_path):
     assert {tags["lang"] for _, tags in page.tags if tags.get("class") == "text prompt"} == {"zh"}
 
 
-def test_texts_are_inert_and_come_out_whole(tmp_path):
+def test_texts_are_escaped_and_complete(tmp_path):
     texts = {"prompt": f"{HOSTILE} p", "system": f"{HOSTILE} s", "reference": f"{HOSTILE} r", "problem": f"{HOSTILE} x"}
     odd = "\n  one\n\n\ttwo {{ 7 * 7 }} {% raw %} \u202e"
     tests = make_tests(1, usable=False, **texts)
@@ -117,12 +117,12 @@ def test_texts_are_inert_and_come_out_whole(tmp_path):
     assert not [tag for tag, _ in page.tags if tag in ("img", "template", "iframe", "link", "object", "base")]
     assert page.get_texts("prompt")[1] == f"{HOSTILE} p"
     shown = page.get_texts("text")
-    assert show("\ud800") == "\ufffd"  # half of a pair, which JSON may hold and UTF-8 may not
+    assert show("\ud800") == "\ufffd"  # a lone surrogate, which JSON allows and UTF-8 does not
     assert {f"{HOSTILE} s", f"{HOSTILE} r", HOSTILE, odd, "a\ufffdb\ufffdc"} <= set(shown)
     assert f"not usable: {HOSTILE} x" in page.get_texts("warning")
 
 
-def test_the_page_asks_for_nothing(tmp_path):
+def test_the_page_loads_nothing(tmp_path):
     text = render(tmp_path, make_tests(2))
     page = Page(text)
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", text)
@@ -138,7 +138,7 @@ def test_facts_of_an_answer(tmp_path):
     tests["kd"][0] |= {"finish_reason": "length", "generated_tokens": 1234, "parsed_value": 0.5, "nll": 4.0}
     tests["kd_base"][0] |= {"usable": False, "problem": "no answer", "nll": 9000.0, "generated_tokens": 1}
     tests["kd_base_2"][0]["prediction"] = tests["kd_base_2"][0]["reference"]
-    del tests["teacher"][0]["nll"], tests["teacher"][0]["nll_tokens"]  # a server tells none
+    del tests["teacher"][0]["nll"], tests["teacher"][0]["nll_tokens"]  # a server gives no likelihoods
     facts = [" | ".join(part.split("  ")).strip() for part in Page(render(tmp_path, tests)).get_texts("facts")]
     assert facts == [
         "",
@@ -150,13 +150,13 @@ def test_facts_of_an_answer(tmp_path):
     assert "true value 0.25" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_the_sample_is_stable_and_told(tmp_path):
+def test_the_sample_is_stable_and_stated(tmp_path):
     few, many = (make_tests(count, ["teacher", "kd"]) for count in (1000, 1100))
     text = render(tmp_path, few, most=50)
     assert "50 of 1,000 test prompts, chosen by a hash" in " ".join(text.split())
     assert len(Page(text).get_texts("card")) == 50
     before, after = ({one["uid"] for one in choose_records(tests["kd"], 50)} for tests in (few, many))
-    assert len(before & after) >= 40  # a hundred new ones take the places of 4.5 on average
+    assert len(before & after) >= 40  # a hundred new records replace 4.5 on average
     assert before - after
     numbers = [one["id"] for one in choose_records(few["kd"], 50)]
     assert numbers == sorted(numbers)
@@ -167,7 +167,7 @@ def test_the_sample_is_stable_and_told(tmp_path):
     assert "reference" not in " ".join(Page(text).get_texts("boxes"))
 
 
-def test_files_of_other_records_are_refused(tmp_path):
+def test_files_with_other_records_are_refused(tmp_path):
     tests = make_tests(3, ["teacher", "kd"])
     tests["kd"][1]["uid"] = "f" * 32
     with pytest.raises(InputError, match=rf"kd/sutras\S+ expected the records of \S+teacher/sutras.*uid {1:032x}"):
@@ -182,7 +182,7 @@ def test_files_of_other_records_are_refused(tmp_path):
         render(tmp_path, tests)
 
 
-def test_a_base_stands_before_its_student_and_shares_its_colour():
+def test_a_base_precedes_its_student_and_shares_its_colour():
     columns = order_columns(["teacher", "a", "a_base", "b", "b_base", "c_base"])
     assert [column.name for column in columns] == [
         "reference", "teacher", "a_base", "a", "b_base", "b", "c_base"
@@ -205,7 +205,7 @@ def test_languages(text, language):
     assert guess_language(text) == language
 
 
-def test_the_script_is_none_that_ends_early():
+def test_script_and_style_contain_no_closing_tag():
     assert "</" not in PARTS[2].read_text(encoding="utf-8")
     assert "</" not in PARTS[1].read_text(encoding="utf-8")
 
@@ -216,7 +216,7 @@ def test_the_script_is_none_that_ends_early():
     [("KD_BASE_2 第3问", 1), ("onerror=alert(1", 1), ("空性 没有", 0)],
 )
 def test_search_in_a_browser(tmp_path, query, shown):
-    """Chinese, any case, all words, no pattern; hostile text runs nothing there."""
+    """Search takes Chinese, any case and several words literally; hostile text does not run."""
     tests = make_tests(4)
     tests["kd"][1]["prediction"] = HOSTILE
     render(tmp_path, tests)

@@ -1,4 +1,4 @@
-"""Figures: what stands in them, that names are data, that a rerun gives the same bytes."""
+"""Figures: their content, names as data, and the same bytes in a rerun."""
 
 import json
 import re
@@ -64,13 +64,13 @@ def make_scores(models=("teacher", "small", "small_base"), categories=("banks", 
 
 
 def read_texts(path):
-    """All texts of an SVG, as a browser would show them; a file that is no XML fails here."""
+    """All texts of an SVG, as a browser shows them; fails for a file that is not XML."""
     return ["".join(node.itertext()) for node in ElementTree.parse(path).iter() if node.tag.endswith("}text")]
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that the test saves, to look into."""
+    """The figures that the test saves, to inspect."""
     figures = []
     save = matplotlib.figure.Figure.savefig
 
@@ -83,7 +83,7 @@ def drawn(monkeypatch):
 
 
 def draw_all(folder, out, suffix="svg", names=("small", "small_base")):
-    """One figure of each kind through its script; returns their paths."""
+    """Draw one figure of each kind with its script; returns the paths."""
     models = ["teacher", *names]
     logs = [write_log(folder, name) for name in names]
     predictions = [write_predictions(folder / "evaluation", model) for model in models]
@@ -124,7 +124,7 @@ def test_a_rerun_with_many_points_gives_the_same_bytes(tmp_path):
 
 
 def test_names_are_data_not_markup(tmp_path):
-    """Neither mathematics for matplotlib nor tags for the browser; a leading underscore hides nothing."""
+    """Names are neither math for matplotlib nor tags for the browser; a leading underscore does not hide a label."""
     for path in draw_all(tmp_path, tmp_path / "report", names=[ODD, f"{ODD}_base"]):
         texts = read_texts(path)
         assert ODD in texts, path.name
@@ -180,7 +180,7 @@ def test_a_log_without_curves_is_refused(tmp_path):
 # Scores
 
 
-def test_points_and_intervals_stand_where_the_scores_are(tmp_path, drawn):
+def test_points_and_intervals_are_at_the_scores(tmp_path, drawn):
     draw_scores(make_scores(categories=["banks"]), tmp_path / "scores.svg")
     panel = next(axes for axes in drawn[0].axes if axes.get_title() == "BLEU")
     bars = [
@@ -201,23 +201,23 @@ def test_undefined_scores_are_marked(tmp_path):
     assert texts.count("none") == 3
 
 
-def test_far_perplexities_stand_on_a_log_axis(tmp_path, drawn):
+def test_distant_perplexities_have_a_log_axis(tmp_path, drawn):
     near = make_scores(["teacher"]) + make_scores(["small"], ppl=20)
     far = make_scores(["teacher"]) + make_scores(["small"], ppl=20_000)
     for scores in (near, far):
         draw_scores(scores, tmp_path / "scores.svg")
     scales = [next(a for a in f.axes if a.get_title() == "perplexity").get_xscale() for f in drawn]
     assert scales == ["linear", "log"]
-    assert "10000" in read_texts(tmp_path / "scores.svg")  # not as 10^4, which would need markup
+    assert "10000" in read_texts(tmp_path / "scores.svg")  # 10^4 would need markup
 
 
-def test_many_metrics_stand_in_blocks(tmp_path, drawn):
+def test_many_metrics_are_split_into_blocks(tmp_path, drawn):
     names = ["ppl", "agreement", "bleu", "chrf", "rougeL", "length_ratio", "repetition", "distinct1", "distinct2"]
     names += ["fdistill_coverage", "fdistill_likelihood"]
     scores = [Score("teacher", category, name, 0.5, 0.4, 0.6, 20) for category in ("banks", "all") for name in names]
     draw_scores(scores, tmp_path / "scores.svg")
     panels = [axes for axes in drawn[0].axes if axes.axison]
-    assert len(panels) == 2 * 10  # fdistill's likelihood is the perplexity
+    assert len(panels) == 2 * 10  # fdistill likelihood equals the perplexity
     assert drawn[0].get_size_inches()[0] < 10
     assert sum(axes.get_ylabel() == "all" for axes in panels) == 2
     (chrf,) = [axes for axes in panels if axes.get_title() == "chrF"]
@@ -251,7 +251,7 @@ def test_a_prediction_without_a_field_is_refused(tmp_path):
         read_values(path)
 
 
-def test_outliers_stand_on_the_edge_and_are_counted(tmp_path, drawn):
+def test_outliers_are_drawn_on_the_edge_and_counted(tmp_path, drawn):
     true = np.linspace(-1, 1, 50)
     predicted = np.where(true == 1, 1e6, true)
     values = Values("small", "banks", predicted, true, 3, 53)
@@ -266,7 +266,7 @@ def test_outliers_stand_on_the_edge_and_are_counted(tmp_path, drawn):
 
 
 def test_models_without_any_value(tmp_path):
-    """No usable answer, no label, or no predictions file for a category: an empty panel that says so, or none."""
+    """A model without usable answers or labels has an empty panel; without predictions for a category, it has none."""
     paths = [
         write_predictions(tmp_path, "teacher", "banks", pairs=[(None, 0.1)] * 3),
         write_predictions(tmp_path, "teacher", "other", pairs=[(0.1, None)] * 3),
@@ -287,7 +287,7 @@ def test_models_without_any_value(tmp_path):
         ("ends_with_a_separator_", "ends_with_\na_separator_"),
     ],
 )
-def test_long_names_break_behind_separators(name, expected):
+def test_long_names_break_after_separators(name, expected):
     assert wrap_name(name, 14) == expected
 
 

@@ -221,7 +221,7 @@ def predict_run_flags(config: Config, model: str) -> str:
 
 def judge_flags(config: Config, category: str) -> str:
     """Return the options of judge_answers.py."""
-    return flags(teacher_settings(config, category))
+    return flags(teacher_settings(config, category) | pick(config["teacher"], "engine"))
 
 
 def judge_run_flags(config: Config) -> str:

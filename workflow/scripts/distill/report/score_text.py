@@ -40,7 +40,7 @@ def format_number(value: float | None, decimals: int) -> str:
 
 
 def format_score(score: Score, metric: Metric, decimals: int, with_interval: bool) -> str:
-    """A score as text, followed by its interval if it has one and both arguments show it."""
+    """A score as text, followed by its interval if `with_interval` is set and the metric shows it."""
     scale = 100 if metric.is_percentage else 1
     numbers = [None if x is None else scale * x for x in (score.value, score.ci_low, score.ci_high)]
     value, low, high = (format_number(number, decimals) for number in numbers)

@@ -99,9 +99,9 @@ FSDP = ["--strategy", "fsdp"]
     ("method", "tied", "more"),
     [
         ("jsd", False, []),
-        ("jsd", False, ["--lora-rank", "4", "--lora-dropout", "0"]),
+        pytest.param("jsd", False, ["--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
         ("forward_kl", True, [*FSDP, "--fsdp-offload", "--gradient-checkpointing"]),
-        ("jsd", False, [*FSDP, "--lora-rank", "4", "--lora-dropout", "0"]),
+        pytest.param("jsd", False, [*FSDP, "--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
     ],
     ids=["ddp", "ddp, lora", "fsdp, tied", "fsdp, lora"],
 )
@@ -128,7 +128,7 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_one_process_resumes_a_training_of_two_ranks(tmp_path, models, records, strategy):
     """A signal to one rank stops both at the same step; any number of ranks can load the checkpoint."""
     data = write_splits(tmp_path / "data", records, records[:2])

@@ -21,14 +21,17 @@ SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smo
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-setup: .venv/installed
+setup: .venv/installed workflow/schemas/config.schema.yaml
 
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: expected Python 3.11 or newer, found " + sys.version.split()[0] + "; set another one with PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
-	.venv/bin/python workflow/scripts/write_config_reference.py
 	touch $@
+
+# The JSON schema of the configuration, for editors.
+workflow/schemas/config.schema.yaml: .venv/installed $(wildcard workflow/scripts/distill/*/options.py workflow/scripts/distill/plan/settings.py)
+	.venv/bin/python workflow/scripts/write_config_reference.py --schema-only
 
 demo: setup
 	source .venv/bin/activate

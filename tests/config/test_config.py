@@ -530,6 +530,7 @@ ALPACA = "source: {format: alpaca, path: 'data/{category}.json', system: Be brie
         ("mix_targets: {teacher: 0.7, original: 0.3}", "mix_targets: expected null: only source.format alpaca"),
         (ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.2}", "mix_targets: expected shares that sum to 1"),
         (ALPACA + "\nmix_targets: {teacher: 0.7}", "original"),
+        (ALPACA + "\ndemo: {}", "demo: expected no demo models with source.format alpaca: they train on SFT records"),
     ],
 )
 def test_what_alpaca_needs_and_what_needs_alpaca(text, message):

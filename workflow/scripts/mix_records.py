@@ -26,7 +26,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sft", nargs="?", type=Path, help="raw SFT records (JSONL); not needed if their fraction is 0"
     )
-    add_options(parser, MixOptions)
+    add_options(parser, MixOptions, required=True)
     add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
     parser.add_argument("--out", required=True, type=Path, help="output: mixed records (JSONL)")

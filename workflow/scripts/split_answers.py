@@ -20,7 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", required=True, type=Path, help="answers of the teacher (JSONL)")
-    add_options(parser, SplitOptions)
+    add_options(parser, SplitOptions, required=True)
     share = "share of the train and val prompts whose target is the original answer, 0 to 1"
     parser.add_argument("--original-fraction", type=parse_fraction, default=Fraction(0), help=share)
     parser.add_argument("--out", required=True, type=Path, help="output folder: {train,val,test}.{jsonl,source,target}")

@@ -3,7 +3,7 @@
     python workflow/scripts/write_config_reference.py
 
 Run it after changing an option, an allowed value, or a registered method, engine, metric, variant or source format.
-`make setup` also runs it, for the schema, which is not kept in git.
+`make setup` runs it with --schema-only: the schema is not kept in git.
 """
 
 import argparse
@@ -23,14 +23,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--schema", type=Path, default=ROOT / "workflow/schemas/config.schema.yaml", help="JSON schema to write"
     )
+    parser.add_argument("--schema-only", action="store_true", help="leave config/README.md as it is")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write both files."""
+    """Write the files."""
     args = parse_args(argv)
-    page = update_reference(args.readme.read_text(encoding="utf-8"))
-    for path, text in ((args.readme, page), (args.schema, render_schema())):
+    texts = {args.schema: render_schema()}
+    if not args.schema_only:
+        texts[args.readme] = update_reference(args.readme.read_text(encoding="utf-8"))
+    for path, text in texts.items():
         with write_atomically(path) as file:
             file.write(text)
 

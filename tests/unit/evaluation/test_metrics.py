@@ -129,7 +129,7 @@ def test_an_undeclared_metric_in_a_file_is_an_error(tmp_path):
 def test_names_are_unique_and_refer_to_declared_metrics():
     names = [metric.name for group in GROUPS.values() for metric in group.metrics]
     assert len(set(names)) == len(names)
-    assert set(FILE_ORDER) == set(GROUPS)
+    assert set(FILE_ORDER) <= set(GROUPS)
     for metric in list_metrics().values():
         assert {metric.replaced_by, metric.same_as} <= {None, *names}
     assert all(group.description.endswith(".") for group in GROUPS.values())

@@ -230,7 +230,7 @@ def test_what_does_not_fit_alone_is_an_error(model, tokenizer, requests):
             raise torch.OutOfMemoryError("no memory")
 
     job = make_job(tokenizer, requests, GREEDY)
-    with pytest.raises(InputError, match="memory cannot hold the model and a single answer"):
+    with pytest.raises(InputError, match="the model and a single sequence do not fit in memory"):
         list(Full(model, job, RowLimit(8, [model.device], 1)).run())
 
 

@@ -168,7 +168,8 @@ def describe_type(kind: Any, facts: Option) -> Schema:
         return to_schema(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return {"type": "string", "pattern": "^" + "|".join(arguments) + "$"}
+        (word,) = arguments
+        return {"type": "string", "pattern": f"^{word}$"}
     if origin is list:
         items = describe_type(arguments[0], facts) if facts.choices is None else {"enum": list(facts.choices)}
         return {"type": "array", "uniqueItems": True, "items": {**items, **facts.items}}
@@ -204,6 +205,7 @@ def add_options(
     *,
     only: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    required: bool = False,
 ) -> None:
     """Add the options of a dataclass to a command line; groups and mappings of groups are left out.
 
@@ -213,13 +215,14 @@ def add_options(
         prefix: of the flags, such as `lora_`.
         only: names of the options that are added; all by default.
         defaults: values that replace the declared ones on this command line.
+        required: the command line must give every option, whatever its default.
     """
     for name, (kind, one, facts) in list_options(cls).items():
         branches = [branch for branch in get_branches(kind) if branch is not type(None)]
         is_nested = any(dataclasses.is_dataclass(branch) or typing.get_origin(branch) is dict for branch in branches)
         if is_nested or (only is not None and name not in only):
             continue
-        default = (defaults or {}).get(name, get_default(one))
+        default = MISSING if required else (defaults or {}).get(name, get_default(one))
         shown = "" if default in (MISSING, None, "", []) else f" Default: {format_default(default)}."
         settings: dict[str, Any] = {"help": (facts.description + shown).replace("%", "%%")}
         settings |= {"required": True} if default is MISSING else {"default": default}

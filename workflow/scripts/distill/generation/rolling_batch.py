@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's logits are not finite: choose another dtype or quantization"
 NO_ROOM = (
-    "memory cannot hold the model and a single answer: choose quantization int8 or nf4, a smaller max_new_tokens, a "
-    "larger device, or a server (engine openai)"
+    "the model and a single sequence do not fit in memory: choose quantization int8 or nf4, a smaller max_new_tokens, "
+    "a larger device, or a server (engine openai)"
 )
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # prompt tokens per prefill
 

@@ -101,7 +101,8 @@ def check_source(config: Config, problems: Problems) -> None:
     for key in source_format.required_keys if source_format else ():
         if get_value(config, problems, "source", key) is None:
             problems.setdefault(("source", key), f"expected text, since source.format is {name}, found nothing")
-    if get_value(config, problems, "demo") is not None and "sft" not in source_format.files:
+    has_demo = get_value(config, problems, "demo") is not None
+    if has_demo and source_format and "sft" not in source_format.files:
         problems.setdefault(("demo",), f"expected no demo models with source.format {name}: they train on SFT records")
     targets = get_value(config, problems, "mix_targets")
     if not targets:

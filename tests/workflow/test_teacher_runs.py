@@ -124,7 +124,7 @@ def test_a_prompt_longer_than_the_context(directory):
         found = re.search(rf"id 70: (\d+) tokens, the limit is {limit - 1}\b", text)
         assert int(found[1]) > limit
         assert "Traceback" not in text
-    assert "teacher.overlong: skip" in log
+    assert "set teacher.overlong to skip" in log
     assert not (directory / TARGETS["banks"]).exists()
 
     change_teacher(directory, overlong="skip", shards=2)

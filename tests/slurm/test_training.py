@@ -46,7 +46,7 @@ def alone(tmp_path_factory, prepared):
     def alone():
         training.result()
         for name in STUDENTS:
-            assert "no Slurm job" in (directory / f"logs/train_student/{name}/banks.log").read_text()
+            assert "not a Slurm job" in (directory / f"logs/train_student/{name}/banks.log").read_text()
         return directory
 
     return alone

@@ -198,7 +198,8 @@ def test_one_node_starts_a_process_per_gpu(tmp_path, nodes):
 
 
 @pytest.mark.parametrize(
-    ("options", "warning"), [(["--nodes", "2"], "not a Slurm job"), (["--nodes", "1", "--gpus", "2"], "gpus_per_node is 2")]
+    ("options", "warning"),
+    [(["--nodes", "2"], "not a Slurm job"), (["--nodes", "1", "--gpus", "2"], "gpus_per_node is 2")],
 )
 def test_without_nodes_or_gpus_the_script_runs_in_one_process_with_a_warning(tmp_path, options, warning):
     """On the CPU; GPUs are hidden."""

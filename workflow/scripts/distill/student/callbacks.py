@@ -89,7 +89,7 @@ class Preemption(TrainerCallback):
     ) -> TrainerControl:
         """Save and stop, on all ranks after the same step."""
         if self.is_requested_anywhere(args) and state.global_step < state.max_steps:
-            logger.warning("received a stop signal: saving a checkpoint at step %d", state.global_step)
+            logger.warning("received a stop signal: saving the checkpoint of step %d", state.global_step)
             control.should_save = control.should_training_stop = self.has_stopped = True
             control.should_evaluate = False  # time may be short: SkippedValidation runs it on resume
         return control

@@ -16,7 +16,14 @@ from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions
 from distill.records.options import AnswerFormat, MixOptions, SplitOptions
 from distill.records.source_formats import SOURCE_FORMATS
-from distill.student.options import LaunchOptions, LoraOptions, ObjectiveOptions, OnPolicyOptions, TrainOptions
+from distill.student.options import (
+    LaunchOptions,
+    LoraOptions,
+    ObjectiveOptions,
+    OnPolicyOptions,
+    PoolOptions,
+    TrainOptions,
+)
 from distill.teacher.options import AnswerOptions
 
 # Names of categories and students, without anchors: also the wildcard constraint of {category}, {student} and {model}.
@@ -144,13 +151,7 @@ class Student(ObjectiveOptions, StudentStart):
         False,
         when="`true` if categories have few records, or if one model should serve them all.",
     )
-    pool_balance: str = option(
-        "With `pool`: use each category's records once (`proportional`), or repeat those of smaller categories up to "
-        "the size of the largest (`balanced`).",
-        "proportional",
-        choices=("proportional", "balanced"),
-        when="`balanced` if small categories score worse.",
-    )
+    pool_balance: str = same_as(PoolOptions, "pool_balance")
     lora: LoraOptions | None = group(
         "Train a LoRA adapter and merge it at the end; null trains all weights.",
         None,

@@ -110,6 +110,19 @@ class LoraOptions:
 
 
 @dataclass(frozen=True)
+class PoolOptions:
+    """How the categories of a pooled student are weighted."""
+
+    pool_balance: str = option(
+        "With `pool`: use each category's records once (`proportional`), or repeat those of smaller categories up to "
+        "the size of the largest (`balanced`).",
+        "proportional",
+        choices=("proportional", "balanced"),
+        when="`balanced` if small categories score worse.",
+    )
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """How a student is trained."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from distill.common.options import add_options, list_run_options, read_options
 from distill.models.options import DeviceOptions, ModelOptions
 from distill.student.divergences import METHODS
-from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, TrainOptions
+from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, PoolOptions, TrainOptions
 
 # Where a run reads and writes, and its name: they do not change the trained weights.
 PLACES = ("data", "out", "checkpoints", "device", "name")
@@ -91,12 +91,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("artifacts/checkpoints"), help="Parent folder of the checkpoints."
     )
-    parser.add_argument(
-        "--pool-balance",
-        choices=["proportional", "balanced"],
-        default="proportional",
-        help="With several --data: use each record once, or repeat those of smaller categories.",
-    )
+    add_options(parser, PoolOptions)
     add_options(parser, DeviceOptions)
     add_options(parser.add_argument_group("objective"), ObjectiveOptions, defaults={"method": MISSING})
     teacher = parser.add_argument_group("teacher")

@@ -52,12 +52,11 @@ use rule export_model as export_gguf with:
             tokenizer="tokenizer_config.json",
         ),
     log:
-        "logs/export_gguf/{student}/{category}.log",
+        "logs/export_model/{student}/{category}.gguf.log",
     benchmark:
-        "logs/export_gguf/{student}/{category}.benchmark.tsv"
+        "logs/export_model/{student}/{category}.gguf.benchmark.tsv"
     params:
-        **job("export_gguf"),
-        variant="",
+        variant="--variant gguf",
 
 
 rule write_model_card:

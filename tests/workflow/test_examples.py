@@ -13,7 +13,7 @@ def test_the_smollm2_example_plans_its_whole_run(fresh, tmp_path):
     output = snakemake("--configfile", EXAMPLE, "--directory", tmp_path, "--dry-run")
     jobs = [rule for rule, _ in planned(output)]
     expected = {
-        "read_alpaca": 1, "generate_answers": 1, "copy_layers": 1, "compute_signal": 1, "train_student": 2,
+        "mix_records": 1, "generate_answers": 1, "copy_layers": 1, "compute_signal": 1, "train_student": 2,
         "predict_answers": 4, "judge_answers": 1, "tabulate_scores": 1,
     }  # fmt: skip
     assert {rule: jobs.count(rule) for rule in expected} == expected

@@ -92,8 +92,8 @@ def test_a_category_without_its_file_is_skipped_and_a_broken_one_named(qa, tmp_p
     path.write_text(json.dumps(questions))
     copy.configure(qa.config | {"categories": ["chinese", "missing", "other"]})
     plan = copy.planned()
-    assert ("read_alpaca", "other") in plan
-    assert not {("read_alpaca", "missing"), ("read_alpaca", "chinese")} & set(plan)
+    assert ("mix_records", "other") in plan
+    assert not {("mix_records", "missing"), ("mix_records", "chinese")} & set(plan)
     output = copy.run("artifacts/distill_data/raw/train_mix_other.jsonl", check=False)
     assert "missing: examples/questions/missing.json not found" in output
     assert "other.json:record 5: output: expected text, found 'nothing'" in output
@@ -136,8 +136,9 @@ def test_every_variant_is_an_ordinary_folder(qa):
     weights = [path / "model.safetensors" for path in (qa / f"{FOLDER}/full", student)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not weights[0].samefile(weights[1])  # a hard link would share the student's time stamp
-    for log in (f"export_model/{STUDENT}/chinese.int8.log", f"export_gguf/{STUDENT}/chinese.log"):
-        assert "loaded in a fresh process" in (qa / "logs" / log).read_text()
+    for variant in ("int8", "gguf"):
+        log = qa / f"logs/export_model/{STUDENT}/chinese.{variant}.log"
+        assert "loaded in a fresh process" in log.read_text()
 
 
 def test_cards_hold_what_the_hub_reads(qa):

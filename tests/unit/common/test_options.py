@@ -1,36 +1,14 @@
-"""Options declared once: the command line and the JSON schema that are made of a dataclass."""
+"""Options declared once: the command line that is made of a dataclass."""
 
 import argparse
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import pytest
-from jsonschema import Draft202012Validator
+from declared_options import Outer
 
-from distill.common.options import add_options, group, list_run_options, option, prefixed, read_options, to_schema
-
-
-@dataclass(frozen=True)
-class Inner:
-    """A group."""
-
-    depth: int = option("Depth.", 2, minimum=1)
-
-
-@dataclass(frozen=True)
-class Outer:
-    """All kinds of options."""
-
-    name: str = option("Name.", minLength=1)
-    size: int | Literal["auto"] = option("Size.", "auto", minimum=1, changes_result=False)
-    share: Fraction = option("Share.", Fraction("0.29"), minimum=0, exclusiveMaximum=1)
-    rate: float | None = option("Rate, 50% or so.", None, exclusiveMinimum=0)
-    fast: bool = option("Fast.", False)
-    kinds: list[str] = option("Kinds.", ["a"], choices=("a", "b"), minItems=1)
-    inner: Inner = group("Inner.", Inner)
-    other: Inner | None = group("Other.", None)
-    flat: Inner = prefixed("flat_", Inner)
+from distill.common.options import add_options, list_run_options, option, read_options
+from distill.plan.json_schema import to_schema
 
 
 def parse(*argv, **settings):
@@ -92,29 +70,6 @@ def test_choices_are_read_when_they_are_needed():
     add_options(parser, Choosing)
     assert parser.parse_args(["--kind", "b"]).kind == "b"
     assert to_schema(Choosing)["properties"]["kind"]["enum"] == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("values", "is_valid"),
-    [
-        ({"name": "n"}, True),
-        ({}, False),
-        ({"name": ""}, False),
-        ({"name": "n", "size": "auto", "share": 0.5, "rate": None, "kinds": ["b"], "inner": {"depth": 1}}, True),
-        ({"name": "n", "size": "big"}, False),
-        ({"name": "n", "kinds": []}, False),
-        ({"name": "n", "kinds": ["a", "a"]}, False),
-        ({"name": "n", "inner": {"depth": 0}}, False),
-        ({"name": "n", "inner": None}, False),
-        ({"name": "n", "other": None, "flat_depth": 3}, True),
-        ({"name": "n", "flat": {}}, False),
-        ({"name": "n", "unknown": 1}, False),
-    ],
-)
-def test_the_schema_allows_what_is_declared(values, is_valid):
-    schema = to_schema(Outer)
-    Draft202012Validator.check_schema(schema)
-    assert Draft202012Validator(schema).is_valid(values) == is_valid
 
 
 def test_options_that_change_no_result_are_listed():

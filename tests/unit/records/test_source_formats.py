@@ -1,12 +1,14 @@
 """The registry of source formats: what the plan, the rules and the checks read from it."""
 
+import importlib
+import re
+
 import pytest
 from running import ROOT
 
 from distill.common.errors import InputError
-from distill.plan import experiment
+from distill.plan import command_lines, experiment
 from distill.plan.schema import check_config
-from distill.plan.status import STEPS
 from distill.records.source_formats import ORIGINS, SOURCE_FORMATS, SourceFormat
 
 
@@ -19,20 +21,21 @@ def make_config(**source):
 
 @pytest.fixture
 def made_up(monkeypatch):
-    entry = SourceFormat("Lines of text.", {"texts": "path"}, "read_texts", ("texts",), needs_system=True)
+    options = {"seed": "mix.seed", "fields": "answer.label_fields"}
+    entry = SourceFormat("Lines of text.", {"texts": "path"}, "read_texts", options, ("texts",), needs_system=True)
     monkeypatch.setitem(SOURCE_FORMATS, "made_up", entry)
     return entry
 
 
 @pytest.mark.parametrize("name", SOURCE_FORMATS)
-def test_every_format_has_its_rule_script_and_step(name):
-    rule = SOURCE_FORMATS[name].rule
-    text = (ROOT / f"rules/{rule}.smk").read_text()
-    assert f"rule {rule}:" in text
-    assert all(f"{{input.{file}:q}}" in text for file in SOURCE_FORMATS[name].files)
-    assert (ROOT / f"workflow/scripts/{rule}.py").is_file()
-    assert rule in STEPS["mix"]
-    assert f"- {rule}=" in (ROOT / "profiles/slurm/config.yaml").read_text()
+def test_every_script_takes_the_files_and_options_of_its_format(name, monkeypatch, capsys):
+    entry = SOURCE_FORMATS[name]
+    monkeypatch.syspath_prepend(str(ROOT / "workflow/scripts"))
+    with pytest.raises(SystemExit):
+        importlib.import_module(entry.script).main(["--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    expected = ["category", *entry.files, *entry.options, "out"]
+    assert {"--" + option.replace("_", "-") for option in expected} <= known
 
 
 def test_origins_are_those_of_all_formats():
@@ -48,6 +51,8 @@ def test_a_new_format_is_known_everywhere(made_up, tmp_path, monkeypatch):
         "texts": ["texts/banks.txt", "texts/funds.txt"]
     }
     assert experiment.get_missing_files(config) == {"banks": ["texts/banks.txt"]}
+    config["answer"]["label_fields"] = []
+    assert command_lines.mix_flags(config) == "--seed 42"
 
 
 def test_a_new_formats_needs_are_checked(made_up):

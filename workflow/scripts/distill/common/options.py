@@ -1,7 +1,7 @@
 """Options declared once: a dataclass field carries its type, default, bounds and description.
 
-Command lines (`add_options`, `read_options`) and the configuration's JSON schema (`to_schema`) are both made from the
-same declaration, so a default or an allowed value stands in one place.
+The same declaration makes command lines (`add_options`, `read_options`) and the JSON schema of the configuration
+(plan/json_schema.py), so a default or an allowed value stands in one place.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from fractions import Fraction
 from operator import ge, gt, le, lt
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from distill.common.hashing import parse_fraction
 
@@ -23,7 +23,7 @@ COUNT: Schema = {"minimum": 1}  # bounds of a number of things
 T = TypeVar("T")
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 COMPARISONS = {"minimum": ge, "exclusiveMinimum": gt, "maximum": le, "exclusiveMaximum": lt}
-JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", Fraction: "number"}
+SCALARS = (str, bool, int, float, Fraction)
 
 
 @dataclass(frozen=True)
@@ -122,75 +122,9 @@ def get_branches(kind: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-# ---- JSON schema ----
-
-
-def to_schema(cls: type) -> Schema:
-    """The JSON schema of a dataclass of options, nested ones included; no other keys are allowed."""
-    properties: Schema = {}
-    required = []
-    for name, (kind, one, facts) in list_options(cls).items():
-        if facts.prefix:
-            properties |= {facts.prefix + key: part for key, part in to_schema(kind)["properties"].items()}
-            continue
-        properties[name] = describe_option(kind, one, facts)
-        if get_default(one) is MISSING and not facts.is_optional:
-            required.append(name)
-    needed = {"required": required} if required else {}
-    return {"type": "object", "additionalProperties": False, **needed, "properties": properties}
-
-
-def describe_option(kind: Any, one: dataclasses.Field[Any], facts: Option) -> Schema:
-    """The JSON schema of one option: description, types, bounds, default."""
-    schema: Schema = {"description": facts.description}
-    branches = get_branches(kind)
-    is_list = any(typing.get_origin(branch) is list for branch in branches)
-    if facts.choices is not None and not is_list:
-        nothing = [None] if type(None) in branches else []
-        schema["enum"] = [*nothing, *facts.choices]
-    else:
-        for branch in branches:
-            merge_branch(schema, describe_type(branch, facts))
-    schema |= facts.bounds
-    if facts.is_secret:
-        schema["writeOnly"] = True
-    default = get_default(one)
-    if default is not MISSING:
-        schema["default"] = {} if dataclasses.is_dataclass(default) else as_json(default)
-    return schema
-
-
-def describe_type(kind: Any, facts: Option) -> Schema:
-    """The JSON schema of one type, without description and default."""
-    if kind is type(None):
-        return {"type": "null"}
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return to_schema(kind)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        (word,) = arguments
-        return {"type": "string", "pattern": f"^{word}$"}
-    if origin is list:
-        items = describe_type(arguments[0], facts) if facts.choices is None else {"enum": list(facts.choices)}
-        return {"type": "array", "uniqueItems": True, "items": {**items, **facts.items}}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": describe_type(arguments[1], facts)}
-    return {"type": JSON_TYPES[kind]}
-
-
-def merge_branch(schema: Schema, branch: Schema) -> None:
-    """Add an alternative of a union: the types are listed, all else stands beside them."""
-    known, new = schema.get("type"), branch["type"]
-    schema.update({name: part for name, part in branch.items() if name != "type"})
-    schema["type"] = new if known is None else [*([known] if isinstance(known, str) else known), new]
-
-
 def as_json(value: Any) -> Any:
     """A default as JSON has it."""
     return float(value) if isinstance(value, Fraction) else value
-
-
-# ---- Command lines ----
 
 
 def to_flag(name: str) -> str:
@@ -269,7 +203,7 @@ class ValueParser:
         words = [word for branch in self.branches for word in typing.get_args(branch)]
         if text in words:
             return None if text == "auto" else text
-        (kind,) = [branch for branch in self.branches if branch in JSON_TYPES]
+        (kind,) = [branch for branch in self.branches if branch in SCALARS]
         try:
             value = parse_fraction(text) if kind is Fraction else kind(text)
         except ValueError:

@@ -24,6 +24,7 @@ from distill.plan.experiment import (
     get_initial_model,
     get_predicting_models,
     get_questions_system,
+    get_source_format,
     get_student,
     get_teacher,
 )
@@ -67,13 +68,17 @@ def pick(settings: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def mix_flags(config: Config) -> str:
-    """Return the options of mix_records.py."""
-    return flags(config["mix"]) + " " + prompt_flags(config)
+    """Return the options of the script that reads the raw records, which depend on their format."""
+    options = get_source_format(config).options
+    return flags({name: get_setting(config, place) for name, place in options.items()})
 
 
-def alpaca_flags(config: Config) -> str:
-    """Return the options of read_alpaca.py."""
-    return flags(pick(config["source"], "system"))
+def get_setting(config: Config, place: str) -> Any:
+    """Return the setting at a place such as `mix.seed`; None instead of an empty list."""
+    value: Any = config
+    for key in place.split("."):
+        value = value[key]
+    return None if value == [] else value
 
 
 def prompt_flags(config: Config) -> str:
@@ -251,7 +256,7 @@ def page_flags(config: Config, category: str) -> str:
 
 
 def export_flags(config: Config, student: str) -> str:
-    """Return the options of export_model.py and export_gguf.py."""
+    """Return the options of export_model.py."""
     return flags({"dtype": get_dtype(config, student)})
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from distill.common.errors import InputError
-from distill.common.options import Option, Schema, describe_option, get_branches, list_options
+from distill.common.options import Option, Schema, get_branches, list_options
+from distill.plan.json_schema import describe_option
 from distill.plan.schema import describe_allowed, format_value, load_schema
 from distill.plan.settings import Config
 

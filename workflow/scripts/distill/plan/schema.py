@@ -12,8 +12,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from distill.common.errors import InputError, describe
-from distill.common.options import BOUNDS, Schema, to_schema
+from distill.common.options import BOUNDS, Schema
 from distill.plan.checks import Place, Problems, check_names, check_paths, check_source, check_together
+from distill.plan.json_schema import to_schema
 from distill.plan.settings import NAME_PATTERN, Config
 
 TYPES = {"string": "text", "boolean": "true | false", "null": "null", "object": "a mapping of keys"}

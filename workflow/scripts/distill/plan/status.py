@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 
 from distill.common.errors import InputError
 from distill.common.names import POOLED
-from distill.records.source_formats import SOURCE_FORMATS
 
 # Columns of the table, each with the rules that it covers. A step may have several jobs per category, such as one per
 # shard, student or model. Steps without jobs are not shown.
 STEPS = {
     "download": ("download_model",),
-    "mix": tuple(source_format.rule for source_format in SOURCE_FORMATS.values()),
+    "mix": ("mix_records",),
     "prompts": ("make_prompts",),
     "answers": ("generate_answers", "gather_answers"),
     "split": ("split_answers",),

@@ -1,7 +1,6 @@
 """Formats of raw records, values of `source.format`: the one place that says what each of them consists of.
 
-To add a format, add an entry here, a script that writes mixed records, and a rule of the script's name in
-`rules/RULE.smk`.
+To add a format, add an entry here, and a script that reads the raw files of a category and writes mixed records.
 """
 
 from collections.abc import Mapping
@@ -14,8 +13,9 @@ class SourceFormat:
 
     Attributes:
         description: one sentence for the configuration reference.
-        files: inputs of the rule, each with the key under `source` that holds the path of a category's raw file.
-        rule: name of the rule, its script and its file in rules/ that turn raw records into mixed records.
+        files: raw files that the script takes as `--NAME FILE`, each with the key under `source` that holds its path.
+        script: name of the script that writes a category's mixed records, `--category NAME … --out FILE`.
+        options: further options of the script, each with its place in the configuration, such as `mix.seed`.
         origins: values of `origin` in the mixed records.
         needs_system: whether `source.system` is required.
         has_original_answers: whether a record holds an answer that `mix_targets` can take as the target.
@@ -24,7 +24,8 @@ class SourceFormat:
 
     description: str
     files: Mapping[str, str]
-    rule: str
+    script: str
+    options: Mapping[str, str]
     origins: tuple[str, ...]
     needs_system: bool = False
     has_original_answers: bool = False
@@ -40,13 +41,21 @@ SOURCE_FORMATS = {
     "messages": SourceFormat(
         description="Chat messages in JSONL, mixed from GRPO and SFT records; `mix` sets the share of each.",
         files={"grpo": "grpo", "sft": "sft"},
-        rule="mix_records",
+        script="mix_records",
+        options={
+            "grpo_fraction": "mix.grpo_fraction",
+            "sft_fraction": "mix.sft_fraction",
+            "seed": "mix.seed",
+            "label_fields": "answer.label_fields",
+            "answer_key": "answer.key",
+        },
         origins=("grpo", "sft"),
     ),
     "alpaca": SourceFormat(
         description="A JSON array or JSONL of objects with `instruction`, `input` and `output`; all of them are used.",
         files={"questions": "path"},
-        rule="read_alpaca",
+        script="read_alpaca",
+        options={"system": "source.system"},
         origins=("alpaca",),
         needs_system=True,
         has_original_answers=True,

@@ -64,7 +64,7 @@ test-all: setup
 
 test-slurm: setup
 	source .venv/bin/activate
-	python -m pytest --numprocesses 0 tests/slurm
+	python -m pytest tests/slurm
 
 status: setup
 	@source .venv/bin/activate

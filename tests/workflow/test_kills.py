@@ -30,7 +30,10 @@ def directory(finished, tmp_path):
     return directory
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "ctrl-C"])
+@pytest.mark.parametrize(
+    "signal_number",
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="ctrl-C", marks=pytest.mark.slow)],
+)
 def test_generation_resumes_after_a_kill(finished, directory, signal_number):
     shutil.rmtree(directory / "artifacts/cache/teacher")
     (directory / ANSWERS).unlink()

@@ -62,6 +62,7 @@ def test_the_experiment_is_planned_without_a_download(tmp_path):
     assert {rule: rules.count(rule) for rule in counts} == counts
 
 
+@pytest.mark.slow
 def test_every_question_is_answered(qa):
     questions = json.loads((qa / QUESTIONS).read_text(encoding="utf-8"))
     outputs = read_lines(qa / "artifacts/distill_data/raw/teacher_outputs_chinese.jsonl")
@@ -71,6 +72,7 @@ def test_every_question_is_answered(qa):
     assert {one["system"] for one in outputs} == {qa.config["source"]["system"]}
 
 
+@pytest.mark.slow
 def test_targets_are_mixed_and_labelled(qa):
     folder = qa / "artifacts/distill_data/processed/chinese"
     train = read_lines(folder / "train.jsonl")
@@ -84,6 +86,7 @@ def test_targets_are_mixed_and_labelled(qa):
     assert [one["output"] for one in alpaca] == [record["messages"][2]["content"] for record in train]
 
 
+@pytest.mark.slow
 def test_a_category_without_its_file_is_skipped_and_a_broken_one_named(qa, tmp_path):
     copy = qa.copy(tmp_path / "copy")
     path = copy / "examples/questions/other.json"
@@ -99,6 +102,7 @@ def test_a_category_without_its_file_is_skipped_and_a_broken_one_named(qa, tmp_p
     assert "other.json:record 5: output: expected text, found 'nothing'" in output
 
 
+@pytest.mark.slow
 def test_everything_is_scored(qa):
     with open(qa / "output/report/metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -114,6 +118,7 @@ def test_everything_is_scored(qa):
         assert abs(ppl[model] / ppl[STUDENT] - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_questions_stand_side_by_side(qa):
     page = (qa / "output/report/answers/chinese.html").read_text(encoding="utf-8")
     for model in ("teacher", STUDENT, f"{STUDENT}_base"):
@@ -122,6 +127,7 @@ def test_questions_stand_side_by_side(qa):
         assert all(one["prompt"] in page for one in answers)
 
 
+@pytest.mark.slow
 def test_every_variant_is_an_ordinary_folder(qa):
     student = qa / f"output/{STUDENT}/chinese"
     for variant in VARIANTS:
@@ -141,6 +147,7 @@ def test_every_variant_is_an_ordinary_folder(qa):
         assert "loaded in a fresh process" in log.read_text()
 
 
+@pytest.mark.slow
 def test_cards_hold_what_the_hub_reads(qa):
     card = ModelCard.load(qa / f"{FOLDER}/nf4/README.md")
     data = card.data.to_dict()
@@ -158,12 +165,14 @@ def test_cards_hold_what_the_hub_reads(qa):
     assert "| `learning_rate` | `0.001` |" in card.text
 
 
+@pytest.mark.slow
 def test_another_licence_reruns_the_model_cards_only(qa, tmp_path):
     copy = qa.copy(tmp_path / "copy")
     copy.configure(qa.config | {"export": qa.config["export"] | {"license": "mit"}})
     assert copy.planned() == [("write_model_card", "chinese")] * 4
 
 
+@pytest.mark.slow
 def test_an_export_resumes_after_a_kill(qa, tmp_path):
     copy = qa.copy(tmp_path / "copy")
     folder = copy / f"{FOLDER}/int8"
@@ -192,6 +201,7 @@ class Served(RealServer):
             )
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_served(qa, tmp_path):
     server = Served(qa / f"{FOLDER}/int8", tmp_path)
     server.start()
@@ -210,6 +220,7 @@ def test_an_exported_model_is_served(qa, tmp_path):
     assert f"vllm serve {server.model}" in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_serving_a_gguf_file_prints_the_commands_of_other_servers(qa):
     command = ["make", "serve", f"MODEL={qa / FOLDER}/gguf"]
     done = subprocess.run(

@@ -66,6 +66,7 @@ def test_a_student_trains_on_all_answers_and_predicts_each_prompt_once(sampled):
     assert len(read_lines(directory / predictions)) == len(splits["test"])
 
 
+@pytest.mark.slow
 def test_another_number_of_shards_on_a_finished_run(copy):
     """Once the answers are gathered again, they are unchanged, so later steps do not rerun."""
     copy.configure(copy.config | {"teacher": copy.config["teacher"] | {"shards": 2}})

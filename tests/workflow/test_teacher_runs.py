@@ -60,6 +60,7 @@ def test_five_more_records_generate_their_own_answers_only(directory):
     assert len(added) == len(new)
 
 
+@pytest.mark.slow
 def test_two_jobs_at_a_time_share_a_cache(directory):
     change_teacher(directory, generation=SHORT["generation"] | {"max_new_tokens": 64})
     # A third category with prompts of the other two.

@@ -14,13 +14,14 @@ from distill.common.errors import run_script
 from distill.common.options import add_options
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.records.splits import read_split
+from distill.teacher.options import CACHED_SIGNALS
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the splits train and val")
-    parser.add_argument("--kind", choices=["hidden", "topk"], required=True)
+    parser.add_argument("--kind", choices=CACHED_SIGNALS, required=True, help="what to store of each position")
     parser.add_argument("--top-k", type=count, help="with --kind topk: log-probabilities per token")
     parser.add_argument(
         "--temperatures", type=float, nargs="+", default=[], help="with --kind topk: temperatures that students use"

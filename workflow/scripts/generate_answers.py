@@ -22,7 +22,7 @@ from distill.generation.sampling import Sampling
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.records.options import AnswerFormat
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts
-from distill.teacher.options import AnswerOptions
+from distill.teacher.options import AnswerOptions, CacheOptions
 from distill.teacher.shards import parse_shard, select_shard
 
 logger = logging.getLogger("generate_answers")
@@ -31,10 +31,10 @@ logger = logging.getLogger("generate_answers")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stats", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=Path("artifacts/cache/teacher"))
+    parser.add_argument("--prompts", type=Path, required=True, help="the prompts (JSONL)")
+    parser.add_argument("--out", type=Path, required=True, help="output: the answers (JSONL)")
+    parser.add_argument("--stats", type=Path, required=True, help="output: counts, speed and settings (JSON)")
+    add_options(parser, CacheOptions)
     parser.add_argument("--shard", type=parse_shard, metavar="I-of-N", help="answer one part of the prompts")
     add_options(parser, AnswerOptions)
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.shard:
         prompts = select_shard(prompts, args.shard)
     settings = read_options(args, AnswerSettings)
-    records, stats = answer_prompts(prompts, build_engine(args), settings, args.cache)
+    records, stats = answer_prompts(prompts, build_engine(args), settings, Path(args.cache))
     problems: Counter[str] = Counter()
 
     def note_problems(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 r"""Render the HTML page of a category's answers side by side: one searchable file that loads nothing else.
 
-    python workflow/scripts/render_answers.py --category banks --records 200 \
+    python workflow/scripts/render_answers.py --category banks --page-records 200 \
         --predictions output/evaluation/*/banks.predictions.jsonl \
         --questions output/evaluation/*/banks.questions.jsonl --out output/report/answers/banks.html
 """
@@ -9,7 +9,9 @@ import argparse
 import logging
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
 from distill.report.answers_page import read_answers, render_page, write_page
+from distill.report.options import PageOptions
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help=".../MODEL/CATEGORY.predictions.jsonl",
     )
     parser.add_argument("--questions", nargs="*", default=[], metavar="FILE", help=".../MODEL/CATEGORY.questions.jsonl")
-    parser.add_argument("--records", type=int, default=200, help="maximum number of test prompts on the page")
+    add_options(parser, PageOptions)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
     return parser.parse_args(argv)
 
@@ -36,12 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     tests = read_answers(args.predictions, ".predictions.jsonl")
     questions = read_answers(args.questions, ".questions.jsonl")
-    write_page(args.out, render_page(args.category, tests, questions, args.records))
+    write_page(args.out, render_page(args.category, tests, questions, args.page_records))
     total, asked = (len(next(iter(found.values()), [])) for found in (tests, questions))
     logger.info(
         "%d fixed questions and %d of %d test prompts, %d models -> %s",
         asked,
-        min(args.records, total),
+        min(args.page_records, total),
         total,
         len(tests),
         args.out,

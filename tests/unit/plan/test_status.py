@@ -1,6 +1,6 @@
 """The status table, from the text of dry runs."""
 
-from distill.plan.status import explain, parse_dry_run, render_table
+from distill.plan.status import parse_dry_run, render_table, shorten_reason
 
 SKIPPED = "Categories without raw files are skipped:\n  pension_funds: artifacts/sft/p.jsonl not found\n"
 
@@ -113,7 +113,8 @@ def test_colour_is_for_terminals_only():
 
 
 def test_reasons_are_told_in_few_words():
-    assert explain("Missing output files: a, b; Input files updated by another job: c") == "not made yet"
-    assert explain("Params have changed since last execution: before: 1 now: 2") == "settings, code or models changed"
-    assert explain("Updated input files: raw.jsonl; Params have changed") == "changed: raw.jsonl"
-    assert explain("Something new") == "Something new"
+    assert shorten_reason("Missing output files: a, b; Input files updated by another job: c") == "not made yet"
+    changed = shorten_reason("Params have changed since last execution: before: 1 now: 2")
+    assert changed == "settings, code or models changed"
+    assert shorten_reason("Updated input files: raw.jsonl; Params have changed") == "changed: raw.jsonl"
+    assert shorten_reason("Something new") == "Something new"

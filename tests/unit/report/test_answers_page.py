@@ -49,7 +49,7 @@ def write(folder, model, kind, records):
 
 def render(folder, tests, questions=None, most=200):
     """The page's text; `tests` and `questions` are records by model."""
-    argv = ["--category", "sutras", "--records", str(most), "--out", str(folder / "page.html"), "--predictions"]
+    argv = ["--category", "sutras", "--page-records", str(most), "--out", str(folder / "page.html"), "--predictions"]
     argv += [write(folder, model, "predictions", records) for model, records in tests.items()]
     asked = [write(folder, model, "questions", records) for model, records in (questions or {}).items()]
     render_answers.main([*argv, "--questions", *asked])

@@ -128,7 +128,8 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_resumes_a_training_of_two_ranks(tmp_path, models, records, strategy):
     """A signal to one rank stops both at the same step; any number of ranks can load the checkpoint."""
     data = write_splits(tmp_path / "data", records, records[:2])

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 from opened import watch_opened
 from peft import LoraConfig, PeftModel, get_peft_model
-from running import SCRIPTS, environment, run_python
+from running import run_python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import CHATML, build_model, build_tokenizer, save_model
@@ -31,6 +29,7 @@ from transformers import AutoModelForCausalLM
 
 import check_signal
 import compute_signal as script
+import train_student as train_script
 from distill.common.errors import InputError
 from distill.models.chat import encode_completion, encode_prompt
 from distill.student import train_student as student_module
@@ -270,16 +269,6 @@ def test_a_killed_training_from_a_cache_ends_with_the_same_weights(cached, recor
 # ---- No teacher in memory ----
 
 
-def run_training(arguments):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "train_student.py", *map(str, arguments)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_three_students_of_one_signal_open_no_teacher_weights(cached, signal, tmp_path, models, records):
     data = write_splits(tmp_path / "data", records, [])
     kept = signal("topk", "signal")
@@ -288,11 +277,11 @@ def test_three_students_of_one_signal_open_no_teacher_weights(cached, signal, tm
     for method in ("forward_kl", "reverse_kl", "jsd"):
         arguments = make_arguments(tmp_path, models, method, f"out_{method}", data)
         with watch_opened(models["teacher"]) as opened:
-            run_training([*arguments, *from_cache])
+            train_script.main([*map(str, arguments), *map(str, from_cache)])
         assert "config.json" in opened  # the tokenizer is the teacher's; also shows that opened files are recorded
         assert "model.safetensors" not in opened
     with watch_opened(models["teacher"]) as opened:
-        run_training(make_arguments(tmp_path, models, "jsd", "out_online", data))
+        train_script.main(make_arguments(tmp_path, models, "jsd", "out_online", data))
     assert "model.safetensors" in opened
 
 

@@ -119,12 +119,12 @@ def format_scores(scores: Sequence[Score]) -> str:
     decimals = choose_decimals(scores)
     lines = [["model", *(names[metric] for metric in metrics), "n"], ["---", *["---:"] * (len(metrics) + 1)]]
     for model in models:
-        cells = [format_score(by_key.get((model, metric)), decimals.get(metric, 1)) for metric in metrics]
+        cells = [format_cell(by_key.get((model, metric)), decimals.get(metric, 1)) for metric in metrics]
         lines.append([f"`{model}`", *cells, str(max(score.n for score in scores if score.model == model))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def format_score(score: Score | None, decimals: int) -> str:
+def format_cell(score: Score | None, decimals: int) -> str:
     """A score with its confidence interval in brackets, if it has one."""
     if score is None or score.value is None:
         return "–"

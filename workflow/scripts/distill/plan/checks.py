@@ -10,13 +10,13 @@ from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.student.divergences import METHODS
+from distill.teacher.options import CACHED_SIGNALS
 
 Place = tuple[str | int, ...]
 Problems = dict[Place, str]
 Config = dict[str, Any]
 RESERVED_CATEGORIES = {POOLED}
 RESERVED_STUDENTS = {TEACHER, "evaluation", "export", "report"}  # the last three are folders under output/
-CACHED_SIGNALS = ("hidden", "topk")
 
 
 def get_value(config: Config, problems: Problems, *place: str) -> Any:
@@ -29,7 +29,7 @@ def get_value(config: Config, problems: Problems, *place: str) -> Any:
     return value
 
 
-def get_engine(config: Config, problems: Problems) -> EngineType | None:
+def find_engine(config: Config, problems: Problems) -> EngineType | None:
     """The teacher's engine; None if it is unknown."""
     name = get_value(config, problems, "teacher", "engine")
     return ENGINES.get(name) if isinstance(name, str) else None
@@ -64,7 +64,7 @@ def check_paths(config: Config, problems: Problems) -> None:
     models: list[tuple[str, ...]] = [("students", name, "model") for name in students or {}] if isinstance(
         students, dict
     ) else []  # fmt: skip
-    engine = get_engine(config, problems)
+    engine = find_engine(config, problems)
     if engine is None or engine.loads_weights:
         models.append(("teacher", "model"))
     for place in [*models, ("teacher", "adapter")]:
@@ -163,7 +163,7 @@ def check_teacher(config: Config, problems: Problems) -> None:
     if teacher.get("keep") == "best" and not has_format:
         text = "expected all, since answer.key is null (there is no value to compare with the label), found best"
         problems.setdefault(("teacher", "keep"), text)
-    if engine := get_engine(config, problems):
+    if engine := find_engine(config, problems):
         check_engine(engine, teacher, problems)
 
 
@@ -210,7 +210,7 @@ def check_students(config: Config, problems: Problems) -> None:
 
 def check_student_engine(config: Config, name: str, student: Config, problems: Problems) -> None:
     """Check that a teacher whose weights are not local is used for its answers only."""
-    engine = get_engine(config, problems)
+    engine = find_engine(config, problems)
     if engine is None or engine.loads_weights:
         return
     engine_name = config["teacher"]["engine"]

@@ -252,7 +252,7 @@ def value_flags(config: Config) -> str:
 
 def page_flags(config: Config, category: str) -> str:
     """Return the options of render_answers.py."""
-    return flags({"category": category, "records": config["evaluation"]["page_records"]})
+    return flags({"category": category} | pick(config["evaluation"], "page_records"))
 
 
 def export_flags(config: Config, student: str) -> str:

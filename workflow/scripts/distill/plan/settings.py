@@ -16,6 +16,7 @@ from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions
 from distill.records.options import AnswerFormat, MixOptions, SplitOptions
 from distill.records.source_formats import SOURCE_FORMATS
+from distill.report.options import PageOptions
 from distill.student.options import (
     LaunchOptions,
     LoraOptions,
@@ -24,7 +25,7 @@ from distill.student.options import (
     PoolOptions,
     TrainOptions,
 )
-from distill.teacher.options import AnswerOptions
+from distill.teacher.options import AnswerOptions, CacheOptions
 
 # Names of categories and students, without anchors: also the wildcard constraint of {category}, {student} and {model}.
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]*"
@@ -176,12 +177,7 @@ class Evaluation(BatchOptions, ScoringOptions):
         minLength=1,
         when="Required with `questions` and source.format `messages`.",
     )
-    page_records: int = option(
-        "Test prompts per category on the page that shows answers side by side. The selection is stable as data grow.",
-        200,
-        minimum=0,
-        when="0 for the fixed questions alone; more records make the page larger.",
-    )
+    page_records: int = same_as(PageOptions, "page_records")
     max_new_tokens: int = option(
         "Maximum length of an answer in tokens.", 512, minimum=1, when="Match teacher.generation.max_new_tokens."
     )
@@ -228,13 +224,7 @@ class Config:
         when="Always: name your own.",
     )
     device: str = same_as(DeviceOptions, "device")
-    cache: str = option(
-        "Folder of the cached teacher answers, relative to the working directory.",
-        "artifacts/cache/teacher",
-        minLength=1,
-        changes_result=False,
-        when="To share answers between working directories or to use a larger disk. `make cache` lists and prunes it.",
-    )
+    cache: str = same_as(CacheOptions, "cache")
     source: Source = group("Raw records.", Source)
     mix: MixOptions = group("Which raw records are used. Format `alpaca` uses all of them instead.", MixOptions)
     mix_targets: TargetShares | None = group(

@@ -72,7 +72,7 @@ class GuardedExecutor(plugin.Executor):
                 self.logger.warning(f"Slurm no longer lists job {job.external_jobid}; all of its outputs exist.")
                 self.report_job_success(job)
             else:
-                self.report_job_error(job, msg=explain(job.external_jobid))
+                self.report_job_error(job, msg=explain_lost_job(job.external_jobid))
         self._next_seconds_between_status_checks = min(self._next_seconds_between_status_checks, self.pause)
         if active_jobs and self.states is None:
             self.logger.warning("Slurm did not return the states of the jobs; trying again.")
@@ -190,7 +190,7 @@ def check_poll_interval(age: int, first: int) -> None:
         )
 
 
-def explain(number: str) -> str:
+def explain_lost_job(number: str) -> str:
     """Describe the failure of a job that Slurm no longer lists."""
     return (
         f"Slurm no longer lists job {number}, its end was not seen, and some of its outputs are missing: it counts as "

@@ -91,7 +91,7 @@ def parse_dry_run(text: str) -> tuple[list[Job], dict[str, str]]:
     return jobs, skipped
 
 
-def explain(reason: str) -> str:
+def shorten_reason(reason: str) -> str:
     """Shorten Snakemake's reason for a job."""
     for pattern, words in REASONS:
         if match := re.search(pattern, reason):
@@ -145,7 +145,7 @@ def find_first_reason(category: str, to_do: Cells) -> str:
     """Return the reason of the first step to do; the later steps follow from it."""
     for step in STEPS:
         for job in to_do.get((category, step), []):
-            return f"{step}: {explain(job.reason)}"
+            return f"{step}: {shorten_reason(job.reason)}"
     return ""
 
 

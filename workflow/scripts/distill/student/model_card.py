@@ -48,7 +48,7 @@ def render_card(student: str, category: str, facts: TrainingFacts) -> str:
     }
     records = "all categories" if category == POOLED else f"the category `{category}`"
     source = f"`{facts.teacher}`" if facts.teacher else "the answers of its teacher"
-    settings = "\n".join(f"| `{name}` | `{format_value(value)}` |" for name, value in facts.options.items())
+    settings = "\n".join(f"| `{name}` | `{format_option(value)}` |" for name, value in facts.options.items())
     results = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in facts.final.items())
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False)}---
@@ -77,7 +77,7 @@ divergence, both before their weights.
 """
 
 
-def format_value(value: Any) -> str:
+def format_option(value: Any) -> str:
     """An option's value as in a configuration."""
     if isinstance(value, bool):
         return str(value).lower()

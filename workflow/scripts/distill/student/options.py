@@ -5,8 +5,9 @@ from typing import Literal
 
 from distill.common.options import COUNT, SEED, option
 from distill.student.divergences import METHODS
+from distill.teacher.options import CACHED_SIGNALS
 
-SIGNALS = ("online", "hidden", "topk")
+SIGNALS = ("online", *CACHED_SIGNALS)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.common.options import add_options, list_run_options, read_options
+from distill.common.options import add_options, read_options
 from distill.models.options import DeviceOptions, ModelOptions
 from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, PoolOptions, TrainOptions
+from distill.student.run_options import get_run_options
 
 # Where a run reads and writes, and its name: they do not change the trained weights.
 PLACES = ("data", "out", "checkpoints", "device", "name")
@@ -162,7 +163,7 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
         del settings[name]
     if settings["teacher"]:
         del settings["teacher"]["signal_folders"]
-    for name in list_run_options(TrainOptions):
+    for name in get_run_options(settings["train"]):
         del settings["train"][name]
     return settings
 
@@ -182,5 +183,5 @@ def list_card_settings(run: StudentRun) -> dict[str, Any]:
     if run.lora:
         settings |= {f"lora_{name}": value for name, value in dataclasses.asdict(run.lora).items()}
     settings |= dataclasses.asdict(run.train)
-    unused = list_run_options(TrainOptions)
+    unused = get_run_options(settings)
     return {name: value for name, value in settings.items() if value is not None and name not in unused}

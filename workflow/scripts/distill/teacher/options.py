@@ -1,8 +1,10 @@
-"""Options of the teacher's answers."""
+"""Options of the teacher's answers and signal."""
 
 from dataclasses import dataclass
 
 from distill.common.options import COUNT, option
+
+CACHED_SIGNALS = ("hidden", "topk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,4 +34,17 @@ class AnswerOptions:
         "error",
         choices=("error", "skip"),
         when="`skip`, once you have seen which prompts are too long.",
+    )
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where the teacher's answers are cached."""
+
+    cache: str = option(
+        "Folder of the cached teacher answers, relative to the working directory.",
+        "artifacts/cache/teacher",
+        minLength=1,
+        changes_result=False,
+        when="To share answers between working directories or to use a larger disk. `make cache` lists and prunes it.",
     )

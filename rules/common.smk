@@ -13,7 +13,7 @@ sys.path.insert(0, str(SCRIPTS))
 from distill.common.digest import code_digest, files_digest
 from distill.common.errors import InputError
 from distill.models.fingerprint import fingerprint_folder
-from distill.plan import command_lines, experiment, job_resources, signals
+from distill.plan import command_lines, experiment, job_resources, model_checks, signals
 from distill.plan.schema import check_config
 from distill.plan.settings import NAME_PATTERN
 from distill.report import answers_page
@@ -73,6 +73,20 @@ def get_categories():
 
 
 CATEGORIES = get_categories()
+
+
+def check_models():
+    """End with the problems that the files of local models show."""
+    try:
+        problems = model_checks.find_model_problems(config, CATEGORIES)
+    except InputError as error:
+        problems = [str(error)]
+    if problems:
+        stop("\n".join(["The models cannot be used:", *problems]))
+
+
+if workflow.is_main_process:
+    check_models()
 
 if workflow.is_main_process:
     for line in signals.describe_signals(config, CATEGORIES):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 from tiny import build_model, save_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma4TextConfig, Qwen2Config
 from transformers.integrations.accelerate import _get_device_map
 
 from distill.common.errors import InputError
@@ -113,7 +113,7 @@ def footprint(model):
 )
 def test_the_estimate_is_what_a_loaded_model_takes(dtype, quantization, tied, tokenizer, tmp_path):
     folder = save_model(tmp_path / "model", tokenizer, hidden=64, layers=3, tied=tied)
-    model = load_model(folder, CPU, dtype, quantization)
+    model = load_model(folder, CPU, dtype, quantization, is_run=False)
     assert estimate_weights(model.config, dtype, quantization) == pytest.approx(footprint(model), rel=0.001)
     replaced = {"none": 0, "int8": 21, "nf4": 21}[quantization]
     assert sum(type(module).__name__ in ("Linear8bitLt", "Linear4bit") for module in model.modules()) == replaced
@@ -450,3 +450,19 @@ def test_a_model_alone_in_its_process_claims_a_gpu(gpus, skeleton_72b, monkeypat
     monkeypatch.setattr(placement, "claim_gpu", lambda: torch.device("cuda", 1))
     place = place_model("t", skeleton_72b, CUDA, BF16, "nf4", True)
     assert place == {"device_map": {"": torch.device("cuda", 1)}}
+
+
+def test_layers_with_other_heads_have_their_own_kv_cache():
+    """Gemma 4 has fewer and wider heads in the layers with full attention."""
+    config = Gemma4TextConfig(
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        num_global_key_value_heads=2,
+        head_dim=16,
+        global_head_dim=32,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        attention_k_eq_v=True,
+    )
+    assert kv_bytes_per_token(config, BF16) == 2 * 2 * (4 * 16 + 2 * 32) * 2

@@ -8,6 +8,7 @@ from divergence_formulas import FORMULAS
 
 from distill.models import completions
 from distill.models.completions import collate
+from distill.models.logits import LogitTransform
 from distill.student import fused_loss
 from distill.student.fused_loss import distillation_loss
 from distill.student.loss import ExactTeacher, Objective, TopKTeacher
@@ -80,6 +81,52 @@ def test_value_and_gradients_match_float64(problem, method, top_k, tau, beta, sw
         torch.testing.assert_close(one.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+@pytest.mark.parametrize("cap", [None, 3.0], ids=["no cap", "cap"])
+@pytest.mark.parametrize("top_k", [None, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_scaled_and_capped_logits_match_float64(problem, method, top_k, cap, lora, bias):
+    """Student and teacher change their logits after the head in different ways."""
+    rows, head, targets, teacher = problem
+    if bias:
+        head = torch.nn.Linear(6, 24)
+    if lora:
+        head = adapt(head)
+    mine, theirs = LogitTransform(4.0, cap), LogitTransform(0.5, cap and 2.0)
+    teacher = ExactTeacher(teacher.rows, teacher.head, theirs)
+    given_logits = change_logits(logits_of(teacher).double(), 0.5, cap and 2.0)
+    given = top_k_teacher(given_logits, top_k, 2.0) if top_k else teacher
+    objective = Objective(method, 2.0, 0.3, 0.4, SHARED)
+    weights = [one for one in head.parameters() if one.requires_grad]
+    found = distillation_loss(rows, head, targets, given, objective, chunk=4, transform=mine)
+    gradients = torch.autograd.grad(found.loss, [rows, *weights])
+
+    ce, kd = reference(
+        change_logits(head(rows).double(), 4.0, cap), given_logits, targets, method, 2.0, 0.4, SHARED, top_k
+    )
+    loss = 0.3 * 2.0**2 * kd + 0.7 * ce
+    expected = torch.autograd.grad(loss, [rows, *weights])
+    assert found.ce.item() == pytest.approx(ce.item(), rel=1e-5)
+    assert found.kd.item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
+    for one, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-3, atol=1e-5)
+
+
+def change_logits(raw, scale, cap):
+    """The formula of soft-capped models, in the dtype of `raw`."""
+    return raw * scale if cap is None else cap * torch.tanh(raw * scale / cap)
+
+
+def adapt(head):
+    """A head with LoRA weights that are not zero."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    holder = torch.nn.ModuleDict({"lm_head": head})
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False), holder)
+    return holder["lm_head"]
+
+
 @pytest.mark.parametrize("top_k", [None, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_match_finite_differences(method, top_k):
@@ -111,11 +158,7 @@ def test_gradients_match_finite_differences(method, top_k):
 def test_other_heads_and_dtypes_match_autograd_over_all_logits(problem, method, kind):
     rows, head, targets, teacher = problem
     if kind.startswith("lora"):
-        from peft import LoraConfig, inject_adapter_in_model
-
-        holder = torch.nn.ModuleDict({"lm_head": head})
-        inject_adapter_in_model(LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False), holder)
-        head = holder["lm_head"]
+        head = adapt(head)
     elif kind == "soft-capped":
         head = torch.nn.Sequential(head, torch.nn.Tanh())
     elif kind == "bfloat16":

@@ -32,13 +32,14 @@ import compute_signal as script
 import train_student as train_script
 from distill.common.errors import InputError
 from distill.models.chat import encode_completion, encode_prompt
+from distill.models.load import load_model
 from distill.student import train_student as student_module
 from distill.teacher import compute_signal as signal_jobs
 from distill.teacher import signal_shards, signal_teacher
-from distill.teacher.compute_signal import compute_signal
+from distill.teacher.compute_signal import compare_signal, compute_signal
 from distill.teacher.signal_files import SignalReader, signal_key, topk_at
 from distill.teacher.signal_size import bytes_per_token, count_tokens, describe_storage, get_hidden_width
-from distill.teacher.signal_teacher import top_log_probabilities
+from distill.teacher.signal_teacher import read_head, top_log_probabilities
 
 # Largest relative difference of gradients that is rounding; total variation has steps where p = q.
 ROUNDING = {"forward_kl": 0.01, "reverse_kl": 0.01, "jsd": 0.01, "tvd": 0.03}
@@ -160,6 +161,45 @@ def test_hidden_states_and_head_give_the_teachers_logits(signal, models, records
         torch.testing.assert_close(head(hidden.float()), outputs.logits[0, at], rtol=2e-2, atol=5e-2)
         alone = head(outputs.hidden_states[-1][0, at])
         torch.testing.assert_close(alone, outputs.logits[0, at], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
+    ],
+    ids=["a head of its own", "dora"],
+)
+def test_the_stored_head_is_the_live_one(signal, models, records, tmp_path, settings, quantization):
+    kept = signal("hidden")
+    model = AutoModelForCausalLM.from_pretrained(models["teacher"])
+    if quantization == "int8" and settings.get("use_dora"):  # PEFT's DoRA on int8 layers does not run on a CPU
+        settings = settings | {"target_modules": ["lm_head"]}
+    adapted = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, **settings))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "modules_to_save" in name or "magnitude" in name:
+                weight.mul_(1.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    kept |= {"adapter": str(tmp_path / "adapter"), "quantization": quantization}
+    compute_signal(kept, records, [])
+    head = SignalReader(kept["out"]).head(torch.device("cpu"))
+    live = load_model(
+        models["teacher"], torch.device("cpu"), torch.float32, quantization, str(tmp_path / "adapter")
+    ).get_output_embeddings()
+    rows = torch.randn(20, head.in_features, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(head(rows), live(rows).float(), rtol=1e-3, atol=1e-4)
+    for _, _, divergence, _ in compare_signal(kept | {"signal": kept["out"], "records": 4, "seed": 0}, records):
+        assert divergence < 0.01
+
+
+def test_a_head_that_is_not_linear_is_refused():
+    head = torch.nn.Sequential(torch.nn.Linear(8, 30), torch.nn.Tanh())
+    with pytest.raises(InputError, match="cannot be stored as one linear layer"):
+        read_head(head, torch.device("cpu"), torch.float32)
 
 
 def test_log_probabilities_are_those_over_the_tokenizers_vocabulary(signal, models, records, tokenizer):

@@ -95,7 +95,7 @@ def write_bitsandbytes(export: Export, folder: Path) -> None:
         InputError: see `load_model`.
     """
     device = select_device(export.device)
-    model = load_model(export.student, device, select_dtype(export.dtype, device), export.variant)
+    model = load_model(export.student, device, select_dtype(export.dtype, device), export.variant, is_run=False)
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     del model
     torch.cuda.empty_cache()  # the fresh process needs the memory

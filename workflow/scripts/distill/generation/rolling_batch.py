@@ -20,7 +20,8 @@ from distill.common.errors import InputError
 from distill.generation.kv_cache import RowLimit, SlotCache, keys_and_values
 from distill.generation.prefixes import Group, group_by_prefix
 from distill.models.batches import is_out_of_memory
-from distill.models.completions import decoder_and_head
+from distill.models.completions import decoder_and_head, project
+from distill.models.logits import read_transform
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class RollingBatch:
 
     def __init__(self, model: Any, job: Job, limit: RowLimit):
         self.decoder, self.head = decoder_and_head(model)
+        self.transform = read_transform(model.config)
         self.device, self.dtype = model.device, model.dtype
         self.job, self.limit = job, limit
         self.prefill_tokens = PREFILL_TOKENS[self.device.type]
@@ -176,6 +178,10 @@ class RollingBatch:
                 queue.popleft()
             self.followers += followers
 
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(rows, vocabulary) logits of (rows, width) hidden states."""
+        return project(hidden, self.head, self.transform)
+
     def select(self, queue: deque[Waiting], free: int) -> list[Waiting]:
         """Return the first prompts of a queue that one prefill can take, at most `free`."""
         taken: list[Waiting] = []
@@ -211,7 +217,7 @@ class RollingBatch:
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(width, device=self.device)
         hidden = self.forward(ids, cache, positions, mask)
         last = torch.tensor([len(tail) - 1 for tail in tails], device=hidden.device)
-        return cache, self.head(hidden[torch.arange(len(taken), device=hidden.device), last])
+        return cache, self.project(hidden[torch.arange(len(taken), device=hidden.device), last])
 
     def forward(
         self, ids: torch.Tensor, cache: Cache, positions: torch.Tensor, mask: torch.Tensor | None
@@ -235,7 +241,7 @@ class RollingBatch:
         mask.masked_fill_(unseen, float("-inf"))
         ids = torch.tensor([one.tokens[-1:] for one in self.rows], device=self.device)
         hidden = self.forward(ids, self.cache, positions[:, None], mask[:, None, None])
-        self.append_tokens(self.rows, self.head(hidden[:, -1]))
+        self.append_tokens(self.rows, self.project(hidden[:, -1]))
         positions += 1
 
     def append_tokens(self, sequences: Sequence[Running], logits: torch.Tensor) -> None:

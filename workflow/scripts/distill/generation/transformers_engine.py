@@ -16,6 +16,7 @@ from distill.models.chat import encode_prompt
 from distill.models.completions import collate, decoder_and_head, read_hidden, score_rows, take_rows, to_device
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_config, load_model, load_tokenizer, select_device, select_dtype
+from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
 
 
@@ -106,6 +107,7 @@ class TransformersEngine:
     ) -> list[CompletionScore]:
         """Score completions given their prompts, the longest first."""
         decoder, head = decoder_and_head(self.model)
+        transform = read_transform(self.model.config)
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(completions[row]))
 
         @torch.inference_mode()
@@ -115,7 +117,7 @@ class TransformersEngine:
             batch = to_device(batch, self.model.device)
             hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
             sizes = [len(completions[row]) for row in rows]
-            losses, hits = (found.split(sizes) for found in score_rows(hidden, head, batch["targets"]))
+            losses, hits = (found.split(sizes) for found in score_rows(hidden, head, batch["targets"], transform))
             return [
                 (row, CompletionScore(loss.double().sum().item(), len(loss), int(hit.sum())))
                 for row, loss, hit in zip(rows, losses, hits, strict=True)

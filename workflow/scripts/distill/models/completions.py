@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
+
+from distill.models.logits import IDENTITY, LogitTransform
 
 CHUNK_ROWS = 256  # rows projected to logits at a time
 
@@ -15,9 +17,28 @@ Head = Callable[[Tensor], Tensor]
 
 
 def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Return the decoder, which computes the last hidden states, and the head, which projects them to logits."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    return base.get_decoder(), base.get_output_embeddings()
+    """Return the decoder, which computes the last hidden states, and the head, which projects them to logits.
+
+    `check_split` tells whether the two give the model's logits.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    if hasattr(head, "modules_to_save"):  # an adapter's own head, beside the model's
+        head = head.modules_to_save[head.active_adapters[0]]
+    return find_decoder(base), head
+
+
+def find_decoder(model: Any) -> torch.nn.Module:
+    """Return the part of a model that computes the last hidden states.
+
+    `get_decoder` of transformers knows certain names: Llama 4's decoder has another one, and a model with images may
+    return its text model with the head.
+    """
+    decoder = model.get_decoder()
+    if decoder is model or not isinstance(decoder, PreTrainedModel):
+        inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+        return inner[0] if len(inner) == 1 else decoder
+    return decoder if decoder.get_output_embeddings() is None else find_decoder(decoder)
 
 
 def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
@@ -91,27 +112,32 @@ def take_rows(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_select(0, positions)
 
 
-def project(rows: Tensor, head: Head) -> Tensor:
-    """Project hidden states to logits in the head's dtype.
+def project(rows: Tensor, head: Head, transform: LogitTransform = IDENTITY) -> Tensor:
+    """Project hidden states to logits: in the head's dtype, or in float32 if the model changes them after the head.
 
     Args:
         rows: (rows, width) hidden states.
         head: from `decoder_and_head`.
+        transform: what the model does to its logits after the head.
 
     Returns:
         (rows, vocabulary).
     """
     weight = getattr(head, "weight", None)
-    return head(rows.to(weight.dtype) if weight is not None and weight.is_floating_point() else rows)
+    raw = head(rows.to(weight.dtype) if weight is not None and weight.is_floating_point() else rows)
+    return raw if transform.is_identity else transform.apply(raw.float())
 
 
-def score_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROWS) -> tuple[Tensor, Tensor]:
+def score_rows(
+    rows: Tensor, head: Head, targets: Tensor, transform: LogitTransform = IDENTITY, chunk: int = CHUNK_ROWS
+) -> tuple[Tensor, Tensor]:
     """Compute each target's negative log-likelihood, and whether it is the most likely token; without gradients.
 
     Args:
         rows: (rows, width) hidden states.
         head: from `decoder_and_head`.
         targets: (rows,) token ids.
+        transform: what the model does to its logits after the head.
         chunk: number of rows projected at a time.
 
     Returns:
@@ -120,7 +146,7 @@ def score_rows(rows: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK_ROW
     losses, hits = [torch.zeros(0, device=rows.device)], [torch.zeros(0, dtype=torch.bool, device=rows.device)]
     with torch.no_grad():
         for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
-            logits = head(part).float()
+            logits = transform.apply(head(part).float())
             losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
             hits.append(logits.argmax(dim=-1) == target)
     return torch.cat(losses), torch.cat(hits)

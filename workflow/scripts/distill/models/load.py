@@ -17,6 +17,7 @@ from distill.models.adapters import load_adapter
 from distill.models.fingerprint import find_gguf
 from distill.models.memory import build_skeleton, quantized_layers, stored_quantization
 from distill.models.placement import align_devices, place_model
+from distill.models.split_check import check_split
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,6 @@ if not sys.stderr.isatty():
     transformers_logging.disable_progress_bar()  # log files need no progress bars
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Configuration keys of models that change the logits after the head; code that calls the head itself would omit it.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def select_device(device: str) -> torch.device:
@@ -182,6 +181,7 @@ def load_model(
     trainable: bool = False,
     for_generation: bool = True,
     is_alone: bool | None = None,
+    is_run: bool = True,
 ) -> Any:
     """Load a causal language model on its device, or over all GPUs if one is too small.
 
@@ -197,10 +197,12 @@ def load_model(
         trainable: whether the model is returned in training mode; otherwise in evaluation mode, without gradients.
         for_generation: whether attention must support generation, see `choose_attention`; ignored if trainable.
         is_alone: see `place_model`; by default the value of `for_generation`.
+        is_run: whether the model is run, and therefore checked by `check_split`. A model that is only saved must not
+            be: bitsandbytes rearranges quantized weights in their first forward pass.
 
     Raises:
-        InputError: model or adapter cannot be loaded, the weights exceed the total memory, or the model changes its
-            logits after the head.
+        InputError: model or adapter cannot be loaded, the weights exceed the total memory, or decoder and head do not
+            give the model's logits (see `check_split`).
     """
     skeleton = build_skeleton(load_config(model), dtype)
     check_quantization(model, skeleton, quantization, device)
@@ -229,6 +231,8 @@ def load_model(
         loaded = load_adapter(loaded, adapter, merge=not getattr(loaded, "is_quantized", False))
     if not trainable:
         loaded.eval().requires_grad_(False)
+    if is_run:
+        check_split(model, loaded)
     return loaded
 
 
@@ -236,11 +240,8 @@ def check_loaded(model: str, loaded: Any, report: Any) -> None:
     """Check a loaded model.
 
     Raises:
-        InputError: weights are missing, or the model changes its logits after the head.
+        InputError: weights are missing.
     """
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(f"{model}: expected all weights of the model, {len(missing)} are missing, first {missing[0]}")
-    changes = [name for name in LOGIT_CHANGES if getattr(loaded.config, name, None) not in (None, 1, 1.0)]
-    if changes:
-        raise InputError(f"{model}: models that change logits after the head are not supported ({', '.join(changes)})")

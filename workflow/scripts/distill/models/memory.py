@@ -90,15 +90,17 @@ def quantized_bytes(weight: torch.Tensor, quantization: str) -> int:
 def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     """Compute the bytes that one token adds to the KV cache, with full attention in every layer.
 
-    This is layers · 2 · key/value heads · head width · bytes per number. Models with sliding windows, latent attention
-    or state-space layers need less.
+    This is 2 · key/value heads · head width · bytes per number, summed over the layers, which may differ (Gemma 4).
+    Models with sliding windows, latent attention or state-space layers need less.
     """
-    text = config.get_text_config()
-    if not hasattr(text, "num_attention_heads"):
-        return 0  # a model without attention
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return text.num_hidden_layers * 2 * heads * width * dtype.itemsize
+    numbers = 0
+    for layer in config.get_text_config().per_layer_config:
+        if not hasattr(layer, "num_attention_heads"):
+            continue  # a layer without attention
+        heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        numbers += 2 * heads * width
+    return numbers * dtype.itemsize
 
 
 def stored_quantization(config: Any) -> str | None:

@@ -59,7 +59,7 @@ def copy_layers(model: str, adapter: str | None, dtype: str, layers: int, out: P
     except InputError as error:
         raise InputError(f"{model}: {error} (students.NAME.model.layers)") from None
     tokenizer = load_tokenizer(model)
-    teacher = load_model(model, torch.device("cpu"), DTYPES[dtype], adapter=adapter)
+    teacher = load_model(model, torch.device("cpu"), DTYPES[dtype], adapter=adapter, is_run=False)
     keep_layers(model, teacher, chosen)
     with replace_directory(out) as folder:
         teacher.save_pretrained(folder, max_shard_size=ONE_FILE)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.models.completions import Head, project, read_hidden, take_rows
-from distill.student.loss import BlockTeacher, Objective, Teacher, Terms, TopKTeacher, compute_terms
+from distill.models.completions import Head, decoder_and_head, project, read_hidden, take_rows
+from distill.models.logits import IDENTITY, LogitTransform, read_transform
+from distill.student.loss import BlockTeacher, ExactTeacher, Objective, Teacher, Terms, TopKTeacher, compute_terms
 
 # Elements of logits per chunk, enough for fast matrix products, and per block, the part of a chunk that is reduced at
 # once: on a CPU small enough for its caches.
@@ -23,7 +24,7 @@ MIN_CHUNK_ROWS = 16
 
 
 def is_plain(head: Head) -> bool:
-    """Whether a head is a linear layer without LoRA, quantization, soft-capping or accelerate's device hooks."""
+    """Whether a head is a linear layer without LoRA, quantization or accelerate's device hooks."""
     return type(head) is torch.nn.Linear and not hasattr(head, "_hf_hook")
 
 
@@ -53,7 +54,7 @@ class Projection:
 
 
 def split_teacher(teacher: Teacher, chunk: int) -> Iterator[BlockTeacher]:
-    """The teacher's logits, or its top-k log-probabilities, chunk by chunk; endless None without a teacher."""
+    """The output of the teacher's head, or its top-k log-probabilities, by chunks; endless None without a teacher."""
     if teacher is None:
         while True:
             yield None
@@ -69,11 +70,20 @@ def split_teacher(teacher: Teacher, chunk: int) -> Iterator[BlockTeacher]:
             yield project(part, teacher.head)
 
 
-def take_block(teacher: BlockTeacher, block: slice) -> BlockTeacher:
-    """Some rows of a chunk's teacher."""
+def take_block(teacher: BlockTeacher, block: slice, transform: LogitTransform, exact: torch.dtype) -> BlockTeacher:
+    """Some rows of a chunk's teacher.
+
+    Args:
+        teacher: output of the teacher's head, or its top-k log-probabilities.
+        block: the rows.
+        transform: of the teacher's logits.
+        exact: data type in which it is applied.
+    """
     if isinstance(teacher, TopKTeacher):
         return TopKTeacher(*(tensor[block] for tensor in teacher))
-    return teacher[block] if teacher is not None else None
+    if teacher is None or transform.is_identity:
+        return teacher[block] if teacher is not None else None
+    return transform.apply(teacher[block].to(exact))
 
 
 # ---- The student's head ----
@@ -89,6 +99,8 @@ class Settings:
         chunk: rows per chunk.
         block: rows per block.
         needs_gradient: whether gradients of rows or weights are needed.
+        transform: what the student does to its logits after the head.
+        teacher_transform: the same for the teacher's hidden states.
     """
 
     objective: Objective
@@ -97,6 +109,8 @@ class Settings:
     chunk: int
     block: int
     needs_gradient: bool
+    transform: LogitTransform
+    teacher_transform: LogitTransform
 
 
 class LinearHead:
@@ -129,7 +143,7 @@ class LinearHead:
 
 
 class AutogradHead:
-    """Forward and backward of any other head (LoRA, soft-capping) by its own forward and autograd."""
+    """Forward and backward of any other head, such as one with LoRA, by its own forward and autograd."""
 
     def __init__(self, head: Head, weights: Sequence[Tensor], settings: Settings):
         self.head, self.weights, self.settings = head, weights, settings
@@ -154,27 +168,26 @@ class AutogradHead:
 
 
 def reduce_chunk(
-    logits: Tensor, gradient: Tensor, targets: Tensor, teacher: BlockTeacher, sums: Tensor, settings: Settings
+    raw: Tensor, gradient: Tensor, targets: Tensor, teacher: BlockTeacher, sums: Tensor, settings: Settings
 ) -> None:
-    """Add the terms of a chunk to `sums` and write the gradient of its loss with respect to the logits, by blocks.
+    """Add the terms of a chunk to `sums`, and write the gradient of its loss with respect to the head's output.
+
+    It goes block by block.
 
     Args:
-        logits: (rows, vocabulary).
-        gradient: (rows, vocabulary), written; may be the same tensor as `logits`.
+        raw: (rows, vocabulary) output of the student's head.
+        gradient: (rows, vocabulary), written; may be the same tensor as `raw`.
         sums: (5,) `Terms`.
     """
-    for start in range(0, len(logits), settings.block):
+    transform = settings.transform
+    for start in range(0, len(raw), settings.block):
         block = slice(start, start + settings.block)
-        terms, found = compute_terms(
-            logits[block].detach().to(sums.dtype),
-            targets[block],
-            take_block(teacher, block),
-            settings.objective,
-            settings.needs_gradient,
-        )
+        logits = transform.apply(raw[block].detach().to(sums.dtype))
+        part = take_block(teacher, block, settings.teacher_transform, sums.dtype)
+        terms, found = compute_terms(logits, targets[block], part, settings.objective, settings.needs_gradient)
         sums += torch.stack(terms)
         if found is not None:
-            gradient[block] = found
+            gradient[block] = found if transform.is_identity else found.mul_(transform.differentiate(logits))
 
 
 class FusedTerms(torch.autograd.Function):
@@ -217,17 +230,24 @@ class FusedTerms(torch.autograd.Function):
 
 
 def distillation_loss(
-    rows: Tensor, head: Head, targets: Tensor, teacher: Teacher, objective: Objective, chunk: int | None = None
+    rows: Tensor,
+    head: Head,
+    targets: Tensor,
+    teacher: Teacher,
+    objective: Objective,
+    chunk: int | None = None,
+    transform: LogitTransform = IDENTITY,
 ) -> Terms:
     """The objective over completion rows, with gradients for rows and head.
 
     Args:
         rows: (rows, width) hidden states of the student. Under autocast they are projected in its data type.
         head: projects them to logits, (rows, student's padded vocabulary). A plain linear layer runs without autograd,
-            any other module (LoRA, soft-capping) by its own forward and autograd.
+            any other module, such as one with LoRA, by its own forward and autograd.
         targets: (rows,) token ids.
         teacher: the teacher's side of the same rows; None for a method without a divergence.
         chunk: rows per chunk; by default as many as CHUNK_ELEMENTS allows.
+        transform: what the student does to its logits after the head.
 
     Returns:
         Sums over rows. Without rows they are zero, still attached to autograd.
@@ -246,6 +266,8 @@ def distillation_loss(
         chunk=chunk or max(MIN_CHUNK_ROWS, chunk_rows),
         block=max(1, block_rows),
         needs_gradient=torch.is_grad_enabled() and (rows.requires_grad or bool(weights)),
+        transform=transform,
+        teacher_transform=teacher.transform if isinstance(teacher, ExactTeacher) else IDENTITY,
     )
     with torch.autocast(kind, enabled=False):
         return Terms(*FusedTerms.apply(head, targets, teacher, settings, rows, *weights))
@@ -260,6 +282,8 @@ def score_completions(self: Any, *args: Any, objective: Objective | None = None,
     """
     if objective is None:
         return type(self).forward(self, *args, **inputs)
-    hidden = read_hidden(self.get_decoder(), inputs["input_ids"])
+    decoder, head = decoder_and_head(self)
+    hidden = read_hidden(decoder, inputs["input_ids"])
     rows = take_rows(hidden, inputs["positions"])
-    return tuple(distillation_loss(rows, self.get_output_embeddings(), inputs["targets"], inputs["teacher"], objective))
+    transform = read_transform(self.config)
+    return tuple(distillation_loss(rows, head, inputs["targets"], inputs["teacher"], objective, transform=transform))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.models.completions import Head
+from distill.models.logits import IDENTITY, LogitTransform
 from distill.student.divergences import METHODS, Divergence
 
 # Clamp floor of a probability before its logarithm; smaller values are negligible.
@@ -63,10 +64,17 @@ class Objective(NamedTuple):
 
 
 class ExactTeacher(NamedTuple):
-    """The teacher's hidden states of the student's rows, (rows, teacher's width), and the head that projects them."""
+    """The teacher's hidden states of the student's rows.
+
+    Attributes:
+        rows: (rows, teacher's width).
+        head: projects them.
+        transform: what the teacher does to the logits after the head.
+    """
 
     rows: Tensor
     head: Head
+    transform: LogitTransform = IDENTITY
 
 
 class TopKTeacher(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from distill.common.errors import InputError
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows, to_device
 from distill.models.examples import Example
+from distill.models.logits import read_transform
 from distill.student.loss import ExactTeacher, TopKTeacher
 from distill.teacher.signal_files import SignalReader, topk_at
 
@@ -45,6 +46,7 @@ class OnlineTeacher:
 
     def __init__(self, model: Any, pad_id: int, device: torch.device | None = None, is_sharded: bool = False):
         self.decoder, self.head = decoder_and_head(model)
+        self.transform = read_transform(model.config)
         self.device, self.pad_id, self.is_sharded = device or model.device, pad_id, is_sharded
 
     @torch.no_grad()
@@ -58,7 +60,7 @@ class OnlineTeacher:
             batch = to_device(collate(prompts, completions, self.pad_id), self.device)
         with torch.autocast(device.type, enabled=False):  # mixed precision is for the student only
             hidden = read_hidden(self.decoder, batch["input_ids"].to(self.device))
-        return ExactTeacher(take_rows(hidden, batch["positions"].to(self.device)), self.head)
+        return ExactTeacher(take_rows(hidden, batch["positions"].to(self.device)), self.head, self.transform)
 
 
 class HiddenSignal:
@@ -77,7 +79,7 @@ class HiddenSignal:
 
     def __init__(self, readers: Sequence[SignalReader], device: torch.device, dtype: torch.dtype):
         self.readers = readers
-        self.head = readers[0].head(device, dtype)
+        self.head, self.transform = readers[0].head(device, dtype), readers[0].transform
         for reader in readers[1:]:
             other = reader.head(device, dtype)
             if not torch.equal(other.weight, self.head.weight):
@@ -92,7 +94,7 @@ class HiddenSignal:
         """The cached hidden states."""
         parts = [self.readers[reader].read(key)["hidden"] for reader, key in (one["signal"] for one in examples)]
         rows = to_device({"rows": torch.cat(parts)}, device)["rows"]
-        return ExactTeacher(rows, self.head)
+        return ExactTeacher(rows, self.head, self.transform)
 
 
 class TopKSignal:

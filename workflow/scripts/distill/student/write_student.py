@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from distill.common.files import dump_json, replace_directory
-from distill.models.adapters import write_adapter
+from distill.models.adapters import merge_adapter, write_adapter
 from distill.models.examples import Example
 from distill.models.hub_names import get_public_name
 from distill.student.load_student import load_student
@@ -43,7 +43,7 @@ def write_student(run: StudentRun, trainer: DistillTrainer, tokenizer: Any, exam
     with replace_directory(run.out) as folder:
         if hasattr(model, "peft_config"):
             write_adapter(model, folder / "adapter")
-            model = model.merge_and_unload()
+            model = merge_adapter(model, "the trained adapter")
         model.to(SAVED_DTYPES[run.train.precision]).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         with open(folder / "training_log.jsonl", "w", encoding="utf-8") as file:

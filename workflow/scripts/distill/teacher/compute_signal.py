@@ -4,6 +4,7 @@ import logging
 import random
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.examples import Example, encode_examples
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_config, load_tokenizer, select_device, select_dtype
+from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
 from distill.teacher.signal_files import (
     FILES,
@@ -33,7 +35,7 @@ from distill.teacher.signal_files import (
 )
 from distill.teacher.signal_shards import ShardWriter, save_whole, scan_shards
 from distill.teacher.signal_size import bytes_per_token, describe_storage
-from distill.teacher.signal_teacher import TOLERANCE, Options, SignalTeacher
+from distill.teacher.signal_teacher import TOLERANCE, Options, SignalTeacher, read_head
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ def compute_missing(
         return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0}
     teacher = SignalTeacher(options, tokenizer, vocabulary)
     if options["kind"] == "hidden" and not (data / HEAD).exists():
-        save_whole(data / HEAD, teacher.effective_head())
+        save_whole(data / HEAD, read_head(teacher.head, teacher.model.device, teacher.model.dtype))
     check_cached(options, teacher, examples, data, cached)
     order = sorted(missing, key=lambda key: -len(examples[key]["prompt"]) - len(examples[key]["completion"]))
     size = options["batch_size"] or AUTO_BATCH_SIZE[teacher.model.device.type]
@@ -183,7 +185,8 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     data.mkdir(parents=True, exist_ok=True)
     examples, left_out = encode([*train, *val], tokenizer, options["max_length"])
     cached = scan_shards(data)
-    width = load_config(options["model"]).get_text_config().hidden_size if options["kind"] == "hidden" else None
+    config = load_config(options["model"])
+    width = config.get_text_config().hidden_size if options["kind"] == "hidden" else None
     sizes = {key: len(example["completion"]) for key, example in examples.items()}
     check_storage(options, width, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
     new, figures = compute_missing(options, tokenizer, parts["vocabulary"], examples, data, cached)
@@ -191,8 +194,8 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     places = {key: (cached | new)[key] for key in examples}
     records = {key: [*places[key], examples[key]["uid"]] for key in sorted(places)}
     names = {name: options[name] for name in ("model", "adapter")}
-    index = {"fingerprint": fingerprint, "parts": parts, "names": names, "width": width, "records": records}
-    write_json(out / INDEX, index)
+    facts = {"width": width, "logits": asdict(read_transform(config))}
+    write_json(out / INDEX, {"fingerprint": fingerprint, "parts": parts, "names": names, **facts, "records": records})
     remove_unused(out, fingerprint, {place[0] for place in places.values()})
     counts = {"records": len(examples), "from_cache": len(examples) - len(new), "computed": len(new)}
     logger.info("%d records = %d from the cache + %d computed; %d skipped", *counts.values(), left_out)

@@ -19,6 +19,7 @@ from torch import Tensor
 from distill.common.digest import digest_of
 from distill.common.errors import InputError, describe
 from distill.models.fingerprint import fingerprint_model, list_model_files
+from distill.models.logits import LogitTransform
 
 FORMAT = 1
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
@@ -112,6 +113,7 @@ class SignalReader:
         names: the teacher's `model` and `adapter`.
         kind, top_k, temperatures, vocabulary: taken from the parts.
         width: size of the hidden states; None for `topk`.
+        transform: what the teacher does to its logits after the head.
         records: [shard, start, rows, uid] of each record by key.
 
     Raises:
@@ -129,6 +131,7 @@ class SignalReader:
         self.temperatures: list[float] = self.parts["temperatures"]
         self.vocabulary: int = self.parts["vocabulary"]
         self.width: int | None = index["width"]
+        self.transform = LogitTransform(**index.get("logits", {}))
         self.fingerprint: str = index["fingerprint"]
         self.records: dict[str, list[Any]] = index["records"]
         self.data = self.folder / "data" / self.fingerprint

@@ -7,9 +7,11 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
 
+from distill.common.errors import InputError
 from distill.models.completions import CHUNK_ROWS, collate, decoder_and_head, project, read_hidden, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.load import load_model, select_device, select_dtype
+from distill.models.logits import read_transform
 from distill.teacher.signal_files import NAMES, topk_at
 
 # Divergence in nats per token that 16-bit rounding in a batch of another shape can cause. Single log-probabilities may
@@ -17,6 +19,8 @@ from distill.teacher.signal_files import NAMES, topk_at
 TOLERANCE = 0.05
 LIKELY = -8.0  # tokens with at least this log-probability are compared one by one
 LEAST_LOG = -60000.0  # clamp floor of stored log-probabilities, within float16's range
+PROBE_ROWS = 64  # random hidden states that the stored head is tested with
+HEAD_TOLERANCE = 0.03  # largest difference of their logits, as a share of the largest; rounding gives below 0.01
 LEAST = -100.0  # clamp floor of compared log-probabilities; smaller values are negligible
 
 Options = dict[str, Any]
@@ -47,6 +51,59 @@ def top_log_probabilities(logits: Tensor, top_k: int, temperatures: Sequence[flo
     }
 
 
+@torch.inference_mode()
+def read_head(head: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weight and bias of a linear layer that equals a head.
+
+    A plain linear layer's own tensors are returned. Any other head, such as one with an adapter, is applied to the unit
+    vectors.
+
+    Args:
+        head: maps (rows, width) hidden states to (rows, vocabulary).
+        device: device of the hidden states.
+        dtype: data type of the hidden states.
+
+    Returns:
+        `weight` (vocabulary, width) and, if the head has one, `bias` (vocabulary,), on the CPU.
+
+    Raises:
+        InputError: the linear layer gives other logits than the head.
+    """
+    if type(head) is torch.nn.Linear:
+        with align_module_device(head, "cpu"):  # accelerate may have offloaded it
+            return {name: tensor.detach().cpu().clone() for name, tensor in head.named_parameters()}
+    width = find_width(head)
+    bias = head(torch.zeros(1, width, device=device, dtype=dtype)).float()[0]
+    units = torch.eye(width, device=device, dtype=dtype).split(CHUNK_ROWS)
+    weight = torch.cat([(head(part).float() - bias).to(dtype).cpu() for part in units]).T.contiguous()
+    tensors = {"weight": weight} | ({"bias": bias.to(dtype).cpu()} if bias.any() else {})
+    check_head(head, tensors, device, dtype)
+    return tensors
+
+
+def find_width(head: Any) -> int:
+    """Return the width of the hidden states that a head takes."""
+    return int(next(module for module in head.modules() if hasattr(module, "in_features")).in_features)
+
+
+def check_head(head: Any, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    """Compare a linear layer with a head on random hidden states.
+
+    Raises:
+        InputError: their outputs differ by more than rounding.
+    """
+    rows = torch.randn(PROBE_ROWS, tensors["weight"].shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    live = head(rows.to(device)).float().cpu()
+    bias = tensors["bias"].float() if "bias" in tensors else None
+    kept = torch.nn.functional.linear(rows.float(), tensors["weight"].float(), bias)
+    difference, largest = (live - kept).abs().max().item(), live.abs().max().item()
+    if not difference <= HEAD_TOLERANCE * largest:  # also for NaN
+        raise InputError(
+            f"the teacher's head ({type(head).__name__}) cannot be stored as one linear layer: its logits differ by up "
+            f"to {difference:.3g}, and are up to {largest:.3g}; use signal topk"
+        )
+
+
 class SignalTeacher:
     """A loaded teacher that computes signals.
 
@@ -62,6 +119,7 @@ class SignalTeacher:
         settings = options["quantization"], options["adapter"]
         self.model = load_model(options["model"], device, dtype, *settings, for_generation=False, is_alone=True)
         self.decoder, self.head = decoder_and_head(self.model)
+        self.transform = read_transform(self.model.config)
         self.options, self.pad_id, self.vocabulary = options, tokenizer.pad_token_id, vocabulary
 
     @torch.inference_mode()
@@ -91,20 +149,7 @@ class SignalTeacher:
 
     def project(self, rows: Tensor) -> Tensor:
         """Return (rows, vocabulary) float32 logits of (rows, width) hidden states."""
-        return project(rows, self.head).float()[:, : self.vocabulary]
-
-    @torch.inference_mode()
-    def effective_head(self) -> dict[str, Tensor]:
-        """Return weight and bias of a linear layer equal to the head, with an adapter merged into it."""
-        head: Any = self.head
-        base = head.get_base_layer() if hasattr(head, "get_delta_weight") else head
-        with align_module_device(base, "cpu"):  # accelerate may have offloaded it
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in base.named_parameters(recurse=False)}
-        if head is not base:
-            for name in head.active_adapters:
-                if name in head.lora_A:
-                    tensors["weight"] += head.get_delta_weight(name).to(tensors["weight"])
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+        return project(rows, self.head, self.transform).float()[:, : self.vocabulary]
 
     @torch.inference_mode()
     def compare(self, example: Example, cached: dict[str, Tensor]) -> tuple[float, float]:

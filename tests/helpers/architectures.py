@@ -1,0 +1,109 @@
+"""Tiny models of the causal architectures that transformers knows, built from their configurations."""
+
+import copy
+import inspect
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCABULARY = 320
+LARGEST = 5_000_000  # weights of a tiny model
+# Sizes, each with the names that configurations give it; a configuration takes those that it knows.
+NAMES = {
+    VOCABULARY: ("vocab_size vocab_size_per_layer_input "),
+    32: (
+        "hidden_size d_model n_embd embedding_size word_embed_proj_dim n_embed dim model_dim lru_width "
+        "attention_hidden_size moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size "
+        "shared_intermediate_size moe_shared_expert_intermediate_size output_embedding_size input_embedding_size "
+    ),
+    8: (
+        "hidden_size_per_layer_input head_dim kv_channels global_head_dim attention_head_dim qk_nope_head_dim "
+        "qk_rope_head_dim v_head_dim index_head_dim state_size mamba_d_state ssm_state_size linear_key_head_dim "
+        "linear_value_head_dim rotary_dim dim_head "
+    ),
+    64: (
+        "intermediate_size ffn_dim d_ff n_inner ffn_hidden_size decoder_ffn_dim encoder_ffn_dim "
+        "dense_intermediate_size mamba_d_ssm "
+    ),
+    2: (
+        "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_blocks "
+        "num_key_value_heads num_kv_heads multi_query_group_num index_n_heads num_experts_per_tok expand "
+        "mamba_expand linear_num_key_heads eos_token_id moe_k "
+    ),
+    4: (
+        "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
+        "num_experts num_local_experts n_routed_experts moe_num_experts mamba_n_heads mamba_num_heads "
+        "time_step_rank mamba_dt_rank linear_num_value_heads "
+    ),
+    16: ("q_lora_rank kv_lora_rank mamba_d_head mamba_head_dim sliding_window attention_window_size "),
+    1: ("n_group topk_group num_expert_group mamba_n_groups n_groups bos_token_id "),
+    256: ("max_position_embeddings n_positions n_ctx max_seq_len seq_length max_sequence_length "),
+    0: ("num_kv_shared_layers pad_token_id "),
+}
+SIZES = {name: size for size, names in NAMES.items() for name in names.split()}
+
+# Sizes of single model types, where those above do not fit together.
+SPECIAL = {
+    "mamba2": {"head_dim": 16},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "dots1": {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_shared_experts": 1},
+    "dots3_note": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "bailing_hybrid": {"layer_group_size": 2},
+    "zaya": {"num_experts_per_tok": 1},
+    "roc_bert": {"enable_pronunciation": False, "enable_shape": False},
+    "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [16, 16]},
+    "xlm": {"emb_dim": 32},
+}
+
+
+def list_types():
+    """Model types with a causal language model, in alphabetical order."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def make_config(model_type, **settings):
+    """A configuration with small sizes.
+
+    Args:
+        model_type: key of transformers' CONFIG_MAPPING.
+        settings: further keys of the configuration.
+    """
+    kind = CONFIG_MAPPING[model_type]
+    nested = {name: choose_sizes(sub) for name, sub in getattr(kind, "sub_configs", {}).items() if "text" in name}
+    config = kind(**(choose_sizes(kind) | nested | SPECIAL.get(model_type, {}) | settings))
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    return config
+
+
+def choose_sizes(kind):
+    """The sizes that a class of configurations knows."""
+    names = {name for parent in kind.__mro__ for name in getattr(parent, "__annotations__", {})}
+    names |= set(inspect.signature(kind.__init__).parameters)
+    sizes = {name: value for name, value in SIZES.items() if name in names}
+    if "layer_types" in names and "num_hidden_layers" in names:
+        sizes["num_hidden_layers"] = 4  # hybrids need a layer with attention
+    if "kv_lora_rank" in names:  # latent attention has no groups of heads
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    return sizes
+
+
+def build(model_type, seed=0, **settings):
+    """A tiny model with random weights, in evaluation mode and float32.
+
+    Raises:
+        ValueError: the configuration has further sizes, so that the model is not tiny.
+    """
+    config = make_config(model_type, **settings)
+    with torch.device("meta"):
+        size = sum(one.numel() for one in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size:,} weights")
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()

@@ -1,0 +1,86 @@
+"""Every causal architecture of transformers, as a tiny model: its results equal the plain model's, or it is refused."""
+
+import pytest
+import torch
+from architectures import VOCABULARY, build, list_types
+from divergence_formulas import FORMULAS
+from tiny import build_tokenizer
+
+from distill.common.errors import InputError
+from distill.generation.generate import generate_requests, stop_ids
+from distill.generation.sampling import Request, Sampling
+from distill.models.architectures import UNSUPPORTED
+from distill.models.chat import encode_prompt
+from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows
+from distill.models.logits import read_transform
+from distill.models.split_check import check_split
+from distill.student.fused_loss import score_completions
+from distill.student.loss import ExactTeacher, Objective
+
+PROMPTS, COMPLETIONS = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13]], [[40, 41, 42, 43, 44], [50, 51]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(size=300)
+
+
+def build_or_skip(model_type, seed=0):
+    try:
+        return build(model_type, seed)
+    except Exception as error:  # transformers raises anything for sizes that do not fit together
+        pytest.skip(f"no tiny model: {type(error).__name__}: {error}")
+
+
+def plain_loss(student, teacher, tau=2.0, alpha=0.5):
+    """Loss of both completions from the models' own logits, one row at a time, in float64."""
+    loss = torch.zeros((), dtype=torch.float64)
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        ids = torch.tensor([prompt + completion])
+        with torch.no_grad():
+            s, t = (model(input_ids=ids, use_cache=False).logits[0, at].double() for model in (student, teacher))
+        loss -= (1 - alpha) * s.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).sum()
+        for p, q in zip((t / tau).softmax(-1), (s / tau).softmax(-1), strict=True):
+            loss += alpha * tau**2 * FORMULAS["forward_kl"](p, q, 0.5)
+    return loss.item()
+
+
+@pytest.mark.parametrize("model_type", list_types())
+def test_losses_and_answers_equal_the_plain_models(model_type, tokenizer):
+    student = build_or_skip(model_type)
+    if model_type in UNSUPPORTED:
+        with pytest.raises(InputError, match="is not supported"):
+            check_split("model", student)
+        return
+    check_split("model", student)
+    teacher = build(model_type, seed=1)
+    batch = collate(PROMPTS, COMPLETIONS, pad_id=0)
+    decoder, head = decoder_and_head(teacher)
+    with torch.no_grad():
+        rows = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
+        signal = ExactTeacher(rows, head, read_transform(teacher.config))
+        found = score_completions(student, objective=Objective("forward_kl", 2.0, 0.5), teacher=signal, **batch)[0]
+    assert found.item() == pytest.approx(plain_loss(student, teacher), rel=1e-3)
+
+
+@pytest.mark.parametrize("model_type", list_types())
+def test_batched_answers_equal_those_of_each_prompt_alone(model_type, tokenizer):
+    if model_type in UNSUPPORTED:
+        pytest.skip("not supported")
+    model = build_or_skip(model_type)
+    requests = [Request(n, str(n), "You are a manager.", "me=12.5 " * n) for n in (1, 6)]
+    sampling = Sampling(max_new_tokens=8, temperature=0.0)
+    found = {}
+    for batch in generate_requests(model, tokenizer, requests, sampling, 2):
+        found |= {request.uid: generated for request, generated in batch}
+    for request in requests:
+        ids = torch.tensor([encode_prompt(tokenizer, request.system, request.prompt)])
+        padding = list(range(len(tokenizer), VOCABULARY))  # ids that no answer has
+        with torch.no_grad():
+            plain = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, suppress_tokens=padding,
+                eos_token_id=stop_ids(model, tokenizer), pad_token_id=0,
+            )[0, ids.shape[1] :]  # fmt: skip
+        expected = tokenizer.decode(plain, skip_special_tokens=True)
+        assert (found[request.uid].text, found[request.uid].tokens) == (expected, len(plain))

@@ -1,0 +1,75 @@
+"""What the files of local models show before anything runs."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill.common.errors import InputError
+from distill.models.architectures import UNSUPPORTED
+from distill.plan.model_checks import find_model_problems
+from distill.plan.schema import check_config
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A configuration with a local teacher and a local student."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher", "student"):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+        weights = {f"model.layers.0.self_attn.{part}_proj.weight": torch.zeros(2, 2) for part in "qkvo"}
+        save_file(weights, folder / "model.safetensors")
+    settings = {"categories": ["banks"], "teacher": {"model": "models/teacher", "adapter": "adapters/{category}"}}
+    return check_config(settings | {"students": {"kd": {"model": "models/student"}}})
+
+
+def write_adapter(folder, **settings):
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
+
+
+def test_good_models_have_no_problems(config, tmp_path):
+    write_adapter(tmp_path / "adapters/banks", target_modules=["q_proj", "gate_proj"])
+    assert find_model_problems(config, ["banks"]) == []
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_unsupported_architecture_is_named(config, tmp_path, name, nested):
+    settings = {"model_type": "bert"}
+    path = tmp_path / f"models/{name}/config.json"
+    path.write_text(json.dumps({"model_type": "some_vl", "text_config": settings} if nested else settings))
+    (problem,) = find_model_problems(config, ["banks"])
+    place = {"teacher": "teacher.model", "student": "students.kd.model"}[name]
+    assert problem == f"{place}: models/{name}/config.json: model_type: bert is not supported: {UNSUPPORTED['bert']}"
+
+
+def test_an_adapter_without_a_module_in_the_model_is_named(config, tmp_path):
+    write_adapter(tmp_path / "adapters/banks", target_modules=["query_key_value", "dense"])
+    (problem,) = find_model_problems(config, ["banks"])
+    place = "teacher.adapter: adapters/banks/adapter_config.json: target_modules"
+    expected = "expected modules of models/teacher, found none of them there: dense, query_key_value"
+    assert problem == f"{place}: {expected}"
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "layers.*q_proj", ["layers.0.self_attn.q_proj"], []])
+def test_other_ways_to_name_modules_are_left_to_peft(config, tmp_path, targets):
+    write_adapter(tmp_path / "adapters/banks", target_modules=targets)
+    assert find_model_problems(config, ["banks"]) == []
+
+
+def test_a_broken_config_is_named(config, tmp_path):
+    (tmp_path / "models/student/config.json").write_text("{")
+    with pytest.raises(InputError, match="models/student/config.json: expected a JSON object"):
+        find_model_problems(config, ["banks"])
+
+
+def test_hub_ids_and_models_of_a_server_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"categories": ["banks"], "students": {"kd": {"model": "owner/student", "method": "seqkd"}}}
+    server = {"model": "name", "engine": "openai", "base_url": "http://localhost:1/v1"}
+    for teacher in ({"model": "owner/teacher"}, server):
+        assert find_model_problems(check_config(settings | {"teacher": teacher}), ["banks"]) == []

@@ -1,0 +1,104 @@
+"""What the files of local models tell before anything runs: problems that a job would stop at hours later."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.common.errors import InputError
+from distill.models.architectures import UNSUPPORTED
+from distill.models.fingerprint import read_header
+from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
+
+
+def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
+    """List what the files of the configured models and adapters show to be impossible; hub ids are not checked.
+
+    Args:
+        config: the checked configuration.
+        categories: those that have raw files.
+
+    Returns:
+        One line per problem, with the place in the configuration and the file.
+    """
+    models = dict(list_models(config, categories))
+    problems = [problem for folder, place in models.items() for problem in check_architecture(folder, place)]
+    if not get_engine(config).loads_weights:
+        return problems
+    teacher = get_teacher(config)
+    adapters = dict.fromkeys(filter(None, (get_adapter(config, category) for category in categories)))
+    for adapter in adapters:
+        if not get_made_files(config, adapter):
+            problems += check_adapter_fits(adapter, teacher)
+    return problems
+
+
+def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (folder, place in the configuration) of the user's own local models."""
+    named = [(get_teacher(config), "teacher.model")] if get_engine(config).loads_weights else []
+    for student, settings in config["students"].items():
+        if isinstance(settings["model"], str):
+            named.append((get_initial_model(config, student, categories[0]), f"students.{student}.model"))
+    for folder, place in named:
+        if (Path(folder) / "config.json").is_file() and not get_made_files(config, folder):
+            yield folder, place
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file is not a JSON object; names it.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON object ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def check_architecture(folder: str, place: str) -> Iterator[str]:
+    """Yield a problem if the model's architecture is not supported."""
+    path = Path(folder) / "config.json"
+    settings = read_json(path)
+    text = settings.get("text_config")
+    for kind in (settings.get("model_type"), text.get("model_type") if isinstance(text, dict) else None):
+        if kind in UNSUPPORTED:
+            yield f"{place}: {path}: model_type: {kind} is not supported: {UNSUPPORTED[kind]}"
+            return
+
+
+def check_adapter_fits(adapter: str, model: str) -> Iterator[str]:
+    """Yield a problem if an adapter names modules and its base model, both on disk, has none of them."""
+    path = Path(adapter) / "adapter_config.json"
+    weights = list_weights(model)
+    if not path.is_file() or not weights:
+        return
+    targets = read_json(path).get("target_modules")
+    if not isinstance(targets, list):
+        return  # a regular expression, or all linear layers
+    modules = {name.rpartition(".")[0] for name in weights}
+    known = {module.rpartition(".")[2] for module in modules} | modules
+    missing = [
+        target for target in targets if target not in known and not any(m.endswith(f".{target}") for m in modules)
+    ]
+    if targets and len(missing) == len(targets):
+        yield (
+            f"teacher.adapter: {path}: target_modules: expected modules of {model}, found none of them there: "
+            f"{', '.join(sorted(missing)[:3])}"
+        )
+
+
+def list_weights(model: str) -> set[str]:
+    """Names of the weights in a folder's safetensors files; empty for other formats."""
+    names: set[str] = set()
+    for path in Path(model).glob("*.safetensors"):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            names |= set(read_header(path, file, path.stat().st_size)[1])
+        finally:
+            os.close(file)
+    return names

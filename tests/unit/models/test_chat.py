@@ -4,6 +4,7 @@ from datetime import datetime
 
 import pytest
 from tiny import CHATML, SPECIAL, TEXTS, ZEPHYR, build_sentencepiece, build_tokenizer
+from tokenizers import pre_tokenizers
 
 from distill.common.errors import InputError
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
@@ -99,8 +100,18 @@ def test_the_first_word_of_an_answer_has_no_space_before_it():
     assert "".join(found) == "me"
 
 
+def build_gpt2():
+    """With the pre-tokenizer of SmolLM2."""
+    tokenizer = build_tokenizer()
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    return tokenizer
+
+
+@pytest.mark.parametrize("build", [build_tokenizer, build_gpt2])
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_byte_level_answers_have_the_tokens_of_their_text(tokenizer, answer):
+def test_byte_level_answers_have_the_tokens_of_their_text(build, answer):
+    tokenizer = build()
     expected = tokenizer(answer, add_special_tokens=False)["input_ids"]
     assert ChatTemplate(tokenizer).encode_completion(answer, is_whole=False) == expected
 

@@ -14,7 +14,7 @@ import train_student
 from distill.plan import command_lines as commands
 from distill.plan import experiment
 from distill.plan.schema import check_config
-from distill.student.student_run import read_run
+from distill.student.student_run import list_card_settings, list_result_settings, read_run
 
 
 def make_config(**changes):
@@ -112,6 +112,9 @@ def test_template_arguments_and_date_reach_every_job_with_a_template():
     assert (args.template_arguments, args.teacher_template_arguments) == (own, arguments)
     run = read_run(args)
     assert (run.template_arguments, run.teacher.template_arguments, run.template_date) == (own, arguments, "2025-01-31")
+    settings = list_result_settings(run)
+    assert (settings["template_arguments"], settings["teacher"]["template_arguments"]) == (own, arguments)
+    assert list_card_settings(run)["template_arguments"] == own
     out = ["--out", "o", "--category", "banks"]
     args = parse(predict_answers, commands.predict_flags(config, "one_base", "banks"), "--test", "t", *out)
     assert (args.template_arguments, args.template_date) == (own, "2025-01-31")

@@ -168,9 +168,12 @@ def read_run(args: argparse.Namespace) -> StudentRun:
 
 
 def list_result_settings(run: StudentRun) -> dict[str, Any]:
-    """The options that decide the trained weights, nested as in StudentRun."""
+    """The options that decide the trained weights, nested as in StudentRun.
+
+    The date is not among them: where a template reads it, it is part of the examples' tokens.
+    """
     settings = dataclasses.asdict(run)
-    for name in PLACES:
+    for name in (*PLACES, "template_date"):
         del settings[name]
     if settings["teacher"]:
         del settings["teacher"]["signal_folders"]

@@ -196,6 +196,42 @@ def test_without_a_system_role_the_system_text_stands_before_the_prompt(template
     assert chat.render_prompt("", "U") == expected.replace("S\n\n", "")
 
 
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
+    "{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ message['content'] + eos_token }}{% else %}{{ raise_exception('Only user and assistant roles') }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (GEMMA, "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\n"),
+        (MISTRAL, "<s>[INST] S\n\nU [/INST]"),
+    ],
+    ids=["Gemma", "Mistral v0.2"],
+)
+def test_known_templates_without_a_system_role(template, expected):
+    chat = ChatTemplate(build_sentencepiece(template=template))
+    assert chat.render_prompt("S", "U") == expected
+    start, end = encode_whole(chat, "S", "U", "me and profit")
+    assert chat.encode_completion("me and profit", False) == end
+    assert chat.encode_prompt("S", "U") == start
+    assert (chat.opened, chat.end_of_turn) == ("", chat.tokenizer.eos_token_id)
+
+
 def test_a_template_that_rejects_every_chat_is_an_error_with_its_words():
     chat = ChatTemplate(build_tokenizer(template="{{ raise_exception('only tools') }}"))
     with pytest.raises(InputError, match="rejects messages of user: only tools"):

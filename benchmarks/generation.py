@@ -29,7 +29,7 @@ from distill.common.errors import run_script
 from distill.common.files import read_jsonl, write_json
 from distill.generation.generate import generate_requests, left_pad, stop_ids
 from distill.generation.sampling import Request, Sampling
-from distill.models.chat import encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
 from distill.models.memory import memory_mb
 from distill.records.raw_records import get_texts
@@ -62,7 +62,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, list[Request], list[list[i
         model = load_model(args.model, device, dtype)
     records = [record for _, record in read_jsonl(args.prompts)][: args.records]
     requests = [Request(number, str(number), *get_texts(record)) for number, record in enumerate(records)]
-    return model, tokenizer, requests, [encode_prompt(tokenizer, r.system, r.prompt) for r in requests]
+    return model, tokenizer, requests, [ChatTemplate(tokenizer).encode_prompt(r.system, r.prompt) for r in requests]
 
 
 def settings(model: Any, tokenizer: Any, args: argparse.Namespace) -> GenerationConfig:
@@ -111,7 +111,7 @@ def measure(way: str, args: argparse.Namespace, pipe: Any) -> None:
     def run(count: int) -> dict[int, tuple[str, int]]:
         if way == "ours":
             sampling = Sampling(args.max_new_tokens, 0.0)
-            batches = generate_requests(model, tokenizer, requests[:count], sampling, args.batch_size)
+            batches = generate_requests(model, ChatTemplate(tokenizer), requests[:count], sampling, args.batch_size)
             return {request.id: (answer.text, answer.tokens) for batch in batches for request, answer in batch}
         if way == "continuous":
             answers = answer_continuously(model, tokenizer, prompts[:count], args)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.common.files import write_json
+from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.load import load_model
@@ -238,7 +239,7 @@ def write_signal(kind: str, teacher: Any, examples: list[Example], args: argpars
         weights="benchmark",
         dtype=teacher.dtype,
         quantization=args.teacher_quantization,
-        tokenizer=Tokenizer(SHAPES[args.shape][2]),
+        chat=ChatTemplate(Tokenizer(SHAPES[args.shape][2])),
     )
     width = teacher.config.hidden_size if kind == "hidden" else None
     index = {"fingerprint": "benchmark", "parts": parts, "names": {}, "width": width, "records": writer.places}

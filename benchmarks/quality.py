@@ -30,14 +30,16 @@ from machine import describe_machine
 from distill.common.errors import InputError, run_script
 from distill.common.files import write_json, write_jsonl
 from distill.evaluation.bootstrap import Statistic, estimate_all
+from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, take_rows
 from distill.models.examples import encode_examples
 from distill.models.load import load_model, load_tokenizer
+from distill.models.vocabulary import vocabulary_size
 from distill.records.raw_records import get_uid
 from distill.records.splits import read_split
 from distill.student.fused_loss import distillation_loss
 from distill.student.loss import ExactTeacher, Objective, TopKTeacher
-from distill.teacher.signal_files import topk_at, vocabulary_size
+from distill.teacher.signal_files import topk_at
 from distill.teacher.signal_size import bytes_per_token
 from distill.teacher.signal_teacher import top_log_probabilities
 
@@ -258,7 +260,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     device = torch.device(args.device)
     prepare(args, folder)
     tokenizer = load_tokenizer(args.model)
-    examples = encode_examples(read_split(folder / "data", "test"), tokenizer, None, 2048)
+    examples = encode_examples(read_split(folder / "data", "test"), ChatTemplate(tokenizer), None, 2048)
     teacher = load_model(args.model, device, torch.float32, for_generation=False)
     _, head = decoder_and_head(teacher)
     with torch.inference_mode():

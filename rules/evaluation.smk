@@ -90,7 +90,7 @@ rule judge_answers:
         " --device {params.device} --out {output.judged:q} > {log:q} 2>&1"
 
 
-# Students with the same model and precision share the answers of their model before distillation.
+# Students with the same model, precision and template arguments share the answers of their model before distillation.
 rule share_base_answers:
     input:
         collect("output/evaluation/{base}/{{category}}.{{kind}}.jsonl", base=get_first_base),

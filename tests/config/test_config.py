@@ -49,12 +49,29 @@ def get_problems(text: str) -> dict[str, str]:
     return dict(line.strip().split(": ", 1) for line in lines)
 
 
+def test_a_date_needs_no_quotes():
+    assert check_config(make_config("template_date: 2025-01-31"))["template_date"] == "2025-01-31"
+    assert "found '31.1.2025'" in get_problems("template_date: 31.1.2025")["template_date"]
+    assert "expected a date, found 2025-02-30" in get_problems("template_date: '2025-02-30'")["template_date"]
+
+
+def test_template_arguments_are_plain_values():
+    arguments = {"enable_thinking": False, "budget": 5}
+    text = "teacher: {template_arguments: {enable_thinking: false, budget: 5}}"
+    assert check_config(make_config(text))["teacher"]["template_arguments"] == arguments
+    found = get_problems("teacher: {template_arguments: {nested: {a: 1}}}")
+    assert "expected text | true | false | an integer | a number" in found["teacher.template_arguments.nested"]
+    assert (
+        "a mapping of names to text" in get_problems("teacher: {template_arguments: 1}")["teacher.template_arguments"]
+    )
+
+
 def get_leaves() -> dict[str, dict]:
     """Place → schema of every key that holds a value."""
     return {
         format_place(place): schema
         for place, schema in walk_schema(load_schema())
-        if "properties" not in schema and not isinstance(schema.get("additionalProperties"), dict)
+        if "properties" not in schema and "properties" not in (schema.get("additionalProperties") or {})
     }
 
 

@@ -1,20 +1,27 @@
 """Tiny models and tokenizers built in code, without network or project files."""
 
+import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Plain text instead of control tokens, as in Zephyr's template.
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 TEXTS = [
     "You are a manager.",
     "me=12.5, profit=0.31: estimate the change",
     '<think>me↑ → more</think>\n<answer>\n{"holding_log_delta": 0.12}\n</answer>',
 ] * 3
+LINES = [line for text in TEXTS for line in text.split("\n")]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -30,6 +37,28 @@ def build_tokenizer(texts=TEXTS, size=320, special=SPECIAL, template=CHATML) -> 
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = template
+    return fast
+
+
+def build_sentencepiece(texts=LINES, size=120, template=ZEPHYR) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer with the rules of SentencePiece, as in Llama 2: `▁` for a space, and one before each text."""
+    words = Tokenizer(models.BPE())
+    words.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    words.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    words.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, show_progress=False))
+    learnt = json.loads(words.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    merges = [tuple(merge) for merge in learnt["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = words.normalizer
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
     fast.chat_template = template
     return fast
 

@@ -16,7 +16,7 @@ from distill.evaluation.predict import answer_questions, find_journal, forget_ot
 from distill.generation.engine import build_engine
 from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 
 logger = logging.getLogger("answer_questions")
 
@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, EngineOptions)
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
+    add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     add_options(parser, Sampling)
     return parser.parse_args(argv)

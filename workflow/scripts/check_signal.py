@@ -14,7 +14,7 @@ from pathlib import Path
 from distill.common.arguments import count
 from distill.common.errors import run_script
 from distill.common.options import add_options
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.splits import read_split
 
 
@@ -24,6 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--signal", type=Path, required=True, help="folder with index.json")
     parser.add_argument("--data", type=Path, required=True, help="folder with the splits")
     add_options(parser, ModelOptions)
+    add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     parser.add_argument("--records", type=count, default=16, help="number of records to compare")
     parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")

@@ -12,7 +12,7 @@ from pathlib import Path
 from distill.common.arguments import count
 from distill.common.errors import run_script
 from distill.common.options import add_options
-from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.splits import read_split
 from distill.teacher.options import CACHED_SIGNALS
 
@@ -27,6 +27,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--temperatures", type=float, nargs="+", default=[], help="with --kind topk: temperatures that students use"
     )
     add_options(parser, ModelOptions)
+    add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     add_options(parser, BatchOptions)
     parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")

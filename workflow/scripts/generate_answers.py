@@ -19,7 +19,7 @@ from distill.common.options import add_options, read_options
 from distill.generation.engine import build_engine
 from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts
 from distill.teacher.options import AnswerOptions, CacheOptions
@@ -41,6 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, EngineOptions)
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
+    add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     add_options(parser, Sampling)
     return parser.parse_args(argv)

@@ -18,7 +18,7 @@ from distill.common.options import add_options
 from distill.evaluation.judge import find_models, judge
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, ScoringEngine, build_engine
-from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 
 logger = logging.getLogger("judge_answers")
 
@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--journal", type=Path, default=Path("artifacts/judged"), help="folder with judged answers")
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
+    add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     engines = [name for name, kind in ENGINES.items() if kind.gives_likelihoods]
     parser.add_argument("--engine", choices=engines, default="transformers")

@@ -18,7 +18,7 @@ from distill.evaluation.predict import find_journal, forget_others, predict
 from distill.generation.engine import ENGINES, build_engine
 from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat
 from distill.records.splits import read_split
 
@@ -47,6 +47,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, EngineOptions)
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
+    add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     add_options(parser, Sampling)
     return parser.parse_args(argv)

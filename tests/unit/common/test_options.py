@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from declared_options import Outer
 
-from distill.common.options import add_options, list_run_options, option, read_options
+from distill.common.options import add_options, list_run_options, option, parse_pair, read_options
 from distill.plan.json_schema import to_schema
 
 
@@ -22,6 +22,28 @@ def test_the_command_line_has_the_declared_defaults():
     expected = {"name": "n", "size": None, "share": Fraction("0.29"), "rate": None, "fast": False, "kinds": ["a"]}
     assert vars(args) == expected
     assert read_options(args, Outer, name="other") == Outer("other", size=None)
+
+
+@dataclass(frozen=True)
+class Named:
+    pairs: dict[str, str | bool | int | float] = option("Values by name.", {})
+
+
+def test_a_mapping_of_values_is_written_as_pairs():
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_options(parser, Named)
+    assert parser.parse_args([]).pairs == {}
+    found = parser.parse_args(["--pairs", "think=false", "budget=5", "style=a=b", 'quoted="1"']).pairs
+    assert found == {"think": False, "budget": 5, "style": "a=b", "quoted": "1"}
+    assert to_schema(Named)["properties"]["pairs"]["additionalProperties"]["type"] == [
+        "string", "boolean", "integer", "number",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["think", "=1", "a=[1]", "a=null", 'a={"b": 1}'])
+def test_a_pair_has_a_name_and_a_plain_value(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+        parse_pair(text)
 
 
 def test_values_are_read_as_declared():

@@ -20,7 +20,7 @@ from distill.demo.data import make_record, write_demo_data
 from distill.demo.models import build_model, completion_loss, keeps_format, measure_coverage, train_to_format
 from distill.demo.options import DemoStudent
 from distill.demo.tokenizer import load_demo_tokenizer, read_chats, train_tokenizer
-from distill.models.chat import encode_prompt, get_end_of_turn_id
+from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.records.raw_records import get_uid
 from distill.records.splits import get_split
 
@@ -233,6 +233,6 @@ def test_validation_and_test_records_are_held_out(tokenizer, chats):
     training, held_out = encode_chats(tokenizer, chats, 4096, split)
     learnt = {tuple(prompt) for prompt, _ in training}
     for system, user, _ in chats:
-        is_learnt = tuple(encode_prompt(tokenizer, system, user)) in learnt
+        is_learnt = tuple(ChatTemplate(tokenizer).encode_prompt(system, user)) in learnt
         assert is_learnt == (get_split(get_uid(system, user), *split) == "train")
     assert len(training) + len(held_out) == len(chats)

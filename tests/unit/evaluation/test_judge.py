@@ -16,7 +16,7 @@ import score_predictions
 from distill.common.errors import InputError
 from distill.common.files import write_jsonl
 from distill.evaluation import predict as prediction
-from distill.models.chat import encode_completion, encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.load import load_tokenizer
 
 FP32 = ["--dtype", "float32", "--device", "cpu"]
@@ -52,8 +52,8 @@ def plain_perplexity(model, texts):
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model).double(), load_tokenizer(model)
     total = tokens = 0
     for record, answer, is_whole in texts:
-        start = encode_prompt(tokenizer, record["system"], record["prompt"])
-        end = encode_completion(tokenizer, answer, is_whole)
+        start = ChatTemplate(tokenizer).encode_prompt(record["system"], record["prompt"])
+        end = ChatTemplate(tokenizer).encode_completion(answer, is_whole)
         with torch.no_grad():
             logp = loaded(torch.tensor([start + end])).logits[0].log_softmax(dim=-1)
         total -= sum(logp[len(start) + i - 1, token].item() for i, token in enumerate(end))

@@ -7,7 +7,7 @@ from tiny import save_model
 from distill.evaluation.likelihood import answer_likelihoods
 from distill.generation.sampling import Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
-from distill.models.chat import encode_completion, encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.completions import score_rows
 
 
@@ -21,8 +21,8 @@ def test_sums_equal_a_record_by_record_computation(tmp_path, tokenizer, prompts)
     ]
     found = answer_likelihoods(engine, tests)
     for test, (nll, tokens, hits) in zip(tests, found, strict=True):
-        start = encode_prompt(tokenizer, test["system"], test["prompt"])
-        end = encode_completion(tokenizer, test["answer"], test["is_whole"])
+        start = ChatTemplate(tokenizer).encode_prompt(test["system"], test["prompt"])
+        end = ChatTemplate(tokenizer).encode_completion(test["answer"], test["is_whole"])
         with torch.no_grad():
             logits = model(torch.tensor([start + end])).logits[0].double()
         logp = logits.log_softmax(dim=-1)

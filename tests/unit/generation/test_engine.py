@@ -13,7 +13,7 @@ from distill.common.files import write_jsonl
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, CompletionScore, EngineType, build_engine
 from distill.generation.sampling import Generated
-from distill.models.load import load_tokenizer
+from distill.models.load import load_chat
 
 
 class Parrot:
@@ -22,7 +22,7 @@ class Parrot:
     score_batch_size = 2
 
     def __init__(self, args):
-        self.tokenizer = load_tokenizer(args.model)
+        self.chat = load_chat(args.model)
 
     def fingerprint(self):
         return "parrot"

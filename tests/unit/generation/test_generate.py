@@ -1,13 +1,21 @@
 """Generation: random streams, continuous batching, prefix sharing, stopping, memory."""
 
 import gc
+import json
 import weakref
 
 import numpy as np
 import pytest
 import torch
-from tiny import build_model
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from tiny import CHATML, build_model, build_tokenizer
+from tokenizers import Tokenizer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from distill.common.errors import InputError
 from distill.generation import generate as generation
@@ -17,7 +25,8 @@ from distill.generation.kv_cache import RowLimit
 from distill.generation.rolling_batch import Job, RollingBatch, count_cached
 from distill.generation.sampling import Request, Sampling, record_uniforms
 from distill.models.batches import in_batches
-from distill.models.chat import encode_prompt
+from distill.models.chat import ChatTemplate
+from distill.models.vocabulary import find_unused_ids
 
 SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
@@ -37,12 +46,12 @@ def requests(prompts):
 
 
 def answer(model, tokenizer, requests, sampling=SAMPLING, batch_size=3):
-    batches = generate_requests(model, tokenizer, requests, sampling, batch_size)
+    batches = generate_requests(model, ChatTemplate(tokenizer), requests, sampling, batch_size)
     return {request.key: generated for batch in batches for request, generated in batch}
 
 
 def make_job(tokenizer, requests, sampling):
-    prompts = [encode_prompt(tokenizer, request.system, request.prompt) for request in requests]
+    prompts = [ChatTemplate(tokenizer).encode_prompt(request.system, request.prompt) for request in requests]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     longest = [2 + index % sampling.max_new_tokens for index in range(len(prompts))]
     keys = [request.key for request in requests]
@@ -72,7 +81,7 @@ def test_greedy_equals_a_plain_loop_without_cache_or_padding(model, tokenizer, r
     found = answer(model, tokenizer, requests, Sampling(max_new_tokens=8, temperature=0.0), batch_size)
     stops = generation.stop_ids(model, tokenizer)
     for request in requests:
-        ids = encode_prompt(tokenizer, request.system, request.prompt)
+        ids = ChatTemplate(tokenizer).encode_prompt(request.system, request.prompt)
         start = len(ids)
         while len(ids) < start + 8 and (len(ids) == start or ids[-1] not in stops):
             with torch.no_grad():
@@ -211,12 +220,12 @@ def test_few_prompts_take_few_rows(model, tokenizer, requests):
 
 
 def test_nothing_to_ask_is_nothing_to_do(model, tokenizer):
-    assert list(generate_requests(model, tokenizer, [], GREEDY)) == []
+    assert list(generate_requests(model, ChatTemplate(tokenizer), [], GREEDY)) == []
 
 
 def test_learned_positions_end_with_the_context(tokenizer, requests):
     torch.manual_seed(0)
-    lengths = [len(encode_prompt(tokenizer, request.system, request.prompt)) for request in requests]
+    lengths = [len(ChatTemplate(tokenizer).encode_prompt(request.system, request.prompt)) for request in requests]
     sizes = {"vocab_size": 352, "n_embd": 16, "n_layer": 1, "n_head": 2}
     gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=max(lengths) + 2, bos_token_id=2, eos_token_id=2)).eval()
     assert not has_full_attention(gpt2.config)
@@ -278,7 +287,7 @@ def test_models_with_windows_take_the_padded_way(tokenizer, requests):
 
 def test_answers_end_with_the_context_and_longer_prompts_are_named(tokenizer, requests):
     small = build_model(scale=8.0)
-    lengths = [len(encode_prompt(tokenizer, request.system, request.prompt)) for request in requests]
+    lengths = [len(ChatTemplate(tokenizer).encode_prompt(request.system, request.prompt)) for request in requests]
     small.config.max_position_embeddings = max(lengths) + 3
     found = answer(small, tokenizer, requests)
     longest = requests[lengths.index(max(lengths))]
@@ -317,10 +326,17 @@ def test_streams_belong_to_record_sample_and_seed():
 
 def test_an_answer_ends_at_the_end_of_turn_and_says_so(tokenizer):
     end, word = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer("me")["input_ids"]
-    stopped = generation.finish(tokenizer, [*word, end, *word], [end], 7)
+    stopped = generation.finish(ChatTemplate(tokenizer), [*word, end, *word], [end], 7)
     assert (stopped.text, stopped.finish_reason, stopped.tokens) == ("me", "stop", len(word) + 1)
-    cut = generation.finish(tokenizer, word, [end], 7)
+    cut = generation.finish(ChatTemplate(tokenizer), word, [end], 7)
     assert (cut.text, cut.finish_reason, cut.tokens, cut.prompt_tokens) == ("me", "length", len(word), 7)
+
+
+def test_an_answer_begins_with_what_its_template_opens(tokenizer):
+    template = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    chat, end = ChatTemplate(build_tokenizer(template=template)), tokenizer.convert_tokens_to_ids("<|im_end|>")
+    found = generation.finish(chat, [*tokenizer("me</think>")["input_ids"], end], [end], 7)
+    assert found.text == "<think>\nme</think>"
 
 
 def test_batches_that_run_out_of_memory_are_halved_and_lose_nothing():
@@ -352,6 +368,36 @@ def test_ids_beyond_the_tokenizer_are_never_answered(tokenizer, requests, temper
     job = make_job(tokenizer, requests, Sampling(max_new_tokens=12, temperature=temperature, seed=3))
     new = [tokens for batch in decode(padded, tokenizer, job, 4) for _, tokens in batch]
     assert max(max(tokens) for tokens in new) < len(tokenizer)
+
+
+def spread_ids(tokenizer, gap=40):
+    """The same tokenizer with its control tokens behind all others, `gap` ids away."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["id"] += len(tokenizer) + gap
+        state["model"]["vocab"][token["content"]] = token["id"]
+    spread = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    spread.chat_template = tokenizer.chat_template
+    return spread
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("likely", ["end", "hole"])
+def test_of_ids_with_holes_every_token_can_be_drawn_and_no_hole(tokenizer, requests, sampling, likely):
+    spread = spread_ids(tokenizer)
+    end, holes = spread.convert_tokens_to_ids("<|im_end|>"), find_unused_ids(spread)
+    assert end >= len(spread)
+    assert len(holes) == 3 + 40
+    model = build_model(vocabulary=end + 20)
+    model.lm_head = torch.nn.Linear(16, end + 20)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias[holes if likely == "hole" else end] = 100.0
+    found = answer(model, spread, requests[:3], sampling)
+    for one in found.values():
+        assert (one.text == "") == (one.finish_reason == "stop") == (likely == "end")
 
 
 @pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])

@@ -132,6 +132,21 @@ def test_a_request_holds_prompt_and_sampling():
     assert (generated.tokens, generated.prompt_tokens) == (3, 7)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(9, 0.0), Sampling(9, 1.0, top_k=5)], ids=["greedy", "sampled"])
+def test_template_arguments_are_sent_and_are_part_of_the_key(sampling):
+    arguments = {"enable_thinking": False}
+    with FakeServer() as fake:
+        engine = make_engine(fake.url, sampling, template_arguments=arguments)
+        collect(engine.generate(make_requests(1)))
+        plain = make_engine(fake.url, sampling)
+        collect(plain.generate(make_requests(1)))
+    first, second = fake.bodies
+    assert first["chat_template_kwargs"] == arguments
+    assert "chat_template_kwargs" not in second
+    assert engine.fingerprint() != plain.fingerprint()
+    assert plain.describe() == {"engine": "openai", "model": "m", "sampling": sampling.digest_parts()}
+
+
 def seeds(requests, **sampling):
     with FakeServer() as fake:
         assert collect(make_engine(fake.url, Sampling(9, **sampling), concurrency=1).generate(requests))[1] is None
@@ -190,6 +205,14 @@ def test_reasoning_that_was_split_off_is_put_back(field):
     with FakeServer(lambda body, number: completion("<answer>1</answer>", **{field: "because"})) as fake:
         (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
     assert generated.text == "<think>because</think><answer>1</answer>"
+
+
+@pytest.mark.parametrize("answer", ["because</think>fine", "<think>because</think>fine", "fine"])
+def test_reasoning_that_the_servers_template_has_opened_is_opened(answer):
+    with FakeServer(lambda body, number: completion(answer)) as fake:
+        answers, _ = collect(make_engine(fake.url).generate(make_requests(1)))
+    (generated,) = answers.values()
+    assert generated.text == (f"<think>\n{answer}" if answer.startswith("because") else answer)
 
 
 def test_reasoning_that_was_cut_off_stays_open():

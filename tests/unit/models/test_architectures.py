@@ -10,7 +10,7 @@ from distill.common.errors import InputError
 from distill.generation.generate import generate_requests, stop_ids
 from distill.generation.sampling import Request, Sampling
 from distill.models.architectures import UNSUPPORTED
-from distill.models.chat import encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows
 from distill.models.logits import read_transform
 from distill.models.split_check import check_split
@@ -21,8 +21,8 @@ PROMPTS, COMPLETIONS = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13]], [[40, 41, 42, 43
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer(size=300)
+def chat():
+    return ChatTemplate(build_tokenizer(size=300))
 
 
 def build_or_skip(model_type, seed=0):
@@ -47,7 +47,7 @@ def plain_loss(student, teacher, tau=2.0, alpha=0.5):
 
 
 @pytest.mark.parametrize("model_type", list_types())
-def test_losses_and_answers_equal_the_plain_models(model_type, tokenizer):
+def test_losses_and_answers_equal_the_plain_models(model_type, chat):
     student = build_or_skip(model_type)
     if model_type in UNSUPPORTED:
         with pytest.raises(InputError, match="is not supported"):
@@ -65,22 +65,22 @@ def test_losses_and_answers_equal_the_plain_models(model_type, tokenizer):
 
 
 @pytest.mark.parametrize("model_type", list_types())
-def test_batched_answers_equal_those_of_each_prompt_alone(model_type, tokenizer):
+def test_batched_answers_equal_those_of_each_prompt_alone(model_type, chat):
     if model_type in UNSUPPORTED:
         pytest.skip("not supported")
     model = build_or_skip(model_type)
     requests = [Request(n, str(n), "You are a manager.", "me=12.5 " * n) for n in (1, 6)]
     sampling = Sampling(max_new_tokens=8, temperature=0.0)
     found = {}
-    for batch in generate_requests(model, tokenizer, requests, sampling, 2):
+    for batch in generate_requests(model, chat, requests, sampling, 2):
         found |= {request.uid: generated for request, generated in batch}
     for request in requests:
-        ids = torch.tensor([encode_prompt(tokenizer, request.system, request.prompt)])
-        padding = list(range(len(tokenizer), VOCABULARY))  # ids that no answer has
+        ids = torch.tensor([chat.encode_prompt(request.system, request.prompt)])
+        padding = list(range(len(chat.tokenizer), VOCABULARY))  # ids that no answer has
         with torch.no_grad():
             plain = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, suppress_tokens=padding,
-                eos_token_id=stop_ids(model, tokenizer), pad_token_id=0,
+                eos_token_id=stop_ids(model, chat.tokenizer), pad_token_id=0,
             )[0, ids.shape[1] :]  # fmt: skip
-        expected = tokenizer.decode(plain, skip_special_tokens=True)
+        expected = chat.tokenizer.decode(plain, skip_special_tokens=True)
         assert (found[request.uid].text, found[request.uid].tokens) == (expected, len(plain))

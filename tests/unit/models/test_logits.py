@@ -8,7 +8,7 @@ from tiny import build_model, build_tokenizer
 from distill.common.errors import InputError
 from distill.generation.generate import generate_requests
 from distill.generation.sampling import Request, Sampling
-from distill.models.chat import encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.completions import decoder_and_head, read_hidden, score_rows
 from distill.models.logits import LogitTransform, read_transform
 from distill.models.split_check import check_split
@@ -30,8 +30,8 @@ CHANGED = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer(size=300)
+def chat():
+    return ChatTemplate(build_tokenizer(size=300))
 
 
 def build_changed(model_type):
@@ -61,7 +61,7 @@ def test_scores_are_those_of_the_models_own_logits(model_type):
 
 
 @pytest.mark.parametrize("model_type", ["cohere", "gemma2"])
-def test_answers_are_sampled_from_the_models_own_logits(model_type, tokenizer, monkeypatch):
+def test_answers_are_sampled_from_the_models_own_logits(model_type, chat, monkeypatch):
     model, _ = build_changed(model_type)
     seen = []
 
@@ -72,9 +72,9 @@ def test_answers_are_sampled_from_the_models_own_logits(model_type, tokenizer, m
     monkeypatch.setattr("distill.generation.generate.Draw.__call__", keep)
     request = Request(0, "0", "You are a manager.", "me=12.5")
     (answered,) = [
-        one for part in generate_requests(model, tokenizer, [request], Sampling(max_new_tokens=1)) for one in part
+        one for part in generate_requests(model, chat, [request], Sampling(max_new_tokens=1)) for one in part
     ]
-    ids = torch.tensor([encode_prompt(tokenizer, request.system, request.prompt)])
+    ids = torch.tensor([chat.encode_prompt(request.system, request.prompt)])
     assert answered[1].prompt_tokens == ids.shape[1]
     with torch.no_grad():
         torch.testing.assert_close(seen[0][0], model(ids).logits[0, -1], rtol=1e-3, atol=1e-3)

@@ -1,5 +1,6 @@
 """Command lines from a configuration: tracked options rerun a rule, untracked ones do not."""
 
+import shlex
 from fractions import Fraction
 
 import pytest
@@ -13,6 +14,7 @@ import train_student
 from distill.plan import command_lines as commands
 from distill.plan import experiment
 from distill.plan.schema import check_config
+from distill.student.student_run import list_card_settings, list_result_settings, read_run
 
 
 def make_config(**changes):
@@ -23,7 +25,7 @@ def make_config(**changes):
 
 def parse(script, text, *more):
     """Parse the rule's options with its script."""
-    return script.parse_args([*text.split(), *more])
+    return script.parse_args([*shlex.split(text), *more])
 
 
 def test_flags_write_each_kind_of_value():
@@ -101,6 +103,40 @@ def test_on_policy_options_are_passed_only_with_on_policy_training():
     assert commands.training_flags(plain, "one", ["banks"]) == commands.training_flags(other, "one", ["banks"])
 
 
+def test_template_arguments_and_date_reach_every_job_with_a_template():
+    arguments, own = {"enable_thinking": False}, {"style": "a b", "budget": 512}
+    students = {"one": {"model": "owner/s", "signal": "hidden", "template_arguments": own}}
+    teacher = {"model": "owner/t", "template_arguments": arguments}
+    config = make_config(teacher=teacher, students=students, template_date="2025-01-31")
+    args = parse_training(config, "one", ["banks"])
+    assert (args.template_arguments, args.teacher_template_arguments) == (own, arguments)
+    run = read_run(args)
+    assert (run.template_arguments, run.teacher.template_arguments, run.template_date) == (own, arguments, "2025-01-31")
+    settings = list_result_settings(run)
+    assert (settings["template_arguments"], settings["teacher"]["template_arguments"]) == (own, arguments)
+    assert list_card_settings(run)["template_arguments"] == own
+    out = ["--out", "o", "--category", "banks"]
+    args = parse(predict_answers, commands.predict_flags(config, "one_base", "banks"), "--test", "t", *out)
+    assert (args.template_arguments, args.template_date) == (own, "2025-01-31")
+    signal = commands.signal_flags(config, "banks", "hidden")
+    for text in (
+        commands.generate_flags(config, "banks"),
+        commands.judge_flags(config, "banks"),
+        commands.predict_flags(config, "teacher", "banks"),
+        signal,
+    ):
+        assert "--template-arguments enable_thinking=false" in text
+        assert "--template-date 2025-01-31" in text
+    assert "--template-arguments" not in commands.training_flags(make_config(), "one", ["banks"])
+
+
+def test_a_server_gets_the_template_arguments():
+    served = {"model": "m", "engine": "openai", "base_url": "http://h/v1", "template_arguments": {"think": True}}
+    students = {"one": {"model": "owner/s", "method": "seqkd"}}
+    config = make_config(teacher=served, students=students)
+    assert "--template-arguments think=true" in commands.generate_flags(config, "banks")
+
+
 def test_number_of_processes_and_strategy_are_untracked():
     train = {"nodes": 2, "gpus_per_node": 4, "strategy": "fsdp", "fsdp_offload": True}
     plain, other = (make_config(students={"one": {"model": "owner/s", "train": changes}}) for changes in ({}, train))
@@ -152,8 +188,8 @@ def test_signal_options_follow_from_the_signals_name():
     config = make_config(students=students, teacher=teacher)
     for name, temperature in (("topk_64_t2", 2.0), ("topk_64_t1", 1.0)):
         assert commands.signal_flags(config, "banks", name) == (
-            "--model owner/t --adapter lora/banks --dtype bfloat16 --quantization none --kind topk --top-k 64 "
-            f"--temperatures {temperature}"
+            "--template-date 2024-07-26 --model owner/t --adapter lora/banks --dtype bfloat16 --quantization none "
+            f"--kind topk --top-k 64 --temperatures {temperature}"
         )
     text = commands.signal_flags(config, "banks", "hidden_nf4")
     assert text.endswith("--quantization nf4 --kind hidden")

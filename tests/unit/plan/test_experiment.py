@@ -22,6 +22,14 @@ def config():
     return check_config({"categories": ["banks", "funds"], "teacher": teacher, "students": students})
 
 
+def test_students_with_other_template_arguments_share_no_base():
+    students = {
+        name: {"model": "owner/student", "template_arguments": {"think": name == "two"}} for name in ("one", "two")
+    }
+    config = check_config({"categories": ["banks"], "teacher": {"model": "t"}, "students": students})
+    assert experiment.get_first_base(config, "two_base") == "two_base"
+
+
 def test_jobs_load_the_models_that_they_name(config):
     teacher = ["models/teacher", "lora/banks"]
     assert experiment.get_teacher_models(config, "banks") == teacher

@@ -186,12 +186,13 @@ def test_a_prompt_with_other_answers_stays_in_its_split(tmp_path):
 def test_students_train_on_every_answer(tmp_path):
     from tiny import build_tokenizer
 
+    from distill.models.chat import ChatTemplate
     from distill.models.examples import encode_examples
 
     split(tmp_path, make_several(range(60)))
     train = read_split(tmp_path / "out", "train")
     tokenizer = build_tokenizer()
-    examples = encode_examples(train, tokenizer, None, 10**6)
+    examples = encode_examples(train, ChatTemplate(tokenizer), None, 10**6)
     texts = [tokenizer.decode(example["completion"], skip_special_tokens=True) for example in examples]
     assert texts == [record["messages"][2]["content"] for record in train]
 

@@ -25,6 +25,7 @@ from distill.common.errors import InputError
 from distill.evaluation.likelihood import answer_likelihoods
 from distill.generation.sampling import Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
+from distill.models.chat import ChatTemplate
 from distill.models.examples import encode_examples
 from distill.student import train_student as student_module
 from distill.student.checkpoints import find_last_checkpoint
@@ -361,7 +362,7 @@ def test_on_policy_steps_train_on_the_students_own_answers(options, records, tok
     sampler = buffer([], seed=42)
     assert sampled == {step for step in range(12) if sampler.is_on_policy(step)}
     assert 0 < len(sampled) < 12
-    own = {one["uid"]: one["completion"] for one in encode_examples(records, tokenizer, None, 1000)}
+    own = {one["uid"]: one["completion"] for one in encode_examples(records, ChatTemplate(tokenizer), None, 1000)}
     for step, examples, terms in seen:
         for example in examples if step in sampled else []:
             assert 1 <= len(example["completion"]) <= 12
@@ -432,7 +433,7 @@ def test_on_policy_training_with_sliding_window_attention(options, records, toke
 def test_on_policy_answers_respect_max_length(options, records, tokenizer):
     longest = max(
         len(example["prompt"]) + len(example["completion"])
-        for example in encode_examples(records, tokenizer, None, 1000)
+        for example in encode_examples(records, ChatTemplate(tokenizer), None, 1000)
     )
     run = options("jsd", epochs=1.0, max_length=longest, on_policy_fraction=1.0, on_policy_max_new_tokens=400)
     train_student(run, records, [])

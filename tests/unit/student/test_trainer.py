@@ -15,7 +15,7 @@ from training_runs import Killed, assert_same_weights, change_run, log_lines, tr
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 from distill.common.errors import InputError
-from distill.models.chat import encode_completion, encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, take_rows
 from distill.models.examples import encode_examples
 from distill.student import loss as losses
@@ -27,14 +27,15 @@ from distill.student.step_batches import StepBatches
 from distill.student.trainer_arguments import make_trainer_arguments
 
 
-def expected_loss(run, records, tokenizer, alpha, tau):
+def expected_loss(run, records, tokenizer, alpha, tau, sizes=None):
     """The objective of all records in float64, from all logits and a loop over positions."""
-    sizes = len(tokenizer)
+    sizes = sizes or len(tokenizer)
     models = [AutoModelForCausalLM.from_pretrained(name).double() for name in (run.model, run.teacher.model)]
     ce = kd = count = 0.0
+    chat = ChatTemplate(tokenizer)
     for record in records:
         system, prompt, answer = (message["content"] for message in record["messages"])
-        start, end = encode_prompt(tokenizer, system, prompt), encode_completion(tokenizer, answer)
+        start, end = chat.encode_prompt(system, prompt), chat.encode_completion(answer)
         with torch.no_grad():
             student, teacher = (model(torch.tensor([start + end])).logits[0] for model in models)
         for offset, token in enumerate(end):
@@ -55,6 +56,20 @@ def test_first_logged_loss_is_the_float64_objective(options, records, tokenizer)
     assert first["loss"] == pytest.approx(loss, rel=1e-5)
     assert first["ce"] == pytest.approx(ce, rel=1e-5)
     assert first["kd"] == pytest.approx(kd, rel=1e-4)
+
+
+def test_a_tokenizer_larger_than_both_models_shares_the_rows_of_the_smaller(options, records, models):
+    larger = build_tokenizer()
+    larger.add_tokens([f"<new{number}>" for number in range(60)])
+    assert len(larger) > 352
+    for folder in models.values():
+        larger.save_pretrained(folder)
+    run = options(batch_size=3, gradient_accumulation_steps=4, warmup_ratio=0.0)
+    train_student(run, records, [])
+    loss, ce, kd = expected_loss(run, records, larger, alpha=0.5, tau=2.0, sizes=336)
+    first = log_lines(run)[0]
+    assert first["loss"] == pytest.approx(loss, rel=1e-5)
+    assert (first["ce"], first["kd"]) == (pytest.approx(ce, rel=1e-5), pytest.approx(kd, rel=1e-4))
 
 
 def test_validation_is_weighted_by_token(options, records, tokenizer):
@@ -247,7 +262,7 @@ def test_models_whose_logits_do_not_follow_their_configuration_are_rejected(opti
     folder = Path(save_model(tmp_path / "capped", tokenizer))
     config = json.loads((folder / "config.json").read_text()) | {"final_logit_softcapping": 30.0}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="Qwen2ForCausalLM is not supported.*compared with decoder and head, its logits differ"):
+    with pytest.raises(InputError, match="Qwen2ForCausalLM is not supported.*its logits differ by up to"):
         train_student(options(model=str(folder)), records, [])
 
 
@@ -366,19 +381,19 @@ def test_mixed_precision_does_not_change_the_teachers_dtype(options, records, mo
 def test_long_records_are_left_out_and_counted(records, tokenizer, caplog):
     lengths = [
         len(example["prompt"]) + len(example["completion"])
-        for example in encode_examples(records, tokenizer, None, 10_000)
+        for example in encode_examples(records, ChatTemplate(tokenizer), None, 10_000)
     ]
     limit = sorted(lengths)[4]
-    kept = encode_examples(records, tokenizer, None, limit)
+    kept = encode_examples(records, ChatTemplate(tokenizer), None, limit)
     assert len(kept) == sum(length <= limit for length in lengths) < len(records)
-    assert f"{len(records) - len(kept)} of {len(records)} records left out" in caplog.text
+    assert f"{len(records) - len(kept)} of {len(records)} records are left out" in caplog.text
     with pytest.raises(InputError, match="max_length"):
-        encode_examples(records, tokenizer, None, 3)
+        encode_examples(records, ChatTemplate(tokenizer), None, 3)
 
 
 def test_truncated_answers_have_no_end_token(records, tokenizer):
     cut = [records[0] | {"finish_reason": "length"}, records[1]]
-    one, other = encode_examples(cut, tokenizer, None, 1000)
+    one, other = encode_examples(cut, ChatTemplate(tokenizer), None, 1000)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end not in one["completion"]
     assert other["completion"][-1] == end
@@ -386,12 +401,22 @@ def test_truncated_answers_have_no_end_token(records, tokenizer):
 
 def test_records_with_tokens_unknown_to_the_teacher_are_left_out(records, tokenizer, caplog):
     student = build_tokenizer()
-    student.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    student.add_tokens(["<new>"])
     messages = [*records[0]["messages"][:2], {"role": "assistant", "content": "a <new> one"}]
     changed = [records[0] | {"messages": messages}, *records[1:]]
-    kept = encode_examples(changed, student, tokenizer, 1000, vocabulary=len(tokenizer))
+    kept = encode_examples(changed, ChatTemplate(student), ChatTemplate(tokenizer), 1000, vocabulary=len(tokenizer))
     assert len(kept) == len(records) - 1
-    assert "1 of 10 records left out: a token" in caplog.text
+    assert "1 of 10 records are left out: they have an answer with a token" in caplog.text
+
+
+def test_validation_records_that_are_too_long_do_not_end_the_training(options, records, caplog):
+    long = records[0] | {"messages": [{**one, "content": one["content"] * 400} for one in records[0]["messages"]]}
+    run = options("seqkd", epochs=1.0, max_length=500)
+    train_student(run, records[1:], [long])
+    assert "1 of 1 validation records are left out: they are longer than max_length = 500" in caplog.text
+    assert "the training is not validated" in caplog.text
+    with pytest.raises(InputError, match="no validation records are left: 1 of 1 are longer than max_length = 500"):
+        train_student(options("seqkd", "other", max_length=500, best_checkpoint=True), records[1:], [long])
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])
@@ -427,7 +452,9 @@ def test_each_model_has_the_prompt_in_its_own_chat_template(records, tokenizer):
     teacher = build_tokenizer(
         template="{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}[assistant] "
     )
-    examples = encode_examples(records, tokenizer, teacher, 1000, vocabulary=len(tokenizer))[:3]
+    examples = encode_examples(
+        records, ChatTemplate(tokenizer), ChatTemplate(teacher), 1000, vocabulary=len(tokenizer)
+    )[:3]
     completions = [example["completion"] for example in examples]
     prompts = [[example[name] for example in examples] for name in ("prompt", "teacher_prompt")]
     batches = [collate(some, completions, 0) for some in prompts]
@@ -438,7 +465,7 @@ def test_each_model_has_the_prompt_in_its_own_chat_template(records, tokenizer):
 
 def test_positions_precede_their_completion_tokens(records, tokenizer):
     """Labels are shifted: the last token of the prompt predicts the first token of the answer."""
-    examples = encode_examples(records, tokenizer, None, 1000)[:3]
+    examples = encode_examples(records, ChatTemplate(tokenizer), None, 1000)[:3]
     batch = collate([example["prompt"] for example in examples], [example["completion"] for example in examples], 0)
     length = batch["input_ids"].shape[1]
     found = [divmod(place, length) for place in batch["positions"].tolist()]
@@ -455,7 +482,7 @@ def test_positions_precede_their_completion_tokens(records, tokenizer):
 def test_the_padding_side_does_not_change_the_loss(models, records, tokenizer, method):
     """Left padding with mask and position ids, compared with the right padding of `collate`, which has neither."""
     model, teacher = (AutoModelForCausalLM.from_pretrained(models[name]) for name in ("student", "teacher"))
-    examples = encode_examples(records, tokenizer, None, 1000)
+    examples = encode_examples(records, ChatTemplate(tokenizer), None, 1000)
     prompts, completions = ([example[name] for example in examples] for name in ("prompt", "completion"))
     batch = collate(prompts, completions, 0)
     length = batch["input_ids"].shape[1]
@@ -555,7 +582,8 @@ def test_lora_on_tied_embeddings_writes_the_student_that_was_trained(options, re
     total = count = 0
     for record in records[:2]:
         system, prompt, answer = (message["content"] for message in record["messages"])
-        ids, completion = encode_prompt(tokenizer, system, prompt), encode_completion(tokenizer, answer)
+        chat = ChatTemplate(tokenizer)
+        ids, completion = chat.encode_prompt(system, prompt), chat.encode_completion(answer)
         with torch.no_grad():
             logits = merged(torch.tensor([ids + completion])).logits[0, len(ids) - 1 : -1].double()
         total -= logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).sum().item()

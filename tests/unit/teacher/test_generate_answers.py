@@ -5,15 +5,17 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import save_model
+from tiny import CHATML, build_tokenizer, save_model
 
 import generate_answers
+from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl, write_jsonl
 from distill.evaluation.predict import predict
 from distill.generation.answer_cache import read_cache
 from distill.generation.sampling import Generated, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
+from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_tokenizer
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
@@ -38,6 +40,32 @@ def ask(model, tmp_path, prompts):
         return list(records), stats
 
     return run
+
+
+DATED = "{{ strftime_now('%Y') }}{% if quiet %}!{% endif %}" + CHATML
+
+
+def fingerprint(model, sampling=Sampling(4, 0.0), **settings):  # noqa: B008
+    return TransformersEngine(ModelSource(model, device="cpu", **settings), sampling, 1).fingerprint()
+
+
+def test_template_arguments_and_a_date_that_the_template_reads_are_part_of_the_key(model, tokenizer):
+    plain = fingerprint(model)
+    assert fingerprint(model, template_date="2025-01-31") == plain  # CHATML shows no date
+    build_tokenizer(template=DATED).save_pretrained(model)
+    changes = ({}, {"template_date": "2025-01-31"}, {"template_arguments": {"quiet": True}})
+    assert len({plain, *(fingerprint(model, **settings) for settings in changes)}) == 4
+
+
+def test_the_key_of_a_template_without_arguments_and_date_is_that_of_earlier_versions(model, tokenizer):
+    parts = {
+        "model": fingerprint_model(model),
+        "dtype": "torch.bfloat16",
+        "quantization": "none",
+        "template": tokenizer.chat_template,
+        "sampling": {"max_new_tokens": 4, "temperature": 0.0},
+    }
+    assert fingerprint(model) == digest_of(parts)
 
 
 class Scripted:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -30,8 +31,9 @@ from transformers import AutoModelForCausalLM
 import check_signal
 import compute_signal as script
 import train_student as train_script
+from distill.common.digest import digest_of
 from distill.common.errors import InputError
-from distill.models.chat import encode_completion, encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.load import load_model
 from distill.student import train_student as student_module
 from distill.teacher import compute_signal as signal_jobs
@@ -83,7 +85,7 @@ def data_folder(options):
 
 def encode(record, tokenizer):
     system, prompt, answer = (message["content"] for message in record["messages"])
-    return encode_prompt(tokenizer, system, prompt), encode_completion(tokenizer, answer)
+    return ChatTemplate(tokenizer).encode_prompt(system, prompt), ChatTemplate(tokenizer).encode_completion(answer)
 
 
 def change(records, number):
@@ -384,6 +386,33 @@ def test_a_teacher_that_was_touched_or_copied_is_the_same(cached, models, record
     assert_same_weights(weights(run), load_file(tmp_path / "again" / "model.safetensors"), rtol=0, atol=0)
 
 
+DATED = "{{ strftime_now('%d %b %Y') }}{% if not enable_thinking | default(true) %}brief{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"template_date": "2025-01-31"}, "template_date: expected 2025-01-31, found 2024-07-26"),
+        ({"template_arguments": {"enable_thinking": False}}, "template_arguments: expected {'enable_thinking': False}"),
+    ],
+)
+def test_a_signal_of_another_rendering_is_refused(cached, signal, models, records, settings, message):
+    build_tokenizer(template=DATED).save_pretrained(models["teacher"])
+    run = cached(records)
+    train_student(run, records, [])  # on whatever day: the date is the experiment's
+    source = {f"teacher_{name}" if name == "template_arguments" else name: part for name, part in settings.items()}
+    with pytest.raises(InputError, match=re.escape(message)):
+        train_student(change_run(run, out=run.out / "other", **source), records, [])
+    with pytest.raises(InputError, match=re.escape(message)):
+        signal_jobs.compare_signal(signal() | settings | {"signal": run.teacher.signal_folders[0]}, records)
+
+
+def test_the_template_alone_decides_the_fingerprint_by_default(signal, tokenizer):
+    found = signal_jobs.get_parts(signal(), ChatTemplate(tokenizer))
+    assert not {"template_date", "template_arguments"} & set(found)
+    assert found["template"] == digest_of(tokenizer.chat_template)[:16]
+
+
 def shorten(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -457,9 +486,9 @@ def test_another_epoch_seed_or_place_of_the_records_changes_no_key(records, toke
     prompt, completion = encode(records[0], tokenizer)
     assert signal_key(prompt, completion) != signal_key(prompt[:-1], [prompt[-1], *completion])
     assert signal_key(prompt, completion) != signal_key(prompt, completion[:-1])
-    keys, left_out = signal_jobs.encode(records, tokenizer, 1000)
+    keys, left_out = signal_jobs.encode(records, ChatTemplate(tokenizer), 1000)
     again, _ = signal_jobs.encode(
-        [record | {"id": 0, "uid": "x", "label": None} for record in records], tokenizer, 1000
+        [record | {"id": 0, "uid": "x", "label": None} for record in records], ChatTemplate(tokenizer), 1000
     )
     assert (list(keys), left_out) == (list(again), 0)
 
@@ -531,7 +560,7 @@ def test_rounding_of_16_bits_is_no_other_teacher(signal, records, tokenizer, tmp
     assert stats(kept)["computed"] == 1
     if kind == "hidden":
         teacher = signal_teacher.SignalTeacher(kept, tokenizer, len(tokenizer))
-        example = next(iter(signal_jobs.encode(records, tokenizer, 1000)[0].values()))
+        example = next(iter(signal_jobs.encode(records, ChatTemplate(tokenizer), 1000)[0].values()))
         reader = SignalReader(kept["out"])
         divergence, largest = teacher.compare(
             example, reader.read(signal_key(example["prompt"], example["completion"]))
@@ -557,7 +586,7 @@ def test_long_records_are_left_out_as_in_training(signal, records, tokenizer, ca
     fitting = sum(length <= lengths[6] for length in lengths)
     compute_signal(kept, records, [])
     assert (stats(kept)["records"], stats(kept)["left_out"]) == (fitting, 10 - fitting)
-    with pytest.raises(InputError, match="10 of 10 records are longer than max_length = 3"):
+    with pytest.raises(InputError, match="10 of 10 are longer than max_length = 3"):
         compute_signal(signal(max_length=3), records, [])
 
 

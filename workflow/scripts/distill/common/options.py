@@ -6,6 +6,7 @@ The same declaration makes command lines (`add_options`, `read_options`) and the
 
 import argparse
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -63,8 +64,8 @@ def option(description: str, default: Any = MISSING, *, when: str = "", choices:
     metadata = {"option": facts}
     if default is MISSING:
         return field(metadata=metadata)
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -95,7 +96,8 @@ def prefixed(prefix: str, cls: type) -> Any:
 def same_as(cls: type, name: str) -> Any:
     """A dataclass field that declares the same option as another dataclass."""
     _, one, facts = list_options(cls)[name]
-    return field(default=one.default, metadata={"option": facts})
+    default = {"default": one.default} if one.default is not MISSING else {"default_factory": one.default_factory}
+    return field(**default, metadata={"option": facts})
 
 
 def list_options(cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any], Option]]:
@@ -113,6 +115,11 @@ def list_run_options(cls: type) -> tuple[str, ...]:
 def get_default(one: dataclasses.Field[Any]) -> Any:
     """The default of a field; MISSING for a required one."""
     return one.default_factory() if one.default_factory is not MISSING else one.default
+
+
+def is_mapping(kind: Any) -> bool:
+    """Whether a type is a mapping of plain values, which command lines write as NAME=VALUE."""
+    return typing.get_origin(kind) is dict and not dataclasses.is_dataclass(typing.get_args(kind)[1])
 
 
 def get_branches(kind: Any) -> tuple[Any, ...]:
@@ -153,11 +160,14 @@ def add_options(
     """
     for name, (kind, one, facts) in list_options(cls).items():
         branches = [branch for branch in get_branches(kind) if branch is not type(None)]
-        is_nested = any(dataclasses.is_dataclass(branch) or typing.get_origin(branch) is dict for branch in branches)
+        is_nested = any(
+            dataclasses.is_dataclass(branch) or (typing.get_origin(branch) is dict and not is_mapping(branch))
+            for branch in branches
+        )
         if is_nested or (only is not None and name not in only):
             continue
         default = MISSING if required else (defaults or {}).get(name, get_default(one))
-        shown = "" if default in (MISSING, None, "", []) else f" Default: {format_default(default)}."
+        shown = "" if default in (MISSING, None, "", [], {}) else f" Default: {format_default(default)}."
         settings: dict[str, Any] = {"help": (facts.description + shown).replace("%", "%%")}
         settings |= {"required": True} if default is MISSING else {"default": default}
         settings |= describe_argument(branches, facts)
@@ -175,6 +185,8 @@ def describe_argument(branches: Sequence[Any], facts: Option) -> dict[str, Any]:
     """How argparse reads an option's value: its action, its number of values, its choices or its type."""
     if bool in branches:
         return {"action": argparse.BooleanOptionalAction}
+    if any(map(is_mapping, branches)):
+        return {"nargs": "+", "type": parse_pair, "action": StorePairs, "metavar": "NAME=VALUE"}
     lists = [branch for branch in branches if typing.get_origin(branch) is list]
     settings: dict[str, Any] = {"nargs": "+"} if lists else {}
     if facts.choices is not None:
@@ -182,6 +194,35 @@ def describe_argument(branches: Sequence[Any], facts: Option) -> dict[str, Any]:
     if lists:
         return settings
     return settings | {"type": ValueParser(tuple(branches), facts.bounds)}
+
+
+def parse_pair(text: str) -> tuple[str, str | bool | int | float]:
+    """Return the name and the value of `NAME=VALUE`; the value is JSON, or else text.
+
+    >>> [parse_pair(text) for text in ("thinking=false", "budget=512", "style=brief")]
+    [('thinking', False), ('budget', 512), ('style', 'brief')]
+
+    Raises:
+        argparse.ArgumentTypeError: the text has another form.
+    """
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return name, value
+    if not isinstance(found, str | bool | int | float):
+        raise argparse.ArgumentTypeError(f"expected text, a number, true or false after {name}=, found {value}")
+    return name, found
+
+
+class StorePairs(argparse.Action):
+    """Stores pairs from `parse_pair` as a dictionary."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        """Store the pairs of one option."""
+        setattr(namespace, self.dest, dict(values))
 
 
 @dataclass(frozen=True, eq=False)

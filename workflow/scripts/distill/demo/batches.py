@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.common.errors import InputError
 from distill.demo.tokenizer import Chat
-from distill.models.chat import encode_completion, encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.records.raw_records import get_uid
 from distill.records.splits import get_split
 
@@ -35,8 +35,9 @@ def encode_chats(
     training: list[Example] = []
     held_out: list[Example] = []
     left_out = 0
+    template = ChatTemplate(tokenizer)
     for system, user, answer in chats:
-        example = encode_prompt(tokenizer, system, user), encode_completion(tokenizer, answer)
+        example = template.encode_prompt(system, user), template.encode_completion(answer)
         if not answer or get_length(example) > max_length:
             left_out += 1
         elif get_split(get_uid(system, user), *split) != "train":

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.generation.engine import CompletionScore, ScoringEngine
-from distill.models.chat import encode_completion, encode_prompt
 
 
 def answer_likelihoods(engine: ScoringEngine, records: Sequence[dict[str, Any]]) -> list[CompletionScore]:
@@ -14,8 +13,12 @@ def answer_likelihoods(engine: ScoringEngine, records: Sequence[dict[str, Any]])
 
     Args:
         engine: gives the likelihoods.
-        records: each with `system`, `prompt`, `answer` and `is_whole` (see `encode_completion`).
+        records: each with `system`, `prompt`, `answer` and `is_whole` (see `ChatTemplate.encode_completion`).
     """
-    prompts = [encode_prompt(engine.tokenizer, record["system"], record["prompt"]) for record in records]
-    completions = [encode_completion(engine.tokenizer, record["answer"], record["is_whole"]) for record in records]
+    chat = engine.chat
+    prompts = [chat.encode_prompt(record["system"], record["prompt"]) for record in records]
+    completions = [chat.encode_completion(record["answer"], record["is_whole"]) for record in records]
+    for completion in completions:
+        chat.check_ids(completion)
+    chat.log_control_tokens([record["answer"]] for record in records)
     return engine.score_completions(prompts, completions)

@@ -21,7 +21,7 @@ from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
-from distill.models.chat import encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.fingerprint import WEIGHTS, list_model_files
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
 from distill.student.copy_layers import ONE_FILE
@@ -162,8 +162,11 @@ def check_tokenizer(export: Export, folder: Path) -> list[int]:
         InputError: vocabulary or token ids differ.
     """
     tokenizer, original = load_tokenizer(str(folder)), load_tokenizer(export.student)
-    ids = encode_prompt(original, PROBE.system, PROBE.prompt)
-    if encode_prompt(tokenizer, PROBE.system, PROBE.prompt) != ids or tokenizer.get_vocab() != original.get_vocab():
+    ids = ChatTemplate(original).encode_prompt(PROBE.system, PROBE.prompt)
+    if (
+        ChatTemplate(tokenizer).encode_prompt(PROBE.system, PROBE.prompt) != ids
+        or tokenizer.get_vocab() != original.get_vocab()
+    ):
         place = f"{export.student}: variant {export.variant}"
         raise InputError(f"{place}: expected the student's tokenizer, found a different one")
     weights_file = folder / VARIANTS[export.variant].weights_file

@@ -10,11 +10,14 @@ build an engine.
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from distill.common.errors import InputError
 from distill.common.options import read_options
 from distill.generation.sampling import Generated, Request, Sampling
+
+if TYPE_CHECKING:
+    from distill.models.chat import ChatTemplate
 
 
 class CompletionScore(NamedTuple):
@@ -58,8 +61,8 @@ class ScoringEngine(Engine, Protocol):
     """An engine that also gives the likelihoods of given completions."""
 
     @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
+    def chat(self) -> "ChatTemplate":
+        """The model's chat template."""
 
     @property
     def score_batch_size(self) -> int:
@@ -99,7 +102,15 @@ def build_transformers(args: argparse.Namespace) -> Engine:
     """Build the engine `transformers`."""
     from distill.generation.transformers_engine import ModelSource, TransformersEngine
 
-    source = ModelSource(args.model, args.adapter, args.dtype, args.quantization, args.device)
+    source = ModelSource(
+        args.model,
+        args.adapter,
+        args.dtype,
+        args.quantization,
+        args.device,
+        args.template_arguments,
+        args.template_date,
+    )
     return TransformersEngine(source, read_options(args, Sampling), args.batch_size)
 
 
@@ -115,6 +126,7 @@ def build_openai(args: argparse.Namespace) -> Engine:
         args.concurrency,
         args.timeout,
         args.request_retries,
+        args.template_arguments,
     )
 
 

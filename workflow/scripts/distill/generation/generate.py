@@ -20,8 +20,9 @@ from distill.generation.kv_cache import RowLimit
 from distill.generation.rolling_batch import NOT_FINITE, Job, RollingBatch
 from distill.generation.sampling import Generated, Request, Sampling, record_uniforms
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
-from distill.models.chat import encode_prompt, get_end_of_turn_id
+from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.memory import keep_freed_memory, kv_bytes_per_token
+from distill.models.vocabulary import find_unused_ids, vocabulary_size
 
 LOGITS_BYTES = 32  # per row and vocabulary entry: float32 logits and probabilities, float64 sums, sorted copies
 
@@ -35,10 +36,12 @@ class Draw:
     Args:
         sampling: sampling settings.
         vocabulary: size of the tokenizer's vocabulary; the model's larger ids are padding.
+        unused: smaller ids that stand for no token; they are never drawn.
     """
 
-    def __init__(self, sampling: Sampling, vocabulary: int):
+    def __init__(self, sampling: Sampling, vocabulary: int, unused: Sequence[int] = ()):
         self.vocabulary = vocabulary
+        self.unused = torch.tensor([index for index in unused if index < vocabulary], dtype=torch.long)
         self.warpers = LogitsProcessorList()
         if sampling.temperature:
             self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
@@ -58,6 +61,9 @@ class Draw:
             (rows,) token ids; -1 if the row's logits are not finite.
         """
         scores = logits[:, : self.vocabulary].float()
+        if len(self.unused):
+            self.unused = self.unused.to(scores.device)
+            scores = scores.index_fill(1, self.unused, float("-inf"))
         if uniforms is None:
             best = scores.max(dim=-1)
             return torch.where(best.values.isfinite(), best.indices, -1)
@@ -93,16 +99,16 @@ def has_full_attention(config: Any) -> bool:
     return getattr(text, "sliding_window", None) is None and hasattr(text, "num_key_value_heads")
 
 
-def finish(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int], prompt_tokens: int) -> Generated:
-    """Truncate new tokens at the first stop token and decode them."""
+def finish(chat: ChatTemplate, tokens: Sequence[int], stops: Sequence[int], prompt_tokens: int) -> Generated:
+    """Truncate new tokens at the first stop token and decode them; the answer begins with what the template opened."""
     end = next((position for position, token in enumerate(tokens) if token in stops), None)
-    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    text = chat.opened + chat.tokenizer.decode(tokens[:end], skip_special_tokens=True)
     count = len(tokens) if end is None else end + 1
     return Generated(text, "length" if end is None else "stop", count, prompt_tokens)
 
 
 def generate_requests(
-    model: Any, tokenizer: Any, requests: Sequence[Request], sampling: Sampling, batch_size: int | None = None
+    model: Any, chat: ChatTemplate, requests: Sequence[Request], sampling: Sampling, batch_size: int | None = None
 ) -> Iterator[list[tuple[Request, Generated]]]:
     """Yield answered requests as they finish, long prompts first; a list is empty if a step finished none.
 
@@ -111,7 +117,7 @@ def generate_requests(
 
     Args:
         model: a causal language model.
-        tokenizer: the model's tokenizer.
+        chat: the model's chat template.
         requests: what to answer.
         sampling: sampling settings.
         batch_size: answers at a time; None adapts to the free memory. Either is halved when memory runs out.
@@ -122,21 +128,25 @@ def generate_requests(
     """
     if not requests:
         return
-    prompts = [encode_prompt(tokenizer, request.system, request.prompt) for request in requests]
+    prompts = [chat.encode_prompt(request.system, request.prompt) for request in requests]
+    chat.log_control_tokens([request.system, request.prompt] for request in requests)
     context = context_length(model.config)
     for request, prompt in zip(requests, prompts, strict=True):
         if context and len(prompt) >= context:
             found = f"prompt {request.id} ({request.uid}) has {len(prompt)} tokens"
             raise InputError(f"{found}, which leaves no room for an answer in the model's context of {context}")
     longest = [min(sampling.max_new_tokens, context - len(p)) if context else sampling.max_new_tokens for p in prompts]
+    tokenizer = chat.tokenizer
     stops = stop_ids(model, tokenizer)
+    size = min(vocabulary_size(tokenizer), model.config.get_text_config().vocab_size)
+    draw = Draw(sampling, size, find_unused_ids(tokenizer))
 
     def uniforms(index: int) -> np.ndarray:
         return record_uniforms(requests[index].key, sampling.seed, sampling.max_new_tokens)
 
-    job = Job(prompts, longest, stops, uniforms if sampling.temperature else None, Draw(sampling, len(tokenizer)))
+    job = Job(prompts, longest, stops, uniforms if sampling.temperature else None, draw)
     for ended in decode_job(model, tokenizer, job, batch_size):
-        yield [(requests[index], finish(tokenizer, new, stops, len(prompts[index]))) for index, new in ended]
+        yield [(requests[index], finish(chat, new, stops, len(prompts[index]))) for index, new in ended]
 
 
 def decode_job(

@@ -7,7 +7,7 @@ the server's Retry-After header (it does not retry if that is more than two minu
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class OpenAIEngine:
         concurrency: number of open requests.
         timeout: maximum time to wait for one answer, in seconds.
         request_retries: number of retries of a request.
+        template_arguments: further variables of the chat template, which the server renders.
 
     Raises:
         InputError: `base_url` is not an http address, or the key contains characters that a header cannot.
@@ -70,10 +71,12 @@ class OpenAIEngine:
         concurrency: int = 16,
         timeout: float = 600.0,
         request_retries: int = 8,
+        template_arguments: Mapping[str, Any] | None = None,
     ):
         check_address(base_url)
         self.model, self.sampling, self.base_url, self.api_key_env = model, sampling, base_url, api_key_env
         self.concurrency, self.timeout, self.request_retries = concurrency, timeout, request_retries
+        self.template_arguments = dict(template_arguments or {})
         self.key = read_key(api_key_env)
         self.is_checked = self.lacks_usage = False
 
@@ -86,7 +89,8 @@ class OpenAIEngine:
 
     def describe(self) -> dict[str, Any]:
         """Return what `fingerprint` covers."""
-        return {"engine": "openai", "model": self.model, "sampling": self.sampling.digest_parts()}
+        found = {"engine": "openai", "model": self.model, "sampling": self.sampling.digest_parts()}
+        return found | ({"template_arguments": self.template_arguments} if self.template_arguments else {})
 
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
         """Return nothing: only the server knows its context length, and it rejects prompts that are too long."""
@@ -180,8 +184,13 @@ class OpenAIEngine:
         if self.sampling.temperature:  # greedy decoding needs none of these
             settings["top_p"] = self.sampling.top_p
             settings["seed"] = stream_digest(request.key, self.sampling.seed) % 2**31
-            if self.sampling.top_k:  # OpenAI's own API does not have it, so it is sent only if set
-                settings["extra_body"] = {"top_k": self.sampling.top_k}
+        # OpenAI's own API has neither of these, so they are sent only if set.
+        extra: dict[str, Any] = (
+            {"top_k": self.sampling.top_k} if self.sampling.temperature and self.sampling.top_k else {}
+        )
+        extra |= {"chat_template_kwargs": self.template_arguments} if self.template_arguments else {}
+        if extra:
+            settings["extra_body"] = extra
         try:
             return request, self.parse_completion(await client.chat.completions.create(**settings))
         except (OpenAIError, ValueError) as error:  # ValueError: the body is declared as JSON but is not
@@ -208,6 +217,8 @@ class OpenAIEngine:
             # The answer was cut off in the middle of the reasoning, before its end tag.
             is_open = choice.finish_reason == "length" and not text
             text = f"<think>{reasoning}" if is_open else f"<think>{reasoning}</think>{text}"
+        if "</think>" in text and "<think>" not in text:  # the server's chat template has written the opening tag
+            text = f"<think>\n{text}"
         text = text.encode("utf-8", "replace").decode()
         tokens, prompt_tokens = (
             self.count_tokens(completion.usage, name) for name in ("completion_tokens", "prompt_tokens")

@@ -1,7 +1,7 @@
 """The engine `transformers`: a model in this process, loaded when it is first used."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +12,13 @@ from distill.generation.engine import CompletionScore
 from distill.generation.generate import context_length, generate_requests
 from distill.generation.sampling import Generated, Request, Sampling
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
-from distill.models.chat import encode_prompt
+from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, read_hidden, score_rows, take_rows, to_device
 from distill.models.fingerprint import fingerprint_model
-from distill.models.load import load_config, load_model, load_tokenizer, select_device, select_dtype
+from distill.models.load import load_chat, load_config, load_model, select_device, select_dtype
 from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
+from distill.models.options import TEMPLATE_DATE
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ModelSource:
     dtype: str = "bfloat16"
     quantization: str = "none"
     device: str = "auto"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    template_date: str = TEMPLATE_DATE
 
     def load(self) -> Any:
         """Load the model for inference."""
@@ -43,20 +46,24 @@ class ModelSource:
         """
         return load_config(self.model)
 
-    def describe(self) -> dict[str, str | None]:
-        """Return what `fingerprint` covers, by name."""
+    def load_chat(self) -> ChatTemplate:
+        """Load the chat template with the tokenizer."""
+        return load_chat(self.model, self.template_arguments, self.template_date)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the model and how it is loaded, by name."""
         parts = ("model", "adapter", "dtype", "quantization")
         return {name: getattr(self, name) for name in parts}
 
-    def fingerprint(self, tokenizer: Any, sampling: Sampling) -> str:
+    def fingerprint(self, chat: ChatTemplate, sampling: Sampling) -> str:
         """Return a digest of everything except the prompt that determines an answer."""
         return digest_of(
             {
                 "model": fingerprint_model(self.model, self.adapter),
                 "dtype": str(select_dtype(self.dtype, select_device(self.device))),
                 "quantization": self.quantization,
-                "template": tokenizer.chat_template,
                 "sampling": sampling.digest_parts(),
+                **chat.digest_parts(),
             }
         )
 
@@ -72,7 +79,7 @@ class TransformersEngine:
 
     def __init__(self, source: ModelSource, sampling: Sampling, batch_size: int | None):
         self.source, self.sampling, self.batch_size = source, sampling, batch_size
-        self.tokenizer = load_tokenizer(source.model)
+        self.chat = source.load_chat()
 
     @cached_property
     def model(self) -> Any:
@@ -81,21 +88,23 @@ class TransformersEngine:
 
     def fingerprint(self) -> str:
         """Return a digest of weights, adapter, chat template, dtype, quantization and sampling."""
-        return self.source.fingerprint(self.tokenizer, self.sampling)
+        return self.source.fingerprint(self.chat, self.sampling)
 
     def describe(self) -> dict[str, Any]:
-        """Return model, adapter, dtype, quantization and sampling by name."""
-        return {"engine": "transformers", **self.source.describe(), "sampling": self.sampling.digest_parts()}
+        """Return model, adapter, dtype, quantization, sampling and settings of the chat template by name."""
+        template = {name: part for name, part in self.chat.digest_parts().items() if name != "template"}
+        sampling = self.sampling.digest_parts()
+        return {"engine": "transformers", **self.source.describe(), **template, "sampling": sampling}
 
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
         """Return prompts that leave no room for a token of answer: uid to a text with length and limit."""
         limit = context_length(self.source.config())
-        lengths = {r.uid: len(encode_prompt(self.tokenizer, r.system, r.prompt)) for r in requests}
+        lengths = {r.uid: len(self.chat.encode_prompt(r.system, r.prompt)) for r in requests}
         return {uid: f"{n} tokens, the limit is {limit - 1}" for uid, n in lengths.items() if limit and n >= limit}
 
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
         """Yield answers as they finish."""
-        return generate_requests(self.model, self.tokenizer, requests, self.sampling, self.batch_size)
+        return generate_requests(self.model, self.chat, requests, self.sampling, self.batch_size)
 
     @property
     def score_batch_size(self) -> int:
@@ -112,7 +121,7 @@ class TransformersEngine:
 
         @torch.inference_mode()
         def score(rows: list[int]) -> list[tuple[int, CompletionScore]]:
-            pad_id = self.tokenizer.pad_token_id
+            pad_id = self.chat.tokenizer.pad_token_id
             batch = collate([prompts[row] for row in rows], [completions[row] for row in rows], pad_id)
             batch = to_device(batch, self.model.device)
             hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])

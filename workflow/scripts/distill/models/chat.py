@@ -1,81 +1,303 @@
 """Chat templates: text and token ids of prompts and completions."""
 
+import inspect
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+from transformers.utils import chat_template_utils
+
 from distill.common.errors import InputError
+from distill.models.control_tokens import compile_control_tokens, log_control_tokens, mark, tokenize_marked
+from distill.models.options import TEMPLATE_DATE
 
-PROBE = "probe"  # content of the messages that a template is tested with
+logger = logging.getLogger(__name__)
+
+PROBE, SYSTEM_PROBE = "probe", "directive"  # contents of the messages that a template is tested with
+STARTS = ("a", "The", "1", "<", "{")  # starts of answers that a tokenizer is tested with
+CONTEXTS = ("\n", "a", "0", ")")  # what may stand before an answer that a tokenizer joins to the end of the prompt
+OPENED = re.compile(r"<[^<>/|\s]+>\s*$")  # a tag at the end of a prompt
+REASONING = re.compile("think|thought|reason", re.IGNORECASE)
+
+Message = dict[str, str]
 
 
-def render_prompt(tokenizer: Any, system: str, prompt: str) -> str:
-    """Render a prompt with the chat template, up to the start of the assistant's turn.
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A tokenizer's chat template, and what it is rendered with.
+
+    All prompts and answers are tokenized here, so that generation, signals, training and evaluation agree.
+
+    Control tokens, such as `<|im_start|>`, are written by the template alone: in the text of a message they are read as
+    ordinary text. Pairs of tags such as `<think>` and `</think>` are part of an answer and stay tokens.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        arguments: further variables of the template, such as `enable_thinking`.
+        date: the day that templates read as today's, `YYYY-MM-DD`.
+        rows: number of the model's embeddings; None if unknown.
 
     Raises:
-        InputError: the tokenizer has no chat template.
+        InputError: the template has no such variable, or the date does not exist.
     """
-    if not tokenizer.chat_template:
-        raise InputError(f"{tokenizer.name_or_path}: expected a tokenizer with a chat template, found none")
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    tokenizer: Any
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: str = TEMPLATE_DATE
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.arguments:
+            taken = inspect.signature(self.tokenizer.apply_chat_template).parameters
+            if name in taken or name == "messages" or name not in str(self.tokenizer.chat_template):
+                raise InputError(
+                    f"{self.name}: template_arguments: expected variables of the chat template, found {name!r}, which "
+                    "is none"
+                )
+        try:
+            datetime.fromisoformat(self.date)
+        except ValueError as error:
+            raise InputError(f"template_date: expected a date as YYYY-MM-DD, found {self.date!r} ({error})") from None
+
+    @property
+    def name(self) -> str:
+        """Name of the tokenizer in messages."""
+        return self.tokenizer.name_or_path
+
+    def digest_parts(self) -> dict[str, Any]:
+        """Return what decides how a prompt is rendered; the date counts only if the template asks for it."""
+        parts: dict[str, Any] = {"template": self.tokenizer.chat_template}
+        if self.arguments:
+            parts["template_arguments"] = dict(self.arguments)
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            parts["template_date"] = self.date
+        return parts
+
+    # ---- Text ----
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """Render messages with the template.
+
+        Raises:
+            InputError: there is no template, or it rejects the messages.
+        """
+        if not self.tokenizer.chat_template:
+            raise InputError(f"{self.name}: expected a tokenizer with a chat template, found none")
+        try:
+            with fixed_date(self.date):
+                return self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self.arguments
+                )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(f"{self.name}: the chat template rejects messages of {roles}: {error}") from error
+
+    @cached_property
+    def has_system_role(self) -> bool:
+        """Whether the template has a place for a system message; some raise an error, others leave it out."""
+        try:
+            text = self.render([message("system", SYSTEM_PROBE), message("user", PROBE)], True)
+        except InputError:
+            text = self.render([message("user", PROBE)], True)
+        found = SYSTEM_PROBE in text
+        if not found:
+            logger.info("%s: the chat template has no system role: system texts stand before the user's", self.name)
+        return found
+
+    def render_prompt(self, system: str, prompt: str) -> str:
+        """Render a prompt up to the start of the answer, including what the template opens for it.
+
+        Without a system role in the template, the system text stands before the user's, with an empty line between.
+
+        Raises:
+            InputError: see `render`.
+        """
+        if self.has_system_role:
+            messages = [message("system", system), message("user", prompt)]
+        else:
+            messages = [message("user", f"{system}\n\n{prompt}" if system else prompt)]
+        return self.render(messages, add_generation_prompt=True)
+
+    @cached_property
+    def opening(self) -> str:
+        """The text between the end of a user's message and the start of the answer."""
+        text = self.render_prompt(SYSTEM_PROBE, PROBE)
+        if PROBE not in text:
+            raise InputError(f"{self.name}: expected a chat template that shows the user's message, found one without")
+        return text[text.rindex(PROBE) + len(PROBE) :]
+
+    @cached_property
+    def opened(self) -> str:
+        r"""What the template writes at the start of each answer, such as `<think>\n`; empty for most templates.
+
+        A tag of another name that stands before the content of earlier answers, too, is the header of the turn.
+        """
+        found = OPENED.search(self.opening)
+        if not found:
+            return ""
+        is_header = self.answered[0].rstrip().endswith(found[0].strip())
+        return found[0] if REASONING.search(found[0]) or not is_header else ""
+
+    @cached_property
+    def answered(self) -> tuple[str, str]:
+        """The texts before and after the content of an answer that stands in the chat."""
+        text = self.render([message("user", PROBE), message("assistant", PROBE)])
+        before, found, after = text.rpartition(PROBE)
+        return (before, after) if found else (text, "")
+
+    def has_opened(self, answer: str) -> bool:
+        """Whether an answer begins with what the template opens; true where it opens nothing."""
+        return answer.lstrip().startswith(self.opened.strip())
+
+    def take_off_opened(self, answer: str) -> str:
+        """Return an answer without what the template has already written at its start."""
+        if not (self.opened and self.has_opened(answer)):
+            return answer
+        if answer.startswith(self.opened):
+            return answer[len(self.opened) :]
+        return answer.lstrip()[len(self.opened.strip()) :]
+
+    # ---- Token ids ----
+
+    def encode_prompt(self, system: str, prompt: str, opened: str | None = None) -> list[int]:
+        """Tokenize a prompt; the template adds the special tokens.
+
+        Args:
+            system, prompt: texts of the system and the user message.
+            opened: what stands at the start of the answer, in place of what this template opens.
+
+        Raises:
+            InputError: see `render` and `check_ids`.
+        """
+        marked = mark(self.control_tokens, system, prompt)
+        text = self.render_prompt(*marked)
+        if opened is not None and opened != self.opened:
+            text = text.removesuffix(self.opened) + opened
+        ids = self.tokenize(text, marked != (system, prompt))
+        self.check_ids(ids)
+        return ids
+
+    def encode_completion(self, answer: str, is_whole: bool = True) -> list[int]:
+        """Tokenize an assistant's answer as it follows a prompt.
+
+        Args:
+            answer: text of the answer.
+            is_whole: whether the end-of-turn token is added. An answer cut off at the maximum length has none, so that
+                no model learns to stop there.
+        """
+        ids = self.encode_after_prompt(self.take_off_opened(answer))
+        return [*ids, self.end_of_turn] if is_whole else ids
+
+    def encode_after_prompt(self, text: str) -> list[int]:
+        """Tokenize text as it follows a prompt.
+
+        Raises:
+            InputError: the tokenizer joins the end of the prompt and the start of the text to one token.
+        """
+        (marked,) = mark(self.control_tokens, text)
+        if not self.depends_on_start:
+            return self.tokenize(marked, marked != text)
+        for context in (self.opening, *CONTEXTS):
+            start, whole = self.tokenize(context), self.tokenize(context + marked, marked != text)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        raise InputError(
+            f"{self.name}: expected a tokenizer that separates prompt and answer, found one that joins the end of the "
+            f"prompt and the start of {text[:40]!r} to one token"
+        )
+
+    @cached_property
+    def depends_on_start(self) -> bool:
+        """Whether tokens differ at the start of a text: SentencePiece adds a space there, byte-level BPE does not."""
+        skipped = len(self.tokenize(self.opening))
+        return any(self.tokenize(self.opening + start)[skipped:] != self.tokenize(start) for start in STARTS)
+
+    @cached_property
+    def control_tokens(self) -> re.Pattern[str]:
+        """Matches the tokens that only the template may write."""
+        return compile_control_tokens(self.tokenizer)
+
+    def tokenize(self, text: str, is_marked: bool = False) -> list[int]:
+        """Tokenize text without adding special tokens.
+
+        Args:
+            text: rendered text.
+            is_marked: whether control tokens of messages are marked in it, see `tokenize_marked`.
+        """
+        if is_marked:
+            return tokenize_marked(self.tokenizer, text)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Check that the model has an embedding of each token.
+
+        Raises:
+            InputError: it has none of a token; names it.
+        """
+        largest = max(ids, default=0)
+        if self.rows is not None and largest >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise InputError(
+                f"{self.name}: expected token ids below {self.rows}, the number of the model's embeddings, found "
+                f"{largest} ({token!r}): the tokenizer has tokens that the model was not trained with"
+            )
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends an assistant's turn, which a model must generate to stop.
+
+        It is taken from the chat template, since `eos_token` differs in some tokenizers: `<|endoftext|>`, where the
+        template ends a turn with `<|im_end|>`. An end of several tokens begins with a token that answers contain, such
+        as `<`, so that `eos_token` ends the turn instead.
+
+        Raises:
+            InputError: neither the template nor the tokenizer has such a token.
+        """
+        end = self.answered[1].strip()
+        ids = self.tokenize(end) if end else []
+        if ids and (len(ids) == 1 or ids[0] in self.tokenizer.added_tokens_decoder):
+            return ids[0]
+        eos = self.tokenizer.eos_token_id
+        found = f"{end!r}, which is {len(ids)} tokens" if end else "none"
+        if eos is None:
+            raise InputError(
+                f"{self.name}: expected a chat template that ends turns with one token, or an eos_token, found {found} "
+                "and no eos_token"
+            )
+        if end:
+            token = self.tokenizer.eos_token
+            logger.warning("%s: the template ends turns with %s; %s ends them instead", self.name, found, token)
+        return eos
+
+    def log_control_tokens(self, records: Iterable[Sequence[str]]) -> None:
+        """Log how many records, given by their texts, have control tokens in a text, and which."""
+        log_control_tokens(self.control_tokens, records)
 
 
-def encode_prompt(tokenizer: Any, system: str, prompt: str) -> list[int]:
-    """Tokenize a prompt rendered by `render_prompt`; the template adds the special tokens."""
-    return tokenizer(render_prompt(tokenizer, system, prompt), add_special_tokens=False)["input_ids"]
+def message(role: str, content: str) -> Message:
+    """Return a message of a chat."""
+    return {"role": role, "content": content}
+
+
+@contextmanager
+def fixed_date(date: str) -> Iterator[None]:
+    """Let the templates' function `strftime_now` read this date instead of today's."""
+    module: Any = chat_template_utils
+    original = module.datetime
+    module.datetime = SimpleNamespace(now=lambda: datetime.fromisoformat(date))
+    try:
+        yield
+    finally:
+        module.datetime = original
 
 
 def get_end_of_turn_id(tokenizer: Any) -> int:
-    """Return the token that ends an assistant's turn, which a model must generate to stop.
-
-    It is taken from the chat template, since `eos_token` differs in some tokenizers: `<|endoftext|>`, where the
-    template ends a turn with `<|im_end|>`.
-
-    Raises:
-        InputError: neither the template nor the tokenizer has such a token.
-    """
-    messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    end = text[text.rindex(PROBE) + len(PROBE) :].strip()
-    if end:
-        return tokenizer(end, add_special_tokens=False)["input_ids"][0]
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{tokenizer.name_or_path}: expected a chat template that ends turns, or an eos_token, found neither"
-        )
-    return tokenizer.eos_token_id
-
-
-def encode_completion(tokenizer: Any, answer: str, is_whole: bool = True) -> list[int]:
-    """Tokenize an assistant's answer.
-
-    Args:
-        tokenizer: the tokenizer.
-        answer: text of the answer.
-        is_whole: whether the end-of-turn token is added. An answer cut off at the maximum length has none, so that no
-            model learns to stop there.
-    """
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return [*ids, get_end_of_turn_id(tokenizer)] if is_whole else ids
-
-
-def shared_vocabulary_size(teacher: Any, student: Any) -> int:
-    """Return the size of the vocabulary that teacher and student share: ids below it stand for the same tokens.
-
-    The logits of both models are sliced to this size. Tokens are compared one by one, because sizes alone are not
-    sufficient: models pad their vocabularies, and tokenizers of the same size may assign different ids.
-
-    Raises:
-        InputError: an id in the smaller vocabulary stands for different tokens.
-    """
-    by_id = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (teacher, student)]
-    size = min(max(ids) for ids in by_id) + 1
-    different = [i for i in range(size) if by_id[0].get(i) != by_id[1].get(i)]
-    if different:
-        first = different[0]
-        raise InputError(
-            f"teacher ({teacher.name_or_path}) and student ({student.name_or_path}) must have the same tokenizer: "
-            f"{len(different)} of {size} token ids stand for different tokens, first {first} "
-            f"({by_id[0].get(first)!r} and {by_id[1].get(first)!r}). Methods other than seqkd compare next-token "
-            "probabilities; use method seqkd, or a student of the teacher's model family"
-        )
-    return size
+    """Return the token that ends an assistant's turn; see `ChatTemplate.end_of_turn`."""
+    return ChatTemplate(tokenizer).end_of_turn

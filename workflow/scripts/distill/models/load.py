@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from distill.common.errors import InputError
 from distill.models.adapters import load_adapter
+from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import find_gguf
 from distill.models.memory import build_skeleton, quantized_layers, stored_quantization
+from distill.models.options import TEMPLATE_DATE
 from distill.models.placement import align_devices, place_model
 from distill.models.split_check import check_split
 
@@ -54,7 +57,9 @@ def select_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(model: str) -> Any:
-    """Load the tokenizer of a hub id or local folder; without a padding token, it pads with eos_token.
+    """Load the tokenizer of a hub id or local folder.
+
+    Without a padding token it pads with eos_token, or else with the token that ends a turn in its chat template.
 
     Raises:
         InputError: the tokenizer cannot be loaded.
@@ -66,7 +71,24 @@ def load_tokenizer(model: str) -> Any:
         raise InputError(f"{model}: cannot load the tokenizer: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None and tokenizer.chat_template:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(get_end_of_turn_id(tokenizer))
     return tokenizer
+
+
+def load_chat(model: str, arguments: Mapping[str, Any] | None = None, date: str = TEMPLATE_DATE) -> ChatTemplate:
+    """Load the tokenizer of a hub id or local folder with its chat template, and the number of the model's embeddings.
+
+    Args:
+        model: hub id or local folder.
+        arguments, date: see `ChatTemplate`.
+
+    Raises:
+        InputError: tokenizer or config.json cannot be loaded, or the arguments do not fit the template.
+    """
+    tokenizer = load_tokenizer(model)
+    rows = getattr(load_config(model).get_text_config(), "vocab_size", None)
+    return ChatTemplate(tokenizer, arguments or {}, date, rows)
 
 
 def check_source(model: str) -> None:

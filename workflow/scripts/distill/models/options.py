@@ -8,6 +8,7 @@ from distill.common.options import COUNT, option
 DTYPES = ("bfloat16", "float16", "float32")
 QUANTIZATIONS = ("none", "int8", "nf4")
 DEVICES = ("auto", "cpu", "cuda")
+TEMPLATE_DATE = "2024-07-26"  # the date that the templates of Llama 3 have where they know no other
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,24 @@ class ModelOptions:
         "none",
         choices=QUANTIZATIONS,
         when="`int8` to fit a 7B teacher beside a student on a 40 GB GPU, `nf4` if that is still too large.",
+    )
+    template_arguments: dict[str, str | bool | int | float] = option(
+        "Further variables of the model's chat template, by name.",
+        {},
+        when="The template has a switch, for example `{enable_thinking: false}` with Qwen3.",
+    )
+
+
+@dataclass(frozen=True)
+class TemplateOptions:
+    """What all chat templates of an experiment read."""
+
+    template_date: str = option(
+        "The day that chat templates read as today's, `YYYY-MM-DD`. It is fixed, so that results do not depend on the "
+        "day; most templates do not read it.",
+        TEMPLATE_DATE,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        when="Prompts are about current events, and the template shows the date (Llama 3, SmolLM3, Granite).",
     )
 
 

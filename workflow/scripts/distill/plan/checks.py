@@ -1,6 +1,7 @@
 """Checks across the values of a configuration, beyond what the schema states about each value alone."""
 
 import re
+from datetime import date
 from typing import Any
 
 from distill.common.names import POOLED, TEACHER
@@ -8,6 +9,7 @@ from distill.common.variants import list_suffixes
 from distill.generation.engine import ENGINES, EngineType
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
+from distill.models.options import TEMPLATE_DATE
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.student.divergences import METHODS
 from distill.teacher.options import CACHED_SIGNALS
@@ -137,12 +139,22 @@ def check_together(config: Config, problems: Problems) -> None:
         if rows is not None and tokens is not None and rows < tokens:
             text = f"expected at least tokenizer_size ({tokens}), found {rows}"
             problems.setdefault(("demo", model, "vocab_size"), text)
+    check_date(config, problems)
     check_questions(config, problems)
     check_teacher(config, problems)
     check_students(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
         text = "expected at least one field name, since answer.key is set, found []"
         problems.setdefault(("answer", "label_fields"), text)
+
+
+def check_date(config: Config, problems: Problems) -> None:
+    """Check that the date of the chat templates exists."""
+    found = get_value(config, problems, "template_date")
+    try:
+        date.fromisoformat(found or TEMPLATE_DATE)
+    except ValueError as error:
+        problems.setdefault(("template_date",), f"expected a date, found {found} ({error})")
 
 
 def check_teacher(config: Config, problems: Problems) -> None:

@@ -4,6 +4,7 @@ Snakemake reruns a job whose options change. Functions named `..._flags` return 
 those named `..._run_flags` return options that only affect how a job runs, which the rules do not track.
 """
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -45,10 +46,10 @@ WITHOUT_RESULT = {
 
 
 def flags(settings: dict[str, Any]) -> str:
-    """Format settings as a command line; None is left out.
+    """Format settings as a command line; None and empty mappings are left out.
 
-    >>> flags({"batch_size": 2, "lora_rank": None, "fast": True, "names": ["a", "b"]})
-    '--batch-size 2 --fast --names a b'
+    >>> flags({"batch_size": 2, "lora_rank": None, "fast": True, "names": ["a", "b"], "arguments": {"think": False}})
+    '--batch-size 2 --fast --names a b --arguments think=false'
     """
     parts = []
     for name, value in settings.items():
@@ -57,6 +58,9 @@ def flags(settings: dict[str, Any]) -> str:
             parts.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, list):
             parts.append(shlex.join([flag, *map(str, value)]))
+        elif isinstance(value, dict):
+            pairs = [f"{key}={json.dumps(part, ensure_ascii=False)}" for key, part in value.items()]
+            parts += [shlex.join([flag, *pairs])] if pairs else []
         elif value is not None:
             parts.append(shlex.join([flag, str(value)]))
     return " ".join(parts)
@@ -94,8 +98,8 @@ def split_flags(config: Config) -> str:
 
 
 def teacher_settings(config: Config, category: str) -> dict[str, Any]:
-    """Return which teacher is loaded, and how. A server decides on adapter, dtype and quantization itself."""
-    model = {"model": get_teacher(config)}
+    """Return which teacher answers, and how. A server decides on adapter, dtype and quantization itself."""
+    model = {"model": get_teacher(config)} | pick(config["teacher"], "template_arguments")
     if not get_engine(config).loads_weights:
         return model
     return model | {"adapter": get_adapter(config, category)} | pick(config["teacher"], "dtype", "quantization")
@@ -111,7 +115,8 @@ def generate_flags(config: Config, category: str) -> str:
     teacher = config["teacher"]
     sampling = {name: value for name, value in teacher["generation"].items() if name != "batch_size"}
     answers = pick(teacher, "engine", "samples", "retries", "keep", "overlong")
-    return flags(teacher_settings(config, category) | sampling | answers | {"answer_key": config["answer"]["key"]})
+    settings = teacher_settings(config, category) | pick(config, "template_date") | sampling | answers
+    return flags(settings | {"answer_key": config["answer"]["key"]})
 
 
 def generate_run_flags(config: Config) -> str:
@@ -127,7 +132,7 @@ def copy_flags(config: Config, category: str) -> str:
 
 def signal_flags(config: Config, category: str, signal: str) -> str:
     """Return the options of compute_signal.py for a signal's name."""
-    return flags(teacher_settings(config, category) | get_signals(config)[signal])
+    return flags(pick(config, "template_date") | teacher_settings(config, category) | get_signals(config)[signal])
 
 
 def signal_run_flags(config: Config) -> str:
@@ -139,6 +144,7 @@ def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
     """Return the options of train_student.py for a training on these categories."""
     student = config["students"][name]
     settings = {"model": get_initial_model(config, name, categories[0]), "method": student["method"]}
+    settings |= pick(student, "template_arguments") | pick(config, "template_date")
     settings |= pick(student, "pool_balance") if student["pool"] else {}
     if METHODS[student["method"]].needs_teacher:
         settings |= divergence_settings(config, name, categories)
@@ -200,6 +206,8 @@ def evaluated_settings(config: Config, model: str, category: str) -> dict[str, A
     else:
         (folder,) = get_predicting_models(config, model, category)
         source = {"model": folder, "dtype": get_dtype(config, model)}
+        source |= pick(get_student(config, model), "template_arguments")
+    source |= pick(config, "template_date")
     sampling = pick(evaluation, "max_new_tokens", "temperature")
     if evaluation["temperature"]:  # greedy decoding draws no random numbers
         sampling |= pick(evaluation, "seed")
@@ -226,7 +234,7 @@ def predict_run_flags(config: Config, model: str) -> str:
 
 def judge_flags(config: Config, category: str) -> str:
     """Return the options of judge_answers.py."""
-    return flags(teacher_settings(config, category) | pick(config["teacher"], "engine"))
+    return flags(teacher_settings(config, category) | pick(config["teacher"], "engine") | pick(config, "template_date"))
 
 
 def judge_run_flags(config: Config) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from distill.common.errors import InputError
-from distill.common.options import Option, Schema, get_branches, list_options
+from distill.common.options import Option, Schema, get_branches, is_mapping, list_options
 from distill.plan.json_schema import describe_option
 from distill.plan.schema import describe_allowed, format_value, load_schema
 from distill.plan.settings import Config
@@ -38,11 +38,12 @@ def list_keys(cls: type = Config, place: str = "") -> Iterator[Row]:
             continue
         here, branches = place + name, get_branches(kind)
         groups = [branch for branch in branches if is_dataclass(branch)]
-        if len(groups) < len(branches) and typing.get_origin(kind) is not dict:
+        is_named = typing.get_origin(kind) is dict and not is_mapping(kind)
+        if len(groups) < len(branches) and not is_named:
             yield Row(here, describe_option(kind, one, facts), facts)
         for group in groups:
             yield from list_keys(typing.cast(type, group), f"{here}.")
-        if typing.get_origin(kind) is dict:
+        if is_named:
             yield from list_keys(typing.get_args(kind)[1], f"{here}.NAME.")
 
 

@@ -195,11 +195,16 @@ def get_models(config: Config) -> list[str]:
 
 
 def get_first_base(config: Config, model: str) -> str:
-    """Return the `_base` that is evaluated for this one: students with the same model and precision share it."""
+    """Return the `_base` that is evaluated for this one.
 
-    def identity(name: str) -> tuple[str, str]:
+    Students with the same model, precision and template arguments share it.
+    """
+
+    def identity(name: str) -> tuple[Any, ...]:
         student, _ = split_name(name)
-        return get_initial_model(config, student, "{category}"), get_student(config, name)["train"]["precision"]
+        settings = get_student(config, name)
+        model = get_initial_model(config, student, "{category}")
+        return model, settings["train"]["precision"], settings["template_arguments"]
 
     return next(f"{student}_base" for student in config["students"] if identity(student) == identity(model))
 

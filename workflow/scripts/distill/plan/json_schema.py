@@ -60,7 +60,10 @@ def describe_type(kind: Any, facts: Option) -> Schema:
         items = describe_type(arguments[0], facts) if facts.choices is None else {"enum": list(facts.choices)}
         return {"type": "array", "uniqueItems": True, "items": {**items, **facts.items}}
     if origin is dict:
-        return {"type": "object", "additionalProperties": describe_type(arguments[1], facts)}
+        values: Schema = {}
+        for branch in get_branches(arguments[1]):
+            merge_branch(values, describe_type(branch, facts))
+        return {"type": "object", "additionalProperties": values}
     return {"type": JSON_TYPES[kind]}
 
 

@@ -1,5 +1,6 @@
 """Checking a configuration: all problems at once, with messages for people, and the defaults filled in."""
 
+import datetime
 import difflib
 import math
 import re
@@ -54,6 +55,9 @@ def describe_kind(kind: str, schema: Schema) -> str:
         return f"a list of {describe_allowed(schema['items'])}".replace(" | ", ", ")
     if kind == "object" and "properties" in schema:
         return f"the keys {', '.join(schema['properties'])}"
+    values = schema.get("additionalProperties")
+    if kind == "object" and isinstance(values, dict) and "properties" not in values:
+        return f"a mapping of names to {describe_allowed(values)}".replace(" | ", ", ")
     return TYPES[kind]
 
 
@@ -86,10 +90,14 @@ def find_hint(value: Any, schema: Schema) -> str:
 
 
 def walk_schema(schema: Schema, place: Place = ()) -> Iterator[tuple[Place, Schema]]:
-    """Yield (place, schema) of every key in the schema; NAME stands for a student's name."""
+    """Yield (place, schema) of every key in the schema; NAME stands for a student's name.
+
+    A mapping of names to plain values is one key.
+    """
     children = dict(schema.get("properties", {}))
-    if isinstance(schema.get("additionalProperties"), dict):
-        children["NAME"] = schema["additionalProperties"]
+    other = schema.get("additionalProperties")
+    if isinstance(other, dict) and "properties" in other:
+        children["NAME"] = other
     for key, child in children.items():
         yield (*place, key), child
         yield from walk_schema(child, (*place, key))
@@ -140,7 +148,7 @@ def note_error(problems: Problems, error: ValidationError) -> None:
 
 
 def tidy_keys(value: Any, problems: Problems, place: Place = ()) -> Any:
-    """Copy the value with all keys as text; report other keys and numbers that are not finite."""
+    """Copy the value with keys and dates as text; report other keys and numbers that are not finite."""
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -148,6 +156,8 @@ def tidy_keys(value: Any, problems: Problems, place: Place = ()) -> Any:
         return {str(key): tidy_keys(child, problems, (*place, str(key))) for key, child in value.items()}
     if isinstance(value, list):
         return [tidy_keys(child, problems, (*place, i)) for i, child in enumerate(value)]
+    if isinstance(value, datetime.date):  # YAML reads 2025-01-31 as a date
+        return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         problems[place] = f"expected a finite number, found {value}"
     return value

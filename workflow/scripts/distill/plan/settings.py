@@ -13,7 +13,7 @@ from distill.evaluation.options import ScoringOptions
 from distill.export.options import CardOptions
 from distill.generation.options import EngineOptions
 from distill.generation.sampling import Sampling
-from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions
+from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat, MixOptions, SplitOptions
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.report.options import PageOptions
@@ -146,6 +146,7 @@ class Student(ObjectiveOptions, StudentStart):
         choices=QUANTIZATIONS,
         when="To learn from a smaller version of the teacher than the one that answered.",
     )
+    template_arguments: dict[str, str | bool | int | float] = same_as(ModelOptions, "template_arguments")
     on_policy: OnPolicyOptions = prefixed("on_policy_", OnPolicyOptions)
     pool: bool = option(
         "Train one model on all categories, in `output/NAME/all`; it is scored in each category.",
@@ -225,6 +226,7 @@ class Config:
     )
     device: str = same_as(DeviceOptions, "device")
     cache: str = same_as(CacheOptions, "cache")
+    template_date: str = same_as(TemplateOptions, "template_date")
     source: Source = group("Raw records.", Source)
     mix: MixOptions = group("Which raw records are used. Format `alpaca` uses all of them instead.", MixOptions)
     mix_targets: TargetShares | None = group(

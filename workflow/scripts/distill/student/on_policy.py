@@ -13,6 +13,7 @@ from distill.generation.generate import Draw, decode_job, stop_ids
 from distill.generation.rolling_batch import Job
 from distill.generation.sampling import Sampling, record_uniforms
 from distill.models.examples import Example
+from distill.models.vocabulary import find_unused_ids
 from distill.student.options import OnPolicyOptions
 from distill.student.step_batches import StepBatches
 
@@ -98,7 +99,7 @@ class SampleBuffer:
             [max(1, min(limit, most)) for most in room],
             stops,
             uniforms,
-            Draw(Sampling(limit, self.options.temperature), self.vocabulary),
+            Draw(Sampling(limit, self.options.temperature), self.vocabulary, find_unused_ids(self.tokenizer)),
         )
         found: dict[int, list[int]] = {}
         for finished in decode_job(model, self.tokenizer, job):

@@ -5,12 +5,12 @@ Importing this module does not import torch, so that the script rejects a bad co
 
 import argparse
 import dataclasses
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distill.common.options import add_options, read_options
-from distill.models.options import DeviceOptions, ModelOptions
+from distill.models.options import TEMPLATE_DATE, DeviceOptions, ModelOptions, TemplateOptions
 from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, PoolOptions, TrainOptions
 from distill.student.run_options import get_run_options
@@ -29,6 +29,7 @@ class TeacherSource:
         dtype: data type of the weights.
         quantization: quantization of the weights.
         signal_folders: cached signals, one per data folder; none with signal `online`.
+        template_arguments: further variables of its chat template.
     """
 
     model: str
@@ -36,6 +37,7 @@ class TeacherSource:
     dtype: str = "bfloat16"
     quantization: str = "none"
     signal_folders: tuple[Path, ...] = ()
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class StudentRun:
         device: `auto`, `cpu` or `cuda`.
         teacher: None for a method without a divergence.
         lora: None trains all weights.
+        template_arguments: further variables of the student's chat template.
+        template_date: the day that chat templates read as today's.
     """
 
     data: tuple[Path, ...]
@@ -68,6 +72,8 @@ class StudentRun:
     on_policy: OnPolicyOptions
     lora: LoraOptions | None
     train: TrainOptions
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    template_date: str = TEMPLATE_DATE
 
     def __post_init__(self) -> None:
         method = self.objective.method
@@ -92,11 +98,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("artifacts/checkpoints"), help="Parent folder of the checkpoints."
     )
+    add_options(parser, ModelOptions, only=["template_arguments"])
+    add_options(parser, TemplateOptions)
     add_options(parser, PoolOptions)
     add_options(parser, DeviceOptions)
     add_options(parser.add_argument_group("objective"), ObjectiveOptions, defaults={"method": MISSING})
     teacher = parser.add_argument_group("teacher")
-    names = ("model", "dtype", "quantization")
+    names = ("model", "dtype", "quantization", "template_arguments")
     add_options(teacher, ModelOptions, "teacher_", only=names, defaults={"model": None})
     teacher.add_argument(
         "--teacher-adapter",
@@ -138,6 +146,7 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         dtype=args.teacher_dtype,
         quantization=args.teacher_quantization,
         signal_folders=tuple(map(Path, args.signal_folders or ())) if args.signal != "online" else (),
+        template_arguments=args.teacher_template_arguments,
     )
     return StudentRun(
         data=tuple(args.data),
@@ -153,13 +162,18 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         on_policy=read_options(args, OnPolicyOptions, "on_policy_"),
         lora=read_options(args, LoraOptions, "lora_") if args.lora_rank is not None else None,
         train=read_options(args, TrainOptions),
+        template_arguments=args.template_arguments,
+        template_date=args.template_date,
     )
 
 
 def list_result_settings(run: StudentRun) -> dict[str, Any]:
-    """The options that decide the trained weights, nested as in StudentRun."""
+    """The options that decide the trained weights, nested as in StudentRun.
+
+    The date is not among them: where a template reads it, it is part of the examples' tokens.
+    """
     settings = dataclasses.asdict(run)
-    for name in PLACES:
+    for name in (*PLACES, "template_date"):
         del settings[name]
     if settings["teacher"]:
         del settings["teacher"]["signal_folders"]
@@ -178,10 +192,12 @@ def list_card_settings(run: StudentRun) -> dict[str, Any]:
         settings |= {name: value for name, value in dataclasses.asdict(run.objective).items() if name not in others}
         settings |= {"teacher_adapter": run.teacher.adapters or None}
         settings |= {"teacher_dtype": run.teacher.dtype, "teacher_quantization": run.teacher.quantization}
+        settings |= {"teacher_template_arguments": run.teacher.template_arguments or None}
     if run.on_policy.fraction:
         settings |= {f"on_policy_{name}": value for name, value in dataclasses.asdict(run.on_policy).items()}
     if run.lora:
         settings |= {f"lora_{name}": value for name, value in dataclasses.asdict(run.lora).items()}
+    settings |= {"template_arguments": run.template_arguments or None}
     settings |= dataclasses.asdict(run.train)
     unused = get_run_options(settings)
     return {name: value for name, value in settings.items() if value is not None and name not in unused}

@@ -16,9 +16,10 @@ from transformers import set_seed
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.models.batches import is_out_of_memory
+from distill.models.chat import ChatTemplate
 from distill.models.examples import Example
 from distill.models.fingerprint import fingerprint_model
-from distill.models.load import has_bfloat16, load_tokenizer, select_device
+from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, remove_incomplete
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
@@ -66,9 +67,10 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         keep_freed_memory()
     if run.train.strategy == "fsdp":
         init_distributed(device)
-    tokenizer = load_tokenizer(run.model)
-    teacher = load_teacher(run, tokenizer, device)
-    examples = make_examples(run, {"train": train, "val": val}, tokenizer, teacher)
+    chat = load_chat(run.model, run.template_arguments, run.template_date)
+    tokenizer = chat.tokenizer
+    teacher = load_teacher(run, chat, device)
+    examples = make_examples(run, {"train": train, "val": val}, chat, teacher)
     set_seed(run.train.seed)  # before the LoRA weights are initialised
     model = load_student(run, device)
     if run.train.strategy == "fsdp":
@@ -103,12 +105,26 @@ def resolve_precision(train: TrainOptions, device: torch.device) -> TrainOptions
 
 
 def make_examples(
-    run: StudentRun, splits: dict[str, Sequence[list[Record]]], tokenizer: Any, teacher: LoadedTeacher | None
+    run: StudentRun, splits: dict[str, Sequence[list[Record]]], chat: ChatTemplate, teacher: LoadedTeacher | None
 ) -> Examples:
-    """The examples of each split; those of `train` are balanced between folders if configured, and numbered."""
-    examples = {
-        name: encode_folders(folders, tokenizer, teacher, run.train.max_length) for name, folders in splits.items()
+    """The examples of each split; those of `train` are balanced between folders if configured, and numbered.
+
+    Without validation records the training is not validated.
+
+    Raises:
+        InputError: no training records are left, or no validation records and the options need a validation.
+    """
+    needs_validation = run.train.best_checkpoint or run.train.early_stopping_patience is not None
+    settings: dict[str, dict[str, Any]] = {
+        "train": {"what": "training records"},
+        "val": {"what": "validation records", "may_be_empty": not needs_validation},
     }
+    examples = {
+        name: encode_folders(folders, chat, teacher, run.train.max_length, **settings[name])
+        for name, folders in splits.items()
+    }
+    if any(splits["val"]) and not examples["val"]:
+        logger.warning("no validation records are left: the training is not validated")
     if run.pool_balance == "balanced":
         examples["train"] = balance(examples["train"], run.train.seed)
     for index, example in enumerate(examples["train"]):

@@ -10,10 +10,11 @@ import torch
 
 from distill.common.errors import InputError
 from distill.common.hashing import hash_uid
-from distill.models.chat import shared_vocabulary_size
+from distill.models.chat import ChatTemplate
 from distill.models.examples import Example, encode_examples
 from distill.models.fingerprint import fingerprint_model
-from distill.models.load import load_model, load_tokenizer, select_dtype
+from distill.models.load import load_chat, load_model, select_dtype
+from distill.models.vocabulary import shared_vocabulary_size
 from distill.student.fsdp import shard_teacher
 from distill.student.options import TrainOptions
 from distill.student.student_run import StudentRun, TeacherSource
@@ -28,26 +29,26 @@ class LoadedTeacher:
     """The teacher of a training run.
 
     Attributes:
-        tokenizer: its tokenizer.
+        chat: its chat template.
         vocabulary: number of token ids that it shares with the student.
         signal: its side of a micro-batch.
         readers: its cached signals, one per data folder; empty for a teacher in memory.
         fingerprints: digests of its weights or signals, for the digest of the run.
     """
 
-    tokenizer: Any
+    chat: ChatTemplate
     vocabulary: int
     signal: Signal
     readers: list[SignalReader]
     fingerprints: list[str]
 
 
-def load_teacher(run: StudentRun, tokenizer: Any, device: torch.device) -> LoadedTeacher | None:
+def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -> LoadedTeacher | None:
     """The teacher in memory, or its cached signals without its weights; None for a method without a divergence.
 
     Args:
         run: the options.
-        tokenizer: tokenizer of the student.
+        student: the student's chat template.
         device: device of the training.
 
     Raises:
@@ -56,22 +57,25 @@ def load_teacher(run: StudentRun, tokenizer: Any, device: torch.device) -> Loade
     source = run.teacher
     if source is None:
         return None
-    teacher_tokenizer = load_tokenizer(source.model)
-    vocabulary = shared_vocabulary_size(teacher_tokenizer, tokenizer)
+    chat = load_chat(source.model, source.template_arguments, run.template_date)
+    rows = [one.rows for one in (chat, student) if one.rows is not None]
+    vocabulary = shared_vocabulary_size(chat.tokenizer, student.tokenizer, min(rows, default=None))
     if run.objective.signal == "online":
-        online = load_online(source, run.train, teacher_tokenizer.pad_token_id, device)
+        online = load_online(source, run.train, chat.tokenizer.pad_token_id, device)
         fingerprint = fingerprint_model(source.model, next(iter(source.adapters), None))
-        return LoadedTeacher(teacher_tokenizer, vocabulary, online, [], [fingerprint])
-    readers = open_signals(run, source, teacher_tokenizer, device)
+        return LoadedTeacher(chat, vocabulary, online, [], [fingerprint])
+    readers = open_signals(run, source, chat, device)
     cached: Signal = (
         HiddenSignal(readers, local_device(device), select_dtype(source.dtype, device))
         if run.objective.signal == "hidden"
         else TopKSignal(readers, run.objective.temperature)
     )
-    return LoadedTeacher(teacher_tokenizer, vocabulary, cached, readers, [reader.fingerprint for reader in readers])
+    return LoadedTeacher(chat, vocabulary, cached, readers, [reader.fingerprint for reader in readers])
 
 
-def open_signals(run: StudentRun, source: TeacherSource, tokenizer: Any, device: torch.device) -> list[SignalReader]:
+def open_signals(
+    run: StudentRun, source: TeacherSource, chat: ChatTemplate, device: torch.device
+) -> list[SignalReader]:
     """The cached signals of all data folders.
 
     Raises:
@@ -88,7 +92,7 @@ def open_signals(run: StudentRun, source: TeacherSource, tokenizer: Any, device:
             adapter=adapter,
             dtype=select_dtype(source.dtype, device),
             quantization=source.quantization,
-            tokenizer=tokenizer,
+            chat=chat,
         )
     return readers
 
@@ -124,24 +128,30 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def encode_folders(
-    folders: Sequence[list[Record]], tokenizer: Any, teacher: LoadedTeacher | None, max_length: int
+    folders: Sequence[list[Record]],
+    student: ChatTemplate,
+    teacher: LoadedTeacher | None,
+    max_length: int,
+    *,
+    what: str = "records",
+    may_be_empty: bool = False,
 ) -> list[Example]:
     """The examples of all data folders, each with the index of its folder and the key of its cached signal, if any.
 
     Args:
         folders: records by data folder.
-        tokenizer: tokenizer of the student.
+        student: the student's chat template.
         teacher: None for a method without a divergence.
         max_length: maximum length of prompt and completion together, in tokens.
+        what, may_be_empty: see `encode_examples`.
 
     Raises:
-        InputError: a record has no signal.
+        InputError: a record has no signal, or a folder has no records left.
     """
     found = []
     for number, records in enumerate(folders):
-        teacher_tokenizer = teacher.tokenizer if teacher else None
-        vocabulary = teacher.vocabulary if teacher else None
-        examples = encode_examples(records, tokenizer, teacher_tokenizer, max_length, vocabulary)
+        chat, vocabulary = (teacher.chat, teacher.vocabulary) if teacher else (None, None)
+        examples = encode_examples(records, student, chat, max_length, vocabulary, what=what, may_be_empty=may_be_empty)
         if teacher and teacher.readers:
             add_signals(examples, teacher.readers[number], number)
         found += [example | {"folder": number} for example in examples]
@@ -165,8 +175,8 @@ def add_signals(examples: list[Example], reader: SignalReader, number: int) -> N
     if missing:
         raise InputError(
             f"{reader.folder}: expected the teacher signal of every record, {len(missing)} of {len(examples)} have "
-            f"none, first uid {missing[0]['uid']}: the signal was computed for other splits or another chat template; "
-            "run compute_signal again (snakemake does so if the splits changed)"
+            f"none, first uid {missing[0]['uid']}: the signal was computed for other splits, or the chat templates of "
+            "student and teacher begin an answer with different tokens; run compute_signal again, or use signal online"
         )
 
 

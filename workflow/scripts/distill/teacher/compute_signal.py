@@ -17,9 +17,10 @@ from distill.common.errors import InputError
 from distill.common.files import write_json
 from distill.common.progress import Progress
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
+from distill.models.chat import ChatTemplate
 from distill.models.examples import Example, encode_examples
 from distill.models.fingerprint import fingerprint_model
-from distill.models.load import load_config, load_tokenizer, select_device, select_dtype
+from distill.models.load import load_chat, load_config, select_device, select_dtype
 from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
 from distill.teacher.signal_files import (
@@ -43,13 +44,13 @@ COMPARED = 4  # cached records that a resumed run recomputes, to check that the 
 LARGE_TAIL = 0.1  # a larger probability outside the k most likely tokens gives a warning
 
 
-def encode(records: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> tuple[dict[str, Example], int]:
+def encode(records: Sequence[dict[str, Any]], chat: ChatTemplate, max_length: int) -> tuple[dict[str, Example], int]:
     """Tokenize records.
 
     Returns:
         Examples by key, and how many records were skipped because they are too long, as in training.
     """
-    examples = encode_examples(records, tokenizer, None, max_length)
+    examples = encode_examples(records, chat, None, max_length)
     by_key = {signal_key(example["prompt"], example["completion"]): example for example in examples}
     return by_key, len(records) - len(examples)
 
@@ -178,18 +179,18 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
         InputError: all records are too long, the disk is too full, or the cached signal is another teacher's.
     """
     out = Path(options["out"])
-    tokenizer = load_tokenizer(options["model"])
-    parts = get_parts(options, tokenizer)
+    chat = load_options_chat(options)
+    parts = get_parts(options, chat)
     fingerprint = digest_of(parts)[:16]
     data = out / "data" / fingerprint
     data.mkdir(parents=True, exist_ok=True)
-    examples, left_out = encode([*train, *val], tokenizer, options["max_length"])
+    examples, left_out = encode([*train, *val], chat, options["max_length"])
     cached = scan_shards(data)
     config = load_config(options["model"])
     width = config.get_text_config().hidden_size if options["kind"] == "hidden" else None
     sizes = {key: len(example["completion"]) for key, example in examples.items()}
     check_storage(options, width, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
-    new, figures = compute_missing(options, tokenizer, parts["vocabulary"], examples, data, cached)
+    new, figures = compute_missing(options, chat.tokenizer, parts["vocabulary"], examples, data, cached)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
     records = {key: [*places[key], examples[key]["uid"]] for key in sorted(places)}
@@ -203,13 +204,18 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     write_json(out / "stats.json", counts | {"left_out": left_out} | stored | figures)
 
 
-def get_parts(options: Options, tokenizer: Any) -> dict[str, Any]:
+def load_options_chat(options: Options) -> ChatTemplate:
+    """Load the teacher's chat template from the options of a script."""
+    return load_chat(options["model"], options["template_arguments"], options["template_date"])
+
+
+def get_parts(options: Options, chat: ChatTemplate) -> dict[str, Any]:
     """Return everything except the records that determines the signal; see `fingerprint_parts`."""
     return fingerprint_parts(
         **{name: options[name] for name in ("kind", "top_k", "temperatures", "quantization")},
         weights=fingerprint_model(options["model"], options["adapter"]),
         dtype=select_dtype(options["dtype"], select_device(options["device"])),
-        tokenizer=tokenizer,
+        chat=chat,
     )
 
 
@@ -236,7 +242,7 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
         InputError: the signal's fingerprint is another teacher's, or it contains none of the records.
     """
     reader = SignalReader(options["signal"])
-    tokenizer = load_tokenizer(options["model"])
+    chat = load_options_chat(options)
     source = {name: options[name] for name in ("model", "adapter", "quantization")}
     layout = {"kind": reader.kind, "top_k": reader.top_k, "temperatures": reader.temperatures}
     check_signal_fits(
@@ -245,15 +251,15 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
         top_k=reader.top_k,
         temperature=(reader.temperatures or [1.0])[0],
         dtype=select_dtype(options["dtype"], select_device(options["device"])),
-        tokenizer=tokenizer,
+        chat=chat,
         **source,
     )
-    examples, _ = encode(records, tokenizer, options["max_length"])
+    examples, _ = encode(records, chat, options["max_length"])
     found = sorted(key for key in examples if key in reader)
     if not found:
         raise InputError(f"{reader.path}: expected signals of the records in {options['data']}, found none of them")
     chosen = random.Random(options["seed"]).sample(found, min(options["records"], len(found)))
-    teacher = SignalTeacher(options | layout, tokenizer, reader.vocabulary)
+    teacher = SignalTeacher(options | layout, chat.tokenizer, reader.vocabulary)
     return [
         (examples[key]["uid"], len(examples[key]["completion"]), *teacher.compare(examples[key], reader.read(key)))
         for key in chosen

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError, describe
+from distill.models.chat import ChatTemplate
 from distill.models.fingerprint import fingerprint_model, list_model_files
 from distill.models.logits import LogitTransform
+from distill.models.vocabulary import vocabulary_size
 
 FORMAT = 1
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
@@ -62,7 +64,7 @@ def fingerprint_parts(
     weights: str,
     dtype: torch.dtype,
     quantization: str,
-    tokenizer: Any,
+    chat: ChatTemplate,
 ) -> dict[str, Any]:
     """Return everything except the records that determines a signal.
 
@@ -71,7 +73,7 @@ def fingerprint_parts(
         top_k, temperatures: settings of `topk`; ignored for `hidden`.
         weights: digest of the teacher's weights, from `fingerprint_model`.
         dtype, quantization: how the teacher is loaded.
-        tokenizer: the teacher's tokenizer.
+        chat: the teacher's chat template.
     """
     is_topk = kind == "topk"
     return {
@@ -82,14 +84,10 @@ def fingerprint_parts(
         "weights": weights,
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
-        "template": digest_of(tokenizer.chat_template)[:16],
-        "vocabulary": vocabulary_size(tokenizer),
+        **chat.digest_parts(),
+        "template": digest_of(chat.tokenizer.chat_template)[:16],
+        "vocabulary": vocabulary_size(chat.tokenizer),
     }
-
-
-def vocabulary_size(tokenizer: Any) -> int:
-    """Return the size of a tokenizer's vocabulary; the model's larger ids are padding."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def read_signal(shard: Any, kind: str, start: int, rows: int) -> dict[str, Tensor]:
@@ -225,7 +223,7 @@ def check_signal_fits(
     adapter: str | None,
     dtype: torch.dtype,
     quantization: str,
-    tokenizer: Any,
+    chat: ChatTemplate,
 ) -> None:
     """Check that a signal belongs to the configured teacher and has the configured settings.
 
@@ -234,7 +232,7 @@ def check_signal_fits(
         kind, top_k: the configured signal.
         temperature: the student's temperature; a `topk` signal must contain it.
         model, adapter, dtype, quantization: the configured teacher.
-        tokenizer: the teacher's tokenizer.
+        chat: the teacher's chat template.
 
     Raises:
         InputError: something differs; lists all differences.
@@ -246,7 +244,7 @@ def check_signal_fits(
         weights=find_weights_digest(reader, model, adapter),
         dtype=dtype,
         quantization=quantization,
-        tokenizer=tokenizer,
+        chat=chat,
     )
     differences = find_differences(reader.parts, wanted, f"model {model}, adapter {adapter}")
     if kind == reader.kind == "topk" and temperature not in reader.temperatures:
@@ -274,7 +272,7 @@ def find_differences(found: dict[str, Any], wanted: dict[str, Any], source: str)
         "format": "format of the files",
     }
     return [
-        f"{names.get(name, name)}: expected {value}, found {found.get(name)}"
-        for name, value in wanted.items()
-        if found.get(name) != value
+        f"{names.get(name, name)}: expected {wanted.get(name)}, found {found.get(name)}"
+        for name in wanted | found
+        if found.get(name) != wanted.get(name)
     ]

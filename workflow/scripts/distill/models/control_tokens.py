@@ -1,0 +1,76 @@
+"""Control tokens, such as `<|im_start|>`, in the text of messages: found, counted and read as ordinary text."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+
+from distill.common.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+TAG = re.compile(r"</?([^<>/|\s]+)>")
+
+
+def compile_control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Return a pattern of the tokens that only the chat template may write.
+
+    They are the tokenizer's special tokens and the added tokens in the template. Pairs of tags such as `<think>` and
+    `</think>` are no control tokens: they are part of an answer.
+    """
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    named, template = set(tokenizer.special_tokens_map.values()), str(tokenizer.chat_template)
+    found = [
+        token
+        for token, is_special in added.items()
+        if token in named
+        or ((is_special or token in template) and not token.isspace() and not is_paired_tag(token, added))
+    ]
+    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or "(?!)")
+
+
+def is_paired_tag(token: str, tokens: Mapping[str, Any]) -> bool:
+    """Whether a token is an opening or closing tag and both are tokens.
+
+    >>> [is_paired_tag(token, {"<think>": 1, "</think>": 2, "<bos>": 3}) for token in ("<think>", "</think>", "<bos>")]
+    [True, True, False]
+    """
+    found = TAG.fullmatch(token)
+    return found is not None and f"<{found[1]}>" in tokens and f"</{found[1]}>" in tokens
+
+
+def mark(pattern: re.Pattern[str], *texts: str) -> tuple[str, ...]:
+    """Return texts with marks around their control tokens, for `tokenize_marked`; as they are if they have none."""
+    if not any(map(pattern.search, texts)):
+        return texts
+    return tuple(mark_control_tokens(text, pattern) for text in texts)
+
+
+def tokenize_marked(tokenizer: Any, text: str) -> list[int]:
+    """Tokenize text in which `mark` has marked control tokens: those become ordinary text, all others stay tokens.
+
+    Raises:
+        InputError: the tokenizer has no other tokens for the text of a control token.
+    """
+    try:
+        return encode_marked_chat(tokenizer, text)
+    except ValueError as error:
+        raise InputError(f"{tokenizer.name_or_path}: a message contains a control token: {error}") from error
+
+
+def log_control_tokens(pattern: re.Pattern[str], records: Iterable[Sequence[str]]) -> None:
+    """Log how many records have control tokens in their texts, and which."""
+    counts: Counter[str] = Counter()
+    affected = total = 0
+    for texts in records:
+        found = [token for text in texts for token in pattern.findall(text)]
+        counts.update(found)
+        affected += bool(found)
+        total += 1
+    if affected:
+        listed = ", ".join(f"{token} {count} times" for token, count in counts.most_common())
+        text = "%d of %d records have control tokens in their text, which are read as ordinary text: %s"
+        logger.warning(text, affected, total, listed)

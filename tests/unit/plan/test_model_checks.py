@@ -61,6 +61,27 @@ def test_other_ways_to_name_modules_are_left_to_peft(config, tmp_path, targets):
     assert find_model_problems(config, ["banks"]) == []
 
 
+def write_tokenizer(folder, tokens, added=()):
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    extra = [{"content": token, "id": len(tokens) + index} for index, token in enumerate(added)]
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": extra}))
+
+
+@pytest.mark.parametrize(("tokens", "is_shared"), [("abcde", True), ("abcdefgh", True), ("abdce", False)])
+@pytest.mark.parametrize("method", ["forward_kl", "seqkd"])
+def test_a_student_with_another_tokenizer_is_named(config, tmp_path, tokens, is_shared, method):
+    config["students"]["kd"]["method"] = method
+    write_tokenizer(tmp_path / "models/teacher", "abcde", added="fg")
+    write_tokenizer(tmp_path / "models/student", tokens, added="" if "f" in tokens else "fg")
+    problems = find_model_problems(config, ["banks"])
+    if is_shared or method == "seqkd":
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert problem.startswith("students.kd.model: teacher (models/teacher) and student (models/student) must have")
+        assert "2 of 7 token ids stand for different tokens, first 2 ('c' and 'd')" in problem
+
+
 def test_a_broken_config_is_named(config, tmp_path):
     (tmp_path / "models/student/config.json").write_text("{")
     with pytest.raises(InputError, match="models/student/config.json: expected a JSON object"):

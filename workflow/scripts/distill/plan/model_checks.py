@@ -3,13 +3,16 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.common.errors import InputError
 from distill.models.architectures import UNSUPPORTED
 from distill.models.fingerprint import read_header
+from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
+from distill.student.divergences import METHODS
 
 
 def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
@@ -27,6 +30,8 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     if not get_engine(config).loads_weights:
         return problems
     teacher = get_teacher(config)
+    if teacher in models:
+        problems += check_tokenizers(config, models, teacher)
     adapters = dict.fromkeys(filter(None, (get_adapter(config, category) for category in categories)))
     for adapter in adapters:
         if not get_made_files(config, adapter):
@@ -69,6 +74,50 @@ def check_architecture(folder: str, place: str) -> Iterator[str]:
         if kind in UNSUPPORTED:
             yield f"{place}: {path}: model_type: {kind} is not supported: {UNSUPPORTED[kind]}"
             return
+
+
+@dataclass(frozen=True)
+class StoredTokenizer:
+    """A tokenizer as its tokenizer.json describes it, read without its library.
+
+    Attributes:
+        name_or_path: its folder.
+        vocabulary: token ids by token.
+    """
+
+    name_or_path: str
+    vocabulary: dict[str, int]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return token ids by token."""
+        return self.vocabulary
+
+
+def read_tokenizer(folder: str) -> StoredTokenizer | None:
+    """Read a folder's tokenizer; None if it is not stored as tokenizer.json."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    found = stored.get("model", {}).get("vocab", {})
+    vocabulary = dict(found) if isinstance(found, dict) else {piece[0]: index for index, piece in enumerate(found)}
+    return StoredTokenizer(folder, vocabulary | {one["content"]: one["id"] for one in stored.get("added_tokens", [])})
+
+
+def check_tokenizers(config: Config, models: dict[str, str], teacher: str) -> Iterator[str]:
+    """Yield a problem for each student that needs the teacher's distribution and has another tokenizer."""
+    theirs = read_tokenizer(teacher)
+    for student, settings in config["students"].items():
+        folder = settings["model"]
+        if theirs is None or folder not in models or not METHODS[settings["method"]].needs_teacher:
+            continue
+        if mine := read_tokenizer(folder):
+            sizes = [read_json(Path(model) / "config.json").get("vocab_size") for model in (teacher, folder)]
+            rows = [size for size in sizes if isinstance(size, int)]
+            try:
+                shared_vocabulary_size(theirs, mine, min(rows, default=None))
+            except InputError as error:
+                yield f"students.{student}.model: {error}"
 
 
 def check_adapter_fits(adapter: str, model: str) -> Iterator[str]:

@@ -92,6 +92,20 @@ def test_experts_with_dropout_are_refused_before_training():
         add_lora(build(QWEN3_MOE), LoraOptions())
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [(["gate_proj"], "lora.target: expected names .*, found 'gate_proj'"), (["all"], "lora.dropout")],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_the_teacher_is_loaded(
+    options, records, tmp_path, monkeypatch, target, said
+):
+    """The experts' gate_proj and up_proj are one weight, gate_up_proj."""
+    QWEN3_MOE.save_pretrained(tmp_path / "experts")
+    monkeypatch.setattr("distill.student.train_student.load_teacher", None)
+    with pytest.raises(InputError, match=said):
+        train_student(options(model=str(tmp_path / "experts"), lora_rank=2, lora_target=target), records, [])
+
+
 def test_targets_may_name_modules_and_experts():
     adapted = add_lora(build(QWEN3_MOE), LoraOptions(2, 8.0, 0.0, ["q_proj", "experts.gate_up_proj"]))
     trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}

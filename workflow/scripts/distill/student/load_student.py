@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def check_student(run: StudentRun) -> None:
     """Check from its configuration alone that a student can be trained.
 
     Raises:
-        InputError: its weights are quantized, or strategy fsdp cannot find its layers.
+        InputError: its weights are quantized, strategy fsdp cannot find its layers, or `lora` does not fit it.
     """
     config = load_config(run.model)
     if stored := stored_quantization(config):
@@ -29,8 +30,11 @@ def check_student(run: StudentRun) -> None:
             f"{run.model}: expected a student with weights that are not quantized, found {stored} in config.json; "
             "train the original model and quantize it afterwards (export.variants)"
         )
+    skeleton = build_skeleton(config, torch.float32)
     if run.train.strategy == "fsdp":
-        list_layers(build_skeleton(config, torch.float32))
+        list_layers(skeleton)
+    if run.lora:
+        choose_targets(skeleton, run.lora)
 
 
 def load_student(run: StudentRun, device: torch.device) -> Any:
@@ -50,16 +54,11 @@ def add_lora(model: Any, lora: LoraOptions) -> Any:
     """A model with an untrained LoRA adapter.
 
     Raises:
-        InputError: a name in `lora.target` fits nothing in the model, or the adapter has experts and dropout.
+        InputError: see `choose_targets`.
     """
     from peft import LoraConfig, get_peft_model
 
-    targets, experts = choose_targets(model, lora.target)
-    if experts and lora.dropout:
-        raise InputError(
-            f"lora.dropout: expected 0, since the adapter includes the weights of experts ({experts[0]} and others), "
-            f"found {lora.dropout}; set it to 0, or lora.target to a list of other modules"
-        )
+    targets, experts = choose_targets(model, lora)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -78,18 +77,33 @@ def add_lora(model: Any, lora: LoraOptions) -> Any:
     return adapted
 
 
-def choose_targets(model: Any, target: str | list[str]) -> tuple[str | list[str], list[str]]:
+def choose_targets(model: Any, lora: LoraOptions) -> tuple[str | list[str], list[str]]:
     """Divide `lora.target` into what PEFT adapts as modules, and the weights of experts, which are no modules.
 
     Returns:
         `target_modules` and `target_parameters` of a LoraConfig.
 
     Raises:
-        InputError: a name fits neither; names it.
+        InputError: a name in `lora.target` fits nothing in the model, or the adapter has experts and dropout.
     """
     experts = list_expert_weights(model)
-    if target in ("all", ["all"]):
-        return "all-linear", experts
+    modules: str | list[str] = "all-linear"
+    if lora.target not in ("all", ["all"]):
+        modules, experts = match_targets(model, lora.target, experts)
+    if experts and lora.dropout:
+        raise InputError(
+            f"lora.dropout: expected 0, since the adapter includes the weights of experts ({experts[0]} and others), "
+            f"found {lora.dropout}; set it to 0, or lora.target to a list of other modules"
+        )
+    return modules, experts
+
+
+def match_targets(model: Any, target: Sequence[str], experts: list[str]) -> tuple[list[str], list[str]]:
+    """The names of a list `lora.target` that fit modules, and the weights of experts that the others fit.
+
+    Raises:
+        InputError: a name fits neither; names it.
+    """
     modules = [name for name, _ in model.named_modules()]
     chosen_modules: list[str] = []
     chosen_experts: set[str] = set()

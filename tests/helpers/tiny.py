@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -25,7 +25,9 @@ LINES = [line for text in TEXTS for line in text.split("\n")]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def build_tokenizer(texts=TEXTS, size=320, special=SPECIAL, template=CHATML) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    texts=TEXTS, size=320, special=SPECIAL, template=CHATML, eos="<|im_end|>"
+) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     # transformers loads the tokenizer of a Qwen2 model with Qwen2's normalizer and pre-tokenizer; both are used here.
     qwen2 = Qwen2Tokenizer().backend_tokenizer
@@ -36,7 +38,7 @@ def build_tokenizer(texts=TEXTS, size=320, special=SPECIAL, template=CHATML) -> 
         vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token="<|endoftext|>")
     fast.chat_template = template
     return fast
 
@@ -82,6 +84,23 @@ def build_model(vocabulary=352, hidden=16, layers=2, seed=0, tied=False, scale=1
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(scale)
     return model.eval()
+
+
+def save_base_model(folder: Path, **settings) -> str:
+    """A model whose EOS token is not the token with which its chat template ends a turn, as in many base models."""
+    model = build_model(**settings)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 0
+    model.save_pretrained(folder)
+    build_tokenizer(eos="<|endoftext|>").save_pretrained(folder)
+    return str(folder)
+
+
+def count_generated(folder: Path, token: int, most: int = 5) -> int:
+    """Tokens that plain `generate` adds with a folder's own settings, if the model generates one token only."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = torch.tensor([[5, 6, 7]])
+    found = model.generate(prompt, max_new_tokens=most, do_sample=False, prefix_allowed_tokens_fn=lambda *_: [token])
+    return found.shape[1] - prompt.shape[1]
 
 
 def save_model(folder: Path, tokenizer, **settings) -> str:

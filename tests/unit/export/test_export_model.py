@@ -11,9 +11,16 @@ import gguf
 import pytest
 import torch
 from running import ROOT
-from tiny import build_model, build_tokenizer
+from tiny import build_model, build_tokenizer, save_base_model
 from tokenizers import Regex, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from distill.common.errors import InputError
 from distill.export import gguf_tokenizer, gguf_weights
@@ -149,6 +156,40 @@ def test_pre_tokenizers_are_recognized_by_how_they_split(tmp_path):
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(InputError, match=r"expected a byte-level BPE tokenizer .* found BPE with .*Whitespace"):
         find_pre_tokenizer(tokenizer)
+
+
+@pytest.mark.parametrize("variant", ["full", "int8", "gguf"])
+def test_an_export_of_a_base_model_stops_in_other_programs(tmp_path, variant):
+    student = save_base_model(tmp_path / "student", hidden=64)
+    export, folder = write_export(student, variant, tmp_path / "out")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [2, 0]
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    check_export(export, folder)
+
+
+@pytest.mark.parametrize("variant", ["full", "gguf"])
+def test_an_export_that_does_not_stop_is_refused(tmp_path, monkeypatch, variant):
+    monkeypatch.setattr("distill.export.export_model.write_stop_tokens", lambda folder: None)
+    monkeypatch.setattr("distill.export.gguf_tokenizer.get_end_of_turn_id", lambda tokenizer: tokenizer.eos_token_id)
+    export, folder = write_export(save_base_model(tmp_path / "student", hidden=64), variant, tmp_path / "out")
+    with pytest.raises(InputError, match=r"to stop after '<\|im_end\|>' \(token 2\).* found 15 more .* folder are 0"):
+        check_export(export, folder)
+
+
+def test_a_model_that_cannot_compute_with_quantized_weights_is_refused(tmp_path):
+    """Mamba multiplies with a weight itself instead of calling its linear layer."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 352, "hidden_size": 64, "state_size": 4, "num_hidden_layers": 2, "use_cache": True}
+    model = MambaForCausalLM(MambaConfig(**shape, bos_token_id=None, eos_token_id=2, pad_token_id=0))
+    model.save_pretrained(tmp_path / "student")
+    build_tokenizer().save_pretrained(tmp_path / "student")
+    export, folder = write_export(str(tmp_path / "student"), "int8", tmp_path / "out")
+    expected = (
+        "variant int8: expected a model that computes logits, found the error .*; remove int8 from export.variants"
+    )
+    with pytest.raises(InputError, match=expected):
+        check_export(export, folder)
 
 
 @pytest.mark.parametrize("variant", ["int8", "nf4"])

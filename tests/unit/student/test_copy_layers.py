@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import build_model
+from tiny import build_model, count_generated, save_base_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import copy_layers as script
@@ -116,6 +116,13 @@ def test_the_folder_is_an_ordinary_model(tmp_path, tokenizer):
     assert len(model.model.layers) == 3
     generated = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").generate(IDS, max_new_tokens=4, do_sample=False)
     assert generated.shape[1] > IDS.shape[1]
+
+
+def test_a_copy_of_a_base_model_stops_in_other_programs(tmp_path):
+    teacher = save_base_model(tmp_path / "teacher", layers=5)
+    copy_layers(teacher, None, "float32", 3, tmp_path / "copy")
+    assert [count_generated(tmp_path / "copy", token) for token in (0, 2)] == [1, 1]
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy").eos_token == "<|im_end|>"
 
 
 def test_the_adapter_is_merged(tmp_path, tokenizer):

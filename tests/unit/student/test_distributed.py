@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from running import SCRIPTS, environment
 from safetensors.torch import load_file
 from tiny import save_model
@@ -20,6 +21,7 @@ from training_runs import (
     train_student,
     write_splits,
 )
+from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, Qwen3MoeConfig
 
 import run_on_nodes
 
@@ -85,11 +87,11 @@ def log_of(folder):
     ]
 
 
-def assert_same_run(folder, other):
+def assert_same_run(folder, other, rel=1e-5):
     for line, wanted in zip(log_of(folder), log_of(other), strict=True):
-        assert line == pytest.approx(wanted, rel=1e-5)
+        assert line == pytest.approx(wanted, rel=rel)
     one, two = (load_file(path / "model.safetensors") for path in (folder, other))
-    assert_same_weights(one, two, rtol=1e-5, atol=1e-6)
+    assert_same_weights(one, two, rtol=rel, atol=rel / 10)
 
 
 FSDP = ["--strategy", "fsdp"]
@@ -126,6 +128,37 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     before = load_file(Path(models["student"]) / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4
+
+
+SIZES = {"vocab_size": 336, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16}
+OTHERS = {
+    "GPT-2": (GPT2Config(**SIZES, n_positions=512, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0), []),
+    "Falcon": (FalconConfig(**SIZES, alibi=False, new_decoder_architecture=False), []),
+    "experts, lora": (
+        Qwen3MoeConfig(
+            **SIZES, num_key_value_heads=2, head_dim=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8
+        ),
+        ["--lora-rank", "2", "--lora-dropout", "0"],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHERS)
+def test_fsdp_of_other_architectures(tmp_path, models, records, tokenizer, family):
+    """Their layers have other names, or weights that are no linear layers."""
+    config, more = OTHERS[family]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    models |= {"student": str(tmp_path / "other")}
+    data = write_splits(tmp_path / "data", records, records[:2])
+    for out, launch, strategy in (("one", [sys.executable], "ddp"), ("two", TORCHRUN, "fsdp")):
+        (tmp_path / "sgd.py").write_text(SGD)
+        arguments = [*make_arguments(tmp_path, models, out=out, data=data), "--learning-rate=0.5", *more]
+        code, log = run(*launch, tmp_path / "sgd.py", *arguments, "--strategy", strategy, "--logging-steps=1")
+        assert code == 0, log
+    assert_same_run(tmp_path / "two", tmp_path / "one", rel=1e-3)
 
 
 @pytest.mark.slow

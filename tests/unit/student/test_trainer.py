@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import build_model, build_tokenizer, save_model
+from tiny import build_model, build_tokenizer, count_generated, save_base_model, save_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import Killed, assert_same_weights, change_run, log_lines, train_student, weights
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback, TrainingArguments
 
 from distill.common.errors import InputError
 from distill.models.chat import ChatTemplate
@@ -123,6 +123,26 @@ def test_log_has_first_and_last_step_and_every_field(options, records):
     assert sum("val_loss" in line for line in log_lines(run)) == 3
 
 
+@pytest.mark.parametrize(("steps", "ratio", "expected"), [(1, 0.1, 0), (2, 0.9, 1), (10, 0.1, 1), (100, 0.25, 25)])
+def test_the_warm_up_is_shorter_than_the_training(options, steps, ratio, expected):
+    train = options(warmup_ratio=ratio).train
+    arguments = make_trainer_arguments(
+        Path("unused"), train, torch.device("cpu"), StepBatches([3] * 10, 2, 1, 0), False
+    )
+    assert arguments.get_warmup_steps(steps) == expected
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("epochs", [1.0, 0.01])
+def test_a_training_of_one_step_trains(options, records, epochs, scheduler):
+    run = options(epochs=epochs, lr_scheduler=scheduler)
+    train_student(run, records[:4], [])
+    (line,) = log_lines(run)
+    assert (line["step"], line["learning_rate"]) == (1, 1e-3)
+    before, after = load_file(Path(run.model) / "model.safetensors"), weights(run)
+    assert all((after[name] - before[name]).abs().max() > 1e-5 for name in before if "proj.weight" in name)
+
+
 def test_tokens_per_second_excludes_validation(options, records, monkeypatch):
     clock = {"now": 0.0}
     monkeypatch.setattr("distill.student.training_meter.time.monotonic", lambda: clock["now"])
@@ -183,16 +203,43 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(options, records, m
     assert not (run.checkpoints / "s/banks").exists()
 
 
+@pytest.mark.parametrize("killed_at", [3, 4], ids=["within an epoch", "after an epoch"])
+def test_a_run_resumes_with_its_steps_split_differently(options, records, monkeypatch, caplog, killed_at):
+    settings = {"epochs": 3.0, "save_steps": 1, "logging_steps": 1, "optimizer": "sgd", "learning_rate": 0.5}
+    whole = options(out="whole", batch_size=4, gradient_accumulation_steps=2, **settings)
+    train_student(whole, records, records[:2])
+    run = options(out="killed", batch_size=4, gradient_accumulation_steps=2, **settings)
+    with monkeypatch.context() as patch:
+        kill_at(patch, killed_at)
+        with pytest.raises(Killed):
+            train_student(run, records, records[:2])
+    run = change_run(run, batch_size=2, gradient_accumulation_steps=4)
+    with caplog.at_level("INFO"):
+        train_student(run, records, records[:2])
+    assert f"checkpoint-{killed_at}" in caplog.text.partition("resuming from")[2]
+    assert_same_weights(weights(run), weights(whole), rtol=1e-5, atol=1e-6)
+    assert [line.get("loss") for line in log_lines(run)] == [
+        pytest.approx(line["loss"], rel=1e-5) if "loss" in line else None for line in log_lines(whole)
+    ]
+
+
 def test_a_run_on_changed_data_does_not_resume(options, records, monkeypatch, caplog):
     run = options(epochs=3.0, save_steps=2)
     with monkeypatch.context() as patch:
         kill_at(patch, 4)
         with pytest.raises(Killed):
             train_student(run, records, [])
+    (other,) = (run.checkpoints / "s/banks").glob("*/checkpoint-4")
     changed = [records[0] | {"messages": [*records[0]["messages"][:2], {"role": "assistant", "content": "other"}]}]
-    with caplog.at_level("INFO"):
-        train_student(run, changed + records[1:], [])
+    with caplog.at_level("INFO"), monkeypatch.context() as patch:
+        patch.setattr(student_module, "write_student", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train_student(run, changed + records[1:], [])
     assert "resuming from" not in caplog.text
+    assert f"{other} belongs to other data, models or settings: it is not used" in caplog.text
+    assert other.exists()  # until the student is written
+    train_student(run, changed + records[1:], [])
+    assert not (run.checkpoints / "s/banks").exists()
 
 
 def test_incomplete_checkpoints_are_skipped(tmp_path):
@@ -220,6 +267,45 @@ def test_the_folder_is_an_ordinary_model(options, records):
     assert "10 training and\n2 validation records" in card
     merged, base = weights(run), AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.bfloat16).state_dict()
     assert any(not torch.equal(merged[name], base[name]) for name in merged)
+
+
+@pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
+def test_a_student_of_a_base_model_stops_in_other_programs(options, records, tmp_path, lora):
+    base = save_base_model(tmp_path / "base", vocabulary=336, seed=2)
+    assert count_generated(base, 2) == 5
+    run = options(model=base, epochs=1.0, lora_rank=lora)
+    train_student(run, records, [])
+    assert [count_generated(run.out, token) for token in (0, 2)] == [1, 1]
+    assert AutoTokenizer.from_pretrained(run.out).eos_token == "<|im_end|>"
+
+
+def test_a_student_whose_checkpoints_have_shards_is_one_file(options, records, monkeypatch):
+    """transformers divides weights above 50 GB; here the limit is 20 KB."""
+    save = PreTrainedModel.save_pretrained
+
+    def sharded(self, *args, **settings):
+        save(self, *args, **{"max_shard_size": "20KB"} | settings)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", sharded)
+    run = options(save_steps=2, epochs=3.0, best_checkpoint=True)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            train_student(run, records, records[:2])
+    assert list((run.checkpoints / "s/banks").glob("*/checkpoint-4/model.safetensors.index.json"))
+    train_student(run, records, records[:2])
+    assert [path.name for path in run.out.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_a_student_that_is_not_written_keeps_its_checkpoints(options, records, monkeypatch):
+    run = options(save_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", lambda *_, **__: None)
+        patch.setattr("distill.student.trainer.DistillTrainer._save", lambda *_, **__: None)
+        with pytest.raises(InputError, match="found no such file"):
+            train_student(run, records, [])
+    assert not run.out.exists()
+    assert list((run.checkpoints / "s/banks").glob("*/checkpoint-*"))
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])

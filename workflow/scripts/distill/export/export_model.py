@@ -21,10 +21,11 @@ from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
-from distill.models.chat import ChatTemplate
+from distill.models.batches import is_out_of_memory
+from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import WEIGHTS, list_model_files
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
-from distill.student.copy_layers import ONE_FILE
+from distill.models.save import ONE_FILE, write_stop_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +69,18 @@ def export_student(export: Export, out: Path) -> None:
 
 
 def write_variant(export: Export, folder: Path) -> None:
-    """Write the weights of a variant, and the student's configuration and tokenizer files that the writer left out."""
+    """Write the weights of a variant, and the student's configuration and tokenizer files that the writer left out.
+
+    Raises:
+        InputError: the student cannot be exported as this variant, or a file is missing.
+    """
     WRITERS[export.variant](export, folder)
     for path in list_model_files(export.student):
         target = folder / path.name
         if not (is_weights(path) or target.exists()):
             shutil.copyfile(path, target)
+    check_files(export, folder)
+    write_stop_tokens(folder)
 
 
 def is_weights(path: Path) -> bool:
@@ -129,17 +136,25 @@ def check_export(export: Export, folder: Path) -> dict[str, Any]:
         `answer`, the generated text; for a quantized variant also `distance` and `agreement` from `compare_logits`.
 
     Raises:
-        InputError: a file is missing, or the tokenizer or the logits differ from the student's.
+        InputError: a file is missing, the tokenizer or the logits differ from the student's, or the model does not
+            compute or does not stop.
     """
     check_files(export, folder)
     ids = check_tokenizer(export, folder)
     engine = TransformersEngine(ModelSource(str(folder), dtype=export.dtype, device=export.device), PROBE_SAMPLING, 1)
+    try:
+        logits = read_logits(engine.model, ids)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        found = f"expected a model that computes logits, found the error {error}"
+        raise unsupported(export, f"{found}; remove {export.variant} from export.variants") from error
+    check_stop(export, engine.model, load_tokenizer(str(folder)), ids)
     answer = answer_probe(engine)
     logger.info("%s: loaded in a fresh process, generated %d tokens: %r", export.variant, answer.tokens, answer.text)
     largest_distance = VARIANTS[export.variant].largest_distance
     if largest_distance is None:
         return {"answer": answer.text}
-    logits = read_logits(engine.model, ids)
     del engine  # frees memory for the student
     distance, agreement = check_logits(export, logits, ids, largest_distance)
     return {"answer": answer.text, "distance": distance, "agreement": agreement}
@@ -173,6 +188,42 @@ def check_tokenizer(export: Export, folder: Path) -> list[int]:
     if weights_file.suffix == ".gguf":
         check_written_tokenizer(weights_file, original, PROBE.prompt)
     return ids
+
+
+def check_stop(export: Export, model: Any, tokenizer: Any, ids: list[int]) -> None:
+    """Check that plain `generate`, with the folder's own settings, ends with the turn.
+
+    Args:
+        export: the variant and its student.
+        model: the exported model.
+        tokenizer: its tokenizer.
+        ids: token ids of a prompt.
+
+    Raises:
+        InputError: `generate` continues after the token that ends a turn.
+    """
+    end = get_end_of_turn_id(tokenizer)
+    prompt = torch.tensor([ids], device=model.device)
+    found = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=PROBE_SAMPLING.max_new_tokens,
+        do_sample=False,
+        prefix_allowed_tokens_fn=lambda *_: [end],  # the model generates nothing but the end of the turn
+    )
+    count = found.shape[1] - len(ids)
+    if count > 1:
+        token, stops = tokenizer.convert_ids_to_tokens(end), model.generation_config.eos_token_id
+        raise unsupported(
+            export,
+            f"expected generation to stop after {token!r} (token {end}), which ends a turn in the chat template, "
+            f"found {count - 1} more tokens; the stop tokens of the folder are {stops}",
+        )
+
+
+def unsupported(export: Export, problem: str) -> InputError:
+    """The error for an export that cannot be used."""
+    return InputError(f"{export.student}: variant {export.variant}: {problem}")
 
 
 def check_logits(export: Export, logits: torch.Tensor, ids: list[int], largest_distance: float) -> tuple[float, float]:

@@ -86,10 +86,10 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(list_merges(tokenizer))
-    end = get_end_of_turn_id(tokenizer)
-    # llama.cpp stops at either of these two.
-    writer.add_eos_token_id(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else end)
-    writer.add_eot_token_id(end)
+    end, eos = get_end_of_turn_id(tokenizer), tokenizer.eos_token_id
+    # llama.cpp stops at either of these two, transformers at the first.
+    writer.add_eos_token_id(end)
+    writer.add_eot_token_id(end if eos is None else eos)
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     if tokenizer.pad_token_id is not None:

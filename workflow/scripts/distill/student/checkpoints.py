@@ -30,6 +30,12 @@ def find_last_checkpoint(folder: Path) -> Path | None:
     return max(steps, key=lambda path: steps[path], default=None)
 
 
+def find_others(folder: Path) -> list[Path]:
+    """The last complete checkpoints of the other runs that have their folders beside a run's."""
+    last = [find_last_checkpoint(other) for other in sorted(folder.parent.glob("*")) if other != folder]
+    return [checkpoint for checkpoint in last if checkpoint]
+
+
 def remove_incomplete(folder: Path) -> None:
     """Remove incomplete checkpoints, which `save_total_limit` would count in place of complete ones."""
     for path in folder.glob("checkpoint-*"):

@@ -10,11 +10,12 @@ from distill.common.errors import InputError
 from distill.common.files import replace_directory
 from distill.models.load import DTYPES, load_config, load_model, load_tokenizer
 from distill.models.memory import build_skeleton, stored_quantization
+from distill.models.save import save_model
+from distill.student.decoder_layers import find_layer_lists
 
 logger = logging.getLogger(__name__)
 
 ADVICE = "set the student's `model` to a pretrained model instead of a copy"
-ONE_FILE = "1000TB"  # shard size: the workflow expects a single model.safetensors, however large
 
 
 def choose_layers(total: int, kept: int) -> list[int]:
@@ -62,8 +63,7 @@ def copy_layers(model: str, adapter: str | None, dtype: str, layers: int, out: P
     teacher = load_model(model, torch.device("cpu"), DTYPES[dtype], adapter=adapter, is_run=False)
     keep_layers(model, teacher, chosen)
     with replace_directory(out) as folder:
-        teacher.save_pretrained(folder, max_shard_size=ONE_FILE)
-        tokenizer.save_pretrained(folder)
+        save_model(teacher, tokenizer, folder)
     listed = ", ".join(map(str, chosen))
     logger.info("%s: copied layers %s of %d to %s, %d weights", model, listed, total, out, teacher.num_parameters())
     return chosen
@@ -83,15 +83,10 @@ def keep_layers(name: str, model: Any, chosen: list[int]) -> None:
     config = model.config.get_text_config()
     total = config.num_hidden_layers
     decoder = model.get_decoder()
-    lists = [
-        attribute
-        for attribute, child in decoder.named_children()
-        if isinstance(child, torch.nn.ModuleList) and len(child) == total
-    ]
+    lists = find_layer_lists(model)
     if not lists:
         raise InputError(f"{name}: expected a decoder with a list of its {total} layers, found none; {ADVICE}")
-    for attribute in lists:
-        layers = getattr(decoder, attribute)
+    for attribute, layers in lists.items():
         setattr(decoder, attribute, torch.nn.ModuleList(layers[index] for index in chosen))
     config.num_hidden_layers = len(chosen)
     for key, value in config.to_dict().items():

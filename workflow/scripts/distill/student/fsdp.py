@@ -14,7 +14,9 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
+from distill.common.errors import InputError
 from distill.models.completions import decoder_and_head
+from distill.student.decoder_layers import find_layer_lists
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +53,32 @@ def shard(modules: Iterable[Any], device: torch.device, offload: bool, **setting
 
 def shard_student(model: Any, device: torch.device, offload: bool) -> None:
     """Shard a student layer by layer; embeddings, last norm and head stay gathered from forward to backward."""
-    decoder: Any = decoder_and_head(model)[0]
-    shard([*decoder.layers, model], device, offload)
+    shard([*list_layers(model), model], device, offload)
     logger.info("the student is sharded over %d ranks", dist.get_world_size())
 
 
 def shard_teacher(model: Any, device: torch.device, offload: bool) -> None:
     """Shard a frozen teacher's decoder layer by layer; the head, used as a whole in every step, is replicated."""
-    decoder: Any
     decoder, head = decoder_and_head(model)
     head.to(device)
-    shard(
-        [*decoder.layers, decoder], device, offload, reshard_after_forward=True, ignored_params=set(head.parameters())
-    )
+    layers = list_layers(model)
+    shard([*layers, decoder], device, offload, reshard_after_forward=True, ignored_params=set(head.parameters()))
     logger.info("the teacher is sharded over %d ranks", dist.get_world_size())
+
+
+def list_layers(model: Any) -> list[torch.nn.Module]:
+    """The layers of a model's decoder.
+
+    Raises:
+        InputError: they are not in a list of the decoder's own.
+    """
+    layers = [layer for found in find_layer_lists(model).values() for layer in found]
+    if not layers:
+        raise InputError(
+            f"{model.config.name_or_path}: strategy fsdp: expected a decoder with a list of its layers, found none in "
+            f"{type(decoder_and_head(model)[0]).__name__}; set train.strategy to ddp"
+        )
+    return layers
 
 
 def fsdp_plugin_arguments(offload: bool) -> dict[str, Any]:

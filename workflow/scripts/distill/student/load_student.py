@@ -1,40 +1,143 @@
 """Load the model to train."""
 
+import logging
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from distill.common.errors import InputError
 from distill.models.adapters import untie_adapted_head
-from distill.models.load import load_model
+from distill.models.load import load_config, load_model
+from distill.models.memory import build_skeleton, stored_quantization
+from distill.student.fsdp import list_layers
 from distill.student.options import LoraOptions
 from distill.student.student_run import StudentRun
+
+logger = logging.getLogger(__name__)
+
+
+def check_student(run: StudentRun) -> None:
+    """Check from its configuration alone that a student can be trained.
+
+    Raises:
+        InputError: its weights are quantized, strategy fsdp cannot find its layers, or `lora` does not fit it.
+    """
+    config = load_config(run.model)
+    if stored := stored_quantization(config):
+        raise InputError(
+            f"{run.model}: expected a student with weights that are not quantized, found {stored} in config.json; "
+            "train the original model and quantize it afterwards (export.variants)"
+        )
+    skeleton = build_skeleton(config, torch.float32)
+    if run.train.strategy == "fsdp":
+        list_layers(skeleton)
+    if run.lora:
+        choose_targets(skeleton, run.lora)
 
 
 def load_student(run: StudentRun, device: torch.device) -> Any:
     """The student with float32 weights, and a LoRA adapter if configured.
 
     Raises:
-        InputError: the model has no modules that `lora.target` names.
+        InputError: see `add_lora`.
     """
     model = load_model(run.model, device, torch.float32, trainable=True)
     return add_lora(model, run.lora) if run.lora else model
 
 
+# ---- LoRA ----
+
+
 def add_lora(model: Any, lora: LoraOptions) -> Any:
-    """A model with an untrained LoRA adapter; see `load_student`."""
+    """A model with an untrained LoRA adapter.
+
+    Raises:
+        InputError: see `choose_targets`.
+    """
     from peft import LoraConfig, get_peft_model
 
+    targets, experts = choose_targets(model, lora)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules="all-linear" if lora.target in ("all", ["all"]) else lora.target,
+        target_modules=targets,
+        target_parameters=experts or None,
     )
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"lora.target: {error}") from error
     untie_adapted_head(adapted)
+    if plain := list_plain_weights(adapted):
+        logger.info("lora: no adapter on %s", ", ".join(plain))
     return adapted
+
+
+def choose_targets(model: Any, lora: LoraOptions) -> tuple[str | list[str], list[str]]:
+    """Divide `lora.target` into what PEFT adapts as modules, and the weights of experts, which are no modules.
+
+    Returns:
+        `target_modules` and `target_parameters` of a LoraConfig.
+
+    Raises:
+        InputError: a name in `lora.target` fits nothing in the model, or the adapter has experts and dropout.
+    """
+    experts = list_expert_weights(model)
+    modules: str | list[str] = "all-linear"
+    if lora.target not in ("all", ["all"]):
+        modules, experts = match_targets(model, lora.target, experts)
+    if experts and lora.dropout:
+        raise InputError(
+            f"lora.dropout: expected 0, since the adapter includes the weights of experts ({experts[0]} and others), "
+            f"found {lora.dropout}; set it to 0, or lora.target to a list of other modules"
+        )
+    return modules, experts
+
+
+def match_targets(model: Any, target: Sequence[str], experts: list[str]) -> tuple[list[str], list[str]]:
+    """The names of a list `lora.target` that fit modules, and the weights of experts that the others fit.
+
+    Raises:
+        InputError: a name fits neither; names it.
+    """
+    modules = [name for name, _ in model.named_modules()]
+    chosen_modules: list[str] = []
+    chosen_experts: set[str] = set()
+    for name in target:
+        found = [weight for weight in experts if f".{weight}".endswith(f".{name}")]
+        chosen_experts.update(found)
+        if any(f".{module}".endswith(f".{name}") for module in modules):
+            chosen_modules.append(name)
+        elif not found:
+            kinds = sorted({module.rpartition(".")[2] for module, one in model.named_modules() if is_matrix(one)})
+            kinds += sorted({weight.rpartition(".")[2] for weight in experts})
+            raise InputError(f"lora.target: expected names among {', '.join(kinds)}, found {name!r}")
+    return chosen_modules, sorted(chosen_experts)
+
+
+def is_matrix(module: torch.nn.Module) -> bool:
+    """Whether a module has a weight matrix of its own."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2
+
+
+def list_expert_weights(model: Any) -> list[str]:
+    """Names of the weights of experts that are stacked to (experts, rows, columns), which are no linear layers."""
+    return sorted(
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if "expert" in f"{name} {type(module).__name__}".lower()
+        for key, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3
+    )
+
+
+def list_plain_weights(model: Any) -> list[str]:
+    """The layers' weight matrices that have no adapter; the layers' numbers are left out."""
+    names = [name for name, weight in model.get_base_model().named_parameters() if weight.dim() > 1]
+    plain = [name for name in names if "lora_" not in name and ".base_layer." not in name]
+    return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in plain if re.search(r"\.\d+\.", name)})

@@ -99,10 +99,11 @@ class LoraOptions:
         0.05,
         minimum=0,
         exclusiveMaximum=1,
-        when="Higher if the validation loss rises early.",
+        when="Higher if the validation loss rises early; 0 for mixtures of experts, whose weights PEFT adapts only "
+        "without dropout.",
     )
     target: Literal["all"] | list[str] = option(
-        "Modules with an adapter: `all` linear layers, or a list of module names.",
+        "Modules with an adapter: `all` linear layers and weights of experts, or a list of module names.",
         "all",
         minItems=1,
         items={"minLength": 1},
@@ -155,7 +156,7 @@ class TrainOptions:
         "Learning rate schedule after the warm-up.", "cosine", choices=("cosine", "linear", "constant")
     )
     warmup_ratio: float = option(
-        "Share of the optimizer steps used for learning rate warm-up.",
+        "Share of the optimizer steps used for learning rate warm-up, which is always shorter than the training.",
         0.1,
         minimum=0,
         exclusiveMaximum=1,

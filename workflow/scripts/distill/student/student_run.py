@@ -170,6 +170,7 @@ def read_run(args: argparse.Namespace) -> StudentRun:
 def list_result_settings(run: StudentRun) -> dict[str, Any]:
     """The options that decide the trained weights, nested as in StudentRun.
 
+    Batch size and accumulation count by their product, `step_records`: how a step is split changes rounding only.
     The date is not among them: where a template reads it, it is part of the examples' tokens.
     """
     settings = dataclasses.asdict(run)
@@ -177,8 +178,10 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
         del settings[name]
     if settings["teacher"]:
         del settings["teacher"]["signal_folders"]
-    for name in get_run_options(settings["train"]):
-        del settings["train"][name]
+    train = settings["train"]
+    for name in get_run_options(train):
+        del train[name]
+    train["step_records"] = train.pop("batch_size") * train.pop("gradient_accumulation_steps")
     return settings
 
 

@@ -21,9 +21,9 @@ from distill.models.examples import Example
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
-from distill.student.checkpoints import find_early_stop, find_last_checkpoint, remove_incomplete
+from distill.student.checkpoints import find_early_stop, find_last_checkpoint, find_others, remove_incomplete
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
-from distill.student.load_student import load_student
+from distill.student.load_student import check_student, load_student
 from distill.student.loss import Objective
 from distill.student.on_policy import SampleBuffer
 from distill.student.options import TrainOptions
@@ -48,8 +48,8 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     """Train a student and write its folder: model, tokenizer, training_log.jsonl, README.md.
 
     Resumes from the last checkpoint of the same run, if there is one: the folder of the checkpoints is named after a
-    digest of data, models and settings. It is removed when the student is written. SIGTERM or SIGUSR1 saves a
-    checkpoint and exits with code 143 (128 + SIGTERM).
+    digest of data, models and settings. When the student is written, all checkpoints of this student and category are
+    removed. SIGTERM or SIGUSR1 saves a checkpoint and exits with code 143 (128 + SIGTERM).
 
     Args:
         run: the options.
@@ -63,6 +63,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         logging.getLogger("distill").setLevel(logging.WARNING)
     device = select_device(run.device)
     run = replace(run, train=resolve_precision(run.train, device))
+    check_student(run)
     if device.type == "cpu":
         keep_freed_memory()
     if run.train.strategy == "fsdp":
@@ -211,6 +212,11 @@ def run_training(trainer: DistillTrainer, folder: Path) -> None:
     """
     if trainer.is_world_process_zero():
         remove_incomplete(folder)
+        for other in find_others(folder):
+            logger.warning(
+                "%s belongs to other data, models or settings: it is not used, and removed when the student is written",
+                other,
+            )
     trainer.accelerator.wait_for_everyone()
     checkpoint = find_last_checkpoint(folder)
     if stopped := find_early_stop(checkpoint, trainer.patience):

@@ -14,6 +14,14 @@ from distill.student.step_batches import StepBatches
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
+class DistillArguments(TrainingArguments):
+    """TrainingArguments with a warm-up that is shorter than the training."""
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of the warm-up; the first has learning rate 0, so a training of one step has none."""
+        return min(super().get_warmup_steps(num_training_steps), num_training_steps - 1)
+
+
 def make_trainer_arguments(
     folder: Path, train: TrainOptions, device: torch.device, batches: StepBatches, has_validation: bool
 ) -> TrainingArguments:
@@ -26,7 +34,7 @@ def make_trainer_arguments(
         batches: the examples of each step.
         has_validation: whether there are validation records.
     """
-    arguments = TrainingArguments(
+    arguments = DistillArguments(
         output_dir=str(folder),
         seed=train.seed,
         use_cpu=device.type == "cpu",

@@ -9,6 +9,7 @@ from distill.common.files import dump_json, replace_directory
 from distill.models.adapters import merge_adapter, write_adapter
 from distill.models.examples import Example
 from distill.models.hub_names import get_public_name
+from distill.models.save import save_model
 from distill.student.load_student import load_student
 from distill.student.model_card import TrainingFacts, render_card
 from distill.student.student_run import StudentRun, list_card_settings
@@ -44,8 +45,7 @@ def write_student(run: StudentRun, trainer: DistillTrainer, tokenizer: Any, exam
         if hasattr(model, "peft_config"):
             write_adapter(model, folder / "adapter")
             model = merge_adapter(model, "the trained adapter")
-        model.to(SAVED_DTYPES[run.train.precision]).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model.to(SAVED_DTYPES[run.train.precision]), tokenizer, folder)
         with open(folder / "training_log.jsonl", "w", encoding="utf-8") as file:
             file.writelines(dump_json(line) + "\n" for line in history)
         facts = collect_facts(run, history, trainer.state.global_step, examples)

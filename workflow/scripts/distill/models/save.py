@@ -1,0 +1,70 @@
+"""Save a model as a folder that any program can load, and that stops where a turn ends."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from distill.common.errors import InputError
+from distill.models.chat import get_end_of_turn_id
+from distill.models.load import load_tokenizer
+
+ONE_FILE = "1000TB"  # shard size: the workflow expects a single model.safetensors, however large
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json")
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a model and its tokenizer, with all weights in one file and the stop tokens of `set_stop_tokens`.
+
+    Args:
+        model: a causal model.
+        tokenizer: its tokenizer.
+        folder: existing folder.
+
+    Raises:
+        InputError: a file of MODEL_FILES was not written.
+    """
+    set_stop_tokens(model.generation_config, tokenizer)
+    model.save_pretrained(folder, max_shard_size=ONE_FILE)
+    tokenizer.save_pretrained(folder)
+    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: expected transformers to write {', '.join(missing)}, found no such file")
+
+
+def set_stop_tokens(generation: Any, tokenizer: Any) -> bool:
+    """Make a model stop at the end of a turn, in every program that reads its generation settings or tokenizer.
+
+    A base model often has the EOS token `<|endoftext|>` and a chat template that ends turns with `<|im_end|>`. After
+    training it ends its answers with the latter, which programs would ignore. The token that ends a turn is added to
+    the stop tokens, and becomes the tokenizer's EOS token unless the chat template itself uses `eos_token`. Without a
+    chat template there are no turns, and nothing changes.
+
+    Args:
+        generation: GenerationConfig of the model, changed in place.
+        tokenizer: tokenizer of the model, changed in place.
+
+    Returns:
+        Whether either has changed.
+    """
+    if not tokenizer.chat_template:
+        return False
+    end, named = get_end_of_turn_id(tokenizer), generation.eos_token_id
+    stops = [named] if isinstance(named, int) else list(named or [])
+    is_missing = end not in stops
+    if is_missing:
+        generation.eos_token_id = [end, *stops] if stops else end
+    # A token that ordinary text contains must not become a special token.
+    is_other = tokenizer.eos_token_id != end and end in tokenizer.added_tokens_decoder
+    is_other = is_other and "eos_token" not in str(tokenizer.chat_template)
+    if is_other:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    return is_missing or is_other
+
+
+def write_stop_tokens(folder: Path) -> None:
+    """Apply `set_stop_tokens` to the files of a model folder; they stay as they are if nothing changes."""
+    generation, tokenizer = GenerationConfig.from_pretrained(folder), load_tokenizer(str(folder))
+    if set_stop_tokens(generation, tokenizer):
+        generation.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from distill.common.errors import InputError, start_logging
 from distill.common.files import replace_directory
 from distill.common.variants import FULL, VARIANTS
 from distill.export.gguf_tokenizer import check_written_tokenizer
-from distill.export.gguf_weights import write_gguf
+from distill.export.gguf_weights import F16, Q8_0, Format, write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.chat import encode_prompt
@@ -101,13 +102,13 @@ def write_bitsandbytes(export: Export, folder: Path) -> None:
     torch.cuda.empty_cache()  # the fresh process needs the memory
 
 
-def write_gguf_file(export: Export, folder: Path) -> None:
-    """Write weights, settings and tokenizer as one GGUF file.
+def write_gguf_file(export: Export, folder: Path, form: Format) -> None:
+    """Write weights, settings and tokenizer as one GGUF file with weights of the data type `form`.
 
     Raises:
         InputError: see `write_gguf`.
     """
-    write_gguf(export.student, folder / VARIANTS[export.variant].weights_file)
+    write_gguf(export.student, folder / VARIANTS[export.variant].weights_file, form)
 
 
 # Writers of the weights, by variant; `write_variant` adds the other files.
@@ -115,7 +116,8 @@ WRITERS: dict[str, Callable[[Export, Path], None]] = {
     FULL: write_full,
     "nf4": write_bitsandbytes,
     "int8": write_bitsandbytes,
-    "gguf": write_gguf_file,
+    "gguf": partial(write_gguf_file, form=Q8_0),
+    "gguf_f16": partial(write_gguf_file, form=F16),
 }
 
 

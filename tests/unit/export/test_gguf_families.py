@@ -1,0 +1,167 @@
+"""GGUF files of every supported architecture: read back by transformers, and held against llama.cpp if it is there.
+
+The environment variable LLAMA_CPP_PYTHON names the interpreter of an environment with the package xllamacpp, which
+brings llama.cpp: `python -m venv llama && llama/bin/pip install xllamacpp`, then LLAMA_CPP_PYTHON=llama/bin/python.
+"""
+
+import json
+import os
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from gguf_families import FAMILIES, save_family
+from running import ROOT
+from transformers import AutoModelForCausalLM
+
+from distill.common.errors import InputError
+from distill.export.export_model import Export, check_export, write_variant
+from distill.export.gguf_layouts import LAYOUTS, find_layout
+from distill.export.gguf_weights import F16, convert_weight
+from distill.models.load import load_config, load_model, load_tokenizer
+
+CPU = torch.device("cpu")
+LLAMA_CPP_PYTHON = os.environ.get("LLAMA_CPP_PYTHON")
+TEXT = "You are a manager. me=12.5, profit=0.31: estimate the change of me, isn't it 1024?"
+FORMATS = {"gguf": 0.3, "gguf_f16": 0.05}  # largest difference of log-probabilities in llama.cpp, in nats
+
+
+def write_export(tmp_path, family, variant):
+    student = save_family(tmp_path / "student", family)
+    export, folder = Export(student, variant, "float32", "cpu"), tmp_path / variant
+    folder.mkdir()
+    write_variant(export, folder)
+    return export, folder
+
+
+def test_every_layout_is_tested():
+    assert len(FAMILIES) == len(LAYOUTS)
+
+
+@pytest.mark.parametrize("variant", FORMATS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_are_read_back_as_the_students_weights(tmp_path, family, variant):
+    export, folder = write_export(tmp_path, family, variant)
+    found = check_export(export, folder)
+    assert found["distance"] < {"gguf": 0.1, "gguf_f16": 0.002}[variant]
+    loaded = load_model(str(folder), CPU, torch.float32).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(export.student).state_dict().items():
+        steps = 2**11 if variant == "gguf_f16" or weight.shape[-1] % 32 else 100  # rounding relative to the largest
+        assert (loaded[name] - weight).abs().max() <= weight.abs().max() / steps, name
+    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / "model.gguf").tensors}
+    assert types["blk.0.attn_q.weight"] == {"gguf": "Q8_0", "gguf_f16": "F16"}[variant]
+    assert types["output_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("mistral", {"sliding_window": 128}, "expected sliding_window None in config.json, found 128"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 0, 1]}, r"expected no_rope_layers \[1, 1, 1, 0, 1\] .* found \[1, 0"),
+        ("qwen3", {"attention_bias": True}, "expected attention_bias False"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "expected layer_types .* found"),
+        ("gemma3", {"query_pre_attn_scalar": 64}, "expected query_pre_attn_scalar 32 in config.json, found 64"),
+        ("gemma3", {"layer_types": ["full_attention"] * 7}, "expected layer_types .*sliding_attention.* found"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "expected final_logit_softcapping None"),
+        ("gemma3", {"use_bidirectional_attention": True}, "expected use_bidirectional_attention False"),
+        (
+            "gemma3",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+                }
+            },
+            "expected rope_parameters.sliding_attention .*10000.0.* found .*5000.0",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "expected rope_type 'default' in config.json, found 'linear'",
+        ),
+    ],
+)
+def test_settings_that_llama_cpp_ignores_are_refused(tmp_path, family, changes, said):
+    student = save_family(tmp_path / "student", family)
+    find_layout(student, load_config(student))
+    path = tmp_path / "student/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=said):
+        find_layout(student, load_config(student))
+
+
+def test_a_mistral_window_that_holds_the_context_is_supported(tmp_path):
+    student = save_family(tmp_path / "student", "mistral")
+    path = tmp_path / "student/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": 512}))
+    assert find_layout(student, load_config(student)) is LAYOUTS["MistralForCausalLM"]
+
+
+def test_numbers_beyond_float16_are_refused():
+    weight = torch.ones(2, 32).numpy()
+    weight[1, 3] = 70000
+    with pytest.raises(InputError, match="model: up_proj: variant gguf: expected numbers up to 65504 for F16"):
+        convert_weight(weight, "model: up_proj", F16)
+
+
+# ---- llama.cpp ----
+
+
+class Server:
+    """A llama.cpp server of one GGUF file."""
+
+    def __init__(self, path: Path):
+        self.log = open(path.with_suffix(".log"), "w+", encoding="utf-8")  # noqa: SIM115
+        argv = [LLAMA_CPP_PYTHON, str(ROOT / "tests/helpers/llama_cpp_server.py"), str(path)]
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+
+    def __enter__(self):
+        self.address = self.process.stdout.readline().strip()
+        if not self.address:
+            self.log.seek(0)
+            raise AssertionError(self.log.read()[-3000:])
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()
+        self.log.close()
+
+    def ask(self, path, **body):
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(f"{self.address}/{path}", data, {"Content-Type": "text/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def read_logprobs(self, ids, size):
+        """Log-probabilities of the next token, shape (size,); minus infinity for those that the server leaves out."""
+        # The server reports nothing where it generates a part of a character, so it has to generate the prompt's first
+        # token again. The log-probabilities do not contain this bias.
+        settings = {"n_predict": 1, "n_probs": size, "temperature": 0, "cache_prompt": False, "ignore_eos": True}
+        answer = self.ask("completion", prompt=ids, logit_bias=[[ids[0], 1000]], **settings)
+        found = torch.full((size,), -torch.inf)
+        for one in answer["completion_probabilities"][0]["top_logprobs"]:
+            found[one["id"]] = one["logprob"]
+        return found
+
+
+@pytest.mark.skipif(not LLAMA_CPP_PYTHON, reason="LLAMA_CPP_PYTHON is not set; see the module's docstring")
+@pytest.mark.parametrize("variant", FORMATS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_computes_the_same(tmp_path, family, variant):
+    export, folder = write_export(tmp_path, family, variant)
+    tokenizer = load_tokenizer(export.student)
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    # What llama.cpp reads is held against the weights of the file, so that rounding them does not count.
+    model = load_model(str(folder), CPU, torch.float32)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    with Server(folder / "model.gguf") as server:
+        assert server.ask("tokenize", content=TEXT, add_special=False)["tokens"] == ids
+        for length in (1, 7, 20, len(ids)):
+            found = server.read_logprobs(ids[:length], len(expected[0]))
+            likely = expected[length - 1] > -12
+            assert likely.sum() > 10
+            assert (found - expected[length - 1])[likely].abs().max() < FORMATS[variant], length

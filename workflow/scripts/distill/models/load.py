@@ -18,6 +18,7 @@ from distill.models.fingerprint import find_gguf
 from distill.models.gguf_files import gguf_settings
 from distill.models.memory import build_skeleton, quantized_layers, stored_quantization
 from distill.models.placement import align_devices, place_model
+from distill.models.sentencepiece_files import check_sentencepiece
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def load_tokenizer(model: str) -> Any:
     """
     check_source(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = check_sentencepiece(model, AutoTokenizer.from_pretrained(model))
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: cannot load the tokenizer: {error}") from error
     if tokenizer.pad_token_id is None:

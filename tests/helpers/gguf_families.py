@@ -1,16 +1,19 @@
 """Tiny models of the architectures that can be exported as GGUF, with the settings in which they differ."""
 
 import torch
-from tiny import build_tokenizer
+from tiny import CHATML, TEXTS, build_tokenizer
+from tokenizers import Tokenizer, models, trainers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GemmaTokenizer,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
 )
+from transformers.tokenization_utils_base import generate_merges
 
 SIZES = {
     "vocab_size": 352,
@@ -66,3 +69,19 @@ def save_family(folder, name, tokenizer=None):
     model.save_pretrained(folder)
     (tokenizer or build_tokenizer()).save_pretrained(folder)
     return str(folder)
+
+
+def build_gemma_tokenizer():
+    """A tokenizer like Gemma's: SentencePiece with byte fallback, and no space before the text."""
+    trained = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=80, show_progress=False)
+    trained.train_from_iterator([text.replace(" ", "▁") for text in TEXTS], trainer)
+    learned = sorted(trained.get_vocab().items(), key=lambda pair: pair[1])
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *(token for token, _ in learned), "▁▁", "▁▁▁"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = GemmaTokenizer(
+        vocabulary, generate_merges(vocabulary), mask_token=None, extra_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer

@@ -6,6 +6,7 @@ brings llama.cpp: `python -m venv llama && llama/bin/pip install xllamacpp`, the
 
 import json
 import os
+import random
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -13,24 +14,29 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from gguf_families import FAMILIES, save_family
+from gguf_families import FAMILIES, build_gemma_tokenizer, save_family
 from running import ROOT
+from tiny import build_tokenizer
+from tokenizers import normalizers
 from transformers import AutoModelForCausalLM
 
 from distill.common.errors import InputError
 from distill.export.export_model import Export, check_export, write_variant
 from distill.export.gguf_layouts import LAYOUTS, find_layout
+from distill.export.gguf_sentencepiece import find_problem
+from distill.export.gguf_tokenizer import add_tokenizer
 from distill.export.gguf_weights import F16, convert_weight
 from distill.models.load import load_config, load_model, load_tokenizer
 
 CPU = torch.device("cpu")
 LLAMA_CPP_PYTHON = os.environ.get("LLAMA_CPP_PYTHON")
 TEXT = "You are a manager. me=12.5, profit=0.31: estimate the change of me, isn't it 1024?"
+TEXTS = [TEXT, "  You  are\n\n a   manager .\t漢字 🙂 é <0x41> <|im_end|>x", "", " ", "▁", "aaaaaaa", "estimate=" * 9]
 FORMATS = {"gguf": 0.3, "gguf_f16": 0.05}  # largest difference of log-probabilities in llama.cpp, in nats
 
 
-def write_export(tmp_path, family, variant):
-    student = save_family(tmp_path / "student", family)
+def write_export(tmp_path, family, variant, tokenizer=None):
+    student = save_family(tmp_path / "student", family, tokenizer)
     export, folder = Export(student, variant, "float32", "cpu"), tmp_path / variant
     folder.mkdir()
     write_variant(export, folder)
@@ -107,6 +113,42 @@ def test_numbers_beyond_float16_are_refused():
         convert_weight(weight, "model: up_proj", F16)
 
 
+def test_a_sentencepiece_tokenizer_is_read_back(tmp_path):
+    export, folder = write_export(tmp_path, "gemma3", "gguf", build_gemma_tokenizer())
+    assert check_export(export, folder)["distance"] < 0.1
+    fields = gguf.GGUFReader(folder / "model.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    assert kinds.count(gguf.TokenType.BYTE) == 256
+    assert kinds[3] == gguf.TokenType.UNKNOWN
+    assert kinds[5] == gguf.TokenType.CONTROL
+
+
+def test_merges_that_llama_cpp_would_order_otherwise_are_refused():
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocabulary |= {token: 256 + index for index, token in enumerate(["a", "b", "c", "ab", "bc", "abc"])}
+    whole = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
+    assert find_problem(vocabulary, whole, set()) is None
+    assert find_problem(vocabulary, whole[:3], set()) == "no merge of 'a' and 'bc'"
+    assert find_problem(vocabulary, whole[:3], {"abc"}) is None
+    spaces = vocabulary | {"▁": 262, "▁▁": 263}
+    assert find_problem(spaces, whole, {"▁▁"}) == "no merge of '▁' and '▁'"
+    parted = [whole[0], whole[2], whole[1], whole[3]]
+    assert find_problem(vocabulary, parted, set()) == "the merges of 'abc' do not follow each other"
+    del vocabulary["<0x0A>"]
+    assert find_problem(vocabulary, whole, set()) == "no token <0x0A>"
+
+
+def test_a_space_before_the_text_is_refused(tmp_path):
+    """As in Llama 2 and the first Mistral models: llama.cpp adds it after each control token, too."""
+    tokenizer = build_gemma_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    with pytest.raises(InputError, match="or one like Gemma's, found BPE with .* and the normalizer .*Prepend"):
+        add_tokenizer(gguf.GGUFWriter(tmp_path / "model.gguf", "gemma3"), tokenizer, 352)
+
+
 # ---- llama.cpp ----
 
 
@@ -147,7 +189,12 @@ class Server:
         return found
 
 
-@pytest.mark.skipif(not LLAMA_CPP_PYTHON, reason="LLAMA_CPP_PYTHON is not set; see the module's docstring")
+with_llama_cpp = pytest.mark.skipif(
+    not LLAMA_CPP_PYTHON, reason="LLAMA_CPP_PYTHON is not set; see the module's docstring"
+)
+
+
+@with_llama_cpp
 @pytest.mark.parametrize("variant", FORMATS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpp_computes_the_same(tmp_path, family, variant):
@@ -165,3 +212,18 @@ def test_llama_cpp_computes_the_same(tmp_path, family, variant):
             likely = expected[length - 1] > -12
             assert likely.sum() > 10
             assert (found - expected[length - 1])[likely].abs().max() < FORMATS[variant], length
+
+
+@with_llama_cpp
+@pytest.mark.parametrize("build", [build_tokenizer, build_gemma_tokenizer])
+def test_llama_cpp_splits_texts_alike(tmp_path, build):
+    export, folder = write_export(tmp_path, "gemma3", "gguf", build())
+    tokenizer = load_tokenizer(export.student)
+    rng = random.Random(0)
+    drawn = ["".join(rng.choices(TEXT + "  \n", k=rng.randrange(40))) for _ in range(100)]
+    with Server(folder / "model.gguf") as server:
+        for text in TEXTS + drawn:
+            settings = {"content": text, "add_special": False, "parse_special": True}
+            assert (
+                server.ask("tokenize", **settings)["tokens"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+            )

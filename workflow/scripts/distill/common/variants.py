@@ -28,7 +28,8 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 GGUF_LIMITS = (
     "Supports Qwen2 models (including Qwen1.5 and Qwen2.5), Qwen3, Llama (SmolLM2, Llama 3 without scaled rotary "
-    "embeddings), Mistral without sliding window, SmolLM3 and Gemma 3 (text), with byte-level BPE tokenizers."
+    "embeddings), Mistral without sliding window, SmolLM3 and Gemma 3 (text), with tokenizers of the kinds byte-level "
+    "BPE and SentencePiece as in Gemma."
 )
 GGUF_SERVERS = (
     "llama-server --model {weights} --jinja --port {port}",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from running import ROOT
 from tiny import build_model, build_tokenizer
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from distill.common.errors import InputError
@@ -145,6 +145,10 @@ def test_pre_tokenizers_are_recognized_by_how_they_split(tmp_path):
     for name, way in ways.items():
         tokenizer.backend_tokenizer.pre_tokenizer = way
         assert find_pre_tokenizer(tokenizer) == name
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(InputError, match=r"found BPE with .*ByteLevel.* and the normalizer .*Lowercase"):
+        find_pre_tokenizer(tokenizer)
+    tokenizer.backend_tokenizer.normalizer = None
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(InputError, match=r"expected a byte-level BPE tokenizer .* found BPE with .*Whitespace"):
         find_pre_tokenizer(tokenizer)

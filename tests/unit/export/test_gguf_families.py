@@ -16,22 +16,30 @@ import pytest
 import torch
 from gguf_families import FAMILIES, build_gemma_tokenizer, save_family
 from running import ROOT
-from tiny import build_tokenizer
-from tokenizers import normalizers
-from transformers import AutoModelForCausalLM
+from tiny import CHATML, build_tokenizer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill.common.errors import InputError
 from distill.export.export_model import Export, check_export, write_variant
 from distill.export.gguf_layouts import LAYOUTS, find_layout
 from distill.export.gguf_sentencepiece import find_problem
-from distill.export.gguf_tokenizer import add_tokenizer
+from distill.export.gguf_tokenizer import SPLITS, WHOLE_PIECES, add_tokenizer, find_pre_tokenizer
 from distill.export.gguf_weights import F16, convert_weight
 from distill.models.load import load_config, load_model, load_tokenizer
 
 CPU = torch.device("cpu")
 LLAMA_CPP_PYTHON = os.environ.get("LLAMA_CPP_PYTHON")
 TEXT = "You are a manager. me=12.5, profit=0.31: estimate the change of me, isn't it 1024?"
-TEXTS = [TEXT, "  You  are\n\n a   manager .\t漢字 🙂 é <0x41> <|im_end|>x", "", " ", "▁", "aaaaaaa", "estimate=" * 9]
+TEXTS = [
+    TEXT,
+    "  You  are\n\n a   manager .\t漢字 🙂 é <0x41> <|im_end|>xyzq",
+    "",
+    " ",
+    "▁",
+    "aaaaaaa",
+    "estimate=" * 9,
+]
 FORMATS = {"gguf": 0.3, "gguf_f16": 0.05}  # largest difference of log-probabilities in llama.cpp, in nats
 
 
@@ -149,6 +157,33 @@ def test_a_space_before_the_text_is_refused(tmp_path):
         add_tokenizer(gguf.GGUFWriter(tmp_path / "model.gguf", "gemma3"), tokenizer, 352)
 
 
+def build_split_tokenizer(name, ignores_merges, has_unmerged):
+    """A byte-level BPE with a pre-tokenizer of llama.cpp; optionally with a token that no merges give."""
+    backend = json.loads(build_tokenizer().backend_tokenizer.to_str())
+    backend["model"]["ignore_merges"] = ignores_merges
+    if has_unmerged:
+        backend["model"]["vocab"]["xyzq"] = len(backend["model"]["vocab"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    split = next(pattern for pattern, one in SPLITS.items() if one == name)
+    fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    fast.chat_template = CHATML
+    return fast
+
+
+@pytest.mark.parametrize("name", SPLITS.values())
+def test_tokens_without_merges_are_refused_where_llama_cpp_treats_them_otherwise(name):
+    for ignores_merges in (False, True):
+        assert find_pre_tokenizer(build_split_tokenizer(name, ignores_merges, has_unmerged=False)) == name
+    same = name in WHOLE_PIECES
+    assert find_pre_tokenizer(build_split_tokenizer(name, same, has_unmerged=True)) == name
+    with pytest.raises(InputError, match=f"differently with {name}, found none for 'xyzq'"):
+        find_pre_tokenizer(build_split_tokenizer(name, not same, has_unmerged=True))
+
+
 # ---- llama.cpp ----
 
 
@@ -215,9 +250,11 @@ def test_llama_cpp_computes_the_same(tmp_path, family, variant):
 
 
 @with_llama_cpp
-@pytest.mark.parametrize("build", [build_tokenizer, build_gemma_tokenizer])
-def test_llama_cpp_splits_texts_alike(tmp_path, build):
-    export, folder = write_export(tmp_path, "gemma3", "gguf", build())
+@pytest.mark.parametrize("name", ["gemma", *SPLITS.values()])
+def test_llama_cpp_splits_texts_alike(tmp_path, name):
+    same = name in WHOLE_PIECES
+    tokenizer = build_gemma_tokenizer() if name == "gemma" else build_split_tokenizer(name, same, has_unmerged=True)
+    export, folder = write_export(tmp_path, "gemma3" if name == "gemma" else "mistral", "gguf", tokenizer)
     tokenizer = load_tokenizer(export.student)
     rng = random.Random(0)
     drawn = ["".join(rng.choices(TEXT + "  \n", k=rng.randrange(40))) for _ in range(100)]

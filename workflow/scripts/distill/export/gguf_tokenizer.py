@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from tokenizers import Tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     GGUF_PRE_TOKENIZER_SPLITS,
     convert_gguf_tokenizer,
@@ -18,17 +19,21 @@ from distill.models.chat import get_end_of_turn_id
 
 # Regular expression that splits text before merging, to llama.cpp's name of the pre-tokenizer.
 SPLITS = {GGUF_PRE_TOKENIZER_SPLITS[name]: name for name in ("qwen2", "llama-bpe", "qwen35", "gpt-4o", "tekken")}
+# Pre-tokenizers with which llama.cpp takes a piece that is a token as it is, without merging its bytes.
+WHOLE_PIECES = ("llama-bpe", "tekken")
 
 
 def find_pre_tokenizer(tokenizer: Any) -> str:
     """llama.cpp's name of a tokenizer's pre-tokenizer, which splits text into pieces before bytes are merged.
 
     Raises:
-        InputError: the tokenizer is not a byte-level BPE, or its pre-tokenizer is not supported.
+        InputError: the tokenizer is not a byte-level BPE, or its pre-tokenizer, its normalizer or the use of its merges
+            is not supported.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     pre_tokenizer = backend["pre_tokenizer"] or {}
-    name = name_pre_tokenizer(pre_tokenizer) if backend["model"]["type"] == "BPE" else None
+    is_plain = backend["model"]["type"] == "BPE" and backend["normalizer"] in (None, {"type": "NFC"})
+    name = name_pre_tokenizer(pre_tokenizer) if is_plain else None
     if name is None:
         supported = ", ".join([*SPLITS.values(), "gpt-2", "smollm"])
         raise unsupported(
@@ -36,7 +41,18 @@ def find_pre_tokenizer(tokenizer: Any) -> str:
             f"expected a byte-level BPE tokenizer with one of the pre-tokenizers {supported}, or one like Gemma's, "
             f"found {backend['model']['type']} with {pre_tokenizer} and the normalizer {backend['normalizer']}",
         )
+    if bool(backend["model"].get("ignore_merges")) != (name in WHOLE_PIECES) and (token := find_unmerged(backend)):
+        problem = f"expected merges that give every token, since llama.cpp uses them differently with {name}"
+        raise unsupported(tokenizer.name_or_path, f"{problem}, found none for {token!r}")
     return name
+
+
+def find_unmerged(backend: dict[str, Any]) -> str | None:
+    """A token that the merges do not give for its own text; None if there is none."""
+    merging = Tokenizer.from_str(json.dumps(backend | {"model": backend["model"] | {"ignore_merges": False}})).model
+    added = {token["content"] for token in backend["added_tokens"]}
+    tokens = (token for token in backend["model"]["vocab"] if token not in added)
+    return next((token for token in tokens if [part.value for part in merging.tokenize(token)] != [token]), None)
 
 
 def name_pre_tokenizer(pre_tokenizer: dict[str, Any]) -> str | None:

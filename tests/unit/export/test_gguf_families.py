@@ -8,10 +8,12 @@ import json
 import os
 import random
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import gguf
+import gguf_families
 import pytest
 import torch
 from gguf_families import FAMILIES, build_gemma_tokenizer, save_family
@@ -68,6 +70,24 @@ def test_files_are_read_back_as_the_students_weights(tmp_path, family, variant):
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / "model.gguf").tensors}
     assert types["blk.0.attn_q.weight"] == {"gguf": "Q8_0", "gguf_f16": "F16"}[variant]
     assert types["output_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize("family", ["qwen3", "smollm3", "gemma3"])
+def test_llama_cpp_quantizes_to_q4_k_m(tmp_path, monkeypatch, family):
+    pytest.importorskip("cyllama")
+    monkeypatch.setattr(gguf_families, "SIZES", gguf_families.SIZES | {"hidden_size": 256, "intermediate_size": 512})
+    export, folder = write_export(tmp_path, family, "gguf_q4_k_m")
+    assert check_export(export, folder)["distance"] < 0.9
+    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / "model.gguf").tensors}
+    assert types["blk.0.ffn_up.weight"] == "Q4_K"
+    assert types["output.weight" if family == "qwen3" else "token_embd.weight"] == "Q6_K"
+    assert [path.name for path in folder.glob("*.gguf")] == ["model.gguf"]
+
+
+def test_q4_k_m_without_its_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cyllama.llama.llama_cpp", None)
+    with pytest.raises(InputError, match="expected the package cyllama, .* cannot be imported .*pip install cyllama"):
+        write_export(tmp_path, "qwen3", "gguf_q4_k_m")
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,10 @@ def test_every_variant_has_a_writer():
 
 
 def test_names_of_evaluated_models():
-    assert list_suffixes() == ["base", "nf4", "int8", "gguf", "gguf_f16"]
+    assert list_suffixes() == ["base", "nf4", "int8", "gguf", "gguf_f16", "gguf_q4_k_m"]
     assert split_name("kd_nf4") == ("kd", "nf4")
     assert split_name("kd_gguf_f16") == ("kd", "gguf_f16")
+    assert split_name("kd_gguf_q4_k_m") == ("kd", "gguf_q4_k_m")
     assert split_name("kd_f16") == ("kd_f16", None)
     assert split_name("kd_full") == ("kd_full", None)
     assert split_name("_nf4") == ("_nf4", None)
@@ -63,6 +64,7 @@ def test_names_of_evaluated_models():
         "kd_int8",
         "kd_gguf",
         "kd_gguf_f16",
+        "kd_gguf_q4_k_m",
     ]
 
 

@@ -107,7 +107,7 @@ def test_exports_are_targets_scored_models_and_inputs():
 
 
 def test_gguf_variants_share_a_rule_and_are_scored_by_their_whole_name():
-    assert experiment.list_variants("model.gguf") == ["gguf", "gguf_f16"]
+    assert experiment.list_variants("model.gguf") == ["gguf", "gguf_f16", "gguf_q4_k_m"]
     config = make_config({"one": {"model": "s"}})
     config["export"] = {"variants": ["gguf", "gguf_f16"]}
     assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_gguf", "one_gguf_f16"]
@@ -120,7 +120,7 @@ def test_gguf_variants_share_a_rule_and_are_scored_by_their_whole_name():
 
 def test_a_new_safetensors_variant_needs_no_rule(monkeypatch):
     assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8"]
-    assert experiment.list_variants() == ["full", "nf4", "int8", "gguf", "gguf_f16"]
+    assert experiment.list_variants() == ["full", "nf4", "int8", "gguf", "gguf_f16", "gguf_q4_k_m"]
     monkeypatch.setitem(VARIANTS, "fp8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
     assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "fp8"]
     config = make_config({"one": {"model": "s"}})

@@ -99,6 +99,15 @@ VARIANTS: dict[str, Variant] = {
         load_code=LOAD_GGUF,
         servers=GGUF_SERVERS,
     ),
+    "gguf_q4_k_m": Variant(
+        "One GGUF file with weights quantized to 4 to 6 bits (Q4_K_M), for llama.cpp, Ollama and LM Studio.",
+        limits="Supports the same models as `gguf`. Needs the package `cyllama`, which brings llama.cpp.",
+        weights_file="model.gguf",
+        largest_distance=0.9,
+        library="gguf",
+        load_code=LOAD_GGUF,
+        servers=GGUF_SERVERS,
+    ),
 }
 
 

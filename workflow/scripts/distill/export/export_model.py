@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import gguf
 import torch
 
 from distill.common.errors import InputError, start_logging
 from distill.common.files import replace_directory
 from distill.common.variants import FULL, VARIANTS
+from distill.export.gguf_quantize import quantize_file
 from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import F16, Q8_0, Format, write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
@@ -111,6 +113,18 @@ def write_gguf_file(export: Export, folder: Path, form: Format) -> None:
     write_gguf(export.student, folder / VARIANTS[export.variant].weights_file, form)
 
 
+def write_q4_k_m(export: Export, folder: Path) -> None:
+    """Write weights, settings and tokenizer as one GGUF file whose weights llama.cpp quantizes to Q4_K_M.
+
+    Raises:
+        InputError: see `write_gguf` and `quantize_file`.
+    """
+    whole = folder / "float16.gguf"
+    write_gguf(export.student, whole, F16)
+    quantize_file(whole, folder / VARIANTS[export.variant].weights_file, gguf.LlamaFileType.MOSTLY_Q4_K_M)
+    whole.unlink()
+
+
 # Writers of the weights, by variant; `write_variant` adds the other files.
 WRITERS: dict[str, Callable[[Export, Path], None]] = {
     FULL: write_full,
@@ -118,6 +132,7 @@ WRITERS: dict[str, Callable[[Export, Path], None]] = {
     "int8": write_bitsandbytes,
     "gguf": partial(write_gguf_file, form=Q8_0),
     "gguf_f16": partial(write_gguf_file, form=F16),
+    "gguf_q4_k_m": write_q4_k_m,
 }
 
 

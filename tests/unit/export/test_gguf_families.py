@@ -23,7 +23,8 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill.common.errors import InputError
-from distill.export.export_model import Export, check_export, write_variant
+from distill.common.variants import VARIANTS
+from distill.export.export_model import Export, check_export, compare_logits, read_logits, write_variant
 from distill.export.gguf_layouts import LAYOUTS, find_layout
 from distill.export.gguf_sentencepiece import find_problem
 from distill.export.gguf_tokenizer import SPLITS, WHOLE_PIECES, add_tokenizer, find_pre_tokenizer
@@ -139,6 +140,16 @@ def test_numbers_beyond_float16_are_refused():
     weight[1, 3] = 70000
     with pytest.raises(InputError, match="model: up_proj: variant gguf: expected numbers up to 65504 for F16"):
         convert_weight(weight, "model: up_proj", F16)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_the_code_of_the_model_card_loads_the_file(tmp_path, family):
+    export, folder = write_export(tmp_path, family, "gguf_f16")
+    names = {}
+    exec(VARIANTS["gguf_f16"].load_code.replace("FOLDER", str(folder)), names)
+    ids = names["tokenizer"](TEXT, add_special_tokens=False)["input_ids"]
+    expected = read_logits(load_model(export.student, CPU, torch.float32), ids)
+    assert compare_logits(read_logits(names["model"], ids), expected)[0] < 0.01
 
 
 def test_a_sentencepiece_tokenizer_is_read_back(tmp_path):

@@ -51,6 +51,10 @@ use rule export_model as export_gguf with:
             model="model.gguf",
             tokenizer="tokenizer_config.json",
         ),
+    log:
+        "logs/export_model/{student}/{category}.{variant}.log",
+    benchmark:
+        "logs/export_model/{student}/{category}.{variant}.benchmark.tsv"
     wildcard_constraints:
         variant="|".join(experiment.list_variants("model.gguf")),
 

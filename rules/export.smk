@@ -41,22 +41,22 @@ rule export_model:
         " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
 
 
-# A rule of its own, since its weights have another file name.
+# A rule of its own for the variants whose weights are in a GGUF file.
 use rule export_model as export_gguf with:
     output:
         multiext(
-            "output/export/{student}/{category}/gguf/",
+            "output/export/{student}/{category}/{variant}/",
             config="config.json",
             generation="generation_config.json",
             model="model.gguf",
             tokenizer="tokenizer_config.json",
         ),
     log:
-        "logs/export_model/{student}/{category}.gguf.log",
+        "logs/export_model/{student}/{category}.{variant}.log",
     benchmark:
-        "logs/export_model/{student}/{category}.gguf.benchmark.tsv"
-    params:
-        variant="--variant gguf",
+        "logs/export_model/{student}/{category}.{variant}.benchmark.tsv"
+    wildcard_constraints:
+        variant="|".join(experiment.list_variants("model.gguf")),
 
 
 rule write_model_card:

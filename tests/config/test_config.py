@@ -299,7 +299,11 @@ ERRORS = [
     ("students: {kd_gguf: {model: s}}", "students.kd_gguf", f"names that end in _{', _'.join(list_suffixes())}"),
     ("export: {}", "", None),
     ("export: {variants: []}", "export.variants", "expected at least 1, found []"),
-    ("export: {variants: [q4]}", "export.variants[0]", "expected full | nf4 | int8 | gguf, found 'q4'"),
+    (
+        "export: {variants: [q4]}",
+        "export.variants[0]",
+        "expected full | nf4 | int8 | gguf | gguf_f16 | gguf_q4_k_m, found 'q4'",
+    ),
     ("export: {language: [English]}", "export.language[0]", "expected text that matches ^[a-z]{2,3}$"),
     ("export: [full]", "export", "expected the keys variants, license, datasets, language | null, found ['full']"),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),

@@ -57,7 +57,7 @@ def make_records(model, count=25, category="banks", skill=0.5, seed=0):
                 "label": float(number % 5),
                 "parsed_value": float(rng.normal()) if usable else None,
                 "nll": float(rng.uniform(1, 30)),
-                "nll_tokens": int(rng.integers(5, 20)),
+                "nll_tokens": int(references.integers(5, 20)),  # of the tokenizer that all models share
                 "nll_hits": int(rng.integers(0, 5)),
             }
         )
@@ -89,6 +89,8 @@ def plain_scores(records):
         "coverage": len(scored) / len(records),
         "mae": sum(abs(r["parsed_value"] - r["label"]) for r in scored) / len(scored),
         "ppl": math.exp(sum(r["nll"] for r in records) / sum(r["nll_tokens"] for r in records)),
+        "bits_per_byte": sum(r["nll"] / math.log(2) for r in records)
+        / sum(len(r["reference"].encode("utf-8")) for r in records),
         "agreement": sum(r["nll_hits"] for r in records) / sum(r["nll_tokens"] for r in records),
         "bleu": bleu.score,
     }
@@ -124,11 +126,34 @@ def test_equal_answers_have_no_difference_and_better_ones_a_significant_one(tmp_
     for (_, pair, metric), row in rows.items():
         if pair == "a:c":
             assert row[4:8] == (0, 0, 0, 1), metric
-        elif metric not in ("ppl", "agreement"):
+        elif metric not in ("ppl", "bits_per_byte", "agreement"):
             assert row.p_value == 1 / (1 + RESAMPLES)
             assert row.ci_low > 0 if pair == "a:b" else row.ci_high < 0
         mirror = rows["banks", ":".join(pair.split(":")[::-1]), metric] if pair != "a:c" else row
         assert (mirror.difference, mirror.p_value) == (-row.difference, row.p_value)
+
+
+def test_models_of_different_tokenizers_are_compared_by_bits_per_byte(tmp_path, caplog):
+    """The same likelihoods over three times the tokens: perplexity would differ, with a small p-value."""
+    caplog.set_level("INFO")
+    first = make_records("a") + make_records("a", 5, "zebras")
+    finer = [record | {"nll_tokens": 3 * record["nll_tokens"], "nll_hits": 1} for record in make_records("a")]
+    mostly_finer = finer + make_records("a", 5, "zebras")
+    found = [
+        (model, [record for record in records if record["category"] == category])
+        for model, records in (("a", first), ("b", mostly_finer), ("c", first))
+        for category in ("banks", "zebras")
+    ]
+    judged = write(tmp_path / "judged", "teacher", [r | {"model": m} for m in "abc" for r in first], "judged")
+    metrics = ("--metrics", "ppl", "fdistill", "bleu")
+    rows = compare(tmp_path, found, *metrics, pairs=["a:b", "a:c"], judged=[judged])
+    by_pair = {pair: {metric for _, name, metric in rows if name == pair} for pair in ("a:b", "a:c")}
+    assert by_pair["a:c"] - by_pair["a:b"] == {"ppl", "agreement", "fdistill_likelihood"}
+    assert by_pair["a:b"] == {"bits_per_byte", "fdistill_coverage", "bleu"}
+    for category in ("banks", "zebras", "all"):
+        assert rows[category, "a:b", "bits_per_byte"][4:8] == (0, 0, 0, 1)
+    assert "a:b: their tokenizers split the references differently" in caplog.text
+    assert "a:c: their tokenizers" not in caplog.text
 
 
 def test_interval_and_p_value_hold_on_simulated_pairs():

@@ -106,7 +106,7 @@ def test_answer_metrics_equal_plain_formulas():
         "coverage": 60,
         **dict.fromkeys(["mae", "rmse", "r2", "ic"], len(pairs)),
         "direction_accuracy": len(signed),
-        **dict.fromkeys(["ppl", "agreement", "bleu", "rouge1", "rouge2", "rougeL"], 60),
+        **dict.fromkeys(["ppl", "bits_per_byte", "agreement", "bleu", "rouge1", "rouge2", "rougeL"], 60),
     }
     assert scores["counts"] == {
         "records": 60,
@@ -119,6 +119,14 @@ def test_answer_metrics_equal_plain_formulas():
 def test_perplexity_weighs_tokens_not_records():
     records = [make_record(0, nll=10.0, nll_tokens=1), make_record(1, nll=10.0, nll_tokens=99)]
     assert score(records)["ppl"] == pytest.approx(math.exp(20 / 100))
+
+
+def test_bits_per_byte_do_not_depend_on_the_tokens():
+    references = ["plain", "é漢🙂"]  # 5 bytes, and 2 + 3 + 4 in UTF-8
+    records = [make_record(n, reference=text, nll=3.0 + n, nll_tokens=7) for n, text in enumerate(references)]
+    expected = (3.0 + 4.0) / math.log(2) / (5 + 9)
+    assert score(records)["bits_per_byte"] == pytest.approx(expected, rel=1e-12)
+    assert score([record | {"nll_tokens": 21} for record in records])["bits_per_byte"] == pytest.approx(expected)
 
 
 def test_agreement_is_the_share_of_all_tokens():
@@ -205,7 +213,7 @@ def test_one_record_has_no_interval():
 
 def test_without_an_answer_key_no_answer_metrics():
     scores = score(make_records(10), key="")
-    assert list(scores["n"]) == ["ppl", "agreement", "bleu", "rouge1", "rouge2", "rougeL"]
+    assert list(scores["n"]) == ["ppl", "bits_per_byte", "agreement", "bleu", "rouge1", "rouge2", "rougeL"]
 
 
 # The bootstrap

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -18,6 +19,7 @@ from distill.evaluation.text_metrics import (
     corpus_chrf,
     count_chrf_matches,
     count_repeated,
+    rouge_f1,
     split_tokens,
 )
 
@@ -60,6 +62,35 @@ def test_a_perfect_chinese_answer_scores_100_and_a_wrong_one_little():
         assert perfect[name] == pytest.approx(100)
         assert wrong[name] < 12
     assert perfect["settings"]["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0")
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "expected"),
+    [
+        ("मेरी बेटी", "मेरा बेटा", 0),  # Hindi: "my daughter", "my son"
+        ("मेरी बेटी", "मेरी बहन", 50),
+        ("กลิ้ง", "กลัง", 0),  # Thai, with other vowel and tone marks
+        ("שָׁלוֹם רַב", "שָׁלוֹם רֹב", 50),  # pointed Hebrew
+        ("عِلْمٌ نَافِعٌ", "عَلَمٌ نَافِعٌ", 50),  # vocalised Arabic
+        ("می\u200cخواهم", "می\u200cروم", 0),  # Persian, with a zero-width non-joiner
+    ],
+)
+def test_combining_marks_belong_to_their_word(reference, prediction, expected):
+    found = rouge_f1(reference, prediction)
+    assert found["rouge1"] == found["rougeL"] == pytest.approx(expected)
+    assert rouge_f1(reference, reference)["rouge1"] == pytest.approx(100)
+    assert split_tokens(reference) == reference.split()
+    record = make_records(1)[0] | {"reference": "x", "prediction": reference}
+    assert score([record], "shape")["length_ratio"] == len(reference.split())
+
+
+def test_decomposed_text_equals_composed_text():
+    text = "Café Ångström が 한국어 क़लम"
+    decomposed = unicodedata.normalize("NFD", text)
+    assert decomposed != text
+    assert split_tokens(decomposed) == split_tokens(text)
+    assert rouge_f1(text, decomposed)["rouge2"] == pytest.approx(100)
+    assert split_tokens("が\u3099 葛\U000e0100 İstanbul ☀️") == ["が\u3099", "葛\U000e0100", "i\u0307stanbul"]
 
 
 def test_shape_equals_plain_counts():

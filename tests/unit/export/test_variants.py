@@ -48,14 +48,24 @@ def test_every_variant_has_a_writer():
 
 
 def test_names_of_evaluated_models():
-    assert list_suffixes() == ["base", "nf4", "int8", "gguf"]
+    assert list_suffixes() == ["base", "nf4", "int8", "gguf", "gguf_f16", "gguf_q4_k_m"]
     assert split_name("kd_nf4") == ("kd", "nf4")
+    assert split_name("kd_gguf_f16") == ("kd", "gguf_f16")
+    assert split_name("kd_gguf_q4_k_m") == ("kd", "gguf_q4_k_m")
+    assert split_name("kd_f16") == ("kd_f16", None)
     assert split_name("kd_full") == ("kd_full", None)
     assert split_name("_nf4") == ("_nf4", None)
     assert is_base("kd_base")
     assert not is_base("kd")
     assert [get_variant(name) for name in ("kd", "kd_base", "teacher", "kd_int8")] == [None, None, None, "int8"]
-    assert [get_evaluated_name("kd", name) for name in VARIANTS] == ["kd", "kd_nf4", "kd_int8", "kd_gguf"]
+    assert [get_evaluated_name("kd", name) for name in VARIANTS] == [
+        "kd",
+        "kd_nf4",
+        "kd_int8",
+        "kd_gguf",
+        "kd_gguf_f16",
+        "kd_gguf_q4_k_m",
+    ]
 
 
 def test_a_made_up_variant_names_models_and_reserves_its_suffix(made_up):

@@ -114,9 +114,21 @@ def test_exports_are_targets_scored_models_and_inputs():
     assert experiment.get_made_files(config, "output/export/two/funds/nf4") == []
 
 
+def test_gguf_variants_share_a_rule_and_are_scored_by_their_whole_name():
+    assert experiment.list_variants("model.gguf") == ["gguf", "gguf_f16", "gguf_q4_k_m"]
+    config = make_config({"one": {"model": "s"}})
+    config["export"] = {"variants": ["gguf", "gguf_f16"]}
+    assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_gguf", "one_gguf_f16"]
+    folder = "output/export/one/banks/gguf_f16"
+    assert experiment.get_predicting_models(config, "one_gguf_f16", "banks") == [folder]
+    assert f"{folder}/model.gguf" in experiment.get_made_files(config, folder)
+    assert experiment.get_student(config, "one_gguf_f16") is config["students"]["one"]
+    assert ("one_gguf_f16", "one") in experiment.get_compared_models(config)
+
+
 def test_a_new_safetensors_variant_needs_no_rule(monkeypatch):
     assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8"]
-    assert experiment.list_variants() == ["full", "nf4", "int8", "gguf"]
+    assert experiment.list_variants() == ["full", "nf4", "int8", "gguf", "gguf_f16", "gguf_q4_k_m"]
     monkeypatch.setitem(VARIANTS, "fp8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
     assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "fp8"]
     config = make_config({"one": {"model": "s"}})

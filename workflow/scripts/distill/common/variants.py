@@ -18,10 +18,23 @@ chat = pipeline("text-generation", model="FOLDER")
 print(chat([{"role": "user", "content": "…"}])[0]["generated_text"][-1]["content"])"""
 
 LOAD_GGUF = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="model.gguf")
+# Not for SmolLM3. For a Mistral model, leave out `config`.
+config = AutoConfig.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="model.gguf", config=config)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+
+
+GGUF_LIMITS = (
+    "Supports Qwen2 models (including Qwen1.5 and Qwen2.5), Qwen3, Llama (SmolLM2, Llama 3 without scaled rotary "
+    "embeddings), Mistral without sliding window, SmolLM3 and Gemma 3 (text), with tokenizers of the kinds byte-level "
+    "BPE and SentencePiece as in Gemma."
+)
+GGUF_SERVERS = (
+    "llama-server --model {weights} --jinja --port {port}",
+    "echo {modelfile} > Modelfile && ollama create {name} && ollama run {name}",
+)
 
 
 @dataclass(frozen=True)
@@ -70,16 +83,30 @@ VARIANTS: dict[str, Variant] = {
     "int8": Variant("Weights quantized to 8 bits (LLM.int8(), bitsandbytes).", largest_distance=0.9),
     "gguf": Variant(
         "One GGUF file with weights quantized to 8 bits (Q8_0), for llama.cpp, Ollama and LM Studio.",
-        limits="Supports Qwen2 models (including Qwen1.5 and Qwen2.5) and Llama models (SmolLM2, Llama 3 without "
-        "scaled rotary embeddings) with byte-level BPE tokenizers.",
+        limits=GGUF_LIMITS,
         weights_file="model.gguf",
         largest_distance=0.3,
         library="gguf",
         load_code=LOAD_GGUF,
-        servers=(
-            "llama-server --model {weights} --jinja --port {port}",
-            "echo {modelfile} > Modelfile && ollama create {name} && ollama run {name}",
-        ),
+        servers=GGUF_SERVERS,
+    ),
+    "gguf_f16": Variant(
+        "One GGUF file with weights in float16 (F16), for llama.cpp, Ollama and LM Studio.",
+        limits="Supports the same models as `gguf`.",
+        weights_file="model.gguf",
+        largest_distance=0.1,
+        library="gguf",
+        load_code=LOAD_GGUF,
+        servers=GGUF_SERVERS,
+    ),
+    "gguf_q4_k_m": Variant(
+        "One GGUF file with weights quantized to 4 to 6 bits (Q4_K_M), for llama.cpp, Ollama and LM Studio.",
+        limits="Supports the same models as `gguf`. Needs the package `cyllama`, which brings llama.cpp.",
+        weights_file="model.gguf",
+        largest_distance=0.9,
+        library="gguf",
+        load_code=LOAD_GGUF,
+        servers=GGUF_SERVERS,
     ),
 }
 
@@ -94,9 +121,14 @@ def split_name(model: str) -> tuple[str, str | None]:
 
     >>> split_name("student_kd_nf4")
     ('student_kd', 'nf4')
+    >>> split_name("student_kd_gguf_f16")
+    ('student_kd', 'gguf_f16')
     """
-    student, _, suffix = model.rpartition("_")
-    return (student, suffix) if student and suffix in list_suffixes() else (model, None)
+    for suffix in sorted(list_suffixes(), key=len, reverse=True):
+        student = model.removesuffix(f"_{suffix}")
+        if student and student != model:
+            return student, suffix
+    return model, None
 
 
 def is_base(model: str) -> bool:

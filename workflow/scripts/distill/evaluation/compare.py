@@ -1,5 +1,6 @@
 """Paired comparison of models: differences between scores on the same records, by a paired bootstrap."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,11 +12,13 @@ from distill.common.errors import InputError
 from distill.common.names import POOLED
 from distill.evaluation.bootstrap import Floats, Resampled, percentile_interval, resample_all
 from distill.evaluation.comparison_table import Comparison
-from distill.evaluation.metrics import needs_likelihoods
+from distill.evaluation.metrics import list_metrics, needs_likelihoods
 from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import add_judgements, check_same_records, load_predictions
 from distill.evaluation.score_table import order_categories
 from distill.evaluation.scores import build_statistics
+
+logger = logging.getLogger(__name__)
 
 SUFFIX = ".predictions.jsonl"
 ROUNDING = 1e-12  # relative
@@ -137,13 +140,42 @@ def score_once(
     return scores
 
 
+def splits_equally(records: Mapping[str, Mapping[str, Sequence[Record]]], model: str, other: str) -> bool:
+    """Whether both models' tokenizers split every reference into the same number of tokens.
+
+    Only then have means over tokens, such as perplexity, the same unit for both models.
+
+    Args:
+        records: from `load_models`.
+        model: name of a model.
+        other: name of another model.
+    """
+    return all(
+        first.get("nll_tokens") == second.get("nll_tokens")
+        for by_model in records.values()
+        for first, second in zip(by_model[model], by_model[other], strict=True)
+        if "nll_tokens" in first and "nll_tokens" in second
+    )
+
+
+def select_compared(records: Mapping[str, Mapping[str, Sequence[Record]]], model: str, other: str) -> set[str]:
+    """Names of the metrics by which two models can be compared; see `Metric.is_per_token`."""
+    if splits_equally(records, model, other):
+        return set(list_metrics())
+    compared = {name for name, metric in list_metrics().items() if not metric.is_per_token}
+    left_out = ", ".join(sorted(list_metrics().keys() - compared))
+    text = "%s:%s: their tokenizers split the references differently; not compared by means over tokens (%s)"
+    logger.info(text, model, other, left_out)
+    return compared
+
+
 def compare_models(
     records: Mapping[str, Mapping[str, Sequence[Record]]],
     pairs: Sequence[Pair],
     options: ScoringOptions,
     answer_key: str,
 ) -> list[Comparison]:
-    """Compare every pair in every category, for each metric that both models have.
+    """Compare every pair in every category, for each metric that both models have and that `select_compared` selects.
 
     Each model is scored once per category, on the same resamples as the other models; a pair's row is the difference
     of these scores.
@@ -157,14 +189,18 @@ def compare_models(
     Raises:
         InputError: a pair names a model without records.
     """
+    models = list(next(iter(records.values())))
+    for model, other in pairs:
+        if unknown := [name for name in (model, other) if name not in models]:
+            raise InputError(f"pair {model}:{other}: expected one of {', '.join(models)}, found {unknown[0]}")
+    compared_by = {pair: select_compared(records, *pair) for pair in pairs}
     rows = []
     scored: list[tuple[Sequence[Record], Scores]] = []
     for category in order_categories(records):
         scores = {model: score_once(found, options, answer_key, scored) for model, found in records[category].items()}
         for model, other in pairs:
-            if unknown := [name for name in (model, other) if name not in scores]:
-                raise InputError(f"pair {model}:{other}: expected one of {', '.join(scores)}, found {unknown[0]}")
-            for metric in [name for name in scores[model] if name in scores[other]]:
+            names = scores[other].keys() & compared_by[model, other]
+            for metric in [name for name in scores[model] if name in names]:
                 first, second = scores[model][metric], scores[other][metric]
                 compared = compare_metric(first, second)
                 rows.append(Comparison(category, model, other, metric, *compared, min(first.n, second.n)))

@@ -44,6 +44,17 @@ def perplexity(weights: Floats, nll: Floats, tokens: Floats) -> Floats:
     return np.exp(ratio_of_sums(weights, nll, tokens))
 
 
+def bits_per_byte(weights: Floats, nll: Floats, lengths: Floats) -> Floats:
+    """Negative log-likelihood in bits / bytes of the text, which does not depend on how a tokenizer splits the text.
+
+    Args:
+        weights: (resamples, records).
+        nll: (records,), nats, summed over a record's tokens.
+        lengths: (records,), bytes of a record's text in UTF-8.
+    """
+    return ratio_of_sums(weights, nll, lengths) / np.log(2)
+
+
 def sum_of_squares(weights: Floats, values: Floats) -> Floats:
     """Sum of squared deviations from each resample's mean; NaN if the spread is only rounding error.
 

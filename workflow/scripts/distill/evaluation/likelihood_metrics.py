@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.bootstrap import Statistic
-from distill.evaluation.formulas import perplexity, ratio_of_sums
+from distill.evaluation.formulas import bits_per_byte, perplexity, ratio_of_sums
 from distill.evaluation.prediction_files import has_likelihoods, is_judged
 
 Records = Sequence[dict[str, Any]]
@@ -22,14 +22,18 @@ def build_perplexity(records: Records, prefix: str = "") -> Statistic:
 
 
 def build_perplexity_statistics(records: Records) -> dict[str, Statistic]:
-    """The model's perplexity of the teacher's answers, and the share of their tokens that the model ranks first."""
+    """Perplexity and bits per byte of the references, and the share of their tokens that the model ranks first."""
     if not has_likelihoods(records):
         return {}
-    hits, tokens = (
-        np.array([record[field] for record in records], dtype=np.float64) for field in ("nll_hits", "nll_tokens")
+    nll, hits, tokens = (
+        np.array([record[field] for record in records], dtype=np.float64) for field in ("nll", "nll_hits", "nll_tokens")
     )
-    agreement = partial(ratio_of_sums, numerators=hits, denominators=tokens)
-    return {"ppl": build_perplexity(records), "agreement": Statistic(agreement, len(records))}
+    lengths = np.array([len(record["reference"].encode()) for record in records], dtype=np.float64)
+    return {
+        "ppl": build_perplexity(records),
+        "bits_per_byte": Statistic(partial(bits_per_byte, nll=nll, lengths=lengths), len(records)),
+        "agreement": Statistic(partial(ratio_of_sums, numerators=hits, denominators=tokens), len(records)),
+    }
 
 
 def build_fdistill_statistics(records: Records) -> dict[str, Statistic]:

@@ -39,6 +39,8 @@ class Metric:
         limit: the figures' axis runs from 0 to this value; None fits the axis to the values.
         starts_at_0: the figures' axis starts at 0.
         can_be_log: the figures use a logarithmic axis if the values lie far apart.
+        is_per_token: the metric is a mean over the tokens of the references, as the model's own tokenizer splits them.
+            Two models whose tokenizers split them differently are not compared by it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Metric:
     limit: float | None = None
     starts_at_0: bool = False
     can_be_log: bool = False
+    is_per_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def build_answer(records: Records, tokenize: str) -> dict[str, Statistic]:
 
 
 def build_ppl(records: Records, tokenize: str) -> dict[str, Statistic]:
-    """Perplexity and agreement on the references."""
+    """Perplexity, bits per byte and agreement on the references."""
     from distill.evaluation.likelihood_metrics import build_perplexity_statistics
 
     return build_perplexity_statistics(records)
@@ -163,12 +166,14 @@ GROUPS: dict[str, MetricGroup] = {
         needs_answer_key=True,
     ),
     "ppl": MetricGroup(
-        description="Perplexity of the teacher's answers under the model, and agreement, which is the share of their "
-        "tokens that the model ranks first.",
+        description="Perplexity of the teacher's answers under the model, the same likelihood in bits per byte of "
+        "their text, and agreement, which is the share of their tokens that the model ranks first.",
         metrics=(
-            Metric("ppl", "PPL", "perplexity", "perplexity", decimals=None, can_be_log=True),
+            Metric("ppl", "PPL", "perplexity", "perplexity", decimals=None, can_be_log=True, is_per_token=True),
+            Metric("bits_per_byte", "bits/byte", "bits per byte", "bits per byte", decimals=3, drop_order=4,
+                   starts_at_0=True),
             Metric("agreement", "agreement %", "agreement (share)", None, is_percentage=True, replaced_by="coverage",
-                   limit=1),
+                   limit=1, is_per_token=True),
         ),
         build=build_ppl,
         needs_likelihoods=True,
@@ -201,7 +206,7 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("fdistill_coverage", "PPL by teacher", "fdistill coverage\n(perplexity)", None, decimals=None,
                    can_be_log=True),
             Metric("fdistill_likelihood", None, "fdistill likelihood\n(perplexity)", None, same_as="ppl",
-                   can_be_log=True),
+                   can_be_log=True, is_per_token=True),
         ),
         build=build_fdistill,
         needs_likelihoods=True,

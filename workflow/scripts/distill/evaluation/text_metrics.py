@@ -7,12 +7,14 @@ Chinese answer would score 0.
 import functools
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import regex
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
@@ -28,7 +30,9 @@ Records = Sequence[dict[str, Any]]
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 # Scripts without spaces between words: every Chinese character or Japanese kana is a token.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-TOKEN = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")
+# Combining marks, such as vowel signs, and the joiners U+200C and U+200D belong to the letter before them.
+MARKS = r"[\p{M}\u200c\u200d]*"
+TOKEN = regex.compile(rf"[{UNSPACED}]{MARKS}|(?:(?![{UNSPACED}])[\p{{L}}\p{{N}}]{MARKS})+")
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 NGRAM = 4  # tokens of an n-gram whose repetition counts
 
@@ -121,8 +125,12 @@ def get_chrf_signature() -> str:
 
 
 def split_tokens(text: str) -> list[str]:
-    """Lower-case words and numbers of a text in any script; each Chinese character or kana is a token."""
-    return TOKEN.findall(text.lower())
+    """Lower-case words and numbers of a text in any script, with their combining marks and in the normal form NFC.
+
+    Each Chinese character or kana is a token. Other scripts are split at spaces and punctuation only, also those that
+    have no spaces between words, such as Thai.
+    """
+    return TOKEN.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 class AnyScriptTokenizer(Tokenizer):

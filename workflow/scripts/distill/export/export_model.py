@@ -9,19 +9,21 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import gguf
 import torch
 
 from distill.common.errors import InputError, start_logging
 from distill.common.files import replace_directory
 from distill.common.variants import FULL, VARIANTS
+from distill.export.gguf_quantize import quantize_file
 from distill.export.gguf_tokenizer import check_written_tokenizer
-from distill.export.gguf_weights import write_gguf
+from distill.export.gguf_weights import F16, Q8_0, Format, write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
-from distill.models.batches import is_out_of_memory
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import WEIGHTS, list_model_files
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
@@ -108,13 +110,25 @@ def write_bitsandbytes(export: Export, folder: Path) -> None:
     torch.cuda.empty_cache()  # the fresh process needs the memory
 
 
-def write_gguf_file(export: Export, folder: Path) -> None:
-    """Write weights, settings and tokenizer as one GGUF file.
+def write_gguf_file(export: Export, folder: Path, form: Format) -> None:
+    """Write weights, settings and tokenizer as one GGUF file with weights of the data type `form`.
 
     Raises:
         InputError: see `write_gguf`.
     """
-    write_gguf(export.student, folder / VARIANTS[export.variant].weights_file)
+    write_gguf(export.student, folder / VARIANTS[export.variant].weights_file, form)
+
+
+def write_q4_k_m(export: Export, folder: Path) -> None:
+    """Write weights, settings and tokenizer as one GGUF file whose weights llama.cpp quantizes to Q4_K_M.
+
+    Raises:
+        InputError: see `write_gguf` and `quantize_file`.
+    """
+    whole = folder / "float16.gguf"
+    write_gguf(export.student, whole, F16)
+    quantize_file(whole, folder / VARIANTS[export.variant].weights_file, gguf.LlamaFileType.MOSTLY_Q4_K_M)
+    whole.unlink()
 
 
 # Writers of the weights, by variant; `write_variant` adds the other files.
@@ -122,7 +136,9 @@ WRITERS: dict[str, Callable[[Export, Path], None]] = {
     FULL: write_full,
     "nf4": write_bitsandbytes,
     "int8": write_bitsandbytes,
-    "gguf": write_gguf_file,
+    "gguf": partial(write_gguf_file, form=Q8_0),
+    "gguf_f16": partial(write_gguf_file, form=F16),
+    "gguf_q4_k_m": write_q4_k_m,
 }
 
 
@@ -144,11 +160,8 @@ def check_export(export: Export, folder: Path) -> dict[str, Any]:
     engine = TransformersEngine(ModelSource(str(folder), dtype=export.dtype, device=export.device), PROBE_SAMPLING, 1)
     try:
         logits = read_logits(engine.model, ids)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        found = f"expected a model that computes logits, found the error {error}"
-        raise unsupported(export, f"{found}; remove {export.variant} from export.variants") from error
+    except InputError as error:
+        raise unsupported(export, f"{error}; remove {export.variant} from export.variants") from error
     check_stop(export, engine.model, load_tokenizer(str(folder)), ids)
     answer = answer_probe(engine)
     logger.info("%s: loaded in a fresh process, generated %d tokens: %r", export.variant, answer.tokens, answer.text)

@@ -1,10 +1,11 @@
-"""Write a byte-level BPE tokenizer to the metadata of a GGUF file."""
+"""Write a tokenizer, byte-level BPE or SentencePiece-like, to the metadata of a GGUF file."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import gguf
+from tokenizers import Tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     GGUF_PRE_TOKENIZER_SPLITS,
     convert_gguf_tokenizer,
@@ -12,29 +13,46 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
 )
 
 from distill.common.errors import InputError
+from distill.export.gguf_layouts import unsupported
+from distill.export.gguf_sentencepiece import find_problem, is_sentencepiece, list_kinds, score_tokens
 from distill.models.chat import get_end_of_turn_id
 
 # Regular expression that splits text before merging, to llama.cpp's name of the pre-tokenizer.
 SPLITS = {GGUF_PRE_TOKENIZER_SPLITS[name]: name for name in ("qwen2", "llama-bpe", "qwen35", "gpt-4o", "tekken")}
+# Pre-tokenizers with which llama.cpp takes a piece that is a token as it is, without merging its bytes.
+WHOLE_PIECES = ("llama-bpe", "tekken")
 
 
 def find_pre_tokenizer(tokenizer: Any) -> str:
     """llama.cpp's name of a tokenizer's pre-tokenizer, which splits text into pieces before bytes are merged.
 
     Raises:
-        InputError: the tokenizer is not a byte-level BPE, or its pre-tokenizer is not supported.
+        InputError: the tokenizer is not a byte-level BPE, or its pre-tokenizer, its normalizer or the use of its merges
+            is not supported.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     pre_tokenizer = backend["pre_tokenizer"] or {}
-    name = name_pre_tokenizer(pre_tokenizer) if backend["model"]["type"] == "BPE" else None
+    is_plain = backend["model"]["type"] == "BPE" and backend["normalizer"] in (None, {"type": "NFC"})
+    name = name_pre_tokenizer(pre_tokenizer) if is_plain else None
     if name is None:
         supported = ", ".join([*SPLITS.values(), "gpt-2", "smollm"])
-        raise InputError(
-            f"{tokenizer.name_or_path}: variant gguf: expected a byte-level BPE tokenizer with one of the "
-            f"pre-tokenizers {supported}, found {backend['model']['type']} with {pre_tokenizer}; "
-            "remove gguf from export.variants"
+        raise unsupported(
+            tokenizer.name_or_path,
+            f"expected a byte-level BPE tokenizer with one of the pre-tokenizers {supported}, or one like Gemma's, "
+            f"found {backend['model']['type']} with {pre_tokenizer} and the normalizer {backend['normalizer']}",
         )
+    if bool(backend["model"].get("ignore_merges")) != (name in WHOLE_PIECES) and (token := find_unmerged(backend)):
+        problem = f"expected merges that give every token, since llama.cpp uses them differently with {name}"
+        raise unsupported(tokenizer.name_or_path, f"{problem}, found none for {token!r}")
     return name
+
+
+def find_unmerged(backend: dict[str, Any]) -> str | None:
+    """A token that the merges do not give for its own text; None if there is none."""
+    merging = Tokenizer.from_str(json.dumps(backend | {"model": backend["model"] | {"ignore_merges": False}})).model
+    added = {token["content"] for token in backend["added_tokens"]}
+    tokens = (token for token in backend["model"]["vocab"] if token not in added)
+    return next((token for token in tokens if [part.value for part in merging.tokenize(token)] != [token]), None)
 
 
 def name_pre_tokenizer(pre_tokenizer: dict[str, Any]) -> str | None:
@@ -68,21 +86,30 @@ def list_tokens(tokenizer: Any, rows: int) -> tuple[list[str], list[int]]:
     return tokens, kinds
 
 
+def list_pairs(tokenizer: Any) -> list[tuple[str, str]]:
+    """The merges in order of priority, as pairs."""
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    return [(left, right) for left, right in pairs]
+
+
 def list_merges(tokenizer: Any) -> list[str]:
     """The merges in order of priority, as `left right`."""
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    return [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    return [" ".join(pair) for pair in list_pairs(tokenizer)]
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
     """Add vocabulary, merges, special tokens and chat template to the metadata.
 
     Raises:
-        InputError: see `find_pre_tokenizer`.
+        InputError: llama.cpp has no such tokenizer; see `find_pre_tokenizer` and `add_sentencepiece`.
     """
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(find_pre_tokenizer(tokenizer))
     tokens, kinds = list_tokens(tokenizer, rows)
+    if is_sentencepiece(json.loads(tokenizer.backend_tokenizer.to_str())):
+        kinds = add_sentencepiece(writer, tokenizer, tokens, kinds)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(find_pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(list_merges(tokenizer))
@@ -99,6 +126,26 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
     writer.add_chat_template(tokenizer.chat_template)
 
 
+def add_sentencepiece(writer: Any, tokenizer: Any, tokens: list[str], kinds: list[int]) -> list[int]:
+    """Add the scores of a SentencePiece-like tokenizer to the metadata; return the types of its tokens.
+
+    Raises:
+        InputError: llama.cpp would split some texts differently.
+    """
+    merges = list_pairs(tokenizer)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if problem := find_problem(tokenizer.get_vocab(), merges, added):
+        expected = "expected a SentencePiece-like tokenizer that llama.cpp reproduces"
+        raise unsupported(tokenizer.name_or_path, f"{expected}, found {problem}")
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores(score_tokens(tokens, merges))
+    writer.add_add_space_prefix(False)
+    if tokenizer.unk_token_id is not None:
+        writer.add_unk_token_id(tokenizer.unk_token_id)
+    return list_kinds(tokens, kinds, tokenizer.unk_token)
+
+
 def check_written_tokenizer(path: Path, tokenizer: Any, text: str) -> None:
     """Compare the tokenizer in a GGUF file with the original one, as transformers reads it from the file alone.
 
@@ -113,7 +160,11 @@ def check_written_tokenizer(path: Path, tokenizer: Any, text: str) -> None:
     """
     architecture, written, settings = get_gguf_tokenizer(str(path))
     is_same = written["merges"] == list_merges(tokenizer) and settings["chat_template"] == tokenizer.chat_template
-    is_same = is_same and all(written["tokens"][index] == token for token, index in tokenizer.get_vocab().items())
+    is_same = is_same and all(
+        written["tokens"][index] == token
+        for token, index in tokenizer.get_vocab().items()
+        if index < len(written["tokens"])  # the model has no embeddings of the others
+    )
     if is_same and written["pre_tokenizer_type"] != "smollm":
         backend, _ = convert_gguf_tokenizer(architecture, written)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
@@ -17,9 +17,11 @@ from distill.common.errors import InputError
 from distill.models.adapters import load_adapter
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import find_gguf
+from distill.models.gguf_files import gguf_settings
 from distill.models.memory import build_skeleton, quantized_layers, stored_quantization
 from distill.models.options import TEMPLATE_DATE
 from distill.models.placement import align_devices, place_model
+from distill.models.sentencepiece_files import check_sentencepiece
 from distill.models.split_check import check_split
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def load_tokenizer(model: str) -> Any:
     """
     check_source(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = check_sentencepiece(model, AutoTokenizer.from_pretrained(model))
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: cannot load the tokenizer: {error}") from error
     if tokenizer.pad_token_id is None:
@@ -169,7 +171,7 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
 def weights_settings(model: str, quantization: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` for the weights: their quantization, or the GGUF file with them."""
     if name := find_gguf(model):
-        return {"gguf_file": name, "quantization_config": GgufConfig(dequantize=True)}
+        return gguf_settings(model, name)
     chosen = quantization_config(quantization, dtype)
     # An explicit None would hide the quantization of stored weights, which would then be read as unquantized.
     return {} if chosen is None else {"quantization_config": chosen}

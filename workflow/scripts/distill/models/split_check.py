@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.common.errors import InputError
+from distill.models.batches import is_out_of_memory
 from distill.models.completions import decoder_and_head, project, read_hidden
 from distill.models.logits import read_transform
 
@@ -39,6 +40,8 @@ def check_split(name: str, model: Any) -> None:
         found, own = probe_logits(model, ids)
         short, long = probe_padding(model, ids)
     except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{name}: {kind} is not supported: its decoder and head cannot be run: {error}") from error
     finally:
         model.train(was_training)

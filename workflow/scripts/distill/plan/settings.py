@@ -7,7 +7,7 @@ config/README.md are made from this module.
 from dataclasses import dataclass
 
 from distill.common.options import COUNT, group, option, prefixed, same_as
-from distill.common.variants import VARIANTS
+from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
 from distill.export.options import CardOptions
@@ -193,7 +193,7 @@ class Variants:
 
     variants: list[str] = option(
         "Variants to export of each student.",
-        list(VARIANTS),
+        [FULL, "nf4", "int8", "gguf"],
         choices=VARIANTS,
         minItems=1,
         when="Only those that you deploy: each is loaded and scored.",

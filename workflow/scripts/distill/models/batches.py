@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 AUTO_BATCH_SIZE = {"cpu": 32, "cuda": 64}  # first batch size with `batch_size: auto`
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out; on a CPU, torch raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 

@@ -54,6 +54,8 @@ def set_stop_tokens(generation: Any, tokenizer: Any) -> bool:
     is_missing = end not in stops
     if is_missing:
         generation.eos_token_id = [end, *stops] if stops else end
+        # Otherwise transformers may read the stop tokens of config.json again when it loads the model.
+        generation._from_model_config = False
     # A token that ordinary text contains must not become a special token.
     is_other = tokenizer.eos_token_id != end and end in tokenizer.added_tokens_decoder
     is_other = is_other and "eos_token" not in str(tokenizer.chat_template)

@@ -1,12 +1,15 @@
 """Save a model as a folder that any program can load, and that stops where a turn ends."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
 from distill.common.errors import InputError
+from distill.common.files import write_json
 from distill.models.chat import get_end_of_turn_id
+from distill.models.fingerprint import find_gguf
 from distill.models.load import load_tokenizer
 
 ONE_FILE = "1000TB"  # shard size: the workflow expects a single model.safetensors, however large
@@ -65,8 +68,15 @@ def set_stop_tokens(generation: Any, tokenizer: Any) -> bool:
 
 
 def write_stop_tokens(folder: Path) -> None:
-    """Apply `set_stop_tokens` to the files of a model folder; they stay as they are if nothing changes."""
+    """Apply `set_stop_tokens` to the files of a model folder; they stay as they are if nothing changes.
+
+    transformers reads no generation_config.json beside a GGUF file, so config.json gets the stop tokens as well.
+    """
     generation, tokenizer = GenerationConfig.from_pretrained(folder), load_tokenizer(str(folder))
-    if set_stop_tokens(generation, tokenizer):
-        generation.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    if not set_stop_tokens(generation, tokenizer):
+        return
+    generation.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if find_gguf(folder):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        write_json(folder / "config.json", config | {"eos_token_id": generation.eos_token_id})

@@ -153,3 +153,13 @@ def test_the_configuration_named_replaces_the_default(finished, copy):
     assert done.returncode == 0, done.stderr
     assert "models/teacher" in done.stdout
     assert "Qwen" not in done.stdout + done.stderr
+
+
+def test_a_dry_run_refuses_what_a_job_would_refuse(fresh, tmp_path):
+    directory = fresh.copy(tmp_path / "run")
+    path = directory / "models/student/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "bert"}))
+    output = directory.run("--dry-run", check=False)
+    assert "models/student/config.json: model_type: bert is not supported" in output
+    assert "Traceback" not in output
+    assert "localrule" not in output

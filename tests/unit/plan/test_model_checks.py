@@ -61,6 +61,23 @@ def test_other_ways_to_name_modules_are_left_to_peft(config, tmp_path, targets):
     assert find_model_problems(config, ["banks"]) == []
 
 
+@pytest.mark.parametrize(("name", "is_known"), [("Qwen2ForCausalLM", True), ("MambaForCausalLM", False), (None, False)])
+@pytest.mark.parametrize("variants", [["full", "gguf_f16"], ["full"]])
+def test_a_student_without_a_gguf_layout_is_named(config, tmp_path, name, is_known, variants):
+    path = tmp_path / "models/student/config.json"
+    path.write_text(json.dumps({"model_type": "qwen2"} | ({"architectures": [name]} if name else {})))
+    config["export"] = {"variants": variants}
+    problems = find_model_problems(config, ["banks"])
+    if is_known or "gguf_f16" not in variants:
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert problem.startswith(
+            "students.kd.model: models/student/config.json: architectures: expected Qwen2ForCausalLM"
+        )
+        assert problem.endswith(f"for the variant gguf_f16, found {name or 'none'}")
+
+
 def write_tokenizer(folder, tokens, added=()):
     vocabulary = {token: index for index, token in enumerate(tokens)}
     extra = [{"content": token, "id": len(tokens) + index} for index, token in enumerate(added)]

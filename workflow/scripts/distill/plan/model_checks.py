@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.common.errors import InputError
+from distill.common.variants import VARIANTS
 from distill.models.architectures import UNSUPPORTED
 from distill.models.fingerprint import read_header
 from distill.models.vocabulary import shared_vocabulary_size
@@ -27,6 +28,7 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     """
     models = dict(list_models(config, categories))
     problems = [problem for folder, place in models.items() for problem in check_architecture(folder, place)]
+    problems += [problem for folder, place in models.items() for problem in check_gguf(config, folder, place)]
     if not get_engine(config).loads_weights:
         return problems
     teacher = get_teacher(config)
@@ -74,6 +76,21 @@ def check_architecture(folder: str, place: str) -> Iterator[str]:
         if kind in UNSUPPORTED:
             yield f"{place}: {path}: model_type: {kind} is not supported: {UNSUPPORTED[kind]}"
             return
+
+
+def check_gguf(config: Config, folder: str, place: str) -> Iterator[str]:
+    """Yield a problem if a student's architecture has no GGUF layout and a GGUF variant is exported."""
+    variants = config["export"]["variants"] if config["export"] else []
+    chosen = [name for name in variants if VARIANTS[name].library == "gguf"]
+    if not chosen or not place.startswith("students."):
+        return
+    from distill.export.gguf_layouts import LAYOUTS  # imports numpy
+
+    path = Path(folder) / "config.json"
+    (name, *_) = read_json(path).get("architectures") or ["none"]
+    if name not in LAYOUTS:
+        expected = " | ".join(LAYOUTS)
+        yield f"{place}: {path}: architectures: expected {expected} for the variant {chosen[0]}, found {name}"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
-"""Tiny models of the causal architectures that transformers knows, built from their configurations."""
+"""Tiny models of the causal architectures that transformers knows, built from their configurations.
+
+`python tests/helpers/architectures.py` writes the table of docs/models.md.
+"""
 
 import copy
 import inspect
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from distill.export.gguf_layouts import LAYOUTS
+from distill.models.architectures import UNSUPPORTED
+
+PAGE = Path(__file__).parents[2] / "docs/models.md"
 
 VOCABULARY = 320
 LARGEST = 5_000_000  # weights of a tiny model
@@ -56,7 +65,8 @@ SPECIAL = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "bailing_hybrid": {"layer_group_size": 2},
     "zaya": {"num_experts_per_tok": 1},
-    "roc_bert": {"enable_pronunciation": False, "enable_shape": False},
+    "roc_bert": {"pronunciation_vocab_size": 9, "pronunciation_embed_dim": 8}
+    | {"shape_vocab_size": 9, "shape_embed_dim": 8},
     "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [16, 16]},
     "xlm": {"emb_dim": 32},
 }
@@ -107,3 +117,47 @@ def build(model_type, seed=0, **settings):
         raise ValueError(f"{size:,} weights")
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def list_unbuilt():
+    """Types without a tiny model."""
+    found = set()
+    for model_type in list_types():
+        try:
+            build(model_type)
+        except Exception:  # transformers raises anything for sizes that do not fit together
+            found.add(model_type)
+    return found
+
+
+def render_table(unbuilt):
+    """The table of docs/models.md.
+
+    Args:
+        unbuilt: types without a tiny model.
+    """
+    lines = ["| `model_type` | class | teacher, student | GGUF |", "| --- | --- | --- | --- |"]
+    for model_type in list_types():
+        names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+        name = names if isinstance(names, str) else names[0]
+        support = "not tested" if model_type in unbuilt else "yes"
+        if model_type in UNSUPPORTED:
+            support = f"refused: {UNSUPPORTED[model_type]}"
+        lines.append(f"| `{model_type}` | {name} | {support} | {'yes' if name in LAYOUTS else ''} |")
+    return "\n".join(lines)
+
+
+def update_page(text, unbuilt):
+    """The page with a new table."""
+    start, end = "<!-- architectures -->\n", "<!-- end of architectures -->"
+    head, _, rest = text.partition(start)
+    return f"{head}{start}\n{render_table(unbuilt)}\n\n{end}{rest.partition(end)[2]}"
+
+
+def read_unbuilt(text):
+    """The types that the page lists as not tested."""
+    return {line.split("`")[1] for line in text.splitlines() if line.startswith("| `") and "| not tested |" in line}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(update_page(PAGE.read_text(encoding="utf-8"), list_unbuilt()), encoding="utf-8")

@@ -158,7 +158,10 @@ def forget_answers(directory, category):
 
 
 def test_bad_adapters_fail_their_own_category_and_lose_nothing(copy):
-    """Banks' adapter is missing, then of another model, then restored; households is generated meanwhile."""
+    """Banks' adapter is missing, then of another model, then restored; households is generated meanwhile.
+
+    The plan refuses the adapter of another model.
+    """
     answers = (copy / TARGETS["banks"]).read_bytes()
     adapter, aside = copy / "models/adapters/banks", copy / "models/aside"
     forget_answers(copy, "households")
@@ -172,7 +175,8 @@ def test_bad_adapters_fail_their_own_category_and_lose_nothing(copy):
     shutil.copytree(aside, adapter)
     save_foreign_adapter(adapter)
     output = copy.run(TARGETS["banks"], check=False)
-    assert "error: models/adapters/banks: the adapter does not fit the model" in output
+    place = "teacher.adapter: models/adapters/banks/adapter_config.json: target_modules"
+    assert f"{place}: expected modules of models/teacher, found none of them there" in output
     assert "Traceback" not in output
 
     shutil.rmtree(adapter)

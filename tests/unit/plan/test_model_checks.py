@@ -99,6 +99,13 @@ def test_a_student_with_another_tokenizer_is_named(config, tmp_path, tokens, is_
         assert "2 of 7 token ids stand for different tokens, first 2 ('c' and 'd')" in problem
 
 
+def test_a_student_of_the_teachers_layers_has_its_tokenizer(config, tmp_path):
+    config["students"]["copied"] = config["students"]["kd"] | {"model": {"layers": 1}}
+    write_tokenizer(tmp_path / "models/teacher", "abcde")
+    write_tokenizer(tmp_path / "models/student", "abcde")
+    assert find_model_problems(config, ["banks"]) == []
+
+
 def test_a_broken_config_is_named(config, tmp_path):
     (tmp_path / "models/student/config.json").write_text("{")
     with pytest.raises(InputError, match="models/student/config.json: expected a JSON object"):

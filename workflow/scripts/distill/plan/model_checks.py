@@ -11,6 +11,7 @@ from distill.common.errors import InputError
 from distill.common.variants import VARIANTS
 from distill.models.architectures import UNSUPPORTED
 from distill.models.fingerprint import read_header
+from distill.models.hub_names import get_folder
 from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
 from distill.student.divergences import METHODS
@@ -125,7 +126,7 @@ def check_tokenizers(config: Config, models: dict[str, str], teacher: str) -> It
     """Yield a problem for each student that needs the teacher's distribution and has another tokenizer."""
     theirs = read_tokenizer(teacher)
     for student, settings in config["students"].items():
-        folder = settings["model"]
+        folder = get_folder(settings["model"]) if isinstance(settings["model"], str) else None
         if theirs is None or folder not in models or not METHODS[settings["method"]].needs_teacher:
             continue
         if mine := read_tokenizer(folder):

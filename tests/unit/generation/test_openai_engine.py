@@ -215,6 +215,48 @@ def test_reasoning_that_the_servers_template_has_opened_is_opened(answer):
     assert generated.text == (f"<think>\n{answer}" if answer.startswith("because") else answer)
 
 
+@pytest.mark.parametrize("text", ["<think>\nbecause\n</think>\nfine", "because\n</think>fine"])
+def test_reasoning_that_is_sent_twice_is_kept_once(text):
+    with FakeServer(lambda body, number: completion(text, reasoning_content="because")) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == (text if text.startswith("<think>") else f"<think>\n{text}")
+
+
+def test_parts_of_text_are_joined():
+    parts = [{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]
+    with FakeServer(lambda body, number: completion(parts)) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == "fine"
+
+
+PASSING = [
+    completion(None) | {"error": {"code": 429, "message": "slow down"}},
+    completion("") | {"error": {"code": "overloaded"}},
+    {"choices": None},
+    completion(None),
+]
+
+
+@pytest.mark.parametrize("broken", PASSING, ids=["429", "a word", "no choices", "no content"])
+def test_a_passing_error_in_the_body_is_tried_again(broken):
+    with FakeServer(lambda body, number: broken if number == 0 else completion()) as fake:
+        answers, error = collect(make_engine(fake.url, request_retries=1).generate(make_requests(1)))
+    assert error is None
+    assert [generated.text for generated in answers.values()] == ["fine"]
+    assert len(fake.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    "broken", [completion(None, refusal="no"), completion(None) | {"error": {"code": 400}}], ids=str
+)
+def test_a_lasting_error_in_the_body_is_not_tried_again(broken):
+    with FakeServer(lambda body, number: broken) as fake:
+        answers, error = collect(make_engine(fake.url, request_retries=3).generate(make_requests(1)))
+    assert answers == {}
+    assert "id 0 (uid u0, sample 0)" in error
+    assert len(fake.bodies) == 1
+
+
 def test_reasoning_that_was_cut_off_stays_open():
     with FakeServer(lambda body, number: completion(None, "length", reasoning_content="because of")) as fake:
         (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
@@ -264,10 +306,15 @@ def test_half_a_surrogate_pair_is_cleaned_at_once(message, tmp_path):
     ("broken", "message"),
     [
         (completion(finish_reason="content_filter"), "finish_reason: expected stop or length, found 'content_filter'"),
-        ({"error": {"message": "overloaded"}}, "expected a chat completion, found"),
+        ({"error": {"message": "overloaded"}}, "error None in the body: 'overloaded'"),
+        (completion(None) | {"error": {"code": 400, "message": "no"}}, "error 400 in the body: 'no'"),
+        ({"choices": None}, "expected a chat completion, found"),
+        (completion(None), "choices[0].message.content: expected text, found none"),
+        (completion(None, refusal="I must not."), "refusal: 'I must not.'"),
         ((200, {}, b'{"choices": [{"mess'), "no chat completion"),
         ((200, {"Content-Type": "text/html"}, b"<html>sign in</html>"), "expected a chat completion, found '<html>"),
-        (completion(text=["no", "text"]), "expected a chat completion, found"),
+        (completion(text=["no", "text"]), "choices[0].message.content: expected text or a list of text parts, found"),
+        (completion(text=[{"type": "image"}]), "choices[0].message.content: expected text or a list of text parts"),
         ((400, {}, {"error": {"message": "context length is 10"}}), "status 400: 'context length is 10'"),
         ((422, {}, {"detail": "no such field"}), "status 422: 'no such field'"),
         ((429, {"Retry-After": "3600"}, {"error": {"message": "quota"}}), "status 429: 'quota'"),

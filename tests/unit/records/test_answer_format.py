@@ -108,12 +108,21 @@ def test_the_last_complete_answer_counts():
     assert parse_answer(blocks[0] + " so </answer>", KEY).value == 1.0
 
 
-def test_without_a_key_every_text_is_usable():
+def test_without_a_key_every_text_with_an_answer_is_usable():
     assert parse_answer("Paris.", None) == Answer(None, "Paris.", None, None)
     assert parse_answer("<think>France</think>\nParis.\n", None) == Answer("France", "Paris.", None, None)
     assert parse_answer("<answer>Paris</answer> indeed", None).answer == "Paris"
-    assert parse_answer("<think>cut off", None).problem is None
+    assert parse_answer("<think>France</think><answer></answer>", None) == Answer("France", "", None, None)
     assert parse_answer("  ", None).problem == "empty text"
+
+
+@pytest.mark.parametrize("text", ["<think>France</think>", "France</think>\n \n", "<think></think>"])
+def test_an_answer_that_is_only_reasoning_is_unusable(text):
+    assert parse_answer(text, None).problem == "no answer after the reasoning"
+
+
+def test_reasoning_that_is_cut_off_is_unusable_without_a_key_too():
+    assert parse_answer("<think>cut off", None).problem == "<think> is not closed"
 
 
 @pytest.mark.parametrize(

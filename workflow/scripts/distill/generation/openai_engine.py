@@ -2,6 +2,7 @@
 
 The client library retries requests after 408, 409, 429, 5xx, a time-out or a lost connection. It waits for the time in
 the server's Retry-After header (it does not retry if that is more than two minutes), or else 0.5 s, doubling up to 8 s.
+Responses with status 200 whose body is an error, or has no answer, are retried here after the same times.
 """
 
 import asyncio
@@ -9,13 +10,14 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, OpenAIError, Timeout
-from openai.types.chat import ChatCompletionMessage
+from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError, cut, raise_problems
+from distill.generation.chat_response import Problem, read_reply
 from distill.generation.sampling import Generated, Request, Sampling, stream_digest
 from distill.generation.server_address import check_address
 
@@ -23,23 +25,10 @@ logger = logging.getLogger(__name__)
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
 
+FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds
 CONNECT_SECONDS = 10.0  # a busy server still accepts connections
 LEAST_IN_A_ROW = 3  # consecutive failures of a server; one or two may be requests whose answer takes too long
 PROBE = Request(0, "probe", "You are a helpful assistant.", "Hello.")
-
-
-class Problem(NamedTuple):
-    """Why a request has no answer.
-
-    Attributes:
-        text: the reason.
-        is_fatal: every other request would fail too, for example because the key is rejected.
-        is_server_fault: the cause is probably the server and not the request.
-    """
-
-    text: str
-    is_fatal: bool = False
-    is_server_fault: bool = False
 
 
 Outcome = tuple[Request, Generated | Problem]
@@ -191,39 +180,33 @@ class OpenAIEngine:
         extra |= {"chat_template_kwargs": self.template_arguments} if self.template_arguments else {}
         if extra:
             settings["extra_body"] = extra
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(client.max_retries + 1),
+            wait=wait_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+            retry=retry_if_result(lambda found: isinstance(found, Problem) and found.is_passing),
+            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+        )
+        return request, await attempts(self.attempt, client, settings)
+
+    async def attempt(self, client: AsyncOpenAI, settings: Mapping[str, Any]) -> Generated | Problem:
+        """Send a request, which the client library repeats after errors of the connection; return its outcome."""
         try:
-            return request, self.parse_completion(await client.chat.completions.create(**settings))
+            return self.parse_completion(await client.chat.completions.create(**settings))
         except (OpenAIError, ValueError) as error:  # ValueError: the body is declared as JSON but is not
-            return request, self.describe_error(error)
+            return self.describe_error(error)
 
     def parse_completion(self, completion: Any) -> Generated | Problem:
-        """Return the answer in a completion, or what is wrong with it; the client library does not validate responses.
+        """Return the answer in a completion, or what is wrong with it.
 
-        Reasoning that the server has separated from the answer is put back in front of it. Token counts that `usage`
-        lacks are 0. Half a surrogate pair becomes `?`, because UTF-8 cannot encode it.
+        Token counts that `usage` lacks are 0. Half a surrogate pair becomes `?`, because UTF-8 cannot encode it.
         """
-        choices = getattr(completion, "choices", None)
-        choice: Any = choices[0] if isinstance(choices, list) and choices else None
-        message = getattr(choice, "message", None)
-        if not (isinstance(message, ChatCompletionMessage) and isinstance(message.content, str | None)):
-            return Problem(
-                f"expected a chat completion, found {self.redact(repr(completion), 60)}", is_server_fault=True
-            )
-        if choice.finish_reason not in ("stop", "length"):
-            found = self.redact(repr(choice.finish_reason), 60)
-            return Problem(f"finish_reason: expected stop or length, found {found}")
-        text, more = message.content or "", message.model_extra or {}
-        if reasoning := more.get("reasoning_content") or more.get("reasoning"):
-            # The answer was cut off in the middle of the reasoning, before its end tag.
-            is_open = choice.finish_reason == "length" and not text
-            text = f"<think>{reasoning}" if is_open else f"<think>{reasoning}</think>{text}"
-        if "</think>" in text and "<think>" not in text:  # the server's chat template has written the opening tag
-            text = f"<think>\n{text}"
-        text = text.encode("utf-8", "replace").decode()
-        tokens, prompt_tokens = (
-            self.count_tokens(completion.usage, name) for name in ("completion_tokens", "prompt_tokens")
-        )
-        return Generated(text, choice.finish_reason, tokens, prompt_tokens)
+        reply = read_reply(completion)
+        if isinstance(reply, Problem):
+            return reply._replace(text=self.redact(reply.text))
+        text = reply.text.encode("utf-8", "replace").decode()
+        names = ("completion_tokens", "prompt_tokens")
+        tokens, prompt_tokens = (self.count_tokens(completion.usage, name) for name in names)
+        return Generated(text, reply.finish_reason, tokens, prompt_tokens)
 
     def count_tokens(self, usage: Any, name: str) -> int:
         """Return a token count; 0 if it is not a whole number, with a warning the first time."""

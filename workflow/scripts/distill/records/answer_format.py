@@ -94,7 +94,9 @@ def parse_answer(text: str, key: str | None) -> Answer:
     think, rest, think_problem = split_think(text)
     if key is None:
         block, _ = find_answer(rest)
-        return Answer(think, block if block is not None else rest.strip(), None, None)
+        if think_problem is None and think is not None and block is None and not rest.strip():
+            return Answer(think, None, None, "no answer after the reasoning")
+        return Answer(think, block if block is not None else rest.strip(), None, think_problem)
     if think_problem:
         return Answer(None, None, None, think_problem)
     block, problem = find_answer(rest)

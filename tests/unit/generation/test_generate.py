@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from tiny import CHATML, build_model, build_tokenizer
+from tiny import CHATML, SPECIAL, build_model, build_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
     GPT2Config,
@@ -27,6 +27,7 @@ from distill.generation.sampling import Request, Sampling, record_uniforms
 from distill.models.batches import in_batches
 from distill.models.chat import ChatTemplate
 from distill.models.vocabulary import find_unused_ids
+from distill.records.answer_format import parse_answer
 
 SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
@@ -337,6 +338,22 @@ def test_an_answer_begins_with_what_its_template_opens(tokenizer):
     chat, end = ChatTemplate(build_tokenizer(template=template)), tokenizer.convert_tokens_to_ids("<|im_end|>")
     found = generation.finish(chat, [*tokenizer("me</think>")["input_ids"], end], [end], 7)
     assert found.text == "<think>\nme</think>"
+
+
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+def test_special_tags_are_part_of_the_answer():
+    """Models trained with GRPO often have the tags of their answers as special tokens."""
+    tokenizer = build_tokenizer(special=[*SPECIAL, *TAGS, "<tool>", "<s>"])
+    tokenizer.bos_token = "<s>"
+    text = '<think>me↑</think>\n<answer>\n{"holding_log_delta": 0.12}\n</answer><tool>'
+    tokens = tokenizer(text)["input_ids"]
+    bos, pad, end = tokenizer.convert_tokens_to_ids(["<s>", "<|endoftext|>", "<|im_end|>"])
+    found = generation.finish(ChatTemplate(tokenizer), [bos, *tokens, pad, end, *tokens], [end], 7)
+    assert (found.text, found.finish_reason, found.tokens) == (text, "stop", len(tokens) + 3)
+    assert parse_answer(found.text, "holding_log_delta").value == 0.12
+    assert ChatTemplate(tokenizer).encode_completion(text.removesuffix("<tool>"))[:-1] == tokens[:-1]
 
 
 def test_batches_that_run_out_of_memory_are_halved_and_lose_nothing():

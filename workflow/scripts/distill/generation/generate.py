@@ -100,9 +100,15 @@ def has_full_attention(config: Any) -> bool:
 
 
 def finish(chat: ChatTemplate, tokens: Sequence[int], stops: Sequence[int], prompt_tokens: int) -> Generated:
-    """Truncate new tokens at the first stop token and decode them; the answer begins with what the template opened."""
+    """Truncate new tokens at the first stop token and decode them; the answer begins with what the template opened.
+
+    Padding and BOS are left out. Other special tokens are part of the text, since many reasoning models have tags such
+    as `<think>` as special tokens.
+    """
     end = next((position for position, token in enumerate(tokens) if token in stops), None)
-    text = chat.opened + chat.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    left_out = {chat.tokenizer.pad_token_id, chat.tokenizer.bos_token_id}
+    kept = [token for token in tokens[:end] if token not in left_out]
+    text = chat.opened + chat.tokenizer.decode(kept, skip_special_tokens=False)
     count = len(tokens) if end is None else end + 1
     return Generated(text, "length" if end is None else "stop", count, prompt_tokens)
 

@@ -77,7 +77,7 @@ class Generated:
     """A generated answer.
 
     Attributes:
-        text: the answer without special tokens.
+        text: the answer without the end of the turn.
         finish_reason: `stop` at the end of the turn, `length` if it was cut off.
         tokens: number of generated tokens, including the end of the turn.
         prompt_tokens: number of the prompt's tokens.

@@ -85,7 +85,7 @@ def parse_answer(text: str, key: str | None) -> Answer:
     NaN and infinity are not. The running time is linear in the length of the text.
 
     Args:
-        text: the completion without special tokens.
+        text: the completion without the end of the turn.
         key: key of the number in the JSON object. With None, any text that is not blank is usable and `value` is None;
             the answer is then the text inside the answer block, or without a block all text after the reasoning.
     """

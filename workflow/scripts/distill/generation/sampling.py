@@ -89,6 +89,14 @@ class Generated:
     prompt_tokens: int
 
 
+def drop_cut_character(text: str, finish_reason: str) -> str:
+    """Return an answer without the character that the maximum length cut in its middle.
+
+    A character may be several tokens, and decoding the first of them gives U+FFFD at the end of the text.
+    """
+    return text.rstrip("\N{REPLACEMENT CHARACTER}") if finish_reason == "length" else text
+
+
 def stream_digest(key: str, seed: int) -> int:
     """Return 128 bits that depend on the answer's key and the seed only, not on other requests."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:16], "big")

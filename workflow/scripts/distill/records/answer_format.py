@@ -50,10 +50,11 @@ def find_answer(text: str) -> tuple[str | None, str | None]:
 
 
 def strip_fence(text: str) -> str:
-    """Remove the code fence (```json … ```) around a text."""
+    """Remove the code fence (```json … ```, in small or capital letters) around a text."""
     if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
         return text
-    return text[3:-3].removeprefix("json").strip()
+    inside = text[3:-3]
+    return (inside[4:] if inside[:4].lower() == "json" else inside).strip()
 
 
 def parse_value(text: str, key: str) -> tuple[float | None, str | None]:

@@ -92,6 +92,23 @@ def test_bad_line_is_named(tmp_path, raw, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ('{"a": 0.1, "b": 2, "a": 0.5}', "a: expected the key once in its object, found [0.1, 0.5]"),
+        ('{"a": 1, "a": 1}', "a: expected the key once in its object, found [1, 1]"),
+        ('{"m": [{"role": "user", "content": "x", "role": "system"}]}', "role: expected the key once in its object"),
+        ('{"a": 1, "\\u0061": 2}', "a: expected the key once in its object, found [1, 2]"),
+    ],
+)
+def test_a_key_that_comes_twice_is_named(tmp_path, raw, said):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"a": {"a": 1}, "b": {"a": 2}}\n' + raw + "\n")
+    with pytest.raises(InputError) as error:
+        list(read_jsonl(path))
+    assert str(error.value).startswith(f"{path}:2: {said}")
+
+
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "sub" / "a.txt"
     with write_atomically(path) as file:

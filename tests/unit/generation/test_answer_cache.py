@@ -55,6 +55,13 @@ def test_lines_of_the_version_before_are_samples_number_0(tmp_path):
     assert read_cache(tmp_path) == by_key(answer("a", prompt_tokens=0))
 
 
+def test_cut_characters_of_earlier_versions_are_left_out(tmp_path):
+    cut = answer("a", raw_output="me\ufffd", finish_reason="length")
+    ended = answer("b", raw_output="me\ufffd")
+    write(tmp_path / "host-1-abc.jsonl", cut, ended)
+    assert read_cache(tmp_path) == by_key(cut | {"raw_output": "me"}, ended)
+
+
 def test_a_torn_line_costs_itself_only(tmp_path):
     with CacheWriter(tmp_path) as writer:
         writer.add([answer("a"), answer("b")])

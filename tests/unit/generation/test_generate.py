@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from tiny import CHATML, build_model, build_tokenizer
+from tiny import CHATML, SPECIAL, build_model, build_sentencepiece, build_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
     GPT2Config,
@@ -27,6 +27,7 @@ from distill.generation.sampling import Request, Sampling, record_uniforms
 from distill.models.batches import in_batches
 from distill.models.chat import ChatTemplate
 from distill.models.vocabulary import find_unused_ids
+from distill.records.answer_format import parse_answer
 
 SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
@@ -86,7 +87,8 @@ def test_greedy_equals_a_plain_loop_without_cache_or_padding(model, tokenizer, r
         while len(ids) < start + 8 and (len(ids) == start or ids[-1] not in stops):
             with torch.no_grad():
                 ids.append(model(torch.tensor([ids])).logits[0, -1, : len(tokenizer)].argmax().item())
-        assert found[request.uid].text == tokenizer.decode(ids[start:], skip_special_tokens=True)
+        text = tokenizer.decode(ids[start:], skip_special_tokens=True)
+        assert found[request.uid].text == (text if ids[-1] in stops else text.rstrip("\ufffd"))
         assert (found[request.uid].tokens, found[request.uid].prompt_tokens) == (len(ids) - start, start)
 
 
@@ -339,6 +341,37 @@ def test_an_answer_begins_with_what_its_template_opens(tokenizer):
     assert found.text == "<think>\nme</think>"
 
 
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+def test_special_tags_are_part_of_the_answer():
+    """Models trained with GRPO often have the tags of their answers as special tokens."""
+    tokenizer = build_tokenizer(special=[*SPECIAL, *TAGS, "<tool>", "<s>"])
+    tokenizer.bos_token = "<s>"
+    text = '<think>me↑</think>\n<answer>\n{"holding_log_delta": 0.12}\n</answer><tool>'
+    tokens = tokenizer(text)["input_ids"]
+    bos, pad, end = tokenizer.convert_tokens_to_ids(["<s>", "<|endoftext|>", "<|im_end|>"])
+    found = generation.finish(ChatTemplate(tokenizer), [bos, *tokens, pad, end, *tokens], [end], 7)
+    assert (found.text, found.finish_reason, found.tokens) == (text, "stop", len(tokens) + 3)
+    assert parse_answer(found.text, "holding_log_delta").value == 0.12
+    assert ChatTemplate(tokenizer).encode_completion(text.removesuffix("<tool>"))[:-1] == tokens[:-1]
+
+
+@pytest.mark.parametrize("build", [build_tokenizer, build_sentencepiece])
+@pytest.mark.parametrize("character", ["é", "诸", "😀"])
+def test_a_character_cut_at_the_maximum_length_is_left_out(build, character):
+    tokenizer = build()
+    tokens = tokenizer(f"me{character}", add_special_tokens=False)["input_ids"]
+    start = len(tokenizer("me", add_special_tokens=False)["input_ids"])
+    assert len(tokens) == start + len(character.encode())  # a token per byte
+    for length in range(start, len(tokens)):
+        found = generation.finish(ChatTemplate(tokenizer), tokens[:length], [2], 7)
+        assert (found.text, found.finish_reason, found.tokens) == ("me", "length", length)
+    assert generation.finish(ChatTemplate(tokenizer), tokens, [2], 7).text == f"me{character}"
+    # A model that ends its turn in the middle of a character has said so.
+    assert generation.finish(ChatTemplate(tokenizer), [*tokens[:-1], 2], [2], 7).text.startswith("me\ufffd")
+
+
 def test_batches_that_run_out_of_memory_are_halved_and_lose_nothing():
     sizes = []
 
@@ -397,7 +430,7 @@ def test_of_ids_with_holes_every_token_can_be_drawn_and_no_hole(tokenizer, reque
         model.lm_head.bias[holes if likely == "hole" else end] = 100.0
     found = answer(model, spread, requests[:3], sampling)
     for one in found.values():
-        assert (one.text == "") == (one.finish_reason == "stop") == (likely == "end")
+        assert (one.tokens == 1) == (one.finish_reason == "stop") == (likely == "end")
 
 
 @pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])

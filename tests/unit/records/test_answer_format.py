@@ -30,6 +30,8 @@ def test_think_answer_and_value_are_parsed():
         ('```json\n{"holding_log_delta": 0.5}\n```', 0.5),
         ('```\n{"holding_log_delta": 0.5}\n```', 0.5),
         ('```json {"holding_log_delta": 0.5}```', 0.5),
+        ('```JSON\n{"holding_log_delta": 0.5}\n```', 0.5),
+        ('```Json\n{"holding_log_delta": 0.5}\n```', 0.5),
         ('{"note": "a − b", "holding_log_delta": 0.5}', 0.5),
     ],
 )

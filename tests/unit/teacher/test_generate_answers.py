@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import CHATML, build_tokenizer, save_model
+from tiny import CHATML, SPECIAL, build_tokenizer, save_model
 
 import generate_answers
 from distill.common.digest import digest_of
@@ -66,6 +66,28 @@ def test_the_key_of_a_template_without_arguments_and_date_is_that_of_earlier_ver
         "sampling": {"max_new_tokens": 4, "temperature": 0.0},
     }
     assert fingerprint(model) == digest_of(parts)
+
+
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [
+        (["<think>", "</think>"], ["<think>"]),
+        (["[THINK]", "[/THINK]"], ["[THINK]"]),
+        (["<file_sep>", "<a>", "</b>"], None),
+    ],
+)
+def test_the_key_changes_where_earlier_versions_left_special_tags_out(model, tokenizer, special, expected):
+    tagged = build_tokenizer(special=[*SPECIAL, *special])
+    tagged.save_pretrained(model)
+    parts = {
+        "model": fingerprint_model(model),
+        "dtype": "torch.bfloat16",
+        "quantization": "none",
+        "template": tokenizer.chat_template,
+        "sampling": {"max_new_tokens": 4, "temperature": 0.0},
+    }
+    tags = {"special_tags": expected} if expected else {}
+    assert fingerprint(model) == digest_of(parts | tags)
 
 
 class Scripted:

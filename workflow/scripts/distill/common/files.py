@@ -16,11 +16,38 @@ BOM = b"\xef\xbb\xbf"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class DuplicateKeyError(ValueError):
+    """An object has a key more than once.
+
+    Attributes:
+        key: the key.
+        values: its values, in their order.
+    """
+
+    def __init__(self, key: str, values: list[Any]):
+        super().__init__(f"the key {key!r} more than once")
+        self.key, self.values = key, values
+
+
+def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these keys and values, of which the json module would keep the last of equal keys.
+
+    Raises:
+        DuplicateKeyError: a key comes more than once.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in keys if keys.count(key) > 1)
+        raise DuplicateKeyError(key, [value for name, value in pairs if name == key])
+    return found
+
+
 def parse_json_line(raw: bytes, path: str | os.PathLike[str], line: int) -> dict[str, Any]:
     """Parse one line of a JSONL file.
 
     Raises:
-        InputError: the line is not a JSON object in UTF-8; names file and line.
+        InputError: the line is not a JSON object in UTF-8, or has a key twice in an object; names file, line and key.
     """
     try:
         text = raw.decode("utf-8")
@@ -28,7 +55,9 @@ def parse_json_line(raw: bytes, path: str | os.PathLike[str], line: int) -> dict
         expected = f"UTF-8 text (byte {error.start + 1} of the line is not)"
         raise InputError(format_problem(path, line, "line", expected, raw[error.start : error.start + 4])) from None
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=build_object)
+    except DuplicateKeyError as error:
+        raise InputError(format_problem(path, line, error.key, "the key once in its object", error.values)) from None
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 20) : error.pos + 20].strip()
         expected = f"a JSON object ({error.msg} at column {error.colno})"
@@ -46,7 +75,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
     Only one line is in memory at a time.
 
     Raises:
-        InputError: a line is not a JSON object in UTF-8; names file and line.
+        InputError: see `parse_json_line`.
     """
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):

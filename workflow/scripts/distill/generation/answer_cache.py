@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from distill.common.errors import InputError, describe
 from distill.common.journal import Journal, decode_record, encode_record, read_journal
+from distill.generation.sampling import drop_cut_character
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,15 @@ Key = tuple[str, int]
 def parse_answer_record(record: dict[str, Any]) -> dict[str, Any] | None:
     """Return a stored answer; None if a field is missing or has another type.
 
-    The sample number and the prompt's tokens are 0 in records of older versions, which lack them.
+    Records of older versions lack the sample number and the prompt's tokens, which are then 0. Their texts may end with
+    a cut character, which is left out.
     """
     answer = {"uid": record.get("uid"), "sample": record.get("sample", 0)}
     answer |= {name: record.get(name) for name in FIELDS} | {"prompt_tokens": record.get("prompt_tokens", 0)}
     types = {"uid": str, "sample": int, **FIELDS, "prompt_tokens": int}
-    return answer if all(isinstance(answer[name], kind) for name, kind in types.items()) else None
+    if not all(isinstance(answer[name], kind) for name, kind in types.items()):
+        return None
+    return answer | {"raw_output": drop_cut_character(answer["raw_output"], answer["finish_reason"])}
 
 
 def iterate_answers(folder: Path) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from transformers import (
 from distill.common.errors import InputError
 from distill.generation.kv_cache import RowLimit
 from distill.generation.rolling_batch import NOT_FINITE, Job, RollingBatch
-from distill.generation.sampling import Generated, Request, Sampling, record_uniforms
+from distill.generation.sampling import Generated, Request, Sampling, drop_cut_character, record_uniforms
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.memory import keep_freed_memory, kv_bytes_per_token
@@ -100,11 +100,17 @@ def has_full_attention(config: Any) -> bool:
 
 
 def finish(chat: ChatTemplate, tokens: Sequence[int], stops: Sequence[int], prompt_tokens: int) -> Generated:
-    """Truncate new tokens at the first stop token and decode them; the answer begins with what the template opened."""
+    """Truncate new tokens at the first stop token and decode them; the answer begins with what the template opened.
+
+    Padding and BOS are left out. Other special tokens are part of the text, since many reasoning models have tags such
+    as `<think>` as special tokens. A character that the maximum length cut in its middle is left out, too.
+    """
     end = next((position for position, token in enumerate(tokens) if token in stops), None)
-    text = chat.opened + chat.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-    count = len(tokens) if end is None else end + 1
-    return Generated(text, "length" if end is None else "stop", count, prompt_tokens)
+    left_out = {chat.tokenizer.pad_token_id, chat.tokenizer.bos_token_id}
+    kept = [token for token in tokens[:end] if token not in left_out]
+    text = chat.opened + chat.tokenizer.decode(kept, skip_special_tokens=False)
+    count, reason = (len(tokens), "length") if end is None else (end + 1, "stop")
+    return Generated(drop_cut_character(text, reason), reason, count, prompt_tokens)
 
 
 def generate_requests(

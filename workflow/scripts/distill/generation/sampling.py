@@ -77,7 +77,7 @@ class Generated:
     """A generated answer.
 
     Attributes:
-        text: the answer without special tokens.
+        text: the answer without the end of the turn.
         finish_reason: `stop` at the end of the turn, `length` if it was cut off.
         tokens: number of generated tokens, including the end of the turn.
         prompt_tokens: number of the prompt's tokens.
@@ -87,6 +87,14 @@ class Generated:
     finish_reason: str
     tokens: int
     prompt_tokens: int
+
+
+def drop_cut_character(text: str, finish_reason: str) -> str:
+    """Return an answer without the character that the maximum length cut in its middle.
+
+    A character may be several tokens, and decoding the first of them gives U+FFFD at the end of the text.
+    """
+    return text.rstrip("\N{REPLACEMENT CHARACTER}") if finish_reason == "length" else text
 
 
 def stream_digest(key: str, seed: int) -> int:

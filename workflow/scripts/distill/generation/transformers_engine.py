@@ -14,6 +14,7 @@ from distill.generation.sampling import Generated, Request, Sampling
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, read_hidden, score_rows, take_rows, to_device
+from distill.models.control_tokens import find_special_tags
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, load_model, select_device, select_dtype
 from distill.models.logits import read_transform
@@ -56,7 +57,11 @@ class ModelSource:
         return {name: getattr(self, name) for name in parts}
 
     def fingerprint(self, chat: ChatTemplate, sampling: Sampling) -> str:
-        """Return a digest of everything except the prompt that determines an answer."""
+        """Return a digest of everything except the prompt that determines an answer.
+
+        Versions that left special tags out of the text of answers had no `special_tags` in the digest.
+        """
+        tags = find_special_tags(chat.tokenizer)
         return digest_of(
             {
                 "model": fingerprint_model(self.model, self.adapter),
@@ -64,6 +69,7 @@ class ModelSource:
                 "quantization": self.quantization,
                 "sampling": sampling.digest_parts(),
                 **chat.digest_parts(),
+                **({"special_tags": tags} if tags else {}),
             }
         )
 

@@ -13,6 +13,7 @@ from distill.common.errors import InputError
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"</?([^<>/|\s]+)>")
+OPENING = re.compile(r"([<\[])([^<>\[\]/|\s]+[>\]])")
 
 
 def compile_control_tokens(tokenizer: Any) -> re.Pattern[str]:
@@ -40,6 +41,13 @@ def is_paired_tag(token: str, tokens: Mapping[str, Any]) -> bool:
     """
     found = TAG.fullmatch(token)
     return found is not None and f"<{found[1]}>" in tokens and f"</{found[1]}>" in tokens
+
+
+def find_special_tags(tokenizer: Any) -> list[str]:
+    """Return the opening tags, such as `<think>` or `[THINK]`, that are special tokens, as are their closing tags."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = (OPENING.fullmatch(token) for token in special)
+    return sorted(tag[0] for tag in found if tag and f"{tag[1]}/{tag[2]}" in special)
 
 
 def mark(pattern: re.Pattern[str], *texts: str) -> tuple[str, ...]:

@@ -50,10 +50,11 @@ def find_answer(text: str) -> tuple[str | None, str | None]:
 
 
 def strip_fence(text: str) -> str:
-    """Remove the code fence (```json … ```) around a text."""
+    """Remove the code fence (```json … ```, in small or capital letters) around a text."""
     if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
         return text
-    return text[3:-3].removeprefix("json").strip()
+    inside = text[3:-3]
+    return (inside[4:] if inside[:4].lower() == "json" else inside).strip()
 
 
 def parse_value(text: str, key: str) -> tuple[float | None, str | None]:
@@ -85,7 +86,7 @@ def parse_answer(text: str, key: str | None) -> Answer:
     NaN and infinity are not. The running time is linear in the length of the text.
 
     Args:
-        text: the completion without special tokens.
+        text: the completion without the end of the turn.
         key: key of the number in the JSON object. With None, any text that is not blank is usable and `value` is None;
             the answer is then the text inside the answer block, or without a block all text after the reasoning.
     """

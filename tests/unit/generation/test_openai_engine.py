@@ -239,16 +239,17 @@ PASSING = [
 
 @pytest.mark.parametrize("broken", PASSING, ids=["429", "a word", "no choices", "no content"])
 def test_a_passing_error_in_the_body_is_tried_again(broken):
-    with FakeServer(lambda body, number: broken if number == 0 else completion()) as fake:
+    with FakeServer(lambda body, number: broken if number == 1 else completion()) as fake:
         answers, error = collect(make_engine(fake.url, request_retries=1).generate(make_requests(1)))
     assert error is None
     assert [generated.text for generated in answers.values()] == ["fine"]
     assert len(fake.bodies) == 2
 
 
-@pytest.mark.parametrize(
-    "broken", [completion(None, refusal="no"), completion(None) | {"error": {"code": 400}}], ids=str
-)
+LASTING = [completion(None, refusal="no"), completion(None) | {"error": {"code": 400}}]
+
+
+@pytest.mark.parametrize("broken", LASTING, ids=["a refusal", "400"])
 def test_a_lasting_error_in_the_body_is_not_tried_again(broken):
     with FakeServer(lambda body, number: broken) as fake:
         answers, error = collect(make_engine(fake.url, request_retries=3).generate(make_requests(1)))

@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_ex
 from distill.common.digest import digest_of
 from distill.common.errors import InputError, cut, raise_problems
 from distill.generation.chat_response import Problem, read_reply
-from distill.generation.sampling import Generated, Request, Sampling, stream_digest
+from distill.generation.sampling import Generated, Request, Sampling, drop_cut_character, stream_digest
 from distill.generation.server_address import check_address
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class OpenAIEngine:
         text = reply.text.encode("utf-8", "replace").decode()
         names = ("completion_tokens", "prompt_tokens")
         tokens, prompt_tokens = (self.count_tokens(completion.usage, name) for name in names)
-        return Generated(text, reply.finish_reason, tokens, prompt_tokens)
+        return Generated(drop_cut_character(text, reply.finish_reason), reply.finish_reason, tokens, prompt_tokens)
 
     def count_tokens(self, usage: Any, name: str) -> int:
         """Return a token count; 0 if it is not a whole number, with a warning the first time."""

@@ -5,6 +5,7 @@ import torch
 from architectures import PAGE, VOCABULARY, build, list_types, read_unbuilt, update_page
 from divergence_formulas import FORMULAS
 from tiny import build_tokenizer
+from transformers import GenerationConfig
 
 from distill.common.errors import InputError
 from distill.generation.generate import generate_requests, stop_ids
@@ -17,6 +18,8 @@ from distill.models.split_check import check_split
 from distill.student.fused_loss import score_completions
 from distill.student.loss import ExactTeacher, Objective
 
+# Generated with their cache, they give other logits than in one forward pass.
+INCONSISTENT = ("moshi", "recurrent_gemma", "xlnet", "xlstm")
 UNBUILT = read_unbuilt(PAGE.read_text(encoding="utf-8"))
 PROMPTS, COMPLETIONS = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13]], [[40, 41, 42, 43, 44], [50, 51]]
 
@@ -80,6 +83,10 @@ def test_batched_answers_equal_those_of_each_prompt_alone(model_type, chat):
     model = build_or_skip(model_type)
     requests = [Request(n, str(n), "You are a manager.", "me=12.5 " * n) for n in (1, 6)]
     sampling = Sampling(max_new_tokens=8, temperature=0.0)
+    if model_type in INCONSISTENT:
+        with pytest.raises(InputError, match="generated with the model's cache differ from those of a forward pass"):
+            list(generate_requests(model, chat, requests, sampling, 2))
+        return
     found = {}
     for batch in generate_requests(model, chat, requests, sampling, 2):
         found |= {request.uid: generated for request, generated in batch}
@@ -87,11 +94,13 @@ def test_batched_answers_equal_those_of_each_prompt_alone(model_type, chat):
         ids = torch.tensor([chat.encode_prompt(request.system, request.prompt)])
         padding = list(range(len(chat.tokenizer), VOCABULARY))  # ids that no answer has
         with torch.no_grad():
+            stops = stop_ids(model, chat.tokenizer)
+            model.generation_config = GenerationConfig()  # some force a token at the maximum length
             plain = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, suppress_tokens=padding,
-                eos_token_id=stop_ids(model, chat.tokenizer), pad_token_id=0,
+                eos_token_id=stops, pad_token_id=0,
             )[0, ids.shape[1] :]  # fmt: skip
-        left_out = {*stop_ids(model, chat.tokenizer), chat.tokenizer.pad_token_id}
+        left_out = {*stops, chat.tokenizer.pad_token_id}
         expected = chat.tokenizer.decode([token for token in plain.tolist() if token not in left_out])
         if found[request.uid].finish_reason == "length":
             expected = expected.rstrip("\ufffd")  # a cut character

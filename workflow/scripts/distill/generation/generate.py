@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from distill.common.errors import InputError
+from distill.generation.batch_probe import choose_decoding
 from distill.generation.kv_cache import RowLimit
 from distill.generation.rolling_batch import NOT_FINITE, Job, RollingBatch
 from distill.generation.sampling import Generated, Request, Sampling, drop_cut_character, record_uniforms
@@ -84,7 +85,8 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 
 def context_length(config: Any) -> int | None:
     """Return the context length in tokens, prompt and answer together; None if the configuration gives none."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if found and found > 0 else None  # XLNet has -1
 
 
 def has_full_attention(config: Any) -> bool:
@@ -159,8 +161,9 @@ def decode_job(
     model: Any, tokenizer: Any, job: Job, batch_size: int | None = None
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Yield (prompt's index, new tokens) of a job as they finish; tokens after the first stop token do not count."""
-    decode = decode_rolling if has_full_attention(model.config) else decode_padded
-    yield from decode(model, tokenizer, job, batch_size)
+    decoders = [decode_rolling, decode_padded] if has_full_attention(model.config) else [decode_padded]
+    decode, most = choose_decoding(model, tokenizer, job.stops, decoders)
+    yield from decode(model, tokenizer, job, most or batch_size)
 
 
 def decode_rolling(

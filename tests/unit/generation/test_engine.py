@@ -2,6 +2,7 @@
 
 import pytest
 from running import read_lines, run_python
+from tiny import build_tokenizer, save_model
 from training_runs import write_splits
 
 import answer_questions
@@ -13,6 +14,7 @@ from distill.common.files import write_jsonl
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, CompletionScore, EngineType, build_engine
 from distill.generation.sampling import Generated
+from distill.generation.transformers_engine import ModelSource
 from distill.models.load import load_chat
 
 
@@ -99,3 +101,10 @@ def test_reading_the_registry_imports_nothing_heavy():
         "import sys, distill.generation.engine; print({'torch', 'transformers', 'numpy', 'openai'} & set(sys.modules))"
     )
     assert run_python(code).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("quantization", "times"), [("int8", 1), ("nf4", 0), ("none", 0)])
+def test_the_dependence_of_int8_on_the_batch_is_logged(quantization, times, tmp_path, caplog):
+    model = save_model(tmp_path / "model", build_tokenizer(), hidden=64)
+    ModelSource(model, dtype="float32", quantization=quantization, device="cpu").load()
+    assert caplog.text.count("an answer can depend on the other prompts of its batch") == times

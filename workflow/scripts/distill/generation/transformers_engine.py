@@ -1,5 +1,6 @@
 """The engine `transformers`: a model in this process, loaded when it is first used."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,13 @@ from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
 from distill.models.options import TEMPLATE_DATE
 
+logger = logging.getLogger(__name__)
+
+INT8_DEPENDS_ON_BATCH = (
+    "quantization int8 (LLM.int8()) treats outlier columns of a whole batch apart, so that an answer can depend on the "
+    "other prompts of its batch; nf4 and unquantized weights do not"
+)
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -37,6 +45,8 @@ class ModelSource:
     def load(self) -> Any:
         """Load the model for inference."""
         device = select_device(self.device)
+        if self.quantization == "int8":
+            logger.warning(INT8_DEPENDS_ON_BATCH)
         return load_model(self.model, device, select_dtype(self.dtype, device), self.quantization, self.adapter)
 
     def config(self) -> Any:

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from distill.export.gguf_layouts import LAYOUTS
-from distill.models.architectures import UNSUPPORTED
+from distill.models.architectures import UNGENERATED, UNSUPPORTED
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 
@@ -141,8 +141,8 @@ def render_table(unbuilt):
         names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
         name = names if isinstance(names, str) else names[0]
         support = "not tested" if model_type in unbuilt else "yes"
-        if model_type in UNSUPPORTED:
-            support = f"refused: {UNSUPPORTED[model_type]}"
+        if reason := (UNSUPPORTED | UNGENERATED).get(model_type):
+            support = f"refused: {reason}"
         lines.append(f"| `{model_type}` | {name} | {support} | {'yes' if name in LAYOUTS else ''} |")
     return "\n".join(lines)
 

@@ -54,9 +54,20 @@ def test_escape_survives_any_text():
 
 def test_escape_writes_what_the_format_says():
     assert escape_line("a\\b\nc\rd") == r"a\\b\nc\rd"
+    assert escape_line("a\x0b\x85\u2028b") == r"a\u000b\u0085\u2028b"
 
 
-@pytest.mark.parametrize("line", ["\\", "a\\t", "\\\\\\"])
+def test_an_escaped_text_is_one_line_for_every_reader():
+    texts = [f"a{chr(code)}b" for code in range(0x3000)]
+    assert "\n".join(map(escape_line, texts)).splitlines() == list(map(escape_line, texts))
+    assert [unescape_line(escape_line(text)) for text in texts] == texts
+
+
+def test_lines_of_earlier_versions_are_read():
+    assert unescape_line("a\u2028b\x85") == "a\u2028b\x85"
+
+
+@pytest.mark.parametrize("line", ["\\", "a\\t", "\\\\\\", "\\u20", "\\u20g8"])
 def test_stray_backslash_is_rejected(line):
     with pytest.raises(ValueError, match="stray backslash"):
         unescape_line(line)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from distill.common.errors import InputError
 from distill.generation.generate import generate_requests, stop_ids
 from distill.generation.sampling import Request, Sampling
-from distill.models.architectures import UNSUPPORTED
+from distill.models.architectures import UNGENERATED, UNSUPPORTED
 from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows
 from distill.models.logits import read_transform
@@ -18,8 +18,6 @@ from distill.models.split_check import check_split
 from distill.student.fused_loss import score_completions
 from distill.student.loss import ExactTeacher, Objective
 
-# Generated with their cache, they give other logits than in one forward pass.
-INCONSISTENT = ("moshi", "recurrent_gemma", "xlnet", "xlstm")
 UNBUILT = read_unbuilt(PAGE.read_text(encoding="utf-8"))
 PROMPTS, COMPLETIONS = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13]], [[40, 41, 42, 43, 44], [50, 51]]
 
@@ -83,7 +81,7 @@ def test_batched_answers_equal_those_of_each_prompt_alone(model_type, chat):
     model = build_or_skip(model_type)
     requests = [Request(n, str(n), "You are a manager.", "me=12.5 " * n) for n in (1, 6)]
     sampling = Sampling(max_new_tokens=8, temperature=0.0)
-    if model_type in INCONSISTENT:
+    if model_type in UNGENERATED:
         with pytest.raises(InputError, match="generated with the model's cache differ from those of a forward pass"):
             list(generate_requests(model, chat, requests, sampling, 2))
         return

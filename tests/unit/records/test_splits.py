@@ -65,7 +65,7 @@ def test_file_formats(tmp_path):
         ],
     }
     source = (tmp_path / "out" / "train.source").read_bytes().split(b"\n")[0].decode()
-    assert source == f"S\\\\n\\n\\nprompt {number}\\r\\nline\u2028same line"
+    assert source == f"S\\\\n\\n\\nprompt {number}\\r\\nline\\u2028same line"
     assert unescape_line(source) == f"S\\n\n\nprompt {number}\r\nline\u2028same line"
     assert (tmp_path / "out" / "train.target").read_bytes().split(b"\n")[0].decode() == f"a\\\\b {number}\\n"
 

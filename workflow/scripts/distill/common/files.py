@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -171,23 +172,35 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         file.write("\n")
 
 
+# What ends a line for `str.splitlines`, besides line feed and carriage return.
+SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+ESCAPES = str.maketrans(
+    {"\\": r"\\", "\n": r"\n", "\r": r"\r"} | {separator: f"\\u{ord(separator):04x}" for separator in SEPARATORS}
+)
+ESCAPED = re.compile(r"\\(?:([\\nr])|u([0-9a-fA-F]{4}))?")
+
+
 def escape_line(text: str) -> str:
-    r"""Escape a text to one line of a .source or .target file: `\`, line feed, carriage return → `\\`, `\n`, `\r`."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    r"""Escape a text to one line of a .source or .target file, also for readers that use `str.splitlines`.
+
+    `\`, line feed and carriage return become `\\`, `\n` and `\r`; the other SEPARATORS become `\u` and four digits.
+    """
+    return text.translate(ESCAPES)
 
 
 def unescape_line(line: str) -> str:
     r"""Undo `escape_line`.
 
     Raises:
-        ValueError: a backslash is not followed by `\`, `n` or `r`.
+        ValueError: a backslash is not followed by `\`, `n`, `r`, or `u` and four hexadecimal digits.
     """
-    plain = {"\\": "\\", "n": "\n", "r": "\r"}
-    parts, position = [], 0
-    while (found := line.find("\\", position)) != -1:
-        following = line[found + 1 : found + 2]
-        if following not in plain:
-            raise ValueError(f"stray backslash at column {found + 1}")
-        parts += [line[position:found], plain[following]]
-        position = found + 2
-    return "".join([*parts, line[position:]])
+
+    def restore(match: re.Match[str]) -> str:
+        letter, code = match.groups()
+        if letter:
+            return {"\\": "\\", "n": "\n", "r": "\r"}[letter]
+        if code:
+            return chr(int(code, 16))
+        raise ValueError(f"stray backslash at column {match.start() + 1}")
+
+    return ESCAPED.sub(restore, line)

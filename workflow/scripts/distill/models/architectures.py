@@ -1,7 +1,7 @@
-"""Architectures that `check_split` refuses, by `model_type` of config.json.
+"""Architectures that cannot be used, by `model_type` of config.json.
 
-The plan reads this list, so that they are refused before anything runs; tests/unit/models/test_architectures.py holds
-it against tiny models of all architectures.
+`check_split` refuses those of UNSUPPORTED, and `choose_decoding` those of UNGENERATED. The plan reads both lists and
+refuses them before anything runs; tests/unit/models/test_architectures.py holds them against tiny models.
 """
 
 TRANSFORM = "it transforms hidden states between decoder and head"
@@ -26,3 +26,5 @@ UNSUPPORTED = {
     "xlm": "its tokens attend to later ones",
     "xmod": "it needs a language besides the tokens",
 }
+CACHE = "generated with its cache, it gives other logits than in one forward pass"
+UNGENERATED = {"moshi": CACHE, "recurrent_gemma": CACHE, "xlnet": CACHE, "xlstm": CACHE}

@@ -17,12 +17,13 @@ from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.load import load_model
+from distill.models.logits import read_transform
 from distill.student.fused_loss import distillation_loss, score_completions
 from distill.student.loss import ExactTeacher, Objective
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
 from distill.teacher.signal_files import HEAD, INDEX, SignalReader, fingerprint_parts, signal_key
 from distill.teacher.signal_shards import ShardWriter, save_whole
-from distill.teacher.signal_teacher import SignalTeacher
+from distill.teacher.signal_teacher import SignalTeacher, read_head
 
 
 def qwen2(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Any:
@@ -222,6 +223,7 @@ def write_signal(kind: str, teacher: Any, examples: list[Example], args: argpars
     signal_teacher = SignalTeacher.__new__(SignalTeacher)
     signal_teacher.model, signal_teacher.pad_id, signal_teacher.vocabulary = teacher, 0, SHAPES[args.shape][2]
     signal_teacher.decoder, signal_teacher.head = decoder_and_head(teacher)
+    signal_teacher.transform = read_transform(teacher.config)
     signal_teacher.options = {"kind": kind, "top_k": args.top_k, "temperatures": [args.temperature]}
     out = folder / kind
     data = out / "data/benchmark"
@@ -231,7 +233,7 @@ def write_signal(kind: str, teacher: Any, examples: list[Example], args: argpars
         writer.add(example["signal"][1], tensors)
     writer.flush()
     if kind == "hidden":
-        save_whole(data / HEAD, signal_teacher.effective_head())
+        save_whole(data / HEAD, read_head(signal_teacher.head, signal_teacher.model.device, signal_teacher.model.dtype))
     parts = fingerprint_parts(
         kind=kind,
         top_k=args.top_k,

@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from hub_server import HubServer
 from running import CONFIG
 
 NAMES = {"teacher": "modelscope:owner/teacher", "student": "hf:owner/student@main"}
 
 
+@pytest.mark.slow
 def test_models_are_downloaded_once_and_before_they_are_loaded(fresh, tmp_path, monkeypatch):
     directory = fresh.copy(tmp_path / "run")
     (directory / "models").rename(tmp_path / "hub")

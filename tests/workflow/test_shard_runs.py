@@ -41,6 +41,7 @@ def assert_same_answers(one, several, samples, shards):
     assert not (several / f"{RAW}/shards").exists()
 
 
+@pytest.mark.slow
 def test_two_shards_write_what_one_job_writes(sampled):
     assert_same_answers(*sampled, samples=2, shards=2)
 
@@ -50,6 +51,7 @@ def test_three_greedy_shards_write_what_one_job_writes(fresh, tmp_path):
     assert_same_answers(*run_both(fresh, tmp_path, GREEDY, shards=3), samples=1, shards=3)
 
 
+@pytest.mark.slow
 def test_a_student_trains_on_all_answers_and_predicts_each_prompt_once(sampled):
     directory = sampled[1]
     predictions = "output/evaluation/student_seqkd/banks.predictions.jsonl"

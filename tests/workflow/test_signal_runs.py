@@ -51,6 +51,7 @@ def read_stats(directory, category, signal):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_signals_copied_layers_and_students_are_made(trained):
     for category in CATEGORIES:
         for signal in ("hidden", "topk_8_t2"):
@@ -64,6 +65,7 @@ def test_signals_copied_layers_and_students_are_made(trained):
     assert not (trained / "output/pooled/banks").exists()
 
 
+@pytest.mark.slow
 def test_the_size_of_a_signal_is_logged_before_it_is_computed(trained, dry_run, fresh, tmp_path):
     """With and without answers whose tokens can be counted."""
     for category in CATEGORIES:
@@ -76,6 +78,7 @@ def test_the_size_of_a_signal_is_logged_before_it_is_computed(trained, dry_run, 
     assert "teacher signal topk_8_t2 of banks: 54 bytes per completion token" in new.run("--dry-run")
 
 
+@pytest.mark.slow
 def test_a_changed_record_computes_its_own_signal_only(copy):
     path = copy / "artifacts/sft/sft_train_banks.jsonl"
     lines = path.read_text().splitlines()
@@ -96,6 +99,7 @@ def test_a_changed_record_computes_its_own_signal_only(copy):
     assert read_stats(copy, "households", "topk_8_t2") == before["households"]
 
 
+@pytest.mark.slow
 def test_new_time_stamps_rerun_nothing(copy):
     later = time.time() + 10
     for path in (copy / "artifacts").rglob("*"):
@@ -106,12 +110,14 @@ def test_new_time_stamps_rerun_nothing(copy):
     assert plan(copy) == []
 
 
+@pytest.mark.slow
 def test_one_more_student_of_a_signal_computes_none(copy):
     more = KD | {"method": "jsd", "signal": "topk", "top_k": 8}
     copy.configure(copy.config | {"students": STUDENTS | {"more": more}})
     assert plan(copy) == [("train_student", "banks"), ("train_student", "households")]
 
 
+@pytest.mark.slow
 def test_another_k_and_another_adapter_compute_what_they_change(copy):
     """Top-4 for both categories; for the category of the adapter also the other two signals and the copied layers."""
     copy.configure(merge(copy.config, {"students": {"topk": {"top_k": 4}}}))
@@ -134,6 +140,7 @@ def test_a_recomputed_signal_reuses_what_snakemake_left(copy):
     assert (stats["computed"], stats["from_cache"]) == (0, stats["records"])
 
 
+@pytest.mark.slow
 def test_status_has_a_column_for_each_step(trained, dry_run):
     from distill.plan.status import render_table
 
@@ -143,5 +150,6 @@ def test_status_has_a_column_for_each_step(trained, dry_run):
     assert re.search(r"^all ", table, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_pooled_student_has_no_model_of_a_category(trained):
     assert "pooled has no model for banks" in trained.run("output/pooled/banks/config.json", "--dry-run", check=False)

@@ -102,7 +102,7 @@ FSDP = ["--strategy", "fsdp"]
     [
         ("jsd", False, []),
         pytest.param("jsd", False, ["--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
-        ("forward_kl", True, [*FSDP, "--fsdp-offload", "--gradient-checkpointing"]),
+        pytest.param("forward_kl", True, [*FSDP, "--fsdp-offload", "--gradient-checkpointing"], marks=pytest.mark.slow),
         pytest.param("jsd", False, [*FSDP, "--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
     ],
     ids=["ddp", "ddp, lora", "fsdp, tied", "fsdp, lora"],

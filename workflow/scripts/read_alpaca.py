@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
+from distill.common.options import add_options
 from distill.records.alpaca import read_alpaca
+from distill.records.options import AnswerFormat
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,6 +24,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--questions", required=True, type=Path, help="questions in Alpaca format (JSON array or JSONL)"
     )
     parser.add_argument("--system", required=True, help="system prompt of questions that have none of their own")
+    add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
     parser.add_argument("--out", required=True, type=Path, help="output: mixed records (JSONL)")
     return parser.parse_args(argv)
 
@@ -29,7 +32,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the records of one category."""
     args = parse_args(argv)
-    read_alpaca(args.category, args.questions, args.system, args.out)
+    read_alpaca(args.category, args.questions, args.system, args.out, args.label_fields)
 
 
 if __name__ == "__main__":

@@ -89,8 +89,9 @@ def test_bad_records_are_named_with_file_and_place(tmp_path, is_array, change, m
     [
         (
             '[{"instruction": "a", "output": "b"}, {"instr',
-            "record 2: record: expected a JSON array in UTF-8 (parsing stopped after record 1",
+            "record 2: record: expected a JSON array in UTF-8 (Unterminated string starting at), found '{\"instr'",
         ),
+        ('[{"instruction": "a", "output": "b"} {', "record 2: record: expected a JSON array in UTF-8 (, or ]"),
         ("[1]", "record 1: record: expected an object with instruction, input and output, found 1"),
         ("[]", "expected at least one record, found 'an empty file'"),
         ("", "expected at least one record, found 'an empty file'"),
@@ -102,6 +103,49 @@ def test_broken_files_are_errors(tmp_path, text, message):
     with pytest.raises(InputError) as refused:
         read_alpaca("c", tmp_path / "q.json", "x", tmp_path / "out")
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (r'"instruction": "Say \ud83d hi"', "{place}: record: expected values that JSON in UTF-8 can represent"),
+        (r'"instruction": "a", "note": ["\udc00"]', "{place}: record: expected values that JSON"),
+        ('"instruction": "a", "score": NaN', "{place}: record: expected "),
+        ('"instruction": "a", "score": 1e999', "{place}: record: expected values that JSON in UTF-8 can represent"),
+        ('"instruction": "a", "x": ' + "[" * 900 + "]" * 900, "{place}: record: expected values that JSON"),
+        ('"instruction": "a", "x": ' + "[" * 9000 + "]" * 9000, "{place}: {what}: expected "),
+        ('"instruction": "a", "x": ' + "9" * 5000, "{place}: {what}: expected "),
+        ('"instruction": "a", "x": "\x01"', "{place}: {what}: expected "),
+        ('"instruction": "a", "instruction": "b"', "{place}: instruction: expected the key once in its object"),
+        ('"instruction": "a", "x": [{"k": 1, "k": 1}]', "{place}: k: expected the key once in its object"),
+        ('"instruction": "a", "label": "12"', "{place}: label: expected a finite number, found '12'"),
+        ('"instruction": "a", "label": true', "{place}: label: expected a finite number, found True"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+def test_values_that_cannot_be_copied_are_errors(tmp_path, is_array, field, message):
+    lines = ['{"instruction": "first", "output": "b"}', "{" + field + ', "output": "b"}']
+    path = tmp_path / "q.json"
+    path.write_text("[" + ", ".join(lines) + "]" if is_array else "\n".join(lines))
+    with pytest.raises(InputError) as refused:
+        read_alpaca("c", path, "x", tmp_path / "out", ["label"])
+    expected = message.format(place="record 2" if is_array else "2", what="record" if is_array else "line")
+    assert f"{path}:{expected}" in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_is_not_utf8_is_an_error(tmp_path, is_array):
+    path = write(tmp_path / "q.json", QUESTIONS, is_array)
+    path.write_bytes(path.read_bytes().replace("缘".encode(), b"\xe7\xbc"))
+    with pytest.raises(InputError, match=r"q\.json:(record )?1: \w+: expected .*UTF-8"):
+        read_alpaca("c", path, "x", tmp_path / "out")
+
+
+def test_escaped_pairs_of_surrogates_are_one_character(tmp_path, is_array):
+    path = tmp_path / "q.json"
+    path.write_text(r'{"instruction": "\ud83d\ude00", "output": ""}'.join("[]" if is_array else ("", "\n")))
+    read_alpaca("c", path, "x", tmp_path / "out")
+    assert next(read_jsonl(tmp_path / "out"))[1]["messages"][1]["content"] == "\N{GRINNING FACE}"
 
 
 def test_a_missing_file_is_an_error(tmp_path):
@@ -180,5 +224,6 @@ def test_an_original_target_is_written_once_per_prompt(tmp_path):
 
 def test_the_script_reads_a_file(tmp_path):
     path = write(tmp_path / "q.json", QUESTIONS, True)
-    script.main(["--category", "c", "--questions", str(path), "--system", "x", "--out", str(tmp_path / "out")])
+    options = ["--system", "x", "--label-fields", "weight", "--out", str(tmp_path / "out")]
+    script.main(["--category", "c", "--questions", str(path), *options])
     assert len(list(read_jsonl(tmp_path / "out"))) == 3

@@ -125,8 +125,13 @@ def test_answer_of_a_duplicate_prompt_does_not_matter(tmp_path):
             b'{"label": NaN, ' + json.dumps(make_record("x")).encode()[1:],
             ":2: label: expected a finite number, found nan",
         ),
-        (b'{"other": NaN, ' + json.dumps(make_record("x")).encode()[1:], ":2: line: expected values that JSON"),
-        (b'{"other": "\\ud800", ' + json.dumps(make_record("x")).encode()[1:], ":2: line: expected values that JSON"),
+        (b'{"other": NaN, ' + json.dumps(make_record("x")).encode()[1:], ":2: record: expected values that JSON"),
+        (b'{"other": "\\ud800", ' + json.dumps(make_record("x")).encode()[1:], ":2: record: expected values that JSON"),
+        (b'{"other": 1e999, ' + json.dumps(make_record("x")).encode()[1:], ":2: record: expected values that JSON"),
+        (
+            b'{"other": ' + b"[" * 900 + b"]" * 900 + b", " + json.dumps(make_record("x")).encode()[1:],
+            ":2: record: expected values that JSON",
+        ),
         (
             json.dumps({"messages": make_record("x")["messages"][1:]}).encode(),
             ":2: messages: expected one system message",

@@ -2,16 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from decimal import Decimal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ijson
-
 from distill.common.errors import MOST_SHOWN, InputError, format_problem, raise_problems
 from distill.common.files import BOM, read_jsonl, write_jsonl
-from distill.records.raw_records import Record, get_uid
+from distill.records.json_array import read_array
+from distill.records.raw_records import Record, check_label, check_writable, get_uid
 
 logger = logging.getLogger(__name__)
 
@@ -28,33 +26,13 @@ def is_array(path: Path) -> bool:
     return False
 
 
-def read_array(path: Path) -> Iterator[tuple[Place, Any]]:
-    """Yield (`record N` from 1, element) for each element of a JSON array.
-
-    Only one element is in memory at a time.
-
-    Raises:
-        InputError: the file is not valid JSON; names file and record.
-    """
-    number = 0
-    with open(path, "rb") as file:
-        if file.read(len(BOM)) != BOM:
-            file.seek(0)
-        try:
-            for number, record in enumerate(ijson.items(file, "item"), start=1):
-                yield f"record {number}", record
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            expected = f"a JSON array in UTF-8 (parsing stopped after record {number}: {error})"
-            raise InputError(format_problem(path, f"record {number + 1}", "record", expected, "invalid text")) from None
-
-
 def read_records(path: Path) -> Iterator[tuple[Place, Any]]:
     """Yield (place, record) for each record of a JSON array or a JSONL file."""
     return read_array(path) if is_array(path) else read_jsonl(path)
 
 
 def check_question(record: Any, path: Path, place: Place) -> list[str]:
-    """List the problems of one question, each with file, place and field."""
+    """List the problems of a question's texts, each with file, place and field."""
     if not isinstance(record, dict):
         return [format_problem(path, place, "record", "an object with instruction, input and output", record)]
     problems = []
@@ -83,25 +61,13 @@ def to_record(question: dict[str, Any], system: str) -> Record:
     system = question["system"] if (question.get("system") or "").strip() else system
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     taken = ("instruction", "input", "output", "system", "history", "messages")
-    others = {name: to_json_numbers(value) for name, value in question.items() if name not in taken}
+    others = {name: value for name, value in question.items() if name not in taken}
     original = question["output"] if question["output"].strip() else None
     return {**others, "messages": messages, "original_output": original, "origin": ORIGIN, "uid": get_uid(system, user)}
 
 
-def to_json_numbers(value: Any) -> Any:
-    """Convert ijson's decimals to floats, as the json module returns them, also inside lists and objects.
-
-    ijson's own `use_float` refuses integers of more than 64 bits.
-    """
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, dict):
-        return {name: to_json_numbers(one) for name, one in value.items()}
-    return [to_json_numbers(one) for one in value] if isinstance(value, list) else value
-
-
-def check_questions(category: str, path: Path) -> int:
-    """Check all questions of a file and return their number.
+def check_questions(category: str, path: Path, label_fields: Sequence[str]) -> int:
+    """Check all questions of a file, with the labels in `label_fields`, and return their number.
 
     Raises:
         InputError: the file is missing or empty, or contains invalid records (all of them are listed).
@@ -112,7 +78,10 @@ def check_questions(category: str, path: Path) -> int:
     count = 0
     for place, question in read_records(path):
         count += 1
-        found = check_question(question, path, place)
+        found = check_question(question, path, place) or [
+            *check_label(question, label_fields, path, place),
+            *check_writable(question, path, place),
+        ]
         problems += found if len(problems) < MOST_SHOWN else [""] * len(found)
     if not count:
         problems.append(format_problem(path, 1, "file", "at least one record", "an empty file"))
@@ -135,7 +104,7 @@ def read_distinct(path: Path, system: str, counts: Counter[str]) -> Iterator[Rec
             yield record
 
 
-def read_alpaca(category: str, path: Path, system: str, out: Path) -> int:
+def read_alpaca(category: str, path: Path, system: str, out: Path, label_fields: Sequence[str] = ()) -> int:
     """Write a category's questions as mixed records; only the first of several equal prompts is kept.
 
     Args:
@@ -143,6 +112,7 @@ def read_alpaca(category: str, path: Path, system: str, out: Path) -> int:
         path: JSON array or JSONL file.
         system: system text for questions without their own.
         out: JSONL file to write.
+        label_fields: fields that may contain the true value; the first one present must be a number.
 
     Returns:
         Number of records written.
@@ -150,7 +120,7 @@ def read_alpaca(category: str, path: Path, system: str, out: Path) -> int:
     Raises:
         InputError: the file is missing or empty, or contains invalid records (all of them are listed).
     """
-    total = check_questions(category, path)
+    total = check_questions(category, path, label_fields)
     counts: Counter[str] = Counter()
     taken = write_jsonl(out, read_distinct(path, system, counts))
     text = "%s: %d records = %d taken + %d duplicate prompts dropped; %d of the records taken have no output (%s)"

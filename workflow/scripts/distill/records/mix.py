@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill.common.errors import MOST_SHOWN, InputError, format_problem, raise_problems
-from distill.common.files import BOM, dump_json, parse_json_line, write_jsonl
+from distill.common.files import BOM, parse_json_line, write_jsonl
 from distill.common.hashing import HASHES, hash_uid
-from distill.records.raw_records import Record, check_label, check_record, get_label, get_texts, get_uid
+from distill.records.raw_records import (
+    Record,
+    check_label,
+    check_record,
+    check_writable,
+    get_label,
+    get_texts,
+    get_uid,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +81,7 @@ def check_line(raw: bytes, path: Path, line: int, labels: Labels) -> tuple[Recor
     except InputError as error:
         return {}, [str(error)]
     problems = check_record(record, path, line) + check_label(record, labels.fields, path, line)
-    if not problems:
-        try:
-            dump_json(record).encode()
-        except ValueError as error:
-            expected = "values that JSON in UTF-8 can represent (no NaN, infinity or lone surrogate)"
-            problems = [format_problem(path, line, "line", expected, str(error))]
-    return record, problems
+    return record, problems or check_writable(record, path, line)
 
 
 def scan_source(database: sqlite3.Connection, source: Source, seed: int, labels: Labels) -> tuple[dict[str, int], list]:

@@ -7,9 +7,12 @@ from os import PathLike
 from typing import Any
 
 from distill.common.errors import format_problem
+from distill.common.files import dump_json
 from distill.records.answer_format import parse_answer
 
 ROLES = ("system", "user", "assistant")
+WRITABLE = "values that JSON in UTF-8 can represent (no NaN, infinity, lone surrogate or very deep nesting)"
+DEEPEST = 100  # Python's json module refuses about 1,000, less in the middle of a program
 SEPARATOR = "\x1f"  # between system and user text in the hash
 
 Record = dict[str, Any]
@@ -51,6 +54,23 @@ def check_record(record: Record, path: str | PathLike[str], line: int) -> list[s
     return problems
 
 
+def measure_depth(value: Any) -> int:
+    """Return how deeply lists and objects are nested: 0 for text or a number."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inside is None else 1 + max(map(measure_depth, inside), default=0)
+
+
+def check_writable(record: Record, path: str | PathLike[str], place: int | str) -> list[str]:
+    """List the problem of a record with values that cannot be written as JSON in UTF-8, or not be read back."""
+    try:
+        dump_json(record).encode()
+        if measure_depth(record) > DEEPEST:
+            raise ValueError(f"lists or objects inside each other more than {DEEPEST} times")
+    except (ValueError, RecursionError) as error:
+        return [format_problem(path, place, "record", WRITABLE, str(error))]
+    return []
+
+
 def get_texts(record: Record) -> tuple[str, str]:
     """Return (system text, user text) of a checked record."""
     return record["messages"][0]["content"], record["messages"][1]["content"]
@@ -70,12 +90,12 @@ def get_answer_text(record: Record) -> str:
     return "\n".join(turns)
 
 
-def check_label(record: Record, label_fields: Sequence[str], path: str | PathLike[str], line: int) -> list[str]:
+def check_label(record: Record, label_fields: Sequence[str], path: str | PathLike[str], place: int | str) -> list[str]:
     """List the problem of a record's label: the first label field that is present must contain a finite number."""
     for field in label_fields:
         value = record.get(field)
         if value is not None:
-            return [] if is_finite(value) else [format_problem(path, line, field, "a finite number", value)]
+            return [] if is_finite(value) else [format_problem(path, place, field, "a finite number", value)]
     return []
 
 

@@ -94,11 +94,15 @@ class Testbed:
         return [("launch", launched) if launched else ("done", done) for launched, done in found]
 
 
-def wait_until(is_time, seconds=180, why=""):
-    """Wait until `is_time()` is true and return its value; `why` completes "waited 180 s in vain …"."""
+def wait_until(is_time, seconds=600, why="", describe=lambda: ""):
+    """Wait until `is_time()` is true and return its value; `why` completes "waited 600 s in vain …".
+
+    The limit is many times what an idle machine needs. `describe` returns further text for the message.
+    """
     end = time.monotonic() + seconds
     while not (value := is_time()):
-        assert time.monotonic() < end, f"waited {seconds} s in vain {why}"
+        if time.monotonic() >= end:
+            pytest.fail(f"waited {seconds} s in vain {why}\n{describe()}")
         time.sleep(0.2)
     return value
 

@@ -87,7 +87,7 @@ def test_a_requeued_group_generates_no_answer_twice(clustered, testbed, tmp_path
     wait_until(lambda: log.exists() and "predictions: " in log.read_text(), why="for a prediction to end")
     ((job,),) = testbed.queue("%i")
     testbed.run("scontrol", "requeue", job)
-    code, output = run.wait(timeout=300)
+    code, output = run.wait()
     assert code == 0, output
     assert testbed.restarts(job) == 1
     text = log.read_text()

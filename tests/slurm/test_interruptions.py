@@ -37,7 +37,7 @@ def test_the_unmodified_profile_works_without_accounting(testbed, prepared, tmp_
     """The executor's default, sacct, finds no job without accounting, so that a run would never end."""
     assert "accounting storage is disabled" in testbed.run("sacct", check=False)
     directory = prepared.copy(tmp_path / "run")
-    code, output = testbed.start(directory, PROMPTS.format("banks"), overrides=()).wait(timeout=180)
+    code, output = testbed.start(directory, PROMPTS.format("banks"), overrides=()).wait()
     assert code == 0, output
     assert (directory / PROMPTS.format("banks")).exists()
 
@@ -46,7 +46,7 @@ def test_a_broken_record_fails_its_category_once(testbed, prepared, tmp_path):
     directory = prepared.copy(tmp_path / "run")
     path = directory / "artifacts/sft/sft_train_banks.jsonl"
     path.write_text(path.read_text() + "{broken\n")
-    code, output = testbed.start(directory, *map(PROMPTS.format, ("banks", "households"))).wait(timeout=180)
+    code, output = testbed.start(directory, *map(PROMPTS.format, ("banks", "households"))).wait()
     assert code != 0
     assert re.search(r"sft_train_banks\.jsonl:41: ", output)
     assert sorted(submitted(output).values()) == ["group_prepare_banks", "group_prepare_households"]
@@ -65,7 +65,7 @@ def test_status_shows_pending_jobs_and_ctrl_c_cancels_them(testbed, prepared, tm
         arguments = ["--profile", "slurm", "--configfile", directory.configfile, "--directory", directory.path]
         table = testbed.run("python", SCRIPTS / "status.py", *arguments)
         run.interrupt()
-        code, output = run.wait(timeout=120)
+        code, output = run.wait()
     finally:
         testbed.run("scontrol", "update", "PartitionName=main", "State=UP")
     assert re.search(r"^banks +to do +to do ", table, flags=re.MULTILINE)
@@ -84,7 +84,7 @@ def test_a_node_that_goes_down_during_sharded_generation_loses_no_answer(testbed
     testbed.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
     wait_until(lambda: on_first not in running_rules(testbed), why="for n1 to be empty")
     testbed.run("scontrol", "update", "NodeName=n1", "State=RESUME")
-    code, output = run.wait(timeout=300)
+    code, output = run.wait()
     assert code == 0, output
     assert list(submitted(output).values()).count("generate_answers") == 4  # Slurm restarts the shard, not Snakemake
     beside.result()
@@ -118,7 +118,7 @@ def test_a_training_resumes_after_its_time_limit_a_cancelled_run_and_a_lost_node
     second = wait_for_steps(directory, after=first)
     testbed.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     run.interrupt()
-    assert run.wait(timeout=240)[0] != 0
+    assert run.wait()[0] != 0
     wait_until(lambda: job not in [row[0] for row in testbed.queue()], why="for the job to be cancelled")
 
     run = testbed.start(directory, STUDENT, *ONE_THREAD)
@@ -129,7 +129,7 @@ def test_a_training_resumes_after_its_time_limit_a_cancelled_run_and_a_lost_node
         wait_for_steps(directory, after=third)
     finally:
         testbed.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    code, output = run.wait(timeout=300)
+    code, output = run.wait()
     assert code == 0, output
     assert list(submitted(output).values()) == ["train_student"]
     beside.result()
@@ -147,14 +147,22 @@ def wait_for_steps(directory, after):
         steps = [int(number) for number in re.findall(r" step (\d+)/\d+: ", text)]
         return steps[-1] if steps and begun >= after and steps[-1] >= begun + 5 else None
 
-    wait_until(lambda: step() is not None, seconds=240, why=f"for a training to go on after step {after}")
+    wait_until(lambda: step() is not None, why=f"for a training to go on after step {after}")
     return step()
 
 
 @pytest.mark.parametrize("name", ["watched", "told"])
 def test_a_job_near_its_time_limit_is_requeued_a_limited_number_of_times(testbed, limited, name):
     job, log = limited[name]
-    wait_until(lambda: log.exists() and "longer runtime" in log.read_text(), 300, f"for job {job} to give up")
+
+    def describe():
+        states = [testbed.run("scontrol", "show", kind, check=False) for kind in ("jobs", "nodes")]
+        return "\n".join([log.read_text() if log.exists() else "no output", *states])
+
+    def has_given_up():
+        return log.exists() and "longer runtime" in log.read_text()
+
+    wait_until(has_given_up, why=f"for job {job} to give up", describe=describe)
     wait_until(lambda: [one["JobState"] for one in testbed.ended() if one["JobId"] == job][-1:] == ["FAILED"])
     text = log.read_text()
     assert re.findall(r"^start (\d)$", text, flags=re.MULTILINE) == ["0", "1"]

@@ -103,11 +103,11 @@ def test_two_nodes_give_the_result_of_one_process_through_a_requeue_and_a_lost_n
     run = testbed.start(directory, *targets(), *ONE_THREAD)
     disturbed: dict[str, tuple[str, str]] = {}
     while len(disturbed) < len(STUDENTS):  # one at a time, since each takes the GPUs of both nodes
-        name, job = wait_until(lambda: find_undisturbed(testbed, disturbed), seconds=240, why="for a training")
-        wait_until(lambda name=name: find_checkpoint(directory, name), seconds=240, why=f"for a checkpoint of {name}")
+        name, job = wait_until(lambda: find_undisturbed(testbed, disturbed), why="for a training")
+        wait_until(lambda name=name: find_checkpoint(directory, name), why=f"for a checkpoint of {name}")
         disturbed[name] = job, testbed.run("scontrol", "show", "job", "--details", job)
         DISTURB[name](testbed, job)
-    code, output = run.wait(timeout=400)
+    code, output = run.wait()
     assert code == 0, output
     ended = {job["JobId"]: job["JobState"] for job in testbed.ended()}
     for name, (job, shown) in disturbed.items():
@@ -137,7 +137,7 @@ def test_a_signal_saves_one_checkpoint_and_the_requeued_job_resumes(testbed, pre
             f"OMP_NUM_THREADS=1 {shlex.quote(sys.executable)} {script.removeprefix('python ')}",
         ),
     ).strip()
-    wait_until(lambda: find_checkpoint(directory, "copies"), seconds=240, why="for a checkpoint")
+    wait_until(lambda: find_checkpoint(directory, "copies"), why="for a checkpoint")
     testbed.run("pkill", "--oldest", "-USR1", "-x", "srun", box="n1")  # as requeue.sh does
     wait_until(lambda: testbed.state(job) == "FAILED", why="for the training to end")
     text = (directory / "job.log").read_text()
@@ -147,7 +147,7 @@ def test_a_signal_saves_one_checkpoint_and_the_requeued_job_resumes(testbed, pre
     assert f"saving the checkpoint of step {stopped}" in text
     assert not (directory / "output/copies").exists()
     testbed.run("scontrol", "requeue", job)
-    wait_until(lambda: testbed.state(job) == "COMPLETED", seconds=240, why="for the training to go on and end")
+    wait_until(lambda: testbed.state(job) == "COMPLETED", why="for the training to go on and end")
     text = (directory / "job.log").read_text()
     assert f"checkpoint-{stopped}" in text.split("resuming from ")[1].splitlines()[0]
     assert_same_run(directory / "output/copies/banks", alone() / "output/copies/banks")

@@ -15,7 +15,7 @@ from distill.common.files import escape_line, read_jsonl, write_jsonl
 from distill.common.options import add_options
 from distill.generation.answer_cache import CacheWriter, read_cache
 from distill.generation.cached_engine import to_record
-from distill.generation.engine import build_engine
+from distill.generation.engine import RefusedError, build_engine
 from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.options import EngineOptions
 from distill.generation.sampling import Request, Sampling
@@ -28,6 +28,13 @@ AT_ONCE = {"Retry-After": "0.001"}
 
 def make_requests(count, start=0):
     return [Request(i, f"u{i}", "You are a manager.", f"me={i}.5: estimate") for i in range(start, start + count)]
+
+
+def make_prompts(count):
+    return [
+        {"id": r.id, "uid": r.uid, "system": r.system, "prompt": r.prompt, "label": None, "origin": "sft"}
+        for r in make_requests(count)
+    ]
 
 
 def make_engine(url, sampling=GREEDY, model="m", **options):
@@ -50,6 +57,10 @@ def collect(batches):
 
 def is_prompt(body, *numbers):
     return body["messages"][1]["content"] in {f"me={number}.5: estimate" for number in numbers}
+
+
+def is_test_request(body):
+    return body["messages"][1]["content"] == "Hello."
 
 
 # A real server
@@ -246,16 +257,161 @@ def test_a_passing_error_in_the_body_is_tried_again(broken):
     assert len(fake.bodies) == 2
 
 
-LASTING = [completion(None, refusal="no"), completion(None) | {"error": {"code": 400}}]
+def in_choice(error, **choice):
+    """Return a completion with an error beside the message, as some servers send it."""
+    body = completion("")
+    body["choices"][0] |= {"error": error, **choice}
+    return body
 
 
-@pytest.mark.parametrize("broken", LASTING, ids=["a refusal", "400"])
-def test_a_lasting_error_in_the_body_is_not_tried_again(broken):
-    with FakeServer(lambda body, number: broken) as fake:
-        answers, error = collect(make_engine(fake.url, request_retries=3).generate(make_requests(1)))
+@pytest.mark.parametrize(
+    ("broken", "is_retried"),
+    [
+        (in_choice({"code": 502, "message": "no worker"}, finish_reason="error"), True),
+        (completion(finish_reason="error"), True),
+        (completion([]), True),
+        (completion("", usage=(7, 0)), True),
+        (completion("", usage=None), True),
+        (completion(None, refusal="no"), False),
+        (completion(finish_reason="content_filter"), False),
+        (completion(None, finish_reason="length"), False),
+        (completion(None) | {"error": {"code": 400}}, False),
+        (completion(None) | {"error": {"code": "content_filter"}}, False),
+        (completion(None) | {"error": {"type": "invalid_request_error"}}, False),
+        (in_choice({"code": 400, "message": "no"}, finish_reason="error"), False),
+    ],
+    ids=str,
+)
+def test_what_has_no_answer_is_retried_by_its_code_and_never_answers(broken, is_retried):
+    with FakeServer(lambda body, number: completion() if is_test_request(body) else broken) as fake:
+        answers, error = collect(make_engine(fake.url, request_retries=1).generate(make_requests(1)))
     assert answers == {}
     assert "id 0 (uid u0, sample 0)" in error
-    assert len(fake.bodies) == 1
+    assert fake.prompts().count("me=0.5: estimate") == (2 if is_retried else 1)
+
+
+def test_an_answer_that_ends_at_once_is_empty():
+    with FakeServer(lambda body, number: completion("", usage=(7, 1))) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert (generated.text, generated.finish_reason, generated.tokens) == ("", "stop", 1)
+
+
+@pytest.mark.parametrize(("code", "said"), [(401, "the server rejects the key"), (403, "rejects the key"), (404, "")])
+def test_a_fatal_error_in_the_body_ends_it_at_once(code, said):
+    broken = completion(None) | {"error": {"code": code, "message": "bad key"}}
+    with FakeServer(lambda body, number: broken) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(100)))
+    assert answers == {}
+    assert f"error {code} in the body: 'bad key'" in error
+    assert said in error
+    assert len(fake.bodies) <= 4
+
+
+REFUSALS = [(400, {}, {"error": {"message": "content filtered"}}), completion(None, refusal="no")]
+
+
+@pytest.mark.parametrize("broken", REFUSALS, ids=["status", "refusal"])
+def test_a_refusal_of_every_request_is_said_once(broken):
+    with FakeServer(lambda body, number: broken) as fake, pytest.raises(InputError) as refused:
+        list(make_engine(fake.url).generate(make_requests(100)))
+    assert not isinstance(refused.value, RefusedError)
+    assert f"{fake.url}: the server refuses every request, also a test request: " in str(refused.value)
+    assert len(fake.bodies) < 12
+    with FakeServer(lambda body, number: broken) as fake, pytest.raises(InputError, match="refuses every request"):
+        list(make_engine(fake.url).generate(make_requests(1)))
+
+
+@pytest.mark.parametrize("broken", REFUSALS, ids=["status", "refusal"])
+def test_refusals_of_single_requests_are_an_error_of_their_own(broken):
+    with (
+        FakeServer(lambda body, number: broken if is_prompt(body, *range(10)) else completion()) as fake,
+        pytest.raises(RefusedError, match="10 problems") as refused,
+    ):
+        list(make_engine(fake.url).generate(make_requests(12)))
+    assert {request.id for request in refused.value.requests} == set(range(10))
+
+
+def test_a_refusal_beside_another_failure_is_a_failure():
+    def answer(body, number):
+        broken = {0: REFUSALS[0], 1: (500, AT_ONCE, {})}
+        return next((broken[number] for number in broken if is_prompt(body, number)), completion())
+
+    with FakeServer(answer) as fake, pytest.raises(InputError, match="2 problems") as failed:
+        list(make_engine(fake.url, request_retries=0).generate(make_requests(12)))
+    assert not isinstance(failed.value, RefusedError)
+
+
+@pytest.mark.parametrize("served", [("m",), None], ids=["listed", "no list"])
+def test_the_newer_name_of_the_maximum_length_is_tried(served):
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+    def answer(body, number):
+        return (400, {}, {"error": {"message": words, "param": "max_tokens"}}) if "max_tokens" in body else completion()
+
+    with FakeServer(answer, served) as fake:
+        answers, error = collect(make_engine(fake.url, concurrency=1).generate(make_requests(5)))
+    assert (len(answers), error) == (5, None)
+    assert [body.get("max_completion_tokens") for body in fake.bodies][-4:] == [8] * 4
+    assert sum("max_tokens" in body for body in fake.bodies) == 1
+
+
+def test_another_error_about_the_length_is_shown():
+    words = "max_tokens or max_completion_tokens is too large"
+    with FakeServer(lambda body, number: (400, {}, {"error": {"message": words}})) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(5)))
+    assert answers == {}
+    assert f"refuses every request, also a test request: status 400: '{words}'" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "whole"),
+    [
+        ("because  of\nthis\n\n42", "because of this", "<think>because of this</think>\n\n42"),
+        ("because<answer>1</answer>", "because", "<think>because</think><answer>1</answer>"),
+        ("<think>because\nof</think>1", " because of ", "<think>because\nof</think>1"),
+        ("because of", "because of", "<think>because of</think>because of"),  # the answer repeats its reasoning
+        ("because 1", "because of", "<think>because of</think>because 1"),
+        ("becauses", "because", "<think>because</think>becauses"),
+        ("1", " \n", "1"),
+        ("1", "", "1"),
+    ],
+)
+def test_reasoning_without_tags_or_with_other_space_is_kept_once(text, reasoning, whole):
+    with FakeServer(lambda body, number: completion(text, reasoning_content=reasoning)) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == whole
+
+
+def test_a_model_that_is_not_listed_may_answer_a_token_of_hidden_reasoning():
+    """The test of the name asks for one token, which a reasoning server may not show at all."""
+
+    def answer(body, number):
+        if body["model"] != "m":
+            return (404, {}, {})
+        return completion(None, "length", reasoning_content=None) if body["max_tokens"] == 1 else completion()
+
+    with FakeServer(answer, served=("qwen-7b",)) as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(2)))
+    assert (len(answers), error) == (2, None)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+def test_a_proxy_that_answers_instead_of_the_server_is_named(monkeypatch, name):
+    """Without NO_PROXY, requests to localhost go to the proxy, too."""
+    for variable in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    with FakeServer(lambda body, number: (403, {"Content-Type": "text/html"}, b"<b>blocked by policy</b>")) as proxy:
+        place = proxy.url.removeprefix("http://").removesuffix("/v1")
+        monkeypatch.setenv(name, f"http://me:sesame@{place}")
+        _, error = collect(make_engine("http://127.0.0.1:9/v1").generate(make_requests(3)))
+    assert "status 403: '<b>blocked by policy</b>'" in error
+    assert f"through the proxy {place} of {name}; NO_PROXY=127.0.0.1 bypasses it" in error
+    assert "sesame" not in error
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with FakeServer() as fake:
+        answers, error = collect(make_engine(fake.url).generate(make_requests(3)))
+    assert (len(answers), error) == (3, None)
 
 
 def test_reasoning_that_was_cut_off_stays_open():
@@ -307,7 +463,7 @@ def test_half_a_surrogate_pair_is_cleaned_at_once(message, tmp_path):
     ("broken", "message"),
     [
         (completion(finish_reason="content_filter"), "finish_reason: expected stop or length, found 'content_filter'"),
-        ({"error": {"message": "overloaded"}}, "error None in the body: 'overloaded'"),
+        ({"error": {"message": "overloaded"}}, "error in the body: 'overloaded'"),
         (completion(None) | {"error": {"code": 400, "message": "no"}}, "error 400 in the body: 'no'"),
         ({"choices": None}, "expected a chat completion, found"),
         (completion(None), "choices[0].message.content: expected text, found none"),
@@ -332,7 +488,8 @@ def test_a_record_that_fails_is_named_and_stops_no_other(broken, message):
 
 
 def test_many_failed_records_are_counted():
-    with FakeServer(lambda body, number: (400, {}, {"error": {"message": "too long"}})) as fake:
+    too_long = (400, {}, {"error": {"message": "too long"}})
+    with FakeServer(lambda body, number: completion() if is_test_request(body) else too_long) as fake:
         answers, error = collect(make_engine(fake.url).generate(make_requests(33)))
     assert answers == {}
     assert error.count("status 400: 'too long'") == 20
@@ -341,10 +498,7 @@ def test_many_failed_records_are_counted():
 
 
 def test_only_what_failed_is_asked_again(tmp_path):
-    prompts = [
-        {"id": r.id, "uid": r.uid, "system": r.system, "prompt": r.prompt, "label": None, "origin": "sft"}
-        for r in make_requests(10)
-    ]
+    prompts = make_prompts(10)
     refused = {2, 7}
 
     def answer(body, number):
@@ -359,6 +513,42 @@ def test_only_what_failed_is_asked_again(tmp_path):
     assert sorted(fake.prompts()) == ["me=2.5: estimate", "me=7.5: estimate"]
     assert [record["id"] for record in records] == list(range(10))
     assert (stats["from_cache"], stats["generated"], stats["peak_memory_mb"]) == (8, 2, 0)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_refused_prompts_are_skipped_if_set(tmp_path, caplog, samples):
+    prompts = make_prompts(10)
+
+    def answer(body, number):
+        if is_prompt(body, 2, 7):
+            return (400, {}, {"error": {"message": "content filtered"}})
+        return completion("<think>only</think>") if is_prompt(body, 3) else completion()
+
+    with FakeServer(answer) as fake:
+        with pytest.raises(InputError, match="set teacher.refused to skip to leave them out"):
+            answer_prompts(prompts, make_engine(fake.url), AnswerSettings(samples=samples), tmp_path)
+        settings = AnswerSettings(samples=samples, refused="skip", retries=1)
+        records, stats = answer_prompts(prompts, make_engine(fake.url), settings, tmp_path)
+    assert [record["id"] for record in records if record["sample"] == 0] == [0, 1, 3, 4, 5, 6, 8, 9]
+    expected = {"refused": 2, "rejected": samples + 1, "unanswered": 3, "overlong": 0, "generated": 1}
+    assert {name: stats[name] for name in expected} == expected
+    assert stats["problems"] == {"no answer after the reasoning": samples + 1}
+    assert "id 2 (uid u2, sample 0): status 400: 'content filtered'" in caplog.text
+    assert "they are skipped" in caplog.text
+
+
+def test_cached_empty_answers_of_no_token_are_generated_again(tmp_path):
+    """Versions that took an error in the body for an answer have stored such answers."""
+    empty = {"raw_output": "", "finish_reason": "stop", "prompt_tokens": 0}
+    with FakeServer() as fake:
+        engine = make_engine(fake.url)
+        folder = tmp_path / engine.fingerprint()
+        folder.mkdir()
+        lines = [{"uid": "u0", "sample": 0, "generated_tokens": 0, **empty}]
+        lines.append({"uid": "u1", "sample": 0, "generated_tokens": 1, **empty})
+        write_jsonl(folder / "old.jsonl", lines)
+        records, _ = answer_prompts(make_prompts(2), engine, AnswerSettings(), tmp_path)
+    assert [record["raw_output"] for record in records] == ["fine", ""]
 
 
 # What is sent again
@@ -470,7 +660,7 @@ KEY = "sk-sesame-" + "0123456789" * 3
 def test_no_message_shows_a_part_of_the_key(monkeypatch, caplog, answer):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("STILLHOUSE_TEST_KEY", KEY)
-    with FakeServer(lambda body, number: answer) as fake:
+    with FakeServer(lambda body, number: completion() if is_test_request(body) else answer) as fake:
         _, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(1)))
     assert "1 problem" in error
     assert "sk-" not in error
@@ -600,8 +790,8 @@ def parse(*argv):
 def test_the_command_line_builds_the_engine():
     options = ["--api-key-env", "K", "--concurrency", "3", "--timeout", "1.5", "--request-retries", "0"]
     engine = build_engine(parse("--engine", "openai", "--base-url", "http://h/v1", "--seed", "5", *options))
-    assert (engine.model, engine.base_url, engine.api_key_env, engine.sampling.seed) == ("m", "http://h/v1", "K", 5)
-    assert (engine.concurrency, engine.timeout, engine.request_retries) == (3, 1.5, 0)
+    assert (engine.model, engine.base_url, engine.sampling.seed, engine.concurrency) == ("m", "http://h/v1", 5, 3)
+    assert (engine.client.timeout, engine.client.request_retries, engine.client.errors.api_key_env) == (1.5, 0, "K")
 
 
 @pytest.mark.parametrize(

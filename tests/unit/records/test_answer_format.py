@@ -114,8 +114,12 @@ def test_without_a_key_every_text_with_an_answer_is_usable():
     assert parse_answer("Paris.", None) == Answer(None, "Paris.", None, None)
     assert parse_answer("<think>France</think>\nParis.\n", None) == Answer("France", "Paris.", None, None)
     assert parse_answer("<answer>Paris</answer> indeed", None).answer == "Paris"
-    assert parse_answer("<think>France</think><answer></answer>", None) == Answer("France", "", None, None)
     assert parse_answer("  ", None).problem == "empty text"
+
+
+@pytest.mark.parametrize("text", ["<think>France</think><answer></answer>", "Paris <answer> </answer>"])
+def test_an_empty_answer_block_is_unusable(text):
+    assert parse_answer(text, None).problem == "<answer> is empty"
 
 
 @pytest.mark.parametrize("text", ["<think>France</think>", "France</think>\n \n", "<think></think>"])

@@ -129,6 +129,20 @@ def test_overlong_prompts_are_left_out(tmp_path):
     assert json.loads((tmp_path / "out.stats.json").read_text())["overlong"] == 3
 
 
+def test_refused_prompts_are_left_out(tmp_path):
+    def refuse(number, records, stats):
+        if records:
+            records.pop()
+            stats.update(refused=1, problems={"empty text": number, "no <answer> block": 1})
+
+    write_shards(tmp_path, make_prompts(40), 3, change=refuse)
+    gather(tmp_path, 3)
+    assert sum(1 for _ in read_jsonl(tmp_path / "out.jsonl")) == 37
+    stats = json.loads((tmp_path / "out.stats.json").read_text())
+    assert stats["refused"] == 3
+    assert stats["problems"] == {"empty text": 6, "no <answer> block": 3}
+
+
 def test_stats_are_those_of_all_jobs():
     other = STATS | {"prompts": 5, "generated_tokens": 200, "seconds": 4.5, "peak_memory_mb": 9}
     assert merge_stats([STATS, other, STATS | {"from_cache": 3}]) == {
@@ -155,10 +169,10 @@ def refused(folder, count=2):
 def test_a_missing_answer_is_refused(tmp_path):
     lost = []
     write_shards(tmp_path, make_prompts(20), 2, change=lambda n, records, _: n == 2 and lost.append(records.pop(2)))
+    count = sum(1 for _ in read_jsonl(tmp_path / "2.jsonl")) + 1
     assert refused(tmp_path).endswith(
-        f"2.jsonl: shard 2-of-2 has {sum(1 for _ in read_jsonl(tmp_path / '2.jsonl')) + 1} prompts, 1 of them without "
-        f"an answer (ids {lost[0]['id']}); expected "
-        f"{sum(1 for _ in read_jsonl(tmp_path / '2.jsonl')) + 1} prompts, 0 of them overlong, as in its stats"
+        f"2.jsonl: shard 2-of-2 has {count} prompts, 1 of them without an answer (ids {lost[0]['id']}); expected "
+        f"{count} prompts, 0 of them overlong or refused, as in its stats"
     )
 
 

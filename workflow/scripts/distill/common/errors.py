@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -36,6 +36,14 @@ def format_problem(path: str | PathLike[str], line: int | str, field: str, expec
     return f"{path}:{line}: {field}: expected {expected}, found {describe(found)}"
 
 
+def format_problems(problems: Sequence[str], what: str = "input") -> str:
+    """Format problems as one message, which lists the first MOST_SHOWN of them."""
+    shown = "\n".join(f"  {problem}" for problem in problems[:MOST_SHOWN])
+    more = len(problems) - MOST_SHOWN
+    tail = f"\n  … and {more} more" if more > 0 else ""
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {what}:\n{shown}{tail}"
+
+
 def raise_problems(problems: Iterable[str], what: str = "input") -> None:
     """Raise one InputError for all problems, of which the first MOST_SHOWN are listed; do nothing if there are none.
 
@@ -43,12 +51,8 @@ def raise_problems(problems: Iterable[str], what: str = "input") -> None:
         InputError: there is at least one problem.
     """
     problems = list(problems)
-    if not problems:
-        return
-    shown = "\n".join(f"  {problem}" for problem in problems[:MOST_SHOWN])
-    more = len(problems) - MOST_SHOWN
-    tail = f"\n  … and {more} more" if more > 0 else ""
-    raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {what}:\n{shown}{tail}")
+    if problems:
+        raise InputError(format_problems(problems, what))
 
 
 def start_logging() -> None:

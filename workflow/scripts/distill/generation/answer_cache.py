@@ -40,12 +40,15 @@ def parse_answer_record(record: dict[str, Any]) -> dict[str, Any] | None:
     """Return a stored answer; None if a field is missing or has another type.
 
     Records of older versions lack the sample number and the prompt's tokens, which are then 0. Their texts may end with
-    a cut character, which is left out.
+    a cut character, which is left out. They may be empty although not a token was generated, after an error of a server
+    that was taken for an answer.
     """
     answer = {"uid": record.get("uid"), "sample": record.get("sample", 0)}
     answer |= {name: record.get(name) for name in FIELDS} | {"prompt_tokens": record.get("prompt_tokens", 0)}
     types = {"uid": str, "sample": int, **FIELDS, "prompt_tokens": int}
     if not all(isinstance(answer[name], kind) for name, kind in types.items()):
+        return None
+    if not answer["raw_output"] and not answer["generated_tokens"]:
         return None
     return answer | {"raw_output": drop_cut_character(answer["raw_output"], answer["finish_reason"])}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.common.progress import Progress
 from distill.generation.answer_cache import CacheWriter, read_cache
-from distill.generation.engine import Engine
+from distill.generation.engine import Engine, RefusedError
 from distill.generation.sampling import Generated, Request
 from distill.records.answer_format import parse_answer
 
@@ -24,12 +24,19 @@ class CachedEngine:
         answer_key: key of the value in an answer's JSON object; None accepts any text.
         uids: prompts that may be requested.
         what: name of the answers in the log.
+        refused: `skip` to do without the answers that a server refuses, `error` to stop after all others are stored.
     """
 
     def __init__(
-        self, engine: Engine, folder: Path, answer_key: str | None, uids: Container[str], what: str = "teacher answers"
+        self,
+        engine: Engine,
+        folder: Path,
+        answer_key: str | None,
+        uids: Container[str],
+        what: str = "teacher answers",
+        refused: str = "error",
     ):
-        self.engine, self.folder, self.answer_key, self.what = engine, folder, answer_key, what
+        self.engine, self.folder, self.answer_key, self.what, self.refused = engine, folder, answer_key, what, refused
         self.cached = read_cache(folder, uids)
         self.samples: Counter[str] = Counter()  # requested samples by uid
         self.counts: Counter[str] = Counter()
@@ -40,10 +47,14 @@ class CachedEngine:
         missing = [request for request in requests if (request.uid, request.sample) not in self.cached]
         cached = len(requests) - len(missing)
         self.counts["from_cache"] += cached
-        self.counts["generated"] += len(missing)
         logger.info("%d answers: %d in the cache, %d to generate", len(requests), cached, len(missing))
         if missing:
-            self.generate_missing(missing, len(requests))
+            try:
+                self.generate_missing(missing, len(requests))
+            except RefusedError as error:
+                if self.refused == "error":
+                    raise
+                logger.warning("%s\nthey are skipped", error)
         self.samples.update(request.uid for request in requests)
 
     def generate_missing(self, requests: Sequence[Request], total: int) -> None:
@@ -56,6 +67,7 @@ class CachedEngine:
                 writer.add(records)
                 for record in records:
                     self.cached.add(record)
+                self.counts["generated"] += len(records)
                 tokens = sum(record["generated_tokens"] for record in records)
                 self.counts["generated_tokens"] += tokens
                 self.counts["prompt_tokens"] += sum(record["prompt_tokens"] for record in records)
@@ -64,23 +76,27 @@ class CachedEngine:
         self.seconds += progress.seconds
 
     def get_answers(self, uid: str) -> list[dict[str, Any]]:
-        """Return a prompt's answers so far, in the order of their samples."""
-        return [self.cached[uid, sample] for sample in range(self.samples[uid])]
+        """Return a prompt's answers so far, in the order of their samples, without those that the server refused."""
+        return [self.cached[uid, sample] for sample in range(self.samples[uid]) if (uid, sample) in self.cached]
 
-    def are_usable(self, uid: str) -> list[bool]:
-        """Return whether each of a prompt's answers so far has the required format."""
-        return [parse_answer(one["raw_output"], self.answer_key).problem is None for one in self.get_answers(uid)]
+    def find_problems(self, uid: str) -> list[str | None]:
+        """Return for each of a prompt's answers so far why it is unusable; None if it has the required format."""
+        return [parse_answer(one["raw_output"], self.answer_key).problem for one in self.get_answers(uid)]
 
     def stats(self) -> dict[str, Any]:
         """Return the counts of this run."""
-        usable = [self.are_usable(uid) for uid in self.samples]
+        problems = [self.find_problems(uid) for uid in self.samples]
+        counts = Counter(problem for found in problems for problem in found)
+        usable = counts.pop(None, 0)
         tokens = self.counts["generated_tokens"]
         names = ("from_cache", "generated", "retried", "generated_tokens", "prompt_tokens")
         return {
             **{name: self.counts[name] for name in names},
-            "usable": sum(map(sum, usable)),
-            "rejected": sum(not one for answers in usable for one in answers),
-            "unanswered": sum(not any(answers) for answers in usable),
+            "refused": sum(not found for found in problems),
+            "usable": usable,
+            "rejected": counts.total(),
+            "problems": dict(counts.most_common()),
+            "unanswered": sum(None not in found for found in problems),
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else 0.0,
             "peak_memory_mb": self.engine.peak_memory_mb() if self.counts["generated"] else 0,

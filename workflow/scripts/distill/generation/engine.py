@@ -34,6 +34,18 @@ class CompletionScore(NamedTuple):
     hits: int
 
 
+class RefusedError(InputError):
+    """The engine's server refuses some requests and has answered all others.
+
+    Attributes:
+        requests: the refused requests.
+    """
+
+    def __init__(self, message: str, requests: Sequence[Request]):
+        super().__init__(message)
+        self.requests = list(requests)
+
+
 class Engine(Protocol):
     """Generates answers."""
 
@@ -51,6 +63,7 @@ class Engine(Protocol):
 
         Raises:
             InputError: a request cannot be answered. Without an error, every request is answered.
+            RefusedError: a server refuses some requests and has answered all others.
         """
 
     def peak_memory_mb(self) -> int:

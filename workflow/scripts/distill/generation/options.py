@@ -46,7 +46,8 @@ class EngineOptions:
         when="Longer for long answers from a slow server.",
     )
     request_retries: int = option(
-        "Number of retries after 408, 409, 429, 5xx, a time-out or a lost connection.",
+        "Number of retries after 408, 409, 429, 5xx, a time-out or a lost connection, and after a response with status "
+        "200 that has such an error in its body or has no text.",
         8,
         minimum=0,
         changes_result=False,

@@ -199,7 +199,7 @@ def check_engine(engine: EngineType, teacher: Config, problems: Problems) -> Non
             problems.setdefault(("teacher", key), f"{text}, found {teacher[key]!r}")
     if teacher.get("overlong") == "skip":
         text = f"expected error with engine {name}, because only the server knows its context length, found skip"
-        remedy = "start the server with a longer context, or remove the prompts that it rejects from the raw files"
+        remedy = "start the server with a longer context, or set teacher.refused to skip"
         problems.setdefault(("teacher", "overlong"), f"{text}; {remedy}")
 
 

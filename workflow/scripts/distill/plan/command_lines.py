@@ -114,7 +114,7 @@ def generate_flags(config: Config, category: str) -> str:
     """Return the options of generate_answers.py that decide the answers."""
     teacher = config["teacher"]
     sampling = {name: value for name, value in teacher["generation"].items() if name != "batch_size"}
-    answers = pick(teacher, "engine", "samples", "retries", "keep", "overlong")
+    answers = pick(teacher, "engine", "samples", "retries", "keep", "overlong", "refused")
     settings = teacher_settings(config, category) | pick(config, "template_date") | sampling | answers
     return flags(settings | {"answer_key": config["answer"]["key"]})
 

@@ -95,9 +95,11 @@ def parse_answer(text: str, key: str | None) -> Answer:
     think, rest, think_problem = split_think(text)
     if key is None:
         block, _ = find_answer(rest)
-        if think_problem is None and think is not None and block is None and not rest.strip():
-            return Answer(think, None, None, "no answer after the reasoning")
-        return Answer(think, block if block is not None else rest.strip(), None, think_problem)
+        answer = rest.strip() if block is None else block
+        if think_problem is None and not answer:
+            think_problem = "no answer after the reasoning" if block is None else "<answer> is empty"
+            return Answer(think, None, None, think_problem)
+        return Answer(think, answer, None, think_problem)
     if think_problem:
         return Answer(None, None, None, think_problem)
     block, problem = find_answer(rest)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class ShardAnswers:
             self.unanswered.append(prompt["id"])
 
     def check_end(self) -> None:
-        """Check that no answer is left over, and that only overlong prompts have none.
+        """Check that no answer is left over, and that only overlong and refused prompts have none.
 
         Raises:
             InputError: an answer belongs to another prompt, or a prompt lacks one; names file and line, or the ids.
@@ -62,18 +63,18 @@ class ShardAnswers:
             line, record = self.pending
             expected = f"the prompts of shard {self.shard} in their order, each once"
             raise InputError(format_problem(self.path, line, "uid", expected, record.get("uid", "nothing")))
-        overlong = self.stats["overlong"]
-        if (self.prompts, len(self.unanswered)) != (self.stats["prompts"], overlong):
+        left_out = self.stats["overlong"] + self.stats.get("refused", 0)  # older versions refused none
+        if (self.prompts, len(self.unanswered)) != (self.stats["prompts"], left_out):
             ids = ", ".join(map(str, self.unanswered[:MOST_SHOWN]))
             listed = f" (ids {ids}{', …' if len(self.unanswered) > MOST_SHOWN else ''})" if ids else ""
             raise InputError(
                 f"{self.path}: shard {self.shard} has {self.prompts} prompts, {len(self.unanswered)} of them without "
-                f"an answer{listed}; expected {self.stats['prompts']} prompts, {overlong} of them overlong, as in its "
-                f"stats"
+                f"an answer{listed}; expected {self.stats['prompts']} prompts, {left_out} of them overlong or "
+                f"refused, as in its stats"
             )
 
 
-def read_stats(path: Path) -> dict[str, int | float]:
+def read_stats(path: Path) -> dict[str, Any]:
     """Read the counts of one job.
 
     Raises:
@@ -89,17 +90,25 @@ def read_stats(path: Path) -> dict[str, int | float]:
     return stats
 
 
-def merge_stats(shards: Sequence[dict[str, int | float]]) -> dict[str, int | float]:
+def merge_stats(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the counts of all shards together, in the order of the first one's.
 
     Counts are summed; `seconds` is the total time of all jobs, even if they ran in parallel. `tokens_per_second` is the
     average of a job, and `peak_memory_mb` the maximum.
     """
-    merged = {name: sum(stats[name] for stats in shards) for name in shards[0]}
+    merged: dict[str, Any] = {}
+    for name, first in shards[0].items():
+        values = [stats[name] for stats in shards]
+        merged[name] = count_together(values) if isinstance(first, dict) else sum(values)
     merged["seconds"] = seconds = round(merged["seconds"], 3)
     merged[RATE] = round(merged["generated_tokens"] / seconds, 1) if seconds else 0.0
     merged[HIGHEST] = max(stats[HIGHEST] for stats in shards)
     return merged
+
+
+def count_together(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Return the sums of several counts by name, the highest first."""
+    return dict(sum(map(Counter, counts), Counter()).most_common())
 
 
 def merge_answers(prompts: Iterable[dict[str, Any]], shards: Sequence[ShardAnswers]) -> Iterator[dict[str, Any]]:
@@ -134,6 +143,6 @@ def gather_answers(prompts: Path, answers: Sequence[Path], stats: Sequence[Path]
     records = write_jsonl(out, merge_answers((prompt for _, prompt in read_jsonl(prompts)), shards))
     write_json(out_stats, merge_stats([shard.stats for shard in shards]))
     asked = sum(shard.prompts for shard in shards)
-    overlong = sum(len(shard.unanswered) for shard in shards)
-    text = "%s: %d prompts of %d shards = %d with %d answers + %d overlong"
-    logger.info(text, out, asked, len(shards), asked - overlong, records, overlong)
+    left_out = sum(len(shard.unanswered) for shard in shards)
+    text = "%s: %d prompts of %d shards = %d with %d answers + %d overlong or refused"
+    logger.info(text, out, asked, len(shards), asked - left_out, records, left_out)

@@ -10,7 +10,7 @@ from typing import Any
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl
 from distill.generation.cached_engine import CachedEngine
-from distill.generation.engine import Engine
+from distill.generation.engine import Engine, RefusedError
 from distill.generation.sampling import Request
 from distill.records.answer_format import parse_answer
 from distill.teacher.options import AnswerOptions
@@ -88,26 +88,36 @@ def answer_prompts(
 
     Returns:
         An iterator over the records of teacher_outputs_{category}.jsonl in the prompts' order (a list would double the
-        memory), and the counts of this run. `usable` and `rejected` count all answers, kept or not; `retried` those
-        beyond `samples`; `unanswered` the prompts without a usable answer.
+        memory), and the counts of this run. `usable` and `rejected` count all answers, kept or not; `problems` those
+        rejected, by problem; `retried` those beyond `samples`; `refused` the prompts without any answer because the
+        server refused them, and `unanswered` those without a usable one.
 
     Raises:
-        InputError: a prompt exceeds the context and `settings.overlong` is `error`, or an answer cannot be generated.
+        InputError: a prompt exceeds the context and `settings.overlong` is `error`, an answer cannot be generated, or
+            the server refuses a prompt and `settings.refused` is `error`.
     """
     uids = {prompt["uid"] for prompt in prompts}
-    cached = CachedEngine(engine, cache / engine.fingerprint(), settings.answer_key, uids)
+    cached = CachedEngine(engine, cache / engine.fingerprint(), settings.answer_key, uids, refused=settings.refused)
     wanted = drop_overlong(prompts, cached, settings.overlong)
-    cached.generate([to_request(prompt, sample) for prompt in wanted for sample in range(settings.samples)])
+    generate_or_explain(cached, [to_request(prompt, sample) for prompt in wanted for sample in range(settings.samples)])
     for attempt in range(settings.retries):
-        again = [prompt for prompt in wanted if not any(cached.are_usable(prompt["uid"]))]
+        again = [prompt for prompt in wanted if None not in cached.find_problems(prompt["uid"])]
         if not again:
             break
         cached.counts["retried"] += len(again)
-        cached.generate([to_request(prompt, settings.samples + attempt) for prompt in again])
+        generate_or_explain(cached, [to_request(prompt, settings.samples + attempt) for prompt in again])
     records = (
         record for prompt in wanted for record in keep_answers(prompt, cached.get_answers(prompt["uid"]), settings)
     )
     return records, {"prompts": len(prompts), "overlong": len(prompts) - len(wanted), **cached.stats()}
+
+
+def generate_or_explain(cached: CachedEngine, requests: list[Request]) -> None:
+    """Generate answers; the error about requests that a server refuses names the setting that skips them."""
+    try:
+        cached.generate(requests)
+    except RefusedError as error:
+        raise InputError(f"{error}\n(set teacher.refused to skip to leave them out)") from None
 
 
 def keep_answers(prompt: Prompt, answers: list[dict[str, Any]], settings: AnswerSettings) -> list[dict[str, Any]]:

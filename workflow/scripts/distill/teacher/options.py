@@ -35,6 +35,13 @@ class AnswerOptions:
         choices=("error", "skip"),
         when="`skip`, once you have seen which prompts are too long.",
     )
+    refused: str = option(
+        "What to do with a prompt that the server refuses to answer while it answers others, for example because of a "
+        "content filter: stop with an error after all others are answered, or skip it with a warning.",
+        "error",
+        choices=("error", "skip"),
+        when="`skip`, once you have seen which prompts are refused and why.",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Generation with a random stream per answer, so that an answer does not depend on the batch it is decoded in."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +25,10 @@ from distill.generation.sampling import Generated, Request, Sampling, drop_cut_c
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.memory import keep_freed_memory, kv_bytes_per_token
+from distill.models.rope import find_rope_switch
 from distill.models.vocabulary import find_unused_ids, vocabulary_size
+
+logger = logging.getLogger(__name__)
 
 LOGITS_BYTES = 32  # per row and vocabulary entry: float32 logits and probabilities, float64 sums, sorted copies
 
@@ -163,7 +168,32 @@ def decode_job(
     """Yield (prompt's index, new tokens) of a job as they finish; tokens after the first stop token do not count."""
     decoders = [decode_rolling, decode_padded] if has_full_attention(model.config) else [decode_padded]
     decode, most = choose_decoding(model, tokenizer, job.stops, decoders)
-    yield from decode(model, tokenizer, job, most or batch_size)
+    switch = find_rope_switch(model.config)
+    far = [] if switch is None else [row for row, room in enumerate(find_room(job)) if room > switch]
+    if far:
+        text = "%d of %d answers may exceed %s tokens, where the model's RoPE changes: these are generated one by one"
+        logger.warning(text, len(far), len(job.prompts), switch)
+    near = sorted(set(range(len(job.prompts))) - set(far))
+    for way, rows, size in ((decode, near, most or batch_size), (decode_padded, far, 1)):
+        if rows:
+            for ended in way(model, tokenizer, take_prompts(job, rows), size):
+                yield [(rows[index], new) for index, new in ended]
+
+
+def find_room(job: Job) -> list[int]:
+    """Return the maximum number of tokens of each prompt with its answer."""
+    return [len(prompt) + longest for prompt, longest in zip(job.prompts, job.longest, strict=True)]
+
+
+def take_prompts(job: Job, rows: Sequence[int]) -> Job:
+    """Return a job with some of the prompts."""
+    uniforms = job.uniforms
+    return replace(
+        job,
+        prompts=[job.prompts[row] for row in rows],
+        longest=[job.longest[row] for row in rows],
+        uniforms=None if uniforms is None else lambda index: uniforms(rows[index]),
+    )
 
 
 def decode_rolling(
@@ -172,7 +202,7 @@ def decode_rolling(
     """Decode a job by continuous batching; see `decode_job`."""
     if model.device.type == "cpu":
         keep_freed_memory()
-    room = max(len(prompt) + longest for prompt, longest in zip(job.prompts, job.longest, strict=True))
+    room = max(find_room(job))
     step_bytes = LOGITS_BYTES * model.config.get_text_config().vocab_size
     row_bytes = room * kv_bytes_per_token(model.config, model.dtype) + step_bytes
     devices = list(dict.fromkeys([model.device, *(weight.device for weight in model.parameters())]))

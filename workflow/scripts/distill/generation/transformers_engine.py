@@ -140,7 +140,8 @@ class TransformersEngine:
             pad_id = self.chat.tokenizer.pad_token_id
             batch = collate([prompts[row] for row in rows], [completions[row] for row in rows], pad_id)
             batch = to_device(batch, self.model.device)
-            hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
+            hidden = read_hidden(decoder, batch["input_ids"], batch["lengths"])
+            hidden = take_rows(hidden, batch["positions"])
             sizes = [len(completions[row]) for row in rows]
             losses, hits = (found.split(sizes) for found in score_rows(hidden, head, batch["targets"], transform))
             return [

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, masking_utils
 
 from distill.models.logits import IDENTITY, LogitTransform
+from distill.models.rope import find_rope_switch
 
 CHUNK_ROWS = 256  # rows projected to logits at a time
 
@@ -52,7 +53,8 @@ def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int
         pad_id: token id of the padding.
 
     Returns:
-        `input_ids` (batch, longest). `targets` (completion tokens,): the completions' token ids, concatenated.
+        `input_ids` (batch, longest). `lengths` (batch,): tokens of each row. `targets` (completion tokens,): the
+        completions' token ids, concatenated.
         `positions` (completion tokens,): the positions that predict the targets, counted row by row over the batch.
     """
     both = zip(prompts, completions, strict=True)
@@ -64,7 +66,8 @@ def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int
         torch.arange(start, start + len(completion)) for start, completion in zip(starts, completions, strict=True)
     ]
     targets = torch.tensor([token for completion in completions for token in completion], dtype=torch.long)
-    return {"input_ids": tokens, "positions": torch.cat(places), "targets": targets}
+    lengths = torch.tensor([len(row) for row in rows])
+    return {"input_ids": tokens, "lengths": lengths, "positions": torch.cat(places), "targets": targets}
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -85,16 +88,28 @@ def without_packing() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = original
 
 
-def read_hidden(decoder: Any, input_ids: Tensor) -> Tensor:
+def read_hidden(decoder: Any, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Compute the last hidden states of right-padded sequences, without an attention mask.
+
+    If the model's position embeddings depend on the longest row (see `rope`), long and short rows are computed apart.
 
     Args:
         decoder: from `decoder_and_head`.
         input_ids: (batch, length).
+        lengths: (batch,) tokens of each row; None if no row is padded.
 
     Returns:
-        (batch, length, width).
+        (batch, length, width); those of padding have no meaning.
     """
+    switch = find_rope_switch(decoder.config)
+    if lengths is not None and switch is not None and input_ids.shape[1] > switch and (lengths <= switch).any():
+        is_short = lengths <= switch
+        short = read_hidden(decoder, input_ids[is_short, :switch])
+        parts = [torch.nn.functional.pad(short, (0, 0, 0, input_ids.shape[1] - switch))]
+        if not is_short.all():
+            parts.append(read_hidden(decoder, input_ids[~is_short]))
+        order = torch.cat([is_short.nonzero(), (~is_short).nonzero()]).flatten()
+        return torch.cat(parts)[order.argsort()]
     with without_packing():
         return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
 

@@ -277,13 +277,13 @@ def score_completions(self: Any, *args: Any, objective: Objective | None = None,
     """The `Terms` of a micro-batch, as the forward method of a causal model, so that DDP and FSDP see all gradients.
 
     Args:
-        inputs: `input_ids`, `positions` and `targets` from `collate`, and `teacher` for `distillation_loss`.
+        inputs: `input_ids`, `lengths`, `positions` and `targets` from `collate`, and `teacher` for `distillation_loss`.
         objective: None runs the model's own forward, which `generate` calls.
     """
     if objective is None:
         return type(self).forward(self, *args, **inputs)
     decoder, head = decoder_and_head(self)
-    hidden = read_hidden(decoder, inputs["input_ids"])
+    hidden = read_hidden(decoder, inputs["input_ids"], inputs["lengths"])
     rows = take_rows(hidden, inputs["positions"])
     transform = read_transform(self.config)
     return tuple(distillation_loss(rows, head, inputs["targets"], inputs["teacher"], objective, transform=transform))

@@ -59,7 +59,8 @@ class OnlineTeacher:
             completions = [example["completion"] for example in examples]
             batch = to_device(collate(prompts, completions, self.pad_id), self.device)
         with torch.autocast(device.type, enabled=False):  # mixed precision is for the student only
-            hidden = read_hidden(self.decoder, batch["input_ids"].to(self.device))
+            ids, lengths = batch["input_ids"].to(self.device), batch["lengths"].to(self.device)
+            hidden = read_hidden(self.decoder, ids, lengths)
         return ExactTeacher(take_rows(hidden, batch["positions"].to(self.device)), self.head, self.transform)
 
 

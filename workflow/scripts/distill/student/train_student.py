@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from distill.student.training_examples import (
     LoadedTeacher,
     Record,
     balance,
+    check_positions,
     encode_folders,
     load_teacher,
     local_device,
@@ -72,6 +74,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     tokenizer = chat.tokenizer
     teacher = load_teacher(run, chat, device)
     examples = make_examples(run, {"train": train, "val": val}, chat, teacher)
+    check_positions(run, chain(*examples.values()))
     set_seed(run.train.seed)  # before the LoRA weights are initialised
     model = load_student(run, device)
     if run.train.strategy == "fsdp":

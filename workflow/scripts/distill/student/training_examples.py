@@ -1,7 +1,7 @@
 """Training examples, and the teacher's side of them: loading, signals, balance between categories."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -13,7 +13,8 @@ from distill.common.hashing import hash_uid
 from distill.models.chat import ChatTemplate
 from distill.models.examples import Example, encode_examples
 from distill.models.fingerprint import fingerprint_model
-from distill.models.load import load_chat, load_model, select_dtype
+from distill.models.load import load_chat, load_config, load_model, select_dtype
+from distill.models.rope import check_lengths
 from distill.models.vocabulary import shared_vocabulary_size
 from distill.student.fsdp import shard_teacher
 from distill.student.options import TrainOptions
@@ -156,6 +157,23 @@ def encode_folders(
             add_signals(examples, teacher.readers[number], number)
         found += [example | {"folder": number} for example in examples]
     return found
+
+
+def check_positions(run: StudentRun, examples: Iterable[Example]) -> None:
+    """Check that the position embeddings of a record do not depend on other records.
+
+    Raises:
+        InputError: see `check_lengths`.
+    """
+    # With fsdp, all ranks call the model equally often.
+    can_split = run.train.strategy != "fsdp" or run.train.batch_size == 1
+    models = {"prompt": ("the student", run.model)}
+    if run.teacher and run.objective.signal == "online":
+        models["teacher_prompt"] = ("the teacher", run.teacher.model)
+    kept = list(examples)
+    for prompt, (what, model) in models.items():
+        lengths = [len(example[prompt]) + len(example["completion"]) for example in kept]
+        check_lengths(load_config(model), lengths, what, can_split)
 
 
 def add_signals(examples: list[Example], reader: SignalReader, number: int) -> None:

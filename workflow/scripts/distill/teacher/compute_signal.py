@@ -23,6 +23,7 @@ from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, select_device, select_dtype
 from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
+from distill.models.rope import check_lengths
 from distill.teacher.signal_files import (
     FILES,
     HEAD,
@@ -112,7 +113,9 @@ def compute_missing(
     if options["kind"] == "hidden" and not (data / HEAD).exists():
         save_whole(data / HEAD, read_head(teacher.head, teacher.model.device, teacher.model.dtype))
     check_cached(options, teacher, examples, data, cached)
-    order = sorted(missing, key=lambda key: -len(examples[key]["prompt"]) - len(examples[key]["completion"]))
+    lengths = {key: len(examples[key]["prompt"]) + len(examples[key]["completion"]) for key in missing}
+    check_lengths(teacher.model.config, list(lengths.values()), "the teacher")
+    order = sorted(missing, key=lambda key: -lengths[key])
     size = options["batch_size"] or AUTO_BATCH_SIZE[teacher.model.device.type]
     writer, progress = ShardWriter(data), Progress(len(examples), "teacher signals", done=len(examples) - len(missing))
 

@@ -145,7 +145,8 @@ class SignalTeacher:
         """Return the hidden states that predict the completions' tokens, (rows, width), and these tokens, (rows,)."""
         prompts, completions = ([example[name] for example in examples] for name in ("prompt", "completion"))
         batch = to_device(collate(prompts, completions, self.pad_id), self.model.device)
-        return take_rows(read_hidden(self.decoder, batch["input_ids"]), batch["positions"]), batch["targets"]
+        hidden = read_hidden(self.decoder, batch["input_ids"], batch["lengths"])
+        return take_rows(hidden, batch["positions"]), batch["targets"]
 
     def project(self, rows: Tensor) -> Tensor:
         """Return (rows, vocabulary) float32 logits of (rows, width) hidden states."""

@@ -1,0 +1,52 @@
+"""Position embeddings (RoPE) that depend on the longest sequence of a batch.
+
+With LongRoPE (Phi-3 with 128k tokens of context, Phi-4-mini), transformers computes a whole batch with the frequencies
+of long sequences as soon as one of its rows is long. A short row beside it then gets other logits than alone. With
+dynamic NTK scaling, a sequence beyond the original context changes the frequencies of later batches, too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill.common.errors import InputError
+
+
+def list_rope(config: Any) -> list[dict[str, Any]]:
+    """Return the RoPE parameters of a model's decoder, of all types of its layers."""
+    found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return [found] if "rope_type" in found else [one for one in found.values() if isinstance(one, dict)]
+
+
+def find_rope_switch(config: Any) -> int | None:
+    """Return the number of tokens beyond which a sequence has LongRoPE's long frequencies; None without LongRoPE."""
+    limits = [one["original_max_position_embeddings"] for one in list_rope(config) if one["rope_type"] == "longrope"]
+    return min(limits, default=None)
+
+
+def check_lengths(config: Any, lengths: Sequence[int], what: str, can_split: bool = True) -> None:
+    """Check that no sequence changes the frequencies of others.
+
+    Args:
+        config: the model's configuration.
+        lengths: tokens of each sequence.
+        what: the model in words.
+        can_split: whether the long and the short rows of a batch can be computed apart, as `read_hidden` does.
+
+    Raises:
+        InputError: the model scales RoPE dynamically, and a sequence is longer than its original context; or it has
+            LongRoPE, the sequences are on both sides of the switch, and batches cannot be split.
+    """
+    switch = find_rope_switch(config)
+    if not can_split and switch is not None and min(lengths, default=0) <= switch < max(lengths, default=0):
+        raise InputError(
+            f"max_length: expected at most {switch} tokens, or batch_size 1, with strategy fsdp, because the position "
+            f"embeddings of {what} change there for all records of a batch, found longer and shorter records"
+        )
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    is_dynamic = any("dynamic" in one["rope_type"] for one in list_rope(config))
+    longest = max(lengths, default=0)
+    if is_dynamic and limit and longest > limit:
+        raise InputError(
+            f"max_length: expected at most {limit} tokens, because the position embeddings of {what} (dynamic NTK "
+            f"scaling) would depend on earlier records, found a record of {longest} tokens"
+        )

@@ -64,7 +64,7 @@ test-all: setup
 
 test-slurm: setup
 	source .venv/bin/activate
-	python -m pytest tests/slurm --numprocesses 3  # most of the time, the cluster waits
+	python -m pytest tests/slurm --numprocesses 4  # most of the time, the cluster waits
 
 status: setup
 	@source .venv/bin/activate

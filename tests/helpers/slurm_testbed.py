@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import datetime
 
 import pytest
 from running import CONFIG, ROOT, environment, merge
@@ -88,10 +89,15 @@ class Testbed:
         return [dict(pair.split("=", 1) for pair in line.split() if "=" in pair) for line in lines]
 
     def steps(self, node):
-        """Return ("launch" or "done", job) of a node's job steps, in order. A group has one step for each rule."""
+        """Return (job, launch, end) of a node's job steps in the order of their launches, both as times of day.
+
+        A group has one step for each rule.
+        """
         text = (self.folder / f"log/slurmd-{node}.log").read_text()
-        found = re.findall(r"launch task StepId=(\d+)\.\d+ |\[(\d+)\.\d+\] done with job", text)
-        return [("launch", launched) if launched else ("done", done) for launched, done in found]
+        launched = re.findall(r"^\[(\S+)\] .*launch task StepId=(\d+)\.(\d+) ", text, flags=re.MULTILINE)
+        ended = re.findall(r"^\[(\S+)\] \[(\d+)\.(\d+)\] done with job", text, flags=re.MULTILINE)
+        ends = {(job, step): datetime.fromisoformat(time) for time, job, step in ended}
+        return [(job, datetime.fromisoformat(time), ends[job, step]) for time, job, step in launched]
 
 
 def wait_until(is_time, seconds=600, why="", describe=lambda: ""):

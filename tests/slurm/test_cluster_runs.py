@@ -3,6 +3,8 @@
 import re
 import shutil
 from collections import Counter
+from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from running import ONE_THREAD, snakemake
@@ -100,18 +102,13 @@ def test_both_nodes_work_and_each_gpu_has_one_rule_at_a_time(testbed, clustered)
     """This includes the rules of a group: two models evaluated in one job are never in memory together."""
     on_gpu = {job["JobId"]: job["NodeList"] for job in clustered.jobs if job["rule"] in ON_GPU}
     assert set(on_gpu.values()) == {"n1", "n2"}
-    count = 0
-    for node in ("n1", "n2"):
-        running = []
-        for event, job in testbed.steps(node):
-            if job in on_gpu and event == "launch":
-                running.append(job)
-                count += 1
-            elif job in on_gpu:
-                running.remove(job)
-            assert len(running) <= 1
+    steps = {node: [step for step in testbed.steps(node) if step[0] in on_gpu] for node in ("n1", "n2")}
+    for of_node in steps.values():
+        for (_, _, end), (_, launch, _) in pairwise(of_node):
+            # On a busy machine, Slurm logs a step's end after the launch of the next one; a rule takes many seconds.
+            assert end - launch < timedelta(seconds=2)
     # 2 generations and 2 trainings; 2 evaluations of 3 predictions, 3 scores and a page of answers.
-    assert count == 4 + 2 * 7
+    assert sum(map(len, steps.values())) == 4 + 2 * 7
 
 
 def test_a_copy_of_the_run_reruns_nothing_with_either_profile(clustered, tmp_path):

@@ -52,6 +52,8 @@ class SilentTeacher:
         """Fail: an answer is missing in the cache."""
         raise AssertionError(f"{len(requests)} answers are not in the cache")
 
+    depends_on_batch = False
+
     def peak_memory_mb(self) -> int:
         """Return 0, since there is no model."""
         return 0

@@ -22,7 +22,17 @@ def test_unprobed_architectures_are_in_the_sweep():
     assert set(TESTED) <= set(list_types()) - set(UNSUPPORTED) - read_unbuilt(PAGE.read_text(encoding="utf-8"))
 
 
-def test_an_architecture_that_ignores_padding_answers_one_by_one(tokenizer, caplog):
+@pytest.fixture(params=[False, True], ids=["one process", "ranks"])
+def ranks(request):
+    """Each rank of an on-policy training has a whole copy of the weights."""
+    if request.param:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    if request.param:
+        torch.distributed.destroy_process_group()
+
+
+def test_an_architecture_that_ignores_padding_answers_one_by_one(tokenizer, caplog, ranks):
     model = build("rwkv")
     assert choose_decoding(model, tokenizer, [2], [decode_padded]) == (decode_padded, 1)
     assert choose_decoding(model, tokenizer, [2], [decode_padded]) == (decode_padded, 1)

@@ -13,8 +13,8 @@ from distill.common.errors import InputError
 from distill.common.files import write_jsonl
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, CompletionScore, EngineType, build_engine
-from distill.generation.sampling import Generated
-from distill.generation.transformers_engine import ModelSource
+from distill.generation.sampling import Generated, Sampling
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.load import load_chat
 
 
@@ -40,6 +40,8 @@ class Parrot:
 
     def score_completions(self, prompts, completions):
         return [CompletionScore(1.5, len(completion), 1) for completion in completions]
+
+    depends_on_batch = False
 
     def peak_memory_mb(self):
         return 0
@@ -106,5 +108,7 @@ def test_reading_the_registry_imports_nothing_heavy():
 @pytest.mark.parametrize(("quantization", "times"), [("int8", 1), ("nf4", 0), ("none", 0)])
 def test_the_dependence_of_int8_on_the_batch_is_logged(quantization, times, tmp_path, caplog):
     model = save_model(tmp_path / "model", build_tokenizer(), hidden=64)
-    ModelSource(model, dtype="float32", quantization=quantization, device="cpu").load()
-    assert caplog.text.count("an answer can depend on the other prompts of its batch") == times
+    source = ModelSource(model, dtype="float32", quantization=quantization, device="cpu")
+    source.load()
+    assert caplog.text.count("of a record can depend on the other records of its batch") == times
+    assert TransformersEngine(source, Sampling(), 1).depends_on_batch == bool(times)

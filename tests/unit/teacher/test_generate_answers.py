@@ -110,6 +110,8 @@ class Scripted:
             self.asked.append(request.key)
             yield [(request, Generated(self.texts[request.uid][request.sample], "stop", 5, 7))]
 
+    depends_on_batch = False
+
     def peak_memory_mb(self):
         return 3
 
@@ -212,6 +214,8 @@ def test_unusable_answers_are_marked_and_kept(prompts, tmp_path):
     assert [record["parsed_value"] for record in records] == [-0.25, None, None]
     assert [record["raw_output"] for record in records] == texts
     assert (stats["usable"], stats["rejected"], stats["unanswered"], stats["retried"]) == (1, 2, 2, 0)
+    assert stats["problems"] == {"no <answer> block": 1, "v is not a number": 1}
+    assert (stats["refused"], stats["depends_on_batch"]) == (0, False)
     records, _, engine = ask_scripted(prompts, [[text] for text in texts], tmp_path, AnswerSettings(None))
     assert all(record["usable"] for record in records)
     assert engine.asked == []  # the answer format does not change the answers

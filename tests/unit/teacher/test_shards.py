@@ -143,6 +143,12 @@ def test_refused_prompts_are_left_out(tmp_path):
     assert stats["problems"] == {"empty text": 6, "no <answer> block": 3}
 
 
+def test_settings_are_those_of_every_job():
+    for value in (True, False, None):
+        stats = STATS | {"depends_on_batch": value}
+        assert merge_stats([stats, stats])["depends_on_batch"] is value
+
+
 def test_stats_are_those_of_all_jobs():
     other = STATS | {"prompts": 5, "generated_tokens": 200, "seconds": 4.5, "peak_memory_mb": 9}
     assert merge_stats([STATS, other, STATS | {"from_cache": 3}]) == {

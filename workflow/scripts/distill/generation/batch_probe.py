@@ -51,8 +51,7 @@ def choose_decoding(
         InputError: no way gives the model's own logits.
     """
     kind = model.config.get_text_config(decoder=True).model_type
-    # Ranks that share the weights of a model would wait for each other in the probe.
-    if kind in TESTED or torch.distributed.is_initialized():
+    if kind in TESTED:
         return decoders[0], None
     if model not in _chosen:
         _chosen[model] = probe(model, tokenizer, stops, decoders)

@@ -99,6 +99,7 @@ class CachedEngine:
             "unanswered": sum(None not in found for found in problems),
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else 0.0,
+            "depends_on_batch": self.engine.depends_on_batch,
             "peak_memory_mb": self.engine.peak_memory_mb() if self.counts["generated"] else 0,
         }
 

@@ -49,6 +49,10 @@ class RefusedError(InputError):
 class Engine(Protocol):
     """Generates answers."""
 
+    @property
+    def depends_on_batch(self) -> bool | None:
+        """Whether an answer can depend on the other prompts of its batch; None if only the server knows."""
+
     def fingerprint(self) -> str:
         """Return a digest of everything except the prompt that determines an answer."""
 

@@ -53,6 +53,11 @@ class OpenAIEngine:
             model, sampling, base_url, api_key_env, timeout, request_retries, self.template_arguments
         )
 
+    @property
+    def depends_on_batch(self) -> None:
+        """None: only the server knows how it computes a batch."""
+        return None
+
     def fingerprint(self) -> str:
         """Return a digest of the model's name on the server, which identifies the weights, and of the sampling.
 

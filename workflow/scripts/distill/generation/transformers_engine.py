@@ -25,8 +25,8 @@ from distill.models.options import TEMPLATE_DATE
 logger = logging.getLogger(__name__)
 
 INT8_DEPENDS_ON_BATCH = (
-    "quantization int8 (LLM.int8()) treats outlier columns of a whole batch apart, so that an answer can depend on the "
-    "other prompts of its batch; nf4 and unquantized weights do not"
+    "quantization int8 (LLM.int8()) treats outlier columns of a whole batch apart, so that the answer, signal or score "
+    "of a record can depend on the other records of its batch; with nf4 and unquantized weights it does not"
 )
 
 
@@ -101,6 +101,11 @@ class TransformersEngine:
     def model(self) -> Any:
         """The loaded model."""
         return self.source.load()
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether the outlier columns of LLM.int8() are found in the whole batch."""
+        return self.source.quantization == "int8"
 
     def fingerprint(self) -> str:
         """Return a digest of weights, adapter, chat template, dtype, quantization and sampling."""

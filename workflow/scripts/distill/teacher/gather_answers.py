@@ -93,13 +93,16 @@ def read_stats(path: Path) -> dict[str, Any]:
 def merge_stats(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the counts of all shards together, in the order of the first one's.
 
-    Counts are summed; `seconds` is the total time of all jobs, even if they ran in parallel. `tokens_per_second` is the
-    average of a job, and `peak_memory_mb` the maximum.
+    Counts are summed, and settings, which are the same for all shards, are kept. `seconds` is the total time of all
+    jobs, even if they ran in parallel; `tokens_per_second` is the average of a job, and `peak_memory_mb` the maximum.
     """
     merged: dict[str, Any] = {}
     for name, first in shards[0].items():
         values = [stats[name] for stats in shards]
-        merged[name] = count_together(values) if isinstance(first, dict) else sum(values)
+        if isinstance(first, dict):
+            merged[name] = count_together(values)
+        else:
+            merged[name] = first if isinstance(first, bool | None) else sum(values)
     merged["seconds"] = seconds = round(merged["seconds"], 3)
     merged[RATE] = round(merged["generated_tokens"] / seconds, 1) if seconds else 0.0
     merged[HIGHEST] = max(stats[HIGHEST] for stats in shards)

@@ -47,6 +47,58 @@ def test_an_unsupported_architecture_is_named(config, tmp_path, name, nested):
     assert problem == f"{place}: models/{name}/config.json: model_type: bert is not supported: {UNSUPPORTED['bert']}"
 
 
+@pytest.mark.parametrize("place", ["teacher", "student"])
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_chat_template_without_an_argument_is_named(config, tmp_path, place, is_alone):
+    folder = tmp_path / "models" / place
+    template = "{{ messages }}{% if enable_thinking %}<think>{% endif %}"
+    name = "chat_template.jinja" if is_alone else "tokenizer_config.json"
+    (folder / name).write_text(template if is_alone else json.dumps({"chat_template": template}))
+    settings = config["teacher"] if place == "teacher" else config["students"]["kd"]
+    settings["template_arguments"] = {"enable_thinking": False}
+    assert find_model_problems(config, ["banks"]) == []
+    settings["template_arguments"] = {"enable_thinking": False, "thinking": True}
+    assert find_model_problems(config, ["banks"]) == []  # part of a longer name: the job knows
+    settings["template_arguments"] = {"reasoning": True}
+    (problem,) = find_model_problems(config, ["banks"])
+    owner = "teacher" if place == "teacher" else "students.kd"
+    expected = "expected variables of the chat template, found 'reasoning'"
+    assert problem == f"{owner}.template_arguments: models/{place}/{name}: {expected}"
+
+
+def test_a_tokenizer_without_a_chat_template_is_named(config, tmp_path):
+    (tmp_path / "models/student/tokenizer_config.json").write_text("{}")
+    (problem,) = find_model_problems(config, ["banks"])
+    path = "models/student/tokenizer_config.json"
+    assert problem == f"students.kd.model: {path}: chat_template: expected a chat template, found none"
+    (tmp_path / "models/student/chat_template.jinja").write_text("{{ messages }}")
+    assert find_model_problems(config, ["banks"]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, None),
+        ({"attention_bias": True}, "expected attention_bias False in config.json, found True"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "expected rope_type 'default' in config.json, found 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "expected rope_type 'default' in config.json, found 'llama3'"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096, "max_position_embeddings": 32768},
+         "expected sliding_window None in config.json, found 4096"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": None, "max_position_embeddings": 32768}, None),
+        ({"architectures": ["MistralForCausalLM"]}, None),  # the defaults of transformers are not on disk
+        ({"architectures": ["Gemma3ForCausalLM"], "num_attention_heads": 4}, None),
+    ],
+)  # fmt: skip
+def test_settings_that_gguf_cannot_hold_are_named(config, tmp_path, settings, message):
+    path = "models/student/config.json"
+    known = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 2}
+    (tmp_path / path).write_text(json.dumps(known | settings))
+    config["export"] = {"variants": ["gguf"]}
+    problems = find_model_problems(config, ["banks"])
+    expected = f"students.kd.model: {path}: variant gguf: {message}; remove the gguf variants from export.variants"
+    assert problems == ([expected] if message else [])
+
+
 def test_an_adapter_without_a_module_in_the_model_is_named(config, tmp_path):
     write_adapter(tmp_path / "adapters/banks", target_modules=["query_key_value", "dense"])
     (problem,) = find_model_problems(config, ["banks"])

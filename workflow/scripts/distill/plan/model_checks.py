@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,12 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
         One line per problem, with the place in the configuration and the file.
     """
     models = dict(list_models(config, categories))
-    problems = [problem for folder, place in models.items() for problem in check_architecture(folder, place)]
+    problems = [
+        problem
+        for folder, place in list_models(config, categories)
+        for problem in check_template(folder, place, list_template_arguments(config, place))
+    ]
+    problems += [problem for folder, place in models.items() for problem in check_architecture(folder, place)]
     problems += [problem for folder, place in models.items() for problem in check_gguf(config, folder, place)]
     if not get_engine(config).loads_weights:
         return problems
@@ -53,6 +58,12 @@ def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str
             yield folder, place
 
 
+def list_template_arguments(config: Config, place: str) -> list[str]:
+    """Return the names of the template arguments of the model at a place from `list_models`."""
+    part, _, student = place.removesuffix(".model").partition(".")
+    return list((config["students"][student] if student else config[part])["template_arguments"] or {})
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -66,6 +77,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found
+
+
+def check_template(folder: str, place: str, arguments: Iterable[str]) -> Iterator[str]:
+    """Yield a problem if a tokenizer has no chat template, or a template lacks one of the `template_arguments`."""
+    path, alone = Path(folder) / "tokenizer_config.json", Path(folder) / "chat_template.jinja"
+    if alone.is_file():
+        path, template = alone, alone.read_text(encoding="utf-8")
+    elif path.is_file() and not (Path(folder) / "chat_template.json").is_file():
+        template = str(read_json(path).get("chat_template") or "")
+    else:
+        return
+    if not template:
+        yield f"{place}: {path}: chat_template: expected a chat template, found none"
+        return
+    parent = place.rpartition(".")[0]
+    for name in arguments:
+        if name not in template:
+            yield f"{parent}.template_arguments: {path}: expected variables of the chat template, found {name!r}"
 
 
 def check_architecture(folder: str, place: str) -> Iterator[str]:
@@ -86,13 +115,41 @@ def check_gguf(config: Config, folder: str, place: str) -> Iterator[str]:
     chosen = [name for name in variants if VARIANTS[name].library == "gguf"]
     if not chosen or not place.startswith("students."):
         return
-    from distill.export.gguf_layouts import LAYOUTS  # imports numpy
+    from distill.export.gguf_layouts import LAYOUTS, find_layout  # imports numpy
 
     path = Path(folder) / "config.json"
-    (name, *_) = read_json(path).get("architectures") or ["none"]
+    settings = read_json(path)
+    (name, *_) = settings.get("architectures") or ["none"]
     if name not in LAYOUTS:
         expected = " | ".join(LAYOUTS)
         yield f"{place}: {path}: architectures: expected {expected} for the variant {chosen[0]}, found {name}"
+        return
+    try:
+        find_layout(str(path), StoredConfig(settings))
+    except InputError as error:
+        yield f"{place}: {error}"
+    except MissingSettingError:
+        return  # the default of transformers decides; the export job knows it
+
+
+class MissingSettingError(AttributeError):
+    """A setting is not in config.json."""
+
+
+class StoredConfig:
+    """The settings of config.json as attributes, without the defaults of transformers."""
+
+    def __init__(self, settings: dict[str, Any]):
+        scaling = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
+        if "type" in scaling:  # the name in older files
+            scaling.setdefault("rope_type", scaling.pop("type"))
+        self.settings = settings | {"rope_parameters": scaling}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.settings[name]
+        except KeyError:
+            raise MissingSettingError(name) from None
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,39 @@ def test_settings_that_gguf_cannot_hold_are_named(config, tmp_path, settings, me
     assert problems == ([expected] if message else [])
 
 
+@pytest.mark.parametrize(
+    ("place", "quantization", "message"),
+    [
+        (
+            "student",
+            "none",
+            "students.kd.model: {path}: quantization_config: expected a student with weights that are not",
+        ),
+        (
+            "teacher",
+            "int8",
+            "teacher.quantization: {path}: expected none, since the weights are quantized already (gptq)",
+        ),
+        ("teacher", "none", None),
+    ],
+)
+def test_weights_that_are_quantized_already_are_named(config, tmp_path, place, quantization, message):
+    path = f"models/{place}/config.json"
+    (tmp_path / path).write_text(json.dumps({"model_type": "qwen2", "quantization_config": {"quant_method": "gptq"}}))
+    config["teacher"]["quantization"] = quantization
+    problems = find_model_problems(config, ["banks"])
+    assert len(problems) == bool(message)
+    assert not message or problems[0].startswith(message.format(path=path))
+
+
+def test_lora_targets_that_fit_nothing_are_named(config):
+    lora = config["students"]["kd"]["lora"] = {"target": ["q_proj", "self_attn.v_proj", "lm_head", "c_attn"]}
+    (problem,) = find_model_problems(config, ["banks"])
+    assert problem == "students.kd.lora.target: expected modules of models/student, found none there named 'c_attn'"
+    lora["target"] = "all"
+    assert find_model_problems(config, ["banks"]) == []
+
+
 def test_an_adapter_without_a_module_in_the_model_is_named(config, tmp_path):
     write_adapter(tmp_path / "adapters/banks", target_modules=["query_key_value", "dense"])
     (problem,) = find_model_problems(config, ["banks"])

@@ -31,7 +31,11 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     problems = [
         problem
         for folder, place in list_models(config, categories)
-        for problem in check_template(folder, place, list_template_arguments(config, place))
+        for problem in (
+            *check_template(folder, place, list_template_arguments(config, place)),
+            *check_stored_quantization(config, folder, place),
+            *check_lora(config, folder, place),
+        )
     ]
     problems += [problem for folder, place in models.items() for problem in check_architecture(folder, place)]
     problems += [problem for folder, place in models.items() for problem in check_gguf(config, folder, place)]
@@ -58,10 +62,16 @@ def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str
             yield folder, place
 
 
+def get_owner(config: Config, place: str) -> Config:
+    """Return the settings of the teacher or student at a place from `list_models`."""
+    part, _, student = place.removesuffix(".model").partition(".")
+    found: Config = config["students"][student] if student else config[part]
+    return found
+
+
 def list_template_arguments(config: Config, place: str) -> list[str]:
     """Return the names of the template arguments of the model at a place from `list_models`."""
-    part, _, student = place.removesuffix(".model").partition(".")
-    return list((config["students"][student] if student else config[part])["template_arguments"] or {})
+    return list(get_owner(config, place)["template_arguments"] or {})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,6 +105,39 @@ def check_template(folder: str, place: str, arguments: Iterable[str]) -> Iterato
     for name in arguments:
         if name not in template:
             yield f"{parent}.template_arguments: {path}: expected variables of the chat template, found {name!r}"
+
+
+def check_stored_quantization(config: Config, folder: str, place: str) -> Iterator[str]:
+    """Yield a problem if quantized weights would be trained, or quantized again."""
+    path = Path(folder) / "config.json"
+    stored = read_json(path).get("quantization_config")
+    if not isinstance(stored, dict):
+        return
+    name = stored.get("quant_method", "unknown method")
+    if place.startswith("students."):
+        expected = "a student with weights that are not quantized"
+        yield f"{place}: {path}: quantization_config: expected {expected}, found {name}"
+    elif (wanted := config["teacher"]["quantization"]) != "none":
+        expected = f"none, since the weights are quantized already ({name})"
+        yield f"teacher.quantization: {path}: expected {expected}, found {wanted}"
+
+
+def check_lora(config: Config, folder: str, place: str) -> Iterator[str]:
+    """Yield a problem for each name in a student's `lora.target` that fits no weight of its model."""
+    lora = get_owner(config, place).get("lora")
+    weights = list_weights(folder)
+    if not lora or lora["target"] in ("all", ["all"]) or not weights or any("expert" in name for name in weights):
+        return  # experts have other names in the file than in the model
+    missing = find_missing_modules(lora["target"], weights | {"lm_head.weight"})  # not in the file if tied
+    owner = place.removesuffix(".model")
+    for name in missing:
+        yield f"{owner}.lora.target: expected modules of {folder}, found none there named {name!r}"
+
+
+def find_missing_modules(targets: Sequence[str], weights: set[str]) -> list[str]:
+    """Return the targets of an adapter, names of modules or ends of them, that fit no weight."""
+    modules = {name.rpartition(".")[0] for name in weights}
+    return [target for target in targets if not any(f".{module}".endswith(f".{target}") for module in modules)]
 
 
 def check_architecture(folder: str, place: str) -> Iterator[str]:
@@ -205,11 +248,7 @@ def check_adapter_fits(adapter: str, model: str) -> Iterator[str]:
     targets = read_json(path).get("target_modules")
     if not isinstance(targets, list):
         return  # a regular expression, or all linear layers
-    modules = {name.rpartition(".")[0] for name in weights}
-    known = {module.rpartition(".")[2] for module in modules} | modules
-    missing = [
-        target for target in targets if target not in known and not any(m.endswith(f".{target}") for m in modules)
-    ]
+    missing = find_missing_modules(targets, weights)
     if targets and len(missing) == len(targets):
         yield (
             f"teacher.adapter: {path}: target_modules: expected modules of {model}, found none of them there: "

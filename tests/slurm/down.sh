@@ -15,7 +15,7 @@ for name in n1 n2 ctl; do
   # The number may belong to another process by now; only the testbed's processes have this mount.
   if grep -q " /etc/slurm " "/proc/$process/mounts" 2>/dev/null; then
     kill -KILL "$process"
-    for _ in $(seq 100); do is_alive "$process" && sleep 0.1 || break; done
+    for _ in $(seq 600); do is_alive "$process" && sleep 0.1 || break; done
     is_alive "$process" && echo "down.sh: process $process of $name did not end" >&2 && exit 1
   fi
   rm -f "$RUN/pid/$name"

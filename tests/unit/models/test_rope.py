@@ -3,11 +3,13 @@
 import pytest
 import torch
 from tiny import build_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, OPTConfig, Phi3Config
 
 from distill.common.errors import InputError
 from distill.generation.generate import decode_job
 from distill.generation.rolling_batch import Job
+from distill.generation.sampling import Sampling
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows
 from distill.models.rope import check_lengths, find_rope_switch
 from distill.student.fused_loss import score_completions
@@ -117,8 +119,32 @@ def test_sequences_that_change_the_frequencies_of_others_are_refused():
         **SIZES, max_position_embeddings=32, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     )
     check_lengths(dynamic, [3, 32], "the student")
-    with pytest.raises(InputError, match=r"max_length: expected at most 32 tokens.*the student.*found a record of 33"):
+    with pytest.raises(InputError, match=r"at most 32 tokens, the context of the student \(dynamic.*found one of 33"):
         check_lengths(dynamic, [3, 33], "the student")
+
+
+@pytest.mark.parametrize("config", [GPT2Config(n_positions=32), OPTConfig(max_position_embeddings=32)])
+def test_records_beyond_the_last_position_are_refused(config):
+    """The embeddings would raise an IndexError, on a GPU in the middle of a kernel."""
+    check_lengths(config, [3, 32], "the teacher")
+    with pytest.raises(
+        InputError, match=r"at most 32 tokens, the context of the teacher \(it has no further positions"
+    ):
+        check_lengths(config, [33], "the teacher")
+    check_lengths(LlamaConfig(**SIZES, max_position_embeddings=32), [33], "the teacher")
+    check_lengths(MambaConfig(), [100_000], "the teacher")
+
+
+def test_an_answer_beyond_the_last_position_is_not_scored(tmp_path):
+    tokenizer = build_tokenizer()
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = TransformersEngine(ModelSource(str(tmp_path), dtype="float32", device="cpu"), Sampling(), 2)
+    rows = draw_rows(30, 3)
+    assert len(engine.score_completions(rows, [[5, 6], [5]])) == 2
+    with pytest.raises(InputError, match="at most 32 tokens"):
+        engine.score_completions(rows, [[5, 6, 7], [5]])
 
 
 def test_batches_that_cannot_be_split_are_refused(model):

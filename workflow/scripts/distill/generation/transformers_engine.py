@@ -21,6 +21,7 @@ from distill.models.load import load_chat, load_config, load_model, select_devic
 from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
 from distill.models.options import TEMPLATE_DATE
+from distill.models.rope import check_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +136,16 @@ class TransformersEngine:
     def score_completions(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> list[CompletionScore]:
-        """Score completions given their prompts, the longest first."""
+        """Score completions given their prompts, the longest first.
+
+        Raises:
+            InputError: see `check_lengths`.
+        """
         decoder, head = decoder_and_head(self.model)
         transform = read_transform(self.model.config)
-        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(completions[row]))
+        lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        check_lengths(self.model.config, lengths, self.source.model)
+        order = sorted(range(len(prompts)), key=lambda row: -lengths[row])
 
         @torch.inference_mode()
         def score(rows: list[int]) -> list[tuple[int, CompletionScore]]:

@@ -33,20 +33,23 @@ def check_lengths(config: Any, lengths: Sequence[int], what: str, can_split: boo
         can_split: whether the long and the short rows of a batch can be computed apart, as `read_hidden` does.
 
     Raises:
-        InputError: the model scales RoPE dynamically, and a sequence is longer than its original context; or it has
-            LongRoPE, the sequences are on both sides of the switch, and batches cannot be split.
+        InputError: a sequence is longer than the context of a model without RoPE, which has no embeddings for the
+            positions behind it, or with dynamic scaling; or the model has LongRoPE, the sequences are on both sides of
+            the switch, and batches cannot be split.
     """
+    shortest, longest = min(lengths, default=0), max(lengths, default=0)
     switch = find_rope_switch(config)
-    if not can_split and switch is not None and min(lengths, default=0) <= switch < max(lengths, default=0):
+    if not can_split and switch is not None and shortest <= switch < longest:
         raise InputError(
             f"max_length: expected at most {switch} tokens, or batch_size 1, with strategy fsdp, because the position "
             f"embeddings of {what} change there for all records of a batch, found longer and shorter records"
         )
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    is_dynamic = any("dynamic" in one["rope_type"] for one in list_rope(config))
-    longest = max(lengths, default=0)
-    if is_dynamic and limit and longest > limit:
-        raise InputError(
-            f"max_length: expected at most {limit} tokens, because the position embeddings of {what} (dynamic NTK "
-            f"scaling) would depend on earlier records, found a record of {longest} tokens"
-        )
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
+    kinds = [one["rope_type"] for one in list_rope(config)]
+    if not 0 < limit < longest or (kinds and not any("dynamic" in kind for kind in kinds)):
+        return
+    reason = "dynamic NTK scaling would make later records depend on it" if kinds else "it has no further positions"
+    raise InputError(
+        f"expected records of at most {limit} tokens, the context of {what} ({reason}), found one of {longest} tokens; "
+        "lower max_length, or remove such records"
+    )

@@ -173,6 +173,7 @@ def check_positions(run: StudentRun, examples: Iterable[Example]) -> None:
     kept = list(examples)
     for prompt, (what, model) in models.items():
         lengths = [len(example[prompt]) + len(example["completion"]) for example in kept]
+        lengths += [run.train.max_length] if run.on_policy.fraction else []  # sampled answers may be as long
         check_lengths(load_config(model), lengths, what, can_split)
 
 

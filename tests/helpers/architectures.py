@@ -53,13 +53,14 @@ NAMES = {
 }
 SIZES = {name: size for size, names in NAMES.items() for name in names.split()}
 
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"image_size": 28, "patch_size": 14}
 # Sizes of single model types, where those above do not fit together.
 SPECIAL = {
     "mamba2": {"head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "dots1": {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_shared_experts": 1},
     "dots3_note": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
     "bamba": {"attn_layer_indices": [1]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
@@ -69,6 +70,16 @@ SPECIAL = {
     | {"shape_vocab_size": 9, "shape_embed_dim": 8},
     "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [16, 16]},
     "xlm": {"emb_dim": 32},
+    "gemma3": {"vision_config": VISION, "mm_tokens_per_image": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "dots3_note_text": {"num_key_value_heads": 4, "num_hidden_layers": 2},
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "mlp_layer_types": ["dense", "sparse"] * 2,
+    }
+    | {"num_experts_per_token": 2, "linear_head_dim": 8, "linear_num_heads": 4, "head_dim": 16, "qk_head_dim": 16},
+    "recurrent_gemma": {"num_hidden_layers": 3},  # every third layer has attention
+    "xlstm": {"hidden_size": 128},  # the state of its cells has multiples of 64 columns
 }
 
 

@@ -27,4 +27,4 @@ UNSUPPORTED = {
     "xmod": "it needs a language besides the tokens",
 }
 CACHE = "generated with its cache, it gives other logits than in one forward pass"
-UNGENERATED = {"moshi": CACHE, "recurrent_gemma": CACHE, "xlnet": CACHE, "xlstm": CACHE}
+UNGENERATED = {"moshi": CACHE, "xlnet": CACHE}

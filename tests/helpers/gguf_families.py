@@ -35,6 +35,21 @@ FAMILIES = {
     "mistral": lambda: MistralConfig(
         **SIZES, num_hidden_layers=2, rope_parameters=ROPE, head_dim=32, sliding_window=None
     ),
+    "qwen2, yarn": lambda: Qwen2Config(
+        **SIZES,
+        num_hidden_layers=2,
+        rope_parameters=ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    ),
+    "qwen3, linear": lambda: Qwen3Config(
+        **SIZES, num_hidden_layers=2, head_dim=32, rope_parameters=ROPE | {"rope_type": "linear", "factor": 3.0}
+    ),
+    "llama 3": lambda: LlamaConfig(
+        **SIZES,
+        num_hidden_layers=2,
+        rope_parameters=ROPE
+        | {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
+        | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ),
     # Layer 4 has no rotary embeddings.
     "smollm3": lambda: SmolLM3Config(**SIZES, num_hidden_layers=5, rope_parameters=ROPE),
     # Layer 6 attends to all tokens, the others to 8.

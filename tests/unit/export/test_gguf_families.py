@@ -21,6 +21,7 @@ from running import ROOT
 from tiny import CHATML, build_tokenizer
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from distill.common.errors import InputError
 from distill.common.variants import VARIANTS
@@ -46,6 +47,11 @@ TEXTS = [
 FORMATS = {"gguf": 0.3, "gguf_f16": 0.05}  # largest difference of log-probabilities in llama.cpp, in nats
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 32}
+
+
 def write_export(tmp_path, family, variant, tokenizer=None):
     student = save_family(tmp_path / "student", family, tokenizer)
     export, folder = Export(student, variant, "float32", "cpu"), tmp_path / variant
@@ -55,7 +61,8 @@ def write_export(tmp_path, family, variant, tokenizer=None):
 
 
 def test_every_layout_is_tested():
-    assert len(FAMILIES) == len(LAYOUTS)
+    built = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[make().model_type] for make in FAMILIES.values()}
+    assert built == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("variant", FORMATS)
@@ -114,9 +121,17 @@ def test_q4_k_m_without_its_package_is_refused(tmp_path, monkeypatch):
         ),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-            "expected rope_type 'default' in config.json, found 'linear'",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "expected rope_type default or linear or yarn or llama3 in config.json, found 'dynamic'",
         ),
+        ("qwen2", {"rope_parameters": LLAMA3}, "expected rope_type default or linear or yarn in .* found 'llama3'"),
+        (
+            "qwen2",
+            {"rope_parameters": YARN | {"beta_fast": 16}},
+            "expected beta_fast 32 in .* found 16",
+        ),
+        ("qwen2", {"rope_parameters": YARN | {"mscale": 0.7}}, "expected mscale None in rope_parameters .* found 0.7"),
+        ("qwen2", {"rope_parameters": YARN | {"attention_factor": 1.0}}, "expected attention_factor 1.1386 .* found 1"),
     ],
 )
 def test_settings_that_llama_cpp_ignores_are_refused(tmp_path, family, changes, said):

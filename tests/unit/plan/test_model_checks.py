@@ -80,8 +80,11 @@ def test_a_tokenizer_without_a_chat_template_is_named(config, tmp_path):
     [
         ({}, None),
         ({"attention_bias": True}, "expected attention_bias False in config.json, found True"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "expected rope_type 'default' in config.json, found 'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "expected rope_type 'default' in config.json, found 'llama3'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, None),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+         "expected rope_type default or linear or yarn in config.json, found 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "llama3"}},
+         "expected rope_type default or linear or yarn in config.json, found 'llama3'"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096, "max_position_embeddings": 32768},
          "expected sliding_window None in config.json, found 4096"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": None, "max_position_embeddings": 32768}, None),

@@ -11,10 +11,10 @@ from typing import Any
 import gguf
 
 from distill.common.errors import InputError
+from distill.export.gguf_rope import LOCAL_THETA, find_rope_problem
 
 NO_ROPE_STEP = 4  # SmolLM3 in llama.cpp: every fourth layer has no rotary embeddings
 GLOBAL_STEP = 6  # Gemma 3 in llama.cpp: every sixth layer attends to all tokens, the others to a window
-LOCAL_THETA = 10000.0  # base of the rotary embeddings in the other layers
 LAYERS_27B = 62  # llama.cpp knows Gemma 3 27B, which scales its queries differently, by the number of layers
 
 
@@ -116,39 +116,14 @@ def find_layout(model: str, config: Any) -> Layout:
     for name, expected in (require_common(config) | layout.require(config)).items():
         if hasattr(config, name) and (found := getattr(config, name)) != expected:
             raise unsupported(model, f"expected {name} {expected!r} in config.json, found {found!r}")
-    check_rope(model, config)
+    if problem := find_rope_problem(config, layout.architecture == gguf.MODEL_ARCH.LLAMA):
+        raise unsupported(model, problem)
     return layout
 
 
 def unsupported(model: str, problem: str) -> InputError:
     """The error for a model that GGUF files cannot hold."""
     return InputError(f"{model}: variant gguf: {problem}; remove the gguf variants from export.variants")
-
-
-def get_rope(config: Any) -> dict[str, Any]:
-    """Parameters of the rotary embeddings, in Gemma 3 those of the layers that attend to all tokens."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return rope.get("full_attention", rope)
-
-
-def check_rope(model: str, config: Any) -> None:
-    """Check that the rotary embeddings are not scaled, or in Gemma 3 scaled as in the published models.
-
-    Raises:
-        InputError: names the parameter.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    found = get_rope(config).get("rope_type", "default")
-    if found not in (["default", "linear"] if "full_attention" in rope else ["default"]):
-        raise unsupported(model, f"expected rope_type 'default' in config.json, found {found!r}")
-    part = get_rope(config).get("partial_rotary_factor", 1.0)
-    if part != 1.0:
-        raise unsupported(model, f"expected partial_rotary_factor 1.0 in config.json, found {part}")
-    local = rope.get("sliding_attention", {})
-    found = (local.get("rope_type", "default"), local.get("rope_theta", LOCAL_THETA))
-    if found != ("default", LOCAL_THETA):
-        place = "rope_parameters.sliding_attention"
-        raise unsupported(model, f"expected {place} ('default', {LOCAL_THETA}) in config.json, found {found}")
 
 
 def get_head_width(config: Any) -> int:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from distill.common.errors import InputError
-from distill.export.gguf_layouts import Layout, find_layout, get_head_width, get_rope
+from distill.export.gguf_layouts import Layout, find_layout, get_head_width
+from distill.export.gguf_rope import FACTORS, add_rope, compute_factors
 from distill.export.gguf_tokenizer import add_tokenizer
 from distill.models.load import load_config, load_tokenizer
 
@@ -72,14 +73,10 @@ def add_settings(writer: Any, config: Any, layout: Layout, form: Format) -> None
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    width, rope = get_head_width(config), get_rope(config)
+    width = get_head_width(config)
     writer.add_key_length(width)
     writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(rope.get("rope_theta", 10000.0))
-    if rope.get("rope_type") == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
+    add_rope(writer, config, width)
     layout.add_settings(writer, config)
 
 
@@ -117,16 +114,21 @@ def write_gguf(model: str, path: Path, form: Format) -> None:
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[layout.architecture])
     add_settings(writer, config, layout, form)
     add_tokenizer(writer, tokenizer, config.vocab_size)
+    factors = compute_factors(config, get_head_width(config))
     with safe_open(Path(model) / "model.safetensors", framework="pt") as weights:
         mapped = map_tensors(model, sorted(weights.keys()), layout, config)
         for name, target in mapped.items():
             add_tensor_info(writer, target, tuple(weights.get_slice(name).get_shape()), form)
+        if factors is not None:
+            add_tensor_info(writer, FACTORS, factors.shape, form)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, target in mapped.items():
             weight = arrange_weight(weights.get_tensor(name), target, layout, config)
             writer.write_tensor_data(convert_weight(weight, f"{model}: {name}", form))
+        if factors is not None:
+            writer.write_tensor_data(factors)
     writer.close()
     logger.info("%s: %d tensors of %s, %d bytes", path, len(mapped), config.architectures[0], path.stat().st_size)
 

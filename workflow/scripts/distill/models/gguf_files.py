@@ -8,8 +8,10 @@ from transformers import AutoConfig, GgufConfig
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.integrations.gguf.gguf_conversion_mapping import DENSE_DECODER_RENAMINGS, GGUF_ARCHS, PermuteRows
 
-# Models whose configuration transformers cannot restore from the file alone: it leaves out the width of a head, the
-# scale of rotary embeddings or the layers that differ. Theirs comes from config.json.
+from distill.models.rope import list_rope
+
+# Models whose configuration transformers cannot restore from the file alone: it leaves out the width of a head, or the
+# layers that differ. Theirs comes from config.json, and so does that of every model with scaled rotary embeddings.
 CONFIGURED = ("qwen3", "gemma3_text", "smollm3")
 
 
@@ -23,7 +25,8 @@ def gguf_settings(model: str, name: str) -> dict[str, Any]:
     GGUF_ARCHS.setdefault("smollm3", build_smollm3_mapping)
     settings = {"gguf_file": name, "quantization_config": GgufConfig(dequantize=True)}
     config = AutoConfig.from_pretrained(Path(model))
-    return settings | ({"config": config} if config.model_type in CONFIGURED else {})
+    is_scaled = any(one["rope_type"] != "default" for one in list_rope(config))
+    return settings | ({"config": config} if is_scaled or config.model_type in CONFIGURED else {})
 
 
 def unpair_rows(heads: int, width: int) -> torch.Tensor:

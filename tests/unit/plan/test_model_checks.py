@@ -128,11 +128,25 @@ def test_weights_that_are_quantized_already_are_named(config, tmp_path, place, q
 
 
 def test_lora_targets_that_fit_nothing_are_named(config):
-    lora = config["students"]["kd"]["lora"] = {"target": ["q_proj", "self_attn.v_proj", "lm_head", "c_attn"]}
+    targets = ["q_proj", "self_attn.v_proj", "lm_head", "c_attn"]
+    lora = config["students"]["kd"]["lora"] = {"target": targets, "dropout": 0.05}
     (problem,) = find_model_problems(config, ["banks"])
     assert problem == "students.kd.lora.target: expected modules of models/student, found none there named 'c_attn'"
     lora["target"] = "all"
     assert find_model_problems(config, ["banks"]) == []
+
+
+def test_dropout_for_experts_is_named(config, tmp_path):
+    lora = config["students"]["kd"]["lora"] = {"target": "all", "dropout": 0.05}
+    weights = {f"model.layers.0.mlp.experts.{number}.up_proj.weight": torch.zeros(2, 2) for number in range(2)}
+    save_file(weights, tmp_path / "models/student/model.safetensors")
+    (problem,) = find_model_problems(config, ["banks"])
+    expected = "expected 0, since the adapter includes the weights of experts in models/student"
+    name = "model.layers.0.mlp.experts.0.up_proj.weight"
+    assert problem == f"students.kd.lora.dropout: {expected} ({name}), found 0.05"
+    for change in ({"dropout": 0.0}, {"dropout": 0.05, "target": ["q_proj"]}):
+        lora |= change
+        assert find_model_problems(config, ["banks"]) == []
 
 
 def test_an_adapter_without_a_module_in_the_model_is_named(config, tmp_path):

@@ -123,14 +123,22 @@ def check_stored_quantization(config: Config, folder: str, place: str) -> Iterat
 
 
 def check_lora(config: Config, folder: str, place: str) -> Iterator[str]:
-    """Yield a problem for each name in a student's `lora.target` that fits no weight of its model."""
+    """Yield a problem for names in a student's `lora.target` that fit no weight, and for experts with dropout."""
     lora = get_owner(config, place).get("lora")
     weights = list_weights(folder)
-    if not lora or lora["target"] in ("all", ["all"]) or not weights or any("expert" in name for name in weights):
-        return  # experts have other names in the file than in the model
-    missing = find_missing_modules(lora["target"], weights | {"lm_head.weight"})  # not in the file if tied
+    if not lora or not weights:
+        return
     owner = place.removesuffix(".model")
-    for name in missing:
+    is_all = lora["target"] in ("all", ["all"])
+    if experts := sorted(name for name in weights if ".experts." in name):
+        # They have other names in the file than in the model, so a list is left to the training.
+        if is_all and lora["dropout"]:
+            expected = f"expected 0, since the adapter includes the weights of experts in {folder} ({experts[0]})"
+            yield f"{owner}.lora.dropout: {expected}, found {lora['dropout']}"
+        return
+    if is_all:
+        return
+    for name in find_missing_modules(lora["target"], weights | {"lm_head.weight"}):  # not in the file if tied
         yield f"{owner}.lora.target: expected modules of {folder}, found none there named {name!r}"
 
 

@@ -128,7 +128,7 @@ def test_the_check_detects_another_tokenizer(tmp_path, monkeypatch):
     [
         ({"architectures": ["Phi3ForCausalLM"]}, "Llama.*, found Phi3ForCausalLM; remove the gguf variants from"),
         ({"attention_bias": True}, "expected attention_bias False in config.json, found True"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'default'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "found 'dynamic'"),
     ],
 )
 def test_unsupported_settings_are_refused(tmp_path, changes, said):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 import weakref
 
 import numpy as np
@@ -372,17 +373,31 @@ def test_a_character_cut_at_the_maximum_length_is_left_out(build, character):
     assert generation.finish(ChatTemplate(tokenizer), [*tokens[:-1], 2], [2], 7).text.startswith("me\ufffd")
 
 
-def test_batches_that_run_out_of_memory_are_halved_and_lose_nothing():
-    sizes = []
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["torch", "driver", "cuBLAS", "cuDNN", "CPU"],
+)
+def test_batches_that_run_out_of_memory_are_halved_and_lose_nothing(monkeypatch, error):
+    sizes, handled = [], []
+    # What the failed batch allocated is free only when its exception is no longer handled.
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: handled.append(sys.exception()))
 
     def work(rows):
         sizes.append(len(rows))
         if len(rows) > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return list(rows)
 
     assert [row for batch in in_batches(list(range(9)), work, 8) for row in batch] == list(range(9))
     assert sizes[:3] == [8, 4, 2]
+    assert handled == [None, None]
 
     def hopeless(rows):
         raise torch.OutOfMemoryError

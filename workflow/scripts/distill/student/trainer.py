@@ -270,6 +270,9 @@ class DistillTrainer(Trainer):
             if not is_out_of_memory(error):
                 raise
             self.halve_records(len(examples), error)
+        # After the except block, as in `training_step`.
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
         return self.sum_terms(model, examples)
 
     def skip_validation(self) -> None:

@@ -1,6 +1,7 @@
 """Load models and tokenizers: device, dtype, quantization, attention, adapter."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 if not sys.stderr.isatty():
     transformers_logging.disable_progress_bar()  # log files need no progress bars
 
+GPU_FILE = Path("/dev/nvidia0")  # exists if the driver of a GPU is loaded
+GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")  # name the GPUs that a job was given
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -36,13 +39,32 @@ def select_device(device: str) -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`; `auto` is CUDA if there is a GPU.
 
     Raises:
-        InputError: `cuda` is requested without a GPU.
+        InputError: `cuda` is requested without a GPU, or `auto` on a machine whose GPU cannot be used.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: expected a CUDA GPU, found none; set `device: auto` or `device: cpu`")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    if device == "cpu" or torch.cuda.is_available():
+        return torch.device("cpu" if device == "cpu" else "cuda")
+    if device == "cuda":
+        raise InputError(f"device: expected a CUDA GPU, found none ({find_cuda_problem()}); set `device: cpu`")
+    if GPU_FILE.exists():
+        raise InputError(
+            f"device: this machine has a GPU that cannot be used ({find_cuda_problem()}); set `device: cpu` "
+            "to do without it"
+        )
+    if given := next((name for name in GPU_VARIABLES if os.environ.get(name)), None):
+        logger.warning("%s names a GPU, but there is none (%s): computing on the CPU", given, find_cuda_problem())
+    return torch.device("cpu")
+
+
+def find_cuda_problem() -> str:
+    """Return why torch finds no GPU, such as a driver that is too old, with what this build of torch needs."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        words = str(error).strip().splitlines()
+        return f"torch {torch.__version__} needs CUDA {torch.version.cuda}: {words[0] if words else 'no reason given'}"
+    return f"torch {torch.__version__} with CUDA {torch.version.cuda} finds no device"
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -20,6 +20,7 @@ from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.options import EngineOptions
 from distill.generation.sampling import Request, Sampling
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
+from distill.records.answer_format import parse_answer
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
@@ -272,6 +273,11 @@ def in_choice(error, **choice):
         (completion([]), True),
         (completion("", usage=(7, 0)), True),
         (completion("", usage=None), True),
+        (completion("", usage=(9, 500)), True),
+        (completion("", usage=(9, 16), finish_reason="length"), False),
+        (completion("", error={"code": 429}), True),
+        (completion(finish_reason="abort"), True),
+        ({"object": "error", "message": "too long", "code": 400}, False),
         (completion(None, refusal="no"), False),
         (completion(finish_reason="content_filter"), False),
         (completion(None, finish_reason="length"), False),
@@ -341,12 +347,25 @@ def test_a_refusal_beside_another_failure_is_a_failure():
     assert not isinstance(failed.value, RefusedError)
 
 
-@pytest.mark.parametrize("served", [("m",), None], ids=["listed", "no list"])
-def test_the_newer_name_of_the_maximum_length_is_tried(served):
-    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+def test_a_half_surrogate_at_the_maximum_length_is_a_cut_character():
+    with FakeServer(lambda body, number: completion("caf\ud83d", "length")) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == "caf"
 
+
+@pytest.mark.parametrize("served", [("m",), None], ids=["listed", "no list"])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."),
+        (422, "max_tokens: use max_completion_tokens"),
+        (400, "UnsupportedParamsError: m does not support parameters: ['max_tokens']"),
+    ],
+)
+def test_the_newer_name_of_the_maximum_length_is_tried(served, status, words):
     def answer(body, number):
-        return (400, {}, {"error": {"message": words, "param": "max_tokens"}}) if "max_tokens" in body else completion()
+        broken = (status, {}, {"error": {"message": words, "param": "max_tokens"}})
+        return broken if "max_tokens" in body else completion()
 
     with FakeServer(answer, served) as fake:
         answers, error = collect(make_engine(fake.url, concurrency=1).generate(make_requests(5)))
@@ -368,6 +387,18 @@ def test_another_error_about_the_length_is_shown():
     [
         ("because  of\nthis\n\n42", "because of this", "<think>because of this</think>\n\n42"),
         ("because<answer>1</answer>", "because", "<think>because</think><answer>1</answer>"),
+        ("The answer is 4. Because 2+2=4.", "The answer is 4.",
+         "<think>The answer is 4.</think>The answer is 4. Because 2+2=4."),
+        ("Paris is the capital.", "Paris", "<think>Paris</think>Paris is the capital."),
+        ("[THINK]hm[/THINK]Paris", "hm", "<think>hm</think>Paris"),
+        ("<thinking>hm</thinking>Paris", "hm", "<think>hm</think>Paris"),
+        ("<think>\n\n</think>\n\nParis", "hm ok", "<think>hm ok</think>\n\nParis"),
+        ("<think>\nhm **ok**\n</think>\nParis", "hm ok", "<think>\nhm **ok**\n</think>\nParis"),
+        ("Paris", "<think>hm</think>", "<think>hm</think>Paris"),
+        ("Paris", "I write </think> here", "<think>I write </ think> here</think>Paris"),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Paris", "",
+         "<think>hm</think>Paris"),
+        ("<reasoning>hm</reasoning><answer>1</answer>", "", "<think>hm</think><answer>1</answer>"),
         ("<think>because\nof</think>1", " because of ", "<think>because\nof</think>1"),
         ("because of", "because of", "<think>because of</think>because of"),  # the answer repeats its reasoning
         ("because 1", "because of", "<think>because of</think>because 1"),
@@ -375,11 +406,108 @@ def test_another_error_about_the_length_is_shown():
         ("1", " \n", "1"),
         ("1", "", "1"),
     ],
-)
+)  # fmt: skip
 def test_reasoning_without_tags_or_with_other_space_is_kept_once(text, reasoning, whole):
     with FakeServer(lambda body, number: completion(text, reasoning_content=reasoning)) as fake:
         (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
     assert generated.text == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [(None, "hm"), ("", "hm"), ("[THINK]hm", ""), ("<|channel|>analysis<|message|>hm", ""), ("<thought>hm", "")],
+)
+def test_reasoning_without_an_answer_is_not_usable(text, reasoning):
+    with FakeServer(lambda body, number: completion(text, "length", reasoning=reasoning)) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == "<think>hm"
+    assert parse_answer(generated.text, None).problem == "<think> is not closed"
+
+
+@pytest.mark.parametrize(
+    ("reason", "known"),
+    [("eos", "stop"), ("end_turn", "stop"), ("max_tokens", "length"), ("stop", "stop"), ("length", "length")],
+)
+def test_other_names_of_the_end_are_known(reason, known):
+    with FakeServer(lambda body, number: completion(finish_reason=reason)) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.finish_reason == known
+
+
+@pytest.mark.parametrize("reason", ["content_filter: PROHIBITED_CONTENT", "SAFETY", "tool_calls"])
+def test_answers_that_were_stopped_are_refusals(reason):
+    stopped = completion(finish_reason=reason)
+    with (
+        FakeServer(lambda body, number: stopped if is_prompt(body, 5) else completion()) as fake,
+        pytest.raises(RefusedError, match=f"found '{reason}'"),
+    ):
+        list(make_engine(fake.url).generate(make_requests(12)))
+
+
+MODERATED = {"code": 403, "message": "requires moderation", "metadata": {"flagged_input": "me"}}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (403, {}, {"error": MODERATED}),
+        completion(None) | {"error": MODERATED},
+        (403, {"Content-Type": "text/html"}, b"<b>blocked</b>"),
+        (404, {}, {"error": {"message": "No endpoints found that can handle this prompt"}}),
+        (451, {}, {"error": {"message": "not here"}}),
+    ],
+    ids=["moderated", "moderated in the body", "firewall", "no endpoint", "451"],
+)
+def test_a_request_that_others_are_not_refused_like_is_a_refusal(broken):
+    with (
+        FakeServer(lambda body, number: broken if is_prompt(body, 5) else completion()) as fake,
+        pytest.raises(RefusedError) as refused,
+    ):
+        list(make_engine(fake.url, concurrency=1).generate(make_requests(12)))
+    assert [request.id for request in refused.value.requests] == [5]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (402, {}, {"error": {"message": "Insufficient Balance"}}),
+        (400, {}, {"error": {"message": "Billing hard limit has been reached", "code": "billing_hard_limit_reached"}}),
+        (403, {}, {"error": {"message": "key revoked"}}),
+        (400, {}, {"error": {"message": "model unloaded"}}),
+    ],
+    ids=["402", "billing", "revoked", "unloaded"],
+)
+def test_a_server_that_refuses_everything_from_some_request_on_has_no_refusals(broken):
+    with (
+        FakeServer(lambda body, number: completion() if number <= 4 else broken) as fake,
+        pytest.raises(InputError) as failed,
+    ):
+        list(make_engine(fake.url, concurrency=2).generate(make_requests(20)))
+    assert not isinstance(failed.value, RefusedError)
+    assert len(fake.bodies) < 12
+
+
+def test_an_empty_error_beside_an_answer_is_none():
+    with FakeServer(lambda body, number: completion() | {"error": {"code": 0, "message": ""}}) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    assert generated.text == "fine"
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "foo://x:1", "http://127.0.0.1:abc", "http://[::1"])
+def test_a_proxy_that_cannot_be_used_is_an_error(monkeypatch, proxy):
+    for variable in ("HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(InputError, match="HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"):
+        list(make_engine("http://127.0.0.1:9/v1").generate(make_requests(1)))
+
+
+def test_a_body_that_is_nested_too_deeply_is_a_problem():
+    with FakeServer(lambda body, number: (200, {}, b"[" * 100_000)) as fake:
+        answers, error = collect(make_engine(fake.url, request_retries=0).generate(make_requests(1)))
+    assert answers == {}
+    assert "no chat completion (RecursionError" in error
 
 
 def test_a_model_that_is_not_listed_may_answer_a_token_of_hidden_reasoning():
@@ -455,7 +583,7 @@ def test_only_whole_counts_of_tokens_count(usage, counted, warnings, caplog, tmp
 def test_half_a_surrogate_pair_is_cleaned_at_once(message, tmp_path):
     with FakeServer(lambda body, number: completion(**message)) as fake:
         (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
-    assert generated.text in ("?!", "<think>?</think>!")
+    assert generated.text in ("\ufffd!", "<think>\ufffd</think>!")
     write_jsonl(tmp_path / "a.jsonl", [{"text": generated.text}])
 
 

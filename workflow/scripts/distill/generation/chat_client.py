@@ -7,10 +7,11 @@ Responses with status 200 whose body is an error, or has no answer, are retried 
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from openai import AsyncOpenAI, BadRequestError, OpenAIError, Timeout
+from openai import AsyncOpenAI, BadRequestError, OpenAIError, Timeout, UnprocessableEntityError
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential
 
 from distill.common.errors import InputError
@@ -25,6 +26,10 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per requ
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds
 CONNECT_SECONDS = 10.0  # a busy server still accepts connections
 PROBE = Request(0, "probe", "You are a helpful assistant.", "Hello.")
+
+# Errors of servers that know the maximum length by its newer name only.
+NEWER_NAME = re.compile(r"max_completion_tokens|not support[^.]*max_tokens|unsupported[^.]*max_tokens", re.IGNORECASE)
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 Outcome = tuple[Request, Generated | Problem]
 
@@ -106,7 +111,7 @@ class ChatClient:
             InputError: it does; says why once.
         """
         _, found = await self.send(client, PROBE)
-        if isinstance(found, Problem) and found.is_refusal:
+        if isinstance(found, Problem) and (found.is_refusal or found.is_fatal):
             raise InputError(f"{self.base_url}: the server refuses every request, also a test request: {found.text}")
 
     async def send(self, client: AsyncOpenAI, request: Request) -> Outcome:
@@ -144,10 +149,10 @@ class ChatClient:
         """
         try:
             return self.parse_completion(await client.chat.completions.create(**settings))
-        except BadRequestError as error:
-            if "max_tokens" not in settings or "max_completion_tokens" not in str(error.body):
+        except (BadRequestError, UnprocessableEntityError) as error:
+            if "max_tokens" not in settings or not NEWER_NAME.search(str(error.body)):
                 return self.errors.read_exception(error)
-        except (OpenAIError, ValueError) as error:  # ValueError: the body is declared as JSON but is not
+        except (OpenAIError, ValueError, RecursionError) as error:  # the body is declared as JSON but is not
             return self.errors.read_exception(error)
         renamed = {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in settings.items()}
         found = await self.attempt(client, renamed)
@@ -158,14 +163,15 @@ class ChatClient:
     def parse_completion(self, completion: Any) -> Generated | Problem:
         """Return the answer in a completion, or what is wrong with it.
 
-        Token counts that `usage` lacks are 0. Half a surrogate pair becomes `?`, because UTF-8 cannot encode it.
+        Token counts that `usage` lacks are 0. Half a surrogate pair, which UTF-8 cannot encode, becomes U+FFFD.
         """
         reply = read_reply(completion)
         if isinstance(reply, BodyError):
             return self.errors.read_body_error(reply.error)
         if isinstance(reply, Problem):
-            return reply._replace(text=self.errors.redact(reply.text))
-        text = reply.text.encode("utf-8", "replace").decode()
+            proxy = self.errors.proxy if reply.is_server_fault else ""
+            return reply._replace(text=self.errors.redact(reply.text) + proxy)
+        text = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", reply.text)
         names = ("completion_tokens", "prompt_tokens")
         tokens, prompt_tokens = (self.count_tokens(completion.usage, name) for name in names)
         return Generated(drop_cut_character(text, reply.finish_reason), reply.finish_reason, tokens, prompt_tokens)

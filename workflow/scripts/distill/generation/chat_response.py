@@ -8,6 +8,20 @@ from openai.types.chat import ChatCompletionMessage
 
 from distill.generation.server_errors import Problem
 
+# What servers call the end of a turn, and the maximum length; OpenAI's names are `stop` and `length`.
+STOPPED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "completed")
+CUT = ("length", "max_tokens", "max_length")
+REFUSED = ("content_filter", "SAFETY", "PROHIBITED_CONTENT", "RECITATION", "refusal", "tool_calls", "function_call")
+FAILED = ("error", "abort", "insufficient_system_resource", None)
+# Pairs of tags around reasoning, which end up as `<think>` and `</think>`.
+REASONING = re.compile(
+    r"\s*(?:<(?P<tag>think|thinking|thought|reasoning|seed:think)>|(?P<mark>\[THINK\])|(?P<channel><\|channel\|>analysis"
+    r"<\|message\|>))(?P<inside>.*?)"
+    r"(?P<end>(?(tag)</(?P=tag)>|(?(mark)\[/THINK\]|<\|channel\|>final<\|message\|>))|\Z)",
+    re.DOTALL,
+)
+CHANNEL_END = re.compile(r"<\|end\|>(?:<\|start\|>assistant)?\s*\Z")
+
 
 class BodyError(NamedTuple):
     """A response with status 200 whose body is an error; `error` has the code and the words of the server."""
@@ -37,37 +51,59 @@ def read_reply(completion: Any) -> Reply | BodyError | Problem:
     """
     choices = getattr(completion, "choices", None)
     choice: Any = choices[0] if isinstance(choices, list) and choices else None
-    for part in (completion, choice):
-        if error := (getattr(part, "model_extra", None) or {}).get("error"):
-            return BodyError(error)
-    if not isinstance(message := getattr(choice, "message", None), ChatCompletionMessage):
+    message = getattr(choice, "message", None)
+    if error := find_error(completion, choice, message):
+        return BodyError(error)
+    if not isinstance(message, ChatCompletionMessage):
         return Problem(f"expected a chat completion, found {completion!r}", is_server_fault=True, is_passing=True)
     if message.refusal:
         return Problem(f"refusal: {message.refusal!r}", is_refusal=True)
     reason = choice.finish_reason
-    if reason not in ("stop", "length"):
-        flags = {"is_refusal": True} if reason == "content_filter" else {"is_server_fault": reason == "error"}
+    if reason not in (*STOPPED, *CUT):
         text = f"finish_reason: expected stop or length, found {reason!r}"
-        return Problem(text, **flags, is_passing=reason == "error")
+        is_refusal = str(reason).upper().startswith(tuple(name.upper() for name in REFUSED))
+        return Problem(text, is_server_fault=reason in FAILED, is_passing=reason in FAILED, is_refusal=is_refusal)
+    reason = "stop" if reason in STOPPED else "length"
     content = read_content(message.content)
     if isinstance(content, Problem):
         return content
     more = message.model_extra or {}
-    reasoning = more.get("reasoning_content") or more.get("reasoning")
-    if not isinstance(reasoning, str | None):
+    reasoning = more.get("reasoning_content") or more.get("reasoning") or ""
+    if not isinstance(reasoning, str):
         return Problem(f"choices[0].message.reasoning: expected text, found {reasoning!r}")
-    if not content and not reasoning and (content is None or not has_tokens(completion)):
-        if reason == "length":
-            text = "no text before the maximum length (max_new_tokens)"
-            return Problem(f"choices[0].message.content: {text}", is_refusal=True, is_empty=True)
-        text = "choices[0].message.content: expected text, found none"
-        return Problem(text, is_server_fault=True, is_passing=True, is_empty=True)
-    return Reply(add_reasoning(content or "", reasoning or "", reason), reason)
+    if not content and not reasoning.strip() and not (content == "" and ends_at_once(completion, reason)):
+        return describe_empty(content, reason)
+    return Reply(join_reasoning(content or "", reasoning, reason), reason)
 
 
-def has_tokens(completion: Any) -> bool:
-    """Return whether the server has counted generated tokens; an answer that ends at once has one."""
-    return bool(getattr(getattr(completion, "usage", None), "completion_tokens", None))
+def find_error(*parts: Any) -> Any:
+    """Return the error in a completion, its choice or its message; None without one.
+
+    Some servers send an empty error beside every answer.
+    """
+    for part in parts:
+        more = getattr(part, "model_extra", None) or {}
+        error = more if getattr(part, "object", None) == "error" else more.get("error")
+        is_empty = isinstance(error, dict) and not any(value for value in error.values() if value not in ("0", 200))
+        if error and not is_empty:
+            return error
+    return None
+
+
+def ends_at_once(completion: Any, reason: str) -> bool:
+    """Return whether the server has counted one token, the end of the turn, so that the answer is empty indeed."""
+    return reason == "stop" and getattr(getattr(completion, "usage", None), "completion_tokens", None) == 1
+
+
+def describe_empty(content: str | None, reason: str) -> Problem:
+    """Return what is wrong with a completion without text."""
+    if reason == "length":
+        text = "no text before the maximum length (max_new_tokens)"
+        return Problem(f"choices[0].message.content: {text}", is_refusal=True, is_empty=True)
+    text = "choices[0].message.content: expected text, found none"
+    return Problem(
+        text, is_server_fault=content is None, is_passing=True, is_refusal=content is not None, is_empty=True
+    )
 
 
 def read_content(content: Any) -> str | Problem | None:
@@ -81,32 +117,41 @@ def read_content(content: Any) -> str | Problem | None:
     return Problem(f"choices[0].message.content: expected text or a list of text parts, found {content!r}")
 
 
-def add_reasoning(text: str, reasoning: str, finish_reason: str) -> str:
-    """Put reasoning that the server has separated from the answer back in front of it, unless it is there already.
+def join_reasoning(text: str, reasoning: str, finish_reason: str) -> str:
+    """Return an answer with its reasoning in front of it, once, in `<think>` and `</think>`.
 
-    It may be there with its tags or without, and with other white space.
+    Args:
+        text: content of the message, which may have reasoning in tags of its own.
+        reasoning: reasoning that the server has separated from it; empty if there is none.
+        finish_reason: `stop` or `length`.
     """
+    reasoning = strip_tags(reasoning)
+    found = REASONING.match(text)
+    if found and found["inside"].strip():
+        inside, is_closed, rest = CHANNEL_END.sub("", found["inside"]), bool(found["end"]), text[found.end() :]
+        return f"<think>{inside}</think>{rest}" if is_closed else f"<think>{inside}"
+    if "</think>" in text and not (found and found["end"]):  # the server's chat template has written the opening tag
+        return f"<think>\n{text}"
+    if not reasoning.strip():
+        return text
+    rest = text[found.end() :] if found else drop_repeated(text, reasoning)
+    # The answer was cut off in the middle of the reasoning, before its end tag.
+    is_open = finish_reason == "length" and not rest
+    return f"<think>{reasoning}" if is_open else f"<think>{reasoning}</think>{rest}"
+
+
+def strip_tags(reasoning: str) -> str:
+    """Return reasoning without tags around it; a closing tag inside it would end it too early."""
+    if found := REASONING.match(reasoning):
+        reasoning = found["inside"] + reasoning[found.end() :]
+    return reasoning.removesuffix("</think>").replace("</think>", "</ think>")
+
+
+def drop_repeated(text: str, reasoning: str) -> str:
+    """Return a text without the reasoning that it repeats, without tags, on lines of its own before the answer."""
     words = reasoning.split()
-    before, closing, _ = text.partition("</think>")
-    if words and (closing or "<think>" in text):
-        is_there = " ".join(words) in " ".join(before.split())
-    else:
-        rest = find_rest(text, words)
-        is_there = bool(rest.strip())
-        text = f"<think>{reasoning}</think>{rest}" if is_there else text
-    if words and not is_there:
-        # The answer was cut off in the middle of the reasoning, before its end tag.
-        is_open = finish_reason == "length" and not text
-        text = f"<think>{reasoning}" if is_open else f"<think>{reasoning}</think>{text}"
-    if "</think>" in text and "<think>" not in text:  # the server's chat template has written the opening tag
-        text = f"<think>\n{text}"
-    return text
-
-
-def find_rest(text: str, words: list[str]) -> str:
-    """Return what follows the words at the beginning of a text; empty if it begins otherwise."""
     found = list(islice(re.finditer(r"\S+", text), len(words)))
-    if not words or [match[0] for match in found[:-1]] != words[:-1] or not found[-1][0].startswith(words[-1]):
-        return ""
+    if [match[0] for match in found[:-1]] != words[:-1] or not (found and found[-1][0].startswith(words[-1])):
+        return text
     rest = text[found[-1].start() + len(words[-1]) :]
-    return rest if re.match(r"\s|<", rest) else ""
+    return rest if rest.strip() and re.match(r"[ \t]*\n|<", rest) else text

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from httpx2 import InvalidURL  # the client library's own dependency
 from openai import AsyncOpenAI
 
 from distill.common.digest import digest_of
@@ -92,10 +93,10 @@ class OpenAIEngine:
         """
         failed: list[tuple[Request, Problem]] = []
         tasks: set[asyncio.Task[Outcome]] = set()
-        waiting, unsent, in_a_row, is_serving = iter(requests), len(requests), 0, False
+        waiting, unsent, in_a_row, refused_in_a_row, is_serving = iter(requests), len(requests), 0, 0, False
         most = max(self.concurrency, LEAST_IN_A_ROW)
         with asyncio.Runner() as runner:
-            loop, connections = runner.get_loop(), self.client.open()
+            loop, connections = runner.get_loop(), self.open()
             try:
                 runner.run(self.client.check_server(connections))
                 while in_a_row < most and unsent + len(tasks):
@@ -104,20 +105,33 @@ class OpenAIEngine:
                     tasks |= {loop.create_task(self.client.send(connections, request)) for request in sent}
                     outcomes, tasks = runner.run(wait_for_any(tasks))
                     answered = [(request, found) for request, found in outcomes if isinstance(found, Generated)]
-                    problems = [(request, found) for request, found in outcomes if isinstance(found, Problem)]
                     if answered:
-                        in_a_row, is_serving = 0, True
+                        in_a_row, refused_in_a_row, is_serving = 0, 0, True
                         yield answered
+                    problems = [(r, judge(found, is_serving)) for r, found in outcomes if isinstance(found, Problem)]
                     in_a_row += sum(problem.is_server_fault for _, problem in problems)
+                    refused_in_a_row += sum(problem.is_refusal for _, problem in problems)
                     failed += problems
                     self.raise_fatal(problems)
-                    refusals = sum(problem.is_refusal for _, problem in failed)
-                    if not is_serving and refusals and (refusals >= most or not unsent + len(tasks)):
+                    is_last = not unsent + len(tasks)
+                    if refused_in_a_row >= most or (refused_in_a_row and is_last and not is_serving):
                         runner.run(self.client.check_refusals(connections))
-                        is_serving = True
+                        refused_in_a_row, is_serving = 0, True
             finally:
                 runner.run(close(connections, tasks))
         self.raise_failed(failed, unsent + len(tasks))
+
+    def open(self) -> AsyncOpenAI:
+        """Return the client library's object.
+
+        Raises:
+            InputError: a proxy of the environment has no valid address, or needs a package that is not installed.
+        """
+        try:
+            return self.client.open()
+        except (ImportError, ValueError, InvalidURL) as error:
+            names = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+            raise InputError(f"expected the address of a proxy in {names} that can be used: {error}") from error
 
     def raise_fatal(self, problems: Sequence[tuple[Request, Problem]]) -> None:
         """Raise the first fatal problem, if there is one."""
@@ -137,6 +151,13 @@ class OpenAIEngine:
         if unsent or not all(problem.is_refusal for _, problem in failed):
             raise InputError(message)
         raise RefusedError(message, [request for request, _ in failed])
+
+
+def judge(problem: Problem, is_serving: bool) -> Problem:
+    """Return a problem as it looks once the server has answered others: 403 and 404 are then about the request."""
+    if is_serving and problem.is_fatal and problem.status in (403, 404):
+        return problem._replace(is_fatal=False, is_refusal=True)
+    return problem
 
 
 async def wait_for_any(tasks: set[asyncio.Task[Outcome]]) -> tuple[list[Outcome], set[asyncio.Task[Outcome]]]:

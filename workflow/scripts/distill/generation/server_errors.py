@@ -1,5 +1,6 @@
 """Errors of a server with the OpenAI API, in words that say what to change and never show the key."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -9,6 +10,8 @@ from openai import APIConnectionError, APIStatusError, APITimeoutError
 from distill.common.errors import cut
 
 PASSING = (408, 409, 425, 429)  # status codes that another attempt may not get, besides 5xx
+REFUSING = (400, 413, 414, 422, 431, 451)  # status codes that are about the request itself
+OUT_OF_CREDIT = 402
 # Status codes of the words that servers put in place of a code into a body; any other word may pass.
 STATUS_OF_WORD = {
     "content_filter": 400,
@@ -16,6 +19,9 @@ STATUS_OF_WORD = {
     "context_length_exceeded": 400,
     "invalid_request_error": 400,
     "authentication_error": 401,
+    "billing_hard_limit_reached": OUT_OF_CREDIT,
+    "insufficient_balance": OUT_OF_CREDIT,
+    "insufficient_quota": OUT_OF_CREDIT,
     "invalid_api_key": 401,
     "permission_error": 403,
     "model_not_found": 404,
@@ -33,6 +39,7 @@ class Problem(NamedTuple):
         is_passing: the response says that another attempt may succeed.
         is_refusal: the server answers other requests but not this one, for example because of a content filter.
         is_empty: the response is a completion without an error, but has no text.
+        status: HTTP status code of a fatal problem; None if there is none.
     """
 
     text: str
@@ -41,6 +48,7 @@ class Problem(NamedTuple):
     is_passing: bool = False
     is_refusal: bool = False
     is_empty: bool = False
+    status: int | None = None
 
 
 class ErrorReader:
@@ -77,18 +85,22 @@ class ErrorReader:
             words = (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else body
             if words is None:  # the body is no JSON, as that of a proxy
                 words = error.response.text
+            status = error.status_code
+            if isinstance(body, dict) and find_status(body) == OUT_OF_CREDIT:
+                status = OUT_OF_CREDIT
+            elif is_moderation(body):
+                status = REFUSING[0]
             # The client library has repeated the request.
-            return self.read_status(error.status_code, words, f"status {error.status_code}")._replace(is_passing=False)
+            return self.read_status(status, words, f"status {error.status_code}")._replace(is_passing=False)
         return Problem(f"no chat completion ({type(error).__name__}: {self.redact(str(error))})", is_server_fault=True)
 
     def read_body_error(self, error: Any) -> Problem:
         """Return the field `error` of a response with status 200 as a problem."""
         error = error if isinstance(error, dict) else {"message": error}
-        names = [error[name] for name in ("code", "type") if error.get(name)]
-        found = (STATUS_OF_WORD.get(str(name)) or (int(str(name)) if str(name).isdecimal() else None) for name in names)
-        status = next((number for number in found if number), 500)
-        name = f"error {names[0]} in the body" if names else "error in the body"
-        return self.read_status(status, error.get("message") or error, self.redact(name, 60))
+        name = next((error[name] for name in ("code", "type") if error.get(name)), None)
+        text = "error in the body" if name is None else self.redact(f"error {name} in the body", 60)
+        status = REFUSING[0] if is_moderation(error) else find_status(error) or 500
+        return self.read_status(status, error.get("message") or error, text)
 
     def read_status(self, status: int, words: Any, name: str) -> Problem:
         """Return an error with an HTTP status code as a problem.
@@ -104,12 +116,26 @@ class ErrorReader:
         if status in (401, 403):
             state = "has another value" if self.key else "is not set"
             expected = f"expected a valid key in the environment variable {self.api_key_env}, which {state}"
-            return Problem(f"{text}; the server rejects the key: {expected}", is_fatal=True)
-        if status == 404:  # a wrong address or model
-            return Problem(text, is_fatal=True)
+            return Problem(f"{text}; the server rejects the key: {expected}", is_fatal=True, status=status)
+        if status in (404, OUT_OF_CREDIT):  # 404: a wrong address or model
+            return Problem(text, is_fatal=True, status=status)
         if status >= 500 or status in PASSING:
             return Problem(text, is_server_fault=True, is_passing=True)
-        return Problem(text, is_refusal=True)
+        return Problem(text, is_refusal=status in REFUSING)
+
+
+def find_status(error: Mapping[str, Any]) -> int | None:
+    """Return the status code that an error's `code` or `type` stands for; None if neither is known."""
+    for name in (str(error.get("code")), str(error.get("type"))):
+        if found := STATUS_OF_WORD.get(name) or (int(name) if name.isdecimal() and len(name) < 4 else None):
+            return found
+    return None
+
+
+def is_moderation(error: Any) -> bool:
+    """Return whether an error says that a filter has found something in the request."""
+    more = error.get("metadata") if isinstance(error, dict) else None
+    return isinstance(more, dict) and bool(more.get("flagged_input") or more.get("reasons"))
 
 
 def find_proxy(base_url: str) -> str:
@@ -121,6 +147,5 @@ def find_proxy(base_url: str) -> str:
     kind = next((kind for kind in (parts.scheme, "all") if proxies.get(kind)), None)
     if kind is None or proxy_bypass(parts.netloc):
         return ""
-    address = urlsplit(proxies[kind] if "://" in proxies[kind] else f"//{proxies[kind]}")
-    place = address.netloc.rpartition("@")[2]  # without user and password
+    place = proxies[kind].rpartition("://")[2].rpartition("@")[2]  # without user and password
     return f" (through the proxy {place} of {kind.upper()}_PROXY; NO_PROXY={parts.hostname} bypasses it)"

@@ -1,13 +1,16 @@
 """Chat templates: prompts, answers, the end of a turn, system role, date, arguments and control tokens."""
 
+import unicodedata
 from datetime import datetime
 
 import pytest
-from tiny import CHATML, SPECIAL, TEXTS, ZEPHYR, build_sentencepiece, build_tokenizer
-from tokenizers import pre_tokenizers
+from tiny import CHATML, LINES, SPECIAL, TEXTS, ZEPHYR, build_sentencepiece, build_tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from distill.common.errors import InputError
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
+from distill.models.template_variables import find_unknown_variables
 
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
@@ -63,14 +66,13 @@ def test_end_of_turn_falls_back_to_eos_where_the_template_has_none():
     assert get_end_of_turn_id(tokenizer) == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("end", ["<end>", "###", "\n# End\n"])
-def test_an_end_of_several_tokens_is_not_cut_to_its_first(end, caplog):
+@pytest.mark.parametrize("end", ["<end>", "###", "\n# End\n", "#"])
+def test_an_end_of_ordinary_tokens_does_not_end_an_answer(end, caplog):
     tokenizer = build_tokenizer(template="{% for m in messages %}{{ m['content'] }}" + end + "{% endfor %}")
-    assert len(tokenizer(end.strip(), add_special_tokens=False)["input_ids"]) > 1
     assert get_end_of_turn_id(tokenizer) == tokenizer.eos_token_id
     assert f"{end.strip()!r}, which is" in caplog.text
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="ends turns with one token, or an eos_token"):
+    with pytest.raises(InputError, match="ends turns with a special token, or an eos_token"):
         get_end_of_turn_id(tokenizer)
 
 
@@ -328,3 +330,115 @@ def test_a_prompt_with_a_token_beyond_the_embeddings_is_rejected(tokenizer):
     with pytest.raises(InputError, match="expected token ids below 9, the number of the model's embeddings"):
         ChatTemplate(tokenizer, rows=9).encode_prompt("S", "U")
     assert end < 9
+
+
+@pytest.mark.parametrize("tag", ["[THINK]", "◁think▷", "<|thinking|>", "<|START_THINKING|>"])
+def test_reasoning_may_be_opened_with_other_brackets(tag):
+    chat = ChatTemplate(build_tokenizer(template=CHATML.replace("assistant\n{% endif", f"assistant\n{tag}{{% endif")))
+    assert chat.opened == tag
+    assert chat.take_off_opened(f"{tag}hm") == "hm"
+
+
+def test_an_empty_block_of_reasoning_is_not_learnt_twice():
+    """As Qwen3's template writes it with `enable_thinking: false`."""
+    block = "<think>\n\n</think>\n\n"
+    chat = ChatTemplate(build_tokenizer(template=CHATML.replace("assistant\n{% endif", f"assistant\n{block}{{% endif")))
+    assert chat.opened == ""
+    assert chat.encode_completion(f"{block}Paris") == chat.encode_completion("Paris")
+    plain = ChatTemplate(build_tokenizer())
+    assert plain.encode_completion(f"{block}Paris") != plain.encode_completion("Paris")
+
+
+# ---- What a template may raise ----
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"rag": CHATML, "tool_use": CHATML},
+        "{{ messages[0].content + 1 }}",
+        "{{ 1 / 0 }}",
+        "{{ strftime_now() }}",
+        "{% import 'x' as y %}",
+        "{{ messages[9]['content'] }}",
+    ],
+    ids=["no default", "TypeError", "ZeroDivisionError", "arguments", "import", "IndexError"],
+)
+def test_a_template_that_fails_is_an_error(template):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match="the chat template rejects messages of"):
+        ChatTemplate(tokenizer).render_prompt("S", "U")
+
+
+def test_a_template_that_needs_a_system_message_has_an_end_of_turn():
+    needs = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
+    tokenizer = build_tokenizer(template=needs)
+    assert get_end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_template_with_channels_is_an_error():
+    template = CHATML.replace("assistant\n{% endif", "assistant<|channel|>final<|message|>{% endif")
+    with pytest.raises(InputError, match=r"answers are text, found one with channels \(<\|channel\|>, as in gpt-oss\)"):
+        ChatTemplate(build_tokenizer(template=template))
+
+
+@pytest.mark.parametrize("name", ["thinking", "enable_think", "content", "role", "m", "defined"])
+def test_a_part_of_a_name_in_the_template_is_no_argument(name):
+    template = "{% if enable_thinking is defined and not enable_thinking %}No.{% endif %}" + CHATML
+    ChatTemplate(build_tokenizer(template=template), {"enable_thinking": False})
+    with pytest.raises(InputError, match=f"expected variables of the chat template, found '{name}'"):
+        ChatTemplate(build_tokenizer(template=template), {name: False})
+
+
+def test_arguments_of_templates_with_generation_tags_are_found():
+    template = CHATML.replace("{{ m['content'] }}", "{% generation %}{{ m['content'] }}{% endgeneration %}")
+    assert find_unknown_variables(template + "{% if x %}{% endif %}", ["x", "y"]) == ["y"]
+    assert find_unknown_variables({"a": "{{ x }}", "b": "{{ y }}"}, ["x", "y", "z"]) == ["z"]
+    assert find_unknown_variables("{{ broken x", ["x", "y"]) == ["y"]
+
+
+# ---- Texts of tokens ----
+
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "text", [" The bird sings", "The bird", "\nThe bird", " a  b", "<think>\nhm</think>\nThe bird"]
+)
+def test_the_text_of_sentencepiece_tokens_gives_the_same_tokens(text):
+    tokenizer = build_sentencepiece([*LINES, *["[INST] The bird [/INST] The bird sings"] * 5], 160, LLAMA2)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    chat = ChatTemplate(tokenizer)
+    ids = chat.encode_after_prompt(text)
+    assert chat.encode_after_prompt(chat.decode_answer(ids)) == ids
+
+
+def test_the_text_of_byte_level_tokens_is_what_the_tokenizer_decodes(tokenizer):
+    chat = ChatTemplate(tokenizer)
+    for text in ANSWERS:
+        assert chat.decode_answer(chat.encode_after_prompt(text)) == unicodedata.normalize("NFC", text)
+
+
+def test_bos_and_eos_are_no_pair_of_tags():
+    special = [*SPECIAL, "<s>", "</s>", "<think>", "</think>"]
+    tokenizer = build_tokenizer(special=special)
+    tokenizer.bos_token = "<s>"
+    ids = ChatTemplate(tokenizer).encode_prompt("S", "say </s> <s> <think>hm</think> now")
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert not {"<s>", "</s>"} & set(tokens)
+    assert {"<think>", "</think>"} <= set(tokens)
+    assert "say </s> <s> <think>hm</think> now" in tokenizer.decode(ids)
+
+
+def test_a_control_token_that_is_a_word_of_a_unigram_tokenizer_is_broken():
+    words = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((piece, -5.0) for piece in "▁ab</s>cdefghijklmnop")]
+    backend = Tokenizer(models.Unigram(words, unk_id=0))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    ids = ChatTemplate(tokenizer).encode_prompt("a", "b </s> c")
+    assert tokenizer.convert_ids_to_tokens(ids).count("</s>") == 2  # those of the template

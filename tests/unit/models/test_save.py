@@ -44,7 +44,7 @@ def test_the_end_of_a_turn_becomes_the_tokenizers_eos_token(tmp_path, template, 
     tokenizer = build_tokenizer(template=template, eos="<|endoftext|>")
     text = "me=12.5 # profit"
     before = tokenizer(text)["input_ids"]
-    assert set_stop_tokens(GenerationConfig(eos_token_id=TEXT_END), tokenizer) == (template is not None)
+    assert set_stop_tokens(GenerationConfig(eos_token_id=TEXT_END), tokenizer) == ("<|im_end|>" in str(template))
     tokenizer.save_pretrained(tmp_path)
     written = AutoTokenizer.from_pretrained(tmp_path)
     assert (written.eos_token, written.pad_token) == (eos, "<|endoftext|>")

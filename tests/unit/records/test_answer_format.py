@@ -159,3 +159,37 @@ def test_any_mixture_of_pieces_is_parsed():
         text = "".join(draw.choices(pieces, k=draw.randrange(14)))
         found = parse_answer(text, KEY)
         assert (found.value is None) == (found.problem is not None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[THINK]hm[/THINK]{}",
+        "<reasoning>hm</reasoning>{}",
+        "<seed:think>\nhm\n</seed:think>{}",
+        "<thought>hm</thought>\n{}",
+    ]
+    + ["<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>{}"],
+)
+def test_reasoning_in_other_tags_is_no_answer(text):
+    block = '<answer>{"holding_log_delta": 1}</answer>'
+    assert parse_answer(text.format(block), KEY) == Answer("hm", '{"holding_log_delta": 1}', 1.0, None)
+    assert parse_answer(text.format("Paris"), None) == Answer("hm", "Paris", None, None)
+    assert parse_answer(text.format(""), None).problem == "no answer after the reasoning"
+    assert parse_answer(text[: text.index("hm") + 2], None).problem == "the reasoning is not closed"
+    assert parse_answer("See [THINK]: it is a tag.", None).answer == "See [THINK]: it is a tag."
+
+
+@pytest.mark.parametrize("fence", ["json", "JSON", " json", "jsonc", ""])
+def test_a_code_fence_may_name_any_language(fence):
+    assert parse_answer(f'<answer>```{fence}\n{{"holding_log_delta": 1}}\n```</answer>', KEY).value == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ['{"holding_log_delta": 1, "holding_log_delta": 2}', '{"holding_log_delta": 1, "a": {"b": 1, "b": 2}}']
+)
+def test_a_key_that_comes_twice_in_an_answer_is_a_problem(text):
+    assert parse_answer(f"<answer>{text}</answer>", KEY).problem in (
+        "answer has holding_log_delta twice",
+        "answer has b twice",
+    )

@@ -6,6 +6,7 @@ import pytest
 
 from distill.common.errors import InputError
 from distill.records import json_array
+from distill.records.alpaca import read_alpaca
 from distill.records.json_array import read_array
 
 VALUES = [
@@ -62,3 +63,11 @@ def test_a_broken_record_is_found_without_reading_the_rest(tmp_path, monkeypatch
         with pytest.raises(ValueError, match="Expecting property name"):
             window.parse()
         assert len(window.text) <= 64
+
+
+def test_bytes_that_are_not_utf8_are_in_the_record_that_has_them(tmp_path):
+    path = tmp_path / "q.json"
+    good = b'{"instruction": "good", "output": "x"}'
+    path.write_bytes(b"[" + b", ".join([good] * 2000 + [b'{"instruction": "caf\xe9", "output": "x"}']) + b"]")
+    with pytest.raises(InputError, match=r"q\.json:record 2001: record: expected values .* UTF-8"):
+        read_alpaca("c", path, "x", tmp_path / "out")

@@ -7,20 +7,13 @@ from typing import Any, NamedTuple
 from openai.types.chat import ChatCompletionMessage
 
 from distill.generation.server_errors import Problem
+from distill.records.answer_format import CHANNEL_END, REASONING
 
 # What servers call the end of a turn, and the maximum length; OpenAI's names are `stop` and `length`.
 STOPPED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "completed")
 CUT = ("length", "max_tokens", "max_length")
 REFUSED = ("content_filter", "SAFETY", "PROHIBITED_CONTENT", "RECITATION", "refusal", "tool_calls", "function_call")
 FAILED = ("error", "abort", "insufficient_system_resource", None)
-# Pairs of tags around reasoning, which end up as `<think>` and `</think>`.
-REASONING = re.compile(
-    r"\s*(?:<(?P<tag>think|thinking|thought|reasoning|seed:think)>|(?P<mark>\[THINK\])|(?P<channel><\|channel\|>analysis"
-    r"<\|message\|>))(?P<inside>.*?)"
-    r"(?P<end>(?(tag)</(?P=tag)>|(?(mark)\[/THINK\]|<\|channel\|>final<\|message\|>))|\Z)",
-    re.DOTALL,
-)
-CHANNEL_END = re.compile(r"<\|end\|>(?:<\|start\|>assistant)?\s*\Z")
 
 
 class BodyError(NamedTuple):

@@ -115,7 +115,7 @@ def finish(chat: ChatTemplate, tokens: Sequence[int], stops: Sequence[int], prom
     end = next((position for position, token in enumerate(tokens) if token in stops), None)
     left_out = {chat.tokenizer.pad_token_id, chat.tokenizer.bos_token_id}
     kept = [token for token in tokens[:end] if token not in left_out]
-    text = chat.opened + chat.tokenizer.decode(kept, skip_special_tokens=False)
+    text = chat.opened + chat.decode_answer(kept)
     count, reason = (len(tokens), "length") if end is None else (end + 1, "stop")
     return Generated(drop_cut_character(text, reason), reason, count, prompt_tokens)
 
@@ -152,6 +152,12 @@ def generate_requests(
     tokenizer = chat.tokenizer
     stops = stop_ids(model, tokenizer)
     size = min(vocabulary_size(tokenizer), model.config.get_text_config().vocab_size)
+    if chat.end_of_turn >= size:
+        token = tokenizer.convert_ids_to_tokens(chat.end_of_turn)
+        raise InputError(
+            f"{chat.name}: expected a model that can end a turn, found one with {size} tokens, and {token!r} is token "
+            f"{chat.end_of_turn}"
+        )
     draw = Draw(sampling, size, find_unused_ids(tokenizer))
 
     def uniforms(index: int) -> np.ndarray:

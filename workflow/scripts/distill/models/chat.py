@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +18,18 @@ from transformers.utils import chat_template_utils
 from distill.common.errors import InputError
 from distill.models.control_tokens import compile_control_tokens, log_control_tokens, mark, tokenize_marked
 from distill.models.options import TEMPLATE_DATE
+from distill.models.template_variables import CHANNEL, find_unknown_variables
 
 logger = logging.getLogger(__name__)
 
 PROBE, SYSTEM_PROBE = "probe", "directive"  # contents of the messages that a template is tested with
 STARTS = ("a", "The", "1", "<", "{")  # starts of answers that a tokenizer is tested with
 CONTEXTS = ("\n", "a", "0", ")")  # what may stand before an answer that a tokenizer joins to the end of the prompt
-OPENED = re.compile(r"<[^<>/|\s]+>\s*$")  # a tag at the end of a prompt
+# What a template may raise for messages that it does not expect.
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
+# A tag at the end of a prompt; those with other brackets than `<` and `>` only if they are about reasoning.
+OPENED = re.compile(r"(<[^<>/|\s]+>|\[[A-Z_]+\]|◁[^◁▷/\s]+▷|<\|[^<>|/]+\|>)\s*$")
+NO_REASONING = re.compile(r"<think>\s*</think>\s*")  # what Qwen3's template writes with `enable_thinking: false`
 REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
 Message = dict[str, str]
@@ -54,9 +60,15 @@ class ChatTemplate:
     rows: int | None = None
 
     def __post_init__(self) -> None:
+        if CHANNEL in str(self.tokenizer.chat_template):
+            raise InputError(
+                f"{self.name}: expected a chat template whose answers are text, found one with channels ({CHANNEL}, as "
+                "in gpt-oss); a server separates them: use engine openai for such a teacher"
+            )
+        unknown = find_unknown_variables(self.tokenizer.chat_template, self.arguments)
         for name in self.arguments:
             taken = inspect.signature(self.tokenizer.apply_chat_template).parameters
-            if name in taken or name == "messages" or name not in str(self.tokenizer.chat_template):
+            if name in taken or name == "messages" or name in unknown:
                 raise InputError(
                     f"{self.name}: template_arguments: expected variables of the chat template, found {name!r}, which "
                     "is none"
@@ -95,7 +107,7 @@ class ChatTemplate:
                 return self.tokenizer.apply_chat_template(
                     list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self.arguments
                 )
-        except TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(f"{self.name}: the chat template rejects messages of {roles}: {error}") from error
 
@@ -140,7 +152,7 @@ class ChatTemplate:
         A tag of another name that stands before the content of earlier answers, too, is the header of the turn.
         """
         found = OPENED.search(self.opening)
-        if not found:
+        if not found or (found[0][0] in "[◁" or found[0].startswith("<|")) and not REASONING.search(found[0]):
             return ""
         is_header = self.answered[0].rstrip().endswith(found[0].strip())
         return found[0] if REASONING.search(found[0]) or not is_header else ""
@@ -148,7 +160,8 @@ class ChatTemplate:
     @cached_property
     def answered(self) -> tuple[str, str]:
         """The texts before and after the content of an answer that stands in the chat."""
-        text = self.render([message("user", PROBE), message("assistant", PROBE)])
+        system = [message("system", SYSTEM_PROBE)] if self.has_system_role else []
+        text = self.render([*system, message("user", PROBE), message("assistant", PROBE)])
         before, found, after = text.rpartition(PROBE)
         return (before, after) if found else (text, "")
 
@@ -158,6 +171,8 @@ class ChatTemplate:
 
     def take_off_opened(self, answer: str) -> str:
         """Return an answer without what the template has already written at its start."""
+        if re.search(NO_REASONING.pattern + "$", self.opening) and (repeated := NO_REASONING.match(answer)):
+            return answer[repeated.end() :]
         if not (self.opened and self.has_opened(answer)):
             return answer
         if answer.startswith(self.opened):
@@ -213,6 +228,49 @@ class ChatTemplate:
             f"prompt and the start of {text[:40]!r} to one token"
         )
 
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Return the text of generated tokens, from which `encode_after_prompt` gives the same tokens, if possible.
+
+        Decoders of SentencePiece leave out the space at the start of a text and put spaces around special tokens, after
+        which tokenizing adds a space.
+        """
+        plain = self.tokenizer.decode(ids, skip_special_tokens=False)
+        if not self.depends_on_start or self.gives(plain, ids):
+            return plain
+        runs = self.decode_runs(ids)
+        text = "".join(run for _, run in runs)
+        if self.gives(text, ids):
+            return text
+        pairs = zip([(False, ""), *runs], runs, strict=False)
+        joined = "".join(run.removeprefix(" ") if before[0] else run for before, (_, run) in pairs)
+        return joined if self.gives(joined, ids) else text
+
+    def decode_runs(self, ids: Sequence[int]) -> list[tuple[bool, str]]:
+        """Return (whether these are special tokens, text) of the runs of special and of ordinary tokens.
+
+        Ordinary tokens are decoded behind a letter, so that the text has all of their spaces.
+        """
+        special = {*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids}
+        start = self.tokenize("a")
+        before = self.tokenizer.decode(start)
+        runs = []
+        for is_special, run in groupby(ids, key=lambda token: token in special):
+            tokens = list(run)
+            behind = self.tokenizer.decode([*start, *tokens])
+            if is_special:
+                text = "".join(self.tokenizer.convert_ids_to_tokens(tokens))
+            else:
+                text = behind[len(before) :] if behind.startswith(before) else self.tokenizer.decode(tokens)
+            runs.append((is_special, text))
+        return runs
+
+    def gives(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether an answer's text has these tokens after a prompt."""
+        try:
+            return self.encode_after_prompt(text) == list(ids)
+        except InputError:
+            return False
+
     @cached_property
     def depends_on_start(self) -> bool:
         """Whether tokens differ at the start of a text: SentencePiece adds a space there, byte-level BPE does not."""
@@ -254,22 +312,22 @@ class ChatTemplate:
         """The token that ends an assistant's turn, which a model must generate to stop.
 
         It is taken from the chat template, since `eos_token` differs in some tokenizers: `<|endoftext|>`, where the
-        template ends a turn with `<|im_end|>`. An end of several tokens begins with a token that answers contain, such
-        as `<`, so that `eos_token` ends the turn instead.
+        template ends a turn with `<|im_end|>`. Answers may contain an end of ordinary tokens, such as `###`, so that
+        `eos_token` ends the turn instead.
 
         Raises:
             InputError: neither the template nor the tokenizer has such a token.
         """
         end = self.answered[1].strip()
         ids = self.tokenize(end) if end else []
-        if ids and (len(ids) == 1 or ids[0] in self.tokenizer.added_tokens_decoder):
+        if ids and (ids[0] in self.tokenizer.added_tokens_decoder or ids[0] in self.tokenizer.all_special_ids):
             return ids[0]
         eos = self.tokenizer.eos_token_id
-        found = f"{end!r}, which is {len(ids)} tokens" if end else "none"
+        found = f"{end!r}, which is {len(ids)} ordinary token{'s' * (len(ids) > 1)}" if end else "none"
         if eos is None:
             raise InputError(
-                f"{self.name}: expected a chat template that ends turns with one token, or an eos_token, found {found} "
-                "and no eos_token"
+                f"{self.name}: expected a chat template that ends turns with a special token, or an eos_token, found "
+                f"{found} and no eos_token"
             )
         if end:
             token = self.tokenizer.eos_token

@@ -6,13 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+from transformers.utils.chat_template_utils import (
+    _CONTROL_TOKEN_END,
+    _CONTROL_TOKEN_START,
+    encode_marked_chat,
+    mark_control_tokens,
+)
 
 from distill.common.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"</?([^<>/|\s]+)>")
+MARKED = re.compile(f"{_CONTROL_TOKEN_START}(.)(.*?){_CONTROL_TOKEN_END}", re.DOTALL)
 OPENING = re.compile(r"([<\[])([^<>\[\]/|\s]+[>\]])")
 
 
@@ -24,11 +30,12 @@ def compile_control_tokens(tokenizer: Any) -> re.Pattern[str]:
     """
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     named, template = set(tokenizer.special_tokens_map.values()), str(tokenizer.chat_template)
+    tags = {token: added[token] for token in added if token not in named}  # `<s>` and `</s>` are no tags
     found = [
         token
         for token, is_special in added.items()
         if token in named
-        or ((is_special or token in template) and not token.isspace() and not is_paired_tag(token, added))
+        or ((is_special or token in template) and not token.isspace() and not is_paired_tag(token, tags))
     ]
     return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or "(?!)")
 
@@ -63,6 +70,10 @@ def tokenize_marked(tokenizer: Any, text: str) -> list[int]:
     Raises:
         InputError: the tokenizer has no other tokens for the text of a control token.
     """
+    try:
+        return encode_marked_chat(tokenizer, text)
+    except ValueError:  # a Unigram tokenizer has the token as a word of its own: it is broken after its first character
+        text = MARKED.sub(rf"\1{_CONTROL_TOKEN_START}\2", text)
     try:
         return encode_marked_chat(tokenizer, text)
     except ValueError as error:

@@ -91,8 +91,10 @@ def load_tokenizer(model: str) -> Any:
     check_source(model)
     try:
         tokenizer = check_sentencepiece(model, AutoTokenizer.from_pretrained(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: cannot load the tokenizer: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # files with other keys or types
+        raise InputError(f"{model}: cannot load the tokenizer: {type(error).__name__}: {error}") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise InputError(f"{model}: cannot load the tokenizer: expected tokens, found only special ones")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None and tokenizer.chat_template:

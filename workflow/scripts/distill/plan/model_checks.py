@@ -12,6 +12,7 @@ from distill.common.variants import VARIANTS
 from distill.models.architectures import UNGENERATED, UNSUPPORTED
 from distill.models.fingerprint import read_header
 from distill.models.hub_names import get_folder
+from distill.models.template_variables import CHANNEL, find_unknown_variables
 from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
 from distill.student.divergences import METHODS
@@ -101,10 +102,11 @@ def check_template(folder: str, place: str, arguments: Iterable[str]) -> Iterato
     if not template:
         yield f"{place}: {path}: chat_template: expected a chat template, found none"
         return
+    if CHANNEL in template:
+        yield f"{place}: {path}: chat_template: expected answers that are text, found channels ({CHANNEL})"
     parent = place.rpartition(".")[0]
-    for name in arguments:
-        if name not in template:
-            yield f"{parent}.template_arguments: {path}: expected variables of the chat template, found {name!r}"
+    for name in find_unknown_variables(template, list(arguments)):
+        yield f"{parent}.template_arguments: {path}: expected variables of the chat template, found {name!r}"
 
 
 def check_stored_quantization(config: Config, folder: str, place: str) -> Iterator[str]:

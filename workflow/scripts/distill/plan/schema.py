@@ -180,6 +180,19 @@ def fill_defaults(value: Any, schema: Schema) -> Any:
     return deepcopy(value)
 
 
+def check_texts(value: Any, problems: Problems, place: tuple[Any, ...] = ()) -> None:
+    """Note each text that a command line cannot hold: with a null character or half a surrogate pair."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            check_texts(one, problems, (*place, name))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            check_texts(one, problems, (*place, number))
+    elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        text = "expected text without null characters and lone surrogates"
+        problems.setdefault(place, f"{text}, found {describe(value)}")
+
+
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """Check a configuration and return a copy with the defaults filled in; `answer: null` becomes a null key.
 
@@ -193,6 +206,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     for error in Draft202012Validator(schema).iter_errors(tidy):
         note_error(problems, error)
     filled = fill_defaults(tidy, schema)
+    check_texts(filled, problems)
     check_names(filled, problems, NAME_PATTERN)
     check_paths(filled, problems)
     check_together(filled, problems)

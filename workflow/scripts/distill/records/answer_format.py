@@ -5,9 +5,22 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from distill.common.files import DuplicateKeyError, build_object
+
 MINUS = "\N{MINUS SIGN}"
 # Models write a plus sign before a number, which JSON does not allow.
 LEADING_PLUS = re.compile(r":\s*\+(?=[0-9.])")
+
+
+# Reasoning at the beginning of a text, by its tags: those of XML, Mistral's, and the channels of gpt-oss.
+REASONING = re.compile(
+    r"\s*(?:<(?P<tag>think|thinking|thought|reasoning|seed:think)>|(?P<mark>\[THINK\])"
+    r"|<\|channel\|>analysis<\|message\|>)(?P<inside>.*?)"
+    r"(?P<end>(?(tag)</(?P=tag)>|(?(mark)\[/THINK\]|<\|channel\|>final<\|message\|>))|\Z)",
+    re.DOTALL,
+)
+CHANNEL_END = re.compile(r"<\|end\|>(?:<\|start\|>assistant)?\s*\Z")
+FENCE = re.compile(r"```[ \t]*[A-Za-z0-9]*\s?(.*)```", re.DOTALL)
 
 
 class Answer(NamedTuple):
@@ -29,9 +42,14 @@ class Answer(NamedTuple):
 def split_think(text: str) -> tuple[str | None, str, str | None]:
     """Split a text into (reasoning, the text after it, problem).
 
+    Reasoning at the beginning may have other tags than `<think>`, see `REASONING`.
+
     A `</think>` without an opening tag ends reasoning that starts at the beginning of the text, since some chat
     templates put `<think>` into the prompt.
     """
+    if (found := REASONING.match(text)) and found["tag"] != "think":
+        inside = CHANNEL_END.sub("", found["inside"]).strip()
+        return (inside, text[found.end() :], None) if found["end"] else (None, "", "the reasoning is not closed")
     opening, closing = text.find("<think>"), text.find("</think>")
     if closing == -1:
         return (None, text, None) if opening == -1 else (None, "", "<think> is not closed")
@@ -50,18 +68,18 @@ def find_answer(text: str) -> tuple[str | None, str | None]:
 
 
 def strip_fence(text: str) -> str:
-    """Remove the code fence (```json … ```, in small or capital letters) around a text."""
-    if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
-        return text
-    inside = text[3:-3]
-    return (inside[4:] if inside[:4].lower() == "json" else inside).strip()
+    """Remove the code fence (```json … ```, with any name of a language) around a text."""
+    found = FENCE.fullmatch(text)
+    return found[1].strip() if found else text
 
 
 def parse_value(text: str, key: str) -> tuple[float | None, str | None]:
     """Parse a JSON object and return (value of `key`, problem). The value must be a number, not a number in quotes."""
     plain = LEADING_PLUS.sub(": ", strip_fence(text).replace(MINUS, "-"))
     try:
-        found: Any = json.loads(plain)
+        found: Any = json.loads(plain, object_pairs_hook=build_object)
+    except DuplicateKeyError as error:
+        return None, f"answer has {error.key} twice"
     except (ValueError, RecursionError):
         return None, "answer is not JSON"
     if not isinstance(found, dict):

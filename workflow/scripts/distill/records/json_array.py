@@ -88,7 +88,8 @@ def read_array(path: Path) -> Iterator[tuple[str, Any]]:
         InputError: the file is not a JSON array in UTF-8, or has a key twice in an object; names file and record.
     """
     number = 1
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    # Bytes that are not UTF-8 become lone surrogates, so that `check_writable` names the record.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         window = Window(file)
         try:
             window.take("[")
@@ -102,7 +103,7 @@ def read_array(path: Path) -> Iterator[tuple[str, Any]]:
         except DuplicateKeyError as error:
             expected = "the key once in its object"
             raise InputError(format_problem(path, f"record {number}", error.key, expected, error.values)) from None
-        except (ValueError, RecursionError) as error:  # ValueError: also bytes that are not UTF-8
+        except (ValueError, RecursionError) as error:
             near = window.text[window.position : window.position + 60]
             expected = f"a JSON array in UTF-8 ({error})"
             raise InputError(format_problem(path, f"record {number}", "record", expected, near)) from None

@@ -11,7 +11,10 @@ from distill.common.files import dump_json
 from distill.records.answer_format import parse_answer
 
 ROLES = ("system", "user", "assistant")
-WRITABLE = "values that JSON in UTF-8 can represent (no NaN, infinity, lone surrogate or very deep nesting)"
+WRITABLE = (
+    "values that JSON in UTF-8 can represent (no NaN, infinity, lone surrogate, byte that is not UTF-8, "
+    "or very deep nesting)"
+)
 DEEPEST = 100  # Python's json module refuses about 1,000, less in the middle of a program
 SEPARATOR = "\x1f"  # between system and user text in the hash
 
@@ -48,6 +51,9 @@ def check_record(record: Record, path: str | PathLike[str], line: int) -> list[s
         if len(texts) != 1 or not texts[0].strip():
             found = texts[0] if len(texts) == 1 else f"{len(texts)} messages"
             problems.append(format_problem(path, line, "messages", f"one {role} message that is not blank", found))
+    if not problems and SEPARATOR in messages[0]["content"]:
+        expected = "a system text without U+001F, which separates the texts in the uid"
+        problems.append(format_problem(path, line, "messages[0].content", expected, messages[0]["content"]))
     roles = [message["role"] for message in messages]
     if not problems and roles[:2] != ["system", "user"]:
         problems.append(format_problem(path, line, "messages", "system, user, then assistant turns", roles))

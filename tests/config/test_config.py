@@ -558,3 +558,11 @@ def test_what_alpaca_needs_and_what_needs_alpaca(text, message):
     with pytest.raises(InputError, match=re.escape(message)):
         check_config(make_config(text))
     check_config(make_config(ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.3}"))
+
+
+@pytest.mark.parametrize("text", ["a\ud83d b", "a\0b"], ids=ascii)
+def test_texts_that_a_command_line_cannot_hold_are_named(text):
+    config = {"categories": ["banks"], "teacher": {"model": "m/t"}, "students": {"kd": {"model": "m/s"}}}
+    source = {"format": "alpaca", "path": "q_{category}.json", "system": text}
+    with pytest.raises(InputError, match=r"source.system: expected text without null characters and lone surrogates"):
+        check_config(config | {"source": source})

@@ -16,6 +16,7 @@ import gguf
 import gguf_families
 import pytest
 import torch
+from gguf import GGUFReader
 from gguf_families import FAMILIES, build_gemma_tokenizer, save_family
 from running import ROOT
 from tiny import CHATML, build_tokenizer
@@ -148,6 +149,15 @@ def test_a_mistral_window_that_holds_the_context_is_supported(tmp_path):
     path = tmp_path / "student/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": 512}))
     assert find_layout(student, load_config(student)) is LAYOUTS["MistralForCausalLM"]
+
+
+def test_the_template_without_tools_is_written(tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}" + CHATML}
+    export, folder = write_export(tmp_path, "qwen2", "gguf", tokenizer)
+    check_export(export, folder)
+    reader = GGUFReader(folder / "model.gguf")
+    assert reader.get_field("tokenizer.chat_template").contents() == CHATML
 
 
 def test_numbers_beyond_float16_are_refused():

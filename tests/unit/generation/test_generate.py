@@ -454,3 +454,17 @@ def test_logits_that_are_not_finite_stop_the_run(model, tokenizer, requests, sam
     broken = build_model(scale=float("nan"))
     with pytest.raises(InputError, match="not finite"):
         answer(broken, tokenizer, requests, sampling)
+
+
+def test_an_end_of_turn_that_the_model_cannot_generate_is_refused(tokenizer, requests):
+    small = build_model(vocabulary=len(tokenizer))
+    beyond = build_tokenizer(
+        special=["<|endoftext|>", "<|im_start|>"], template=CHATML.replace("<|im_end|>", "<|eot|>")
+    )
+    beyond.add_tokens(["<|eot|>"], special_tokens=True)
+    beyond.eos_token = "<|eot|>"
+    small.resize_token_embeddings(len(beyond) - 1)
+    with pytest.raises(
+        InputError, match=r"expected a model that can end a turn, found one with \d+ tokens, and '<.eot.>'"
+    ):
+        list(generation.generate_requests(small, ChatTemplate(beyond), requests, Sampling(4, 0.0)))

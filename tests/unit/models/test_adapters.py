@@ -96,3 +96,18 @@ def test_a_merge_that_changes_the_logits_is_refused(monkeypatch):
     )
     with pytest.raises(InputError, match="cannot be merged: expected the same logits before and after"):
         merge_adapter(model, "an adapter")
+
+
+def test_an_activated_adapter_is_refused(tied, tmp_path):
+    adapter = save_adapter(tied, tmp_path / "adapter", target_modules=["q_proj"])
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"alora_invocation_tokens": [5, 6]}))
+    with pytest.raises(InputError, match=r"expected an adapter that can be merged, found an activated LoRA \(aLoRA\)"):
+        load_model(tied, CPU, torch.float32, adapter=adapter)
+
+
+def test_an_adapter_in_the_folder_of_a_model_is_refused(tied, tmp_path):
+    """transformers would load it unasked, and the model would be a PEFT model."""
+    save_adapter(tied, tmp_path / "tied", target_modules=["q_proj"])
+    with pytest.raises(InputError, match="found adapter_config.json beside config.json"):
+        load_model(tied, CPU, torch.float32)

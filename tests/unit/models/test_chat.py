@@ -442,3 +442,18 @@ def test_a_control_token_that_is_a_word_of_a_unigram_tokenizer_is_broken():
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
     ids = ChatTemplate(tokenizer).encode_prompt("a", "b </s> c")
     assert tokenizer.convert_ids_to_tokens(ids).count("</s>") == 2  # those of the template
+
+
+def test_a_template_without_a_generation_prompt_gets_the_header_of_its_answers(caplog):
+    plain = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    chat = ChatTemplate(build_tokenizer(template=plain))
+    assert chat.render_prompt("S", "U") == ChatTemplate(build_tokenizer()).render_prompt("S", "U")
+    assert "has no generation prompt; prompts end with '<|im_start|>assistant\\n'" in caplog.text
+    spaced = ChatTemplate(build_tokenizer(template=plain.replace("{{ m['content'] }}", " {{ m['content'] }}")))
+    assert spaced.render_prompt("S", "U").endswith("<|im_start|>assistant\n ")
+
+
+@pytest.mark.parametrize("template", [LLAMA2, CHATML, THINKING, ZEPHYR])
+def test_other_templates_keep_their_prompts(template):
+    chat = ChatTemplate(build_tokenizer(template=template))
+    assert chat.missing_header == ""

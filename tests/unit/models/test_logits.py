@@ -108,3 +108,8 @@ def test_a_model_that_sees_later_tokens_is_refused():
         layer.self_attn.is_causal = False
     with pytest.raises(InputError, match="with other tokens behind them, hidden states differ"):
         check_split("model", model)
+
+
+def test_mpt_ignores_its_scale():
+    for scale in (0.5, "inv_sqrt_d_model"):
+        check_split("mpt", build("mpt", logit_scale=scale))

@@ -3,7 +3,16 @@
 import pytest
 import torch
 from tiny import build_tokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, OPTConfig, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    JambaConfig,
+    LlamaConfig,
+    MambaConfig,
+    MptConfig,
+    OPTConfig,
+    Phi3Config,
+)
 
 from distill.common.errors import InputError
 from distill.generation.generate import decode_job
@@ -123,7 +132,9 @@ def test_sequences_that_change_the_frequencies_of_others_are_refused():
         check_lengths(dynamic, [3, 33], "the student")
 
 
-@pytest.mark.parametrize("config", [GPT2Config(n_positions=32), OPTConfig(max_position_embeddings=32)])
+@pytest.mark.parametrize(
+    "config", [GPT2Config(n_positions=32), OPTConfig(max_position_embeddings=32), MptConfig(max_seq_len=32)]
+)
 def test_records_beyond_the_last_position_are_refused(config):
     """The embeddings would raise an IndexError, on a GPU in the middle of a kernel."""
     check_lengths(config, [3, 32], "the teacher")
@@ -132,7 +143,8 @@ def test_records_beyond_the_last_position_are_refused(config):
     ):
         check_lengths(config, [33], "the teacher")
     check_lengths(LlamaConfig(**SIZES, max_position_embeddings=32), [33], "the teacher")
-    check_lengths(MambaConfig(), [100_000], "the teacher")
+    for other in (MambaConfig(), JambaConfig(max_position_embeddings=32)):
+        check_lengths(other, [100_000], "the teacher")
 
 
 def test_an_answer_beyond_the_last_position_is_not_scored(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from tiny import CHATML, build_model, build_tokenizer, count_generated, save_base_model
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from distill.common.errors import InputError
 from distill.models.save import save_model, set_stop_tokens, write_stop_tokens
@@ -88,3 +88,27 @@ def test_a_file_that_was_not_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "can_generate", lambda self: False)
     with pytest.raises(InputError, match="expected transformers to write generation_config.json, found no such file"):
         save_model(model, build_tokenizer(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"do_sample": False, "temperature": 0.7, "top_p": 0.9}, {"do_sample": True, "temperature": 0.7, "top_p": 0.9}),
+        ({"num_beams": 1, "early_stopping": True, "length_penalty": 0.5}, {"early_stopping": None}),
+        ({"do_sample": True, "temperature": 0.7}, {"do_sample": True, "temperature": 0.7}),
+    ],
+)
+def test_contradictory_generation_settings_do_not_end_a_training(tmp_path, settings, expected):
+    """transformers reads such a file, but refuses to write it."""
+    folder = tmp_path / "base"
+    save_base_model(folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (tmp_path / "out").mkdir()
+    save_model(model, AutoTokenizer.from_pretrained(folder), tmp_path / "out")
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    default = GenerationConfig()
+    assert {name: getattr(written, name) for name in expected} == {
+        name: getattr(default, name) if value is None else value for name, value in expected.items()
+    }

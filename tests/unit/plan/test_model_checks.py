@@ -20,6 +20,7 @@ def config(tmp_path, monkeypatch):
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+        (folder / "vocab.json").write_text("{}")
         weights = {f"model.layers.0.self_attn.{part}_proj.weight": torch.zeros(2, 2) for part in "qkvo"}
         save_file(weights, folder / "model.safetensors")
     settings = {"categories": ["banks"], "teacher": {"model": "models/teacher", "adapter": "adapters/{category}"}}
@@ -153,6 +154,50 @@ def test_an_adapter_without_a_module_in_the_model_is_named(config, tmp_path):
     place = "teacher.adapter: adapters/banks/adapter_config.json: target_modules"
     expected = "expected modules of models/teacher, found none of them there: dense, query_key_value"
     assert problem == f"{place}: {expected}"
+
+
+def test_a_model_without_a_tokenizer_is_named(config, tmp_path):
+    (tmp_path / "models/student/vocab.json").unlink()
+    (problem,) = find_model_problems(config, ["banks"])
+    assert problem.startswith("students.kd.model: models/student: expected a tokenizer (tokenizer.json, ")
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_an_adapter_of_prompts_is_named(config, tmp_path, kind):
+    write_adapter(tmp_path / "adapters/banks", peft_type=kind)
+    (problem,) = find_model_problems(config, ["banks"])
+    path = "adapters/banks/adapter_config.json"
+    assert problem == f"teacher.adapter: {path}: peft_type: expected an adapter of weights, such as LORA, found {kind}"
+
+
+def test_an_activated_adapter_is_named(config, tmp_path):
+    write_adapter(tmp_path / "adapters/banks", target_modules=["q_proj"], alora_invocation_tokens=[1])
+    (problem,) = find_model_problems(config, ["banks"])
+    assert "alora_invocation_tokens: expected none, since the adapter is merged" in problem
+
+
+@pytest.mark.parametrize(
+    ("prefix", "rows", "said"),
+    [
+        ("model.layers.0", 2, None),
+        ("model.language_model.layers.0", 2, "expected weights of modules of models/teacher, found none there named "),
+        ("model.layers.0", 3, "self_attn.q_proj: expected 2 rows as in models/teacher, found 3"),
+    ],
+)
+def test_weights_of_an_adapter_that_are_not_the_models_are_named(config, tmp_path, prefix, rows, said):
+    folder = tmp_path / "adapters/banks"
+    write_adapter(folder, target_modules=["q_proj"])
+    name = f"base_model.model.{prefix}.self_attn.q_proj"
+    weights = {f"{name}.lora_A.weight": torch.zeros(1, 2), f"{name}.lora_B.weight": torch.zeros(rows, 1)}
+    save_file(weights, folder / "adapter_model.safetensors")
+    problems = find_model_problems(config, ["banks"])
+    assert len(problems) == bool(said)
+    assert not said or said in problems[0]
+
+
+def test_an_adapter_of_a_tied_head_is_fine(config, tmp_path):
+    write_adapter(tmp_path / "adapters/banks", target_modules=["lm_head"])
+    assert find_model_problems(config, ["banks"]) == []
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "layers.*q_proj", ["layers.0.self_attn.q_proj"], []])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from architectures import build as build_type
 from peft import PeftModel
 from tiny import build_model
 from training_runs import assert_same_weights, train_student, weights
@@ -18,8 +19,9 @@ from transformers import (
 )
 
 from distill.common.errors import InputError
+from distill.models.split_check import check_split
 from distill.student.fsdp import list_layers
-from distill.student.load_student import add_lora, list_expert_weights
+from distill.student.load_student import add_lora, check_student, list_expert_weights
 from distill.student.options import LoraOptions
 
 SHAPE = {"vocab_size": 336, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 512}
@@ -137,7 +139,35 @@ def test_weights_without_an_adapter_are_logged(caplog):
     assert "no adapter" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "model_type", ["llama4_text", "phimoe", "falcon_h1", "mamba", "nemotron_h", "falcon", "jetmoe"]
+)
+def test_all_leaves_out_layers_that_an_adapter_does_not_fit(model_type):
+    model = build_type(model_type)
+    adapted = add_lora(model, LORA)
+    check_split(model_type, adapted)
+    names = [name for name, _ in adapted.named_parameters() if "lora_A" in name]
+    assert any("_proj" in name or "dense" in name for name in names)
+
+
+def test_other_modules_of_the_name_are_an_error():
+    """PEFT takes the shared expert's projection for that of all experts, as in an older version of transformers."""
+    model = build_type("qwen3_next")
+    with pytest.raises(InputError, match=r"lora.target: expected an adapter of shared_expert.down_proj, but PEFT's "):
+        add_lora(model, LoraOptions(2, 8.0, 0.0, ["shared_expert.down_proj"]))
+    with pytest.raises(InputError, match=r"lora.target: expected an adapter of down_proj, but PEFT's lacks"):
+        add_lora(build_type("glm4_moe"), LoraOptions(2, 8.0, 0.0, ["down_proj"]))
+
+
 # ---- Refusals ----
+
+
+@pytest.mark.parametrize("model_type", ["openai-gpt", "jetmoe"])
+def test_a_model_without_gradient_checkpointing_is_trained_without_it(options, tmp_path, caplog, model_type):
+    build_type(model_type).save_pretrained(tmp_path / "model")
+    run = options(model=str(tmp_path / "model"), gradient_checkpointing=True)
+    assert not check_student(run).train.gradient_checkpointing
+    assert "has no gradient checkpointing: training without it" in caplog.text
 
 
 @pytest.mark.parametrize("lora", [None, 2], ids=["full", "lora"])

@@ -25,7 +25,7 @@ from distill.generation.sampling import Generated, Request, Sampling, drop_cut_c
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.memory import keep_freed_memory, kv_bytes_per_token
-from distill.models.rope import find_rope_switch
+from distill.models.rope import context_length, find_rope_switch
 from distill.models.vocabulary import find_unused_ids, vocabulary_size
 
 logger = logging.getLogger(__name__)
@@ -86,12 +86,6 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
     return sorted({get_end_of_turn_id(tokenizer), *(index for index in named if index is not None)})
-
-
-def context_length(config: Any) -> int | None:
-    """Return the context length in tokens, prompt and answer together; None if the configuration gives none."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if found and found > 0 else None  # XLNet has -1
 
 
 def has_full_attention(config: Any) -> bool:

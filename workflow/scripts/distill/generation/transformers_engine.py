@@ -10,7 +10,7 @@ import torch
 
 from distill.common.digest import digest_of
 from distill.generation.engine import CompletionScore
-from distill.generation.generate import context_length, generate_requests
+from distill.generation.generate import generate_requests
 from distill.generation.sampling import Generated, Request, Sampling
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import ChatTemplate
@@ -21,7 +21,7 @@ from distill.models.load import load_chat, load_config, load_model, select_devic
 from distill.models.logits import read_transform
 from distill.models.memory import memory_mb
 from distill.models.options import TEMPLATE_DATE
-from distill.models.rope import check_lengths
+from distill.models.rope import check_lengths, context_length
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,10 @@ def load_adapter(model: Any, adapter: str, merge: bool) -> Any:
         InputError: the folder is not an adapter checkpoint, or the adapter does not fit the model.
     """
     check_adapter(adapter)
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
+    if merge and getattr(PeftConfig.from_pretrained(adapter), "alora_invocation_tokens", None):
+        raise InputError(f"{adapter}: expected an adapter that can be merged, found an activated LoRA (aLoRA)")
     try:
         with_adapter = PeftModel.from_pretrained(model, adapter)
         # `from_pretrained` only warns about missing weights and ignores those of unknown modules.

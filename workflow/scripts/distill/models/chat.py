@@ -135,7 +135,24 @@ class ChatTemplate:
             messages = [message("system", system), message("user", prompt)]
         else:
             messages = [message("user", f"{system}\n\n{prompt}" if system else prompt)]
-        return self.render(messages, add_generation_prompt=True)
+        return self.render(messages, add_generation_prompt=True) + self.missing_header
+
+    @cached_property
+    def missing_header(self) -> str:
+        """The header of an answer, if the template writes it in earlier answers but not at the end of a prompt."""
+        messages = [*self.probe_system, message("user", PROBE)]
+        text = self.render(messages, add_generation_prompt=True)
+        before = self.answered[0]
+        header = before[len(text) :] if before.startswith(text) else ""
+        if not header.strip() or text != self.render(messages):
+            return ""
+        logger.warning("%s: the chat template has no generation prompt; prompts end with %r", self.name, header)
+        return header
+
+    @property
+    def probe_system(self) -> list[Message]:
+        """The system message of probes; some templates require one."""
+        return [message("system", SYSTEM_PROBE)] if self.has_system_role else []
 
     @cached_property
     def opening(self) -> str:
@@ -160,8 +177,7 @@ class ChatTemplate:
     @cached_property
     def answered(self) -> tuple[str, str]:
         """The texts before and after the content of an answer that stands in the chat."""
-        system = [message("system", SYSTEM_PROBE)] if self.has_system_role else []
-        text = self.render([*system, message("user", PROBE), message("assistant", PROBE)])
+        text = self.render([*self.probe_system, message("user", PROBE), message("assistant", PROBE)])
         before, found, after = text.rpartition(PROBE)
         return (before, after) if found else (text, "")
 

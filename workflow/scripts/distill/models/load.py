@@ -127,6 +127,11 @@ def check_source(model: str) -> None:
     if Path(model).is_dir():
         if not (Path(model) / "config.json").exists():
             raise InputError(f"{model}: expected a model folder, found no config.json in it")
+        if (Path(model) / "adapter_config.json").is_file():
+            raise InputError(
+                f"{model}: expected a model without an adapter, found adapter_config.json beside config.json, which "
+                "transformers would load, too; move the adapter to a folder of its own"
+            )
     elif not is_hub_id:
         raise InputError(f"{model}: expected a local model folder or a hub id `owner/name`, found no such folder")
 

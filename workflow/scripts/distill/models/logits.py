@@ -54,6 +54,7 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  
 # Model types that use a key of SCALES in another way than the model it comes from.
 SCALES_OF_TYPES: dict[str, dict[str, Callable[[float], float]]] = {
     "hyperclovax": {"logits_scaling": lambda value: value},
+    "mpt": {"logit_scale": lambda value: 1.0},  # transformers ignores it
 }
 
 
@@ -68,6 +69,6 @@ def read_transform(config: Any) -> LogitTransform:
     scale = 1.0
     for name, read in scales.items():
         if (value := getattr(text, name, None)) is not None:
-            scale *= read(float(value))
+            scale *= float(read(value))
     caps = [float(value) for name in CAPS if (value := getattr(text, name, None))]
     return LogitTransform(scale, caps[0] if caps else None)

@@ -10,6 +10,9 @@ from typing import Any
 
 from distill.common.errors import InputError
 
+# Types without RoPE that compute every position, or have none.
+COMPUTED = ("jamba", "nemotron_h", "kimi_linear", "inkling_text", "inkling2_text", "xglm", "rwkv")
+
 
 def list_rope(config: Any) -> list[dict[str, Any]]:
     """Return the RoPE parameters of a model's decoder, of all types of its layers."""
@@ -21,6 +24,13 @@ def find_rope_switch(config: Any) -> int | None:
     """Return the number of tokens beyond which a sequence has LongRoPE's long frequencies; None without LongRoPE."""
     limits = [one["original_max_position_embeddings"] for one in list_rope(config) if one["rope_type"] == "longrope"]
     return min(limits, default=None)
+
+
+def context_length(config: Any) -> int | None:
+    """Return the context length in tokens, prompt and answer together; None if the configuration gives none."""
+    text = config.get_text_config(decoder=True)
+    found = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)  # MPT has the latter
+    return found if found and found > 0 else None  # XLNet has -1
 
 
 def check_lengths(config: Any, lengths: Sequence[int], what: str, can_split: bool = True) -> None:
@@ -44,7 +54,9 @@ def check_lengths(config: Any, lengths: Sequence[int], what: str, can_split: boo
             f"max_length: expected at most {switch} tokens, or batch_size 1, with strategy fsdp, because the position "
             f"embeddings of {what} change there for all records of a batch, found longer and shorter records"
         )
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
+    limit = context_length(config) or 0
+    if config.get_text_config(decoder=True).model_type in COMPUTED:
+        return
     kinds = [one["rope_type"] for one in list_rope(config)]
     if not 0 < limit < longest or (kinds and not any("dynamic" in kind for kind in kinds)):
         return

@@ -1,6 +1,7 @@
 """Save a model as a folder that any program can load, and that stops where a turn ends."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from distill.models.chat import get_end_of_turn_id
 from distill.models.fingerprint import find_gguf
 from distill.models.load import load_tokenizer
 
+logger = logging.getLogger(__name__)
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("num_beams", "early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "constraints")
 ONE_FILE = "1000TB"  # shard size: the workflow expects a single model.safetensors, however large
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json")
 
@@ -28,11 +33,43 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         InputError: a file of MODEL_FILES was not written.
     """
     set_stop_tokens(model.generation_config, tokenizer)
+    reset_invalid(model.generation_config)
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(folder)
     missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder}: expected transformers to write {', '.join(missing)}, found no such file")
+
+
+def reset_invalid(generation: Any) -> None:
+    """Reset generation settings that contradict each other, such as a temperature with `do_sample: false`.
+
+    transformers reads them but refuses to write them. Sampling settings make sampling the default.
+
+    Args:
+        generation: GenerationConfig of a model, changed in place.
+    """
+    try:
+        generation.validate(strict=True)
+        return
+    except ValueError as error:
+        reason = str(error)
+    default = GenerationConfig()
+    is_sampled = any(getattr(generation, name, None) not in (None, getattr(default, name)) for name in SAMPLING)
+    if is_sampled:
+        generation.do_sample = True
+    for name in () if is_valid(generation) else BEAMS:
+        setattr(generation, name, getattr(default, name))
+    logger.warning("generation_config.json: settings that contradict each other were reset: %s", reason)
+
+
+def is_valid(generation: Any) -> bool:
+    """Whether transformers would write generation settings."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def set_stop_tokens(generation: Any, tokenizer: Any) -> bool:

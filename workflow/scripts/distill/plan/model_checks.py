@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,17 @@ from distill.models.template_variables import CHANNEL, find_unknown_variables
 from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
 from distill.student.divergences import METHODS
+
+LORA_B = re.compile(r"base_model\.model\.(.+)\.lora_B\.weight$")
+PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 
 
 def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
@@ -48,7 +60,7 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     adapters = dict.fromkeys(filter(None, (get_adapter(config, category) for category in categories)))
     for adapter in adapters:
         if not get_made_files(config, adapter):
-            problems += check_adapter_fits(adapter, teacher)
+            problems += [*check_adapter_fits(adapter, teacher), *check_adapter_weights(adapter, teacher)]
     return problems
 
 
@@ -93,6 +105,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_template(folder: str, place: str, arguments: Iterable[str]) -> Iterator[str]:
     """Yield a problem if a tokenizer has no chat template, or a template lacks one of the `template_arguments`."""
     path, alone = Path(folder) / "tokenizer_config.json", Path(folder) / "chat_template.jinja"
+    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES) and not any(Path(folder).glob("*.gguf")):
+        yield f"{place}: {folder}: expected a tokenizer ({', '.join(TOKENIZER_FILES[:3])}), found none"
+        return
     if alone.is_file():
         path, template = alone, alone.read_text(encoding="utf-8")
     elif path.is_file() and not (Path(folder) / "chat_template.json").is_file():
@@ -258,7 +273,7 @@ def check_adapter_fits(adapter: str, model: str) -> Iterator[str]:
     targets = read_json(path).get("target_modules")
     if not isinstance(targets, list):
         return  # a regular expression, or all linear layers
-    missing = find_missing_modules(targets, weights)
+    missing = find_missing_modules(targets, weights | {"lm_head.weight"})  # not in the file if tied
     if targets and len(missing) == len(targets):
         yield (
             f"teacher.adapter: {path}: target_modules: expected modules of {model}, found none of them there: "
@@ -266,13 +281,45 @@ def check_adapter_fits(adapter: str, model: str) -> Iterator[str]:
         )
 
 
-def list_weights(model: str) -> set[str]:
-    """Names of the weights in a folder's safetensors files; empty for other formats."""
-    names: set[str] = set()
-    for path in Path(model).glob("*.safetensors"):
+def check_adapter_weights(adapter: str, model: str) -> Iterator[str]:
+    """Yield a problem if the weights of a LoRA adapter are not those of modules of its base model, both on disk."""
+    path = Path(adapter) / "adapter_config.json"
+    if not path.is_file():
+        return
+    settings = read_json(path)
+    if (kind := settings.get("peft_type")) in PROMPT_TYPES:
+        yield f"teacher.adapter: {path}: peft_type: expected an adapter of weights, such as LORA, found {kind}"
+        return
+    if settings.get("alora_invocation_tokens"):
+        yield f"teacher.adapter: {path}: alora_invocation_tokens: expected none, since the adapter is merged"
+    shapes = read_shapes(adapter, "adapter_model*.safetensors")
+    base = read_shapes(model)
+    found = {name: LORA_B.match(name) for name in shapes}
+    rows = {match[1]: shapes[name][0] for name, match in found.items() if match and shapes[name]}
+    known = {module: base[f"{module}.weight"][0] for module in rows if base.get(f"{module}.weight")}
+    is_changed = any("expert" in name for name in base)  # other names in the file than in the model
+    if rows and base and not known and not is_changed and settings.get("peft_type") == "LORA":
+        yield f"teacher.adapter: {adapter}: expected weights of modules of {model}, found none there named {min(rows)}"
+    for module in sorted(known):
+        if rows[module] != known[module] and not settings.get("fan_in_fan_out"):
+            expected = f"{known[module]} rows as in {model}, found {rows[module]}"
+            yield f"teacher.adapter: {adapter}: {module}: expected {expected}"
+            return
+
+
+def read_shapes(folder: str, pattern: str = "*.safetensors") -> dict[str, list[int]]:
+    """Shapes of the weights in a folder's safetensors files by name; empty for other formats."""
+    shapes: dict[str, list[int]] = {}
+    for path in Path(folder).glob(pattern):
         file = os.open(path, os.O_RDONLY)
         try:
-            names |= set(read_header(path, file, path.stat().st_size)[1])
+            tensors = read_header(path, file, path.stat().st_size)[1]
+            shapes |= {name: part["shape"] for name, part in tensors.items()}
         finally:
             os.close(file)
-    return names
+    return shapes
+
+
+def list_weights(model: str) -> set[str]:
+    """Names of the weights in a folder's safetensors files; empty for other formats."""
+    return set(read_shapes(model))

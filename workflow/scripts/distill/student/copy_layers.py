@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from distill.common.errors import InputError
 from distill.common.files import replace_directory
@@ -61,9 +62,12 @@ def copy_layers(model: str, adapter: str | None, dtype: str, layers: int, out: P
         raise InputError(f"{model}: {error} (students.NAME.model.layers)") from None
     tokenizer = load_tokenizer(model)
     teacher = load_model(model, torch.device("cpu"), DTYPES[dtype], adapter=adapter, is_run=False)
-    keep_layers(model, teacher, chosen)
-    with replace_directory(out) as folder:
-        save_model(teacher, tokenizer, folder)
+    try:
+        keep_layers(model, teacher, chosen)
+        with replace_directory(out) as folder:
+            save_model(teacher, tokenizer, folder)
+    except StrictDataclassError as error:
+        raise InputError(f"{model}: layers {chosen} are no model of this architecture: {error}; {ADVICE}") from error
     listed = ", ".join(map(str, chosen))
     logger.info("%s: copied layers %s of %d to %s, %d weights", model, listed, total, out, teacher.num_parameters())
     return chosen

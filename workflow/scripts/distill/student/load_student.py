@@ -3,14 +3,17 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from distill.common.errors import InputError
 from distill.models.adapters import untie_adapted_head
 from distill.models.load import load_config, load_model
 from distill.models.memory import build_skeleton, stored_quantization
+from distill.models.split_check import ERRORS, check_split
 from distill.student.fsdp import list_layers
 from distill.student.options import LoraOptions
 from distill.student.student_run import StudentRun
@@ -18,8 +21,10 @@ from distill.student.student_run import StudentRun
 logger = logging.getLogger(__name__)
 
 
-def check_student(run: StudentRun) -> None:
-    """Check from its configuration alone that a student can be trained.
+def check_student(run: StudentRun) -> StudentRun:
+    """Check from its configuration alone that a student can be trained; return the options that it can be trained with.
+
+    Models without gradient checkpointing are trained without it.
 
     Raises:
         InputError: its weights are quantized, strategy fsdp cannot find its layers, or `lora` does not fit it.
@@ -35,6 +40,10 @@ def check_student(run: StudentRun) -> None:
         list_layers(skeleton)
     if run.lora:
         choose_targets(skeleton, run.lora)
+    if run.train.gradient_checkpointing and not skeleton.supports_gradient_checkpointing:
+        logger.warning("%s has no gradient checkpointing: training without it", type(skeleton).__name__)
+        return replace(run, train=replace(run.train, gradient_checkpointing=False))
+    return run
 
 
 def load_student(run: StudentRun, device: torch.device) -> Any:
@@ -44,10 +53,19 @@ def load_student(run: StudentRun, device: torch.device) -> Any:
         InputError: see `add_lora`.
     """
     model = load_model(run.model, device, torch.float32, trainable=True)
-    return add_lora(model, run.lora) if run.lora else model
+    if not run.lora:
+        return model
+    adapted = add_lora(model, run.lora)
+    check_split(run.model, adapted)
+    return adapted
 
 
 # ---- LoRA ----
+
+LINEAR = (torch.nn.Linear, Conv1D)
+# As in PEFT, which refuses these modules of these models.
+MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+MAMBA_MODULES = ("out_proj", "conv1d")
 
 
 def add_lora(model: Any, lora: LoraOptions) -> Any:
@@ -67,10 +85,13 @@ def add_lora(model: Any, lora: LoraOptions) -> Any:
         target_modules=targets,
         target_parameters=experts or None,
     )
+    model_modules = [name for name, _ in model.named_modules()]
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"lora.target: {error}") from error
+    if lora.target not in ("all", ["all"]):
+        check_adapted(adapted, lora.target, model_modules, experts)
     untie_adapted_head(adapted)
     if plain := list_plain_weights(adapted):
         logger.info("lora: no adapter on %s", ", ".join(plain))
@@ -87,7 +108,7 @@ def choose_targets(model: Any, lora: LoraOptions) -> tuple[str | list[str], list
         InputError: a name in `lora.target` fits nothing in the model, or the adapter has experts and dropout.
     """
     experts = list_expert_weights(model)
-    modules: str | list[str] = "all-linear"
+    modules = list_linear(model)
     if lora.target not in ("all", ["all"]):
         modules, experts = match_targets(model, lora.target, experts)
     if experts and lora.dropout:
@@ -96,6 +117,58 @@ def choose_targets(model: Any, lora: LoraOptions) -> tuple[str | list[str], list
             f"found {lora.dropout}; set it to 0, or lora.target to a list of other modules"
         )
     return modules, experts
+
+
+def check_adapted(adapted: Any, target: Sequence[str], modules: Sequence[str], experts: Sequence[str]) -> None:
+    """Check that PEFT adapts the named modules and no others.
+
+    For mixtures of experts that older versions of transformers stored otherwise, PEFT takes names such as `down_proj`
+    for the experts' weights, wherever they are.
+
+    Raises:
+        InputError: names a module with an adapter that was not named, or a named one without.
+    """
+    wanted = {module for module in modules if any(f".{module}".endswith(f".{name}") for name in target)}
+    wanted |= {weight.rpartition(".")[0] for weight in experts}
+    parameters = {
+        name.split(".lora_")[0] for name, _ in adapted.get_base_model().named_parameters() if ".lora_" in name
+    }
+    found = {name.replace(".base_layer", "") for name in parameters}
+    for kind, names in (("lacks", wanted - found), ("also adapts", found - wanted)):
+        if names:
+            raise InputError(
+                f"lora.target: expected an adapter of {', '.join(target)}, but PEFT's {kind} {min(names)} in "
+                f"{type(adapted.get_base_model()).__name__}; name other modules, or all"
+            )
+
+
+def list_linear(model: Any) -> str | list[str]:
+    """The linear layers for `lora.target: all`: PEFT's own choice, or names if that has layers that it cannot adapt.
+
+    Those are subclasses of a linear layer with other outputs, such as routers, and in models with Mamba layers the
+    projections that their kernels read directly.
+    """
+    head = model.get_output_embeddings()
+    linear = [(name, one) for name, one in model.named_modules() if isinstance(one, LINEAR) and one is not head]
+    is_mamba = model.config.model_type in MAMBA_TYPES
+    fit = [
+        name
+        for name, one in linear
+        if is_plain_linear(one) and not (is_mamba and name.rpartition(".")[2] in MAMBA_MODULES)
+    ]
+    return "all-linear" if len(fit) == len(linear) else fit
+
+
+def is_plain_linear(layer: Any) -> bool:
+    """Whether a linear layer maps (batch, length, inputs) to (batch, length, outputs), as an adapter expects."""
+    if type(layer) in LINEAR:
+        return True
+    weight = layer.weight
+    try:
+        found = layer(torch.zeros(1, 2, layer.in_features, dtype=weight.dtype, device=weight.device))
+    except ERRORS:
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == (1, 2, layer.out_features)
 
 
 def match_targets(model: Any, target: Sequence[str], experts: list[str]) -> tuple[list[str], list[str]]:

@@ -83,7 +83,8 @@ class HiddenSignal:
         self.head, self.transform = readers[0].head(device, dtype), readers[0].transform
         for reader in readers[1:]:
             other = reader.head(device, dtype)
-            if not torch.equal(other.weight, self.head.weight):
+            mine, theirs = self.head.state_dict(), other.state_dict()
+            if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine):
                 raise InputError(
                     f"{reader.folder}: expected the same head as in {readers[0].folder}, found another one; if the "
                     "adapters change the head, a pooled student needs signal: topk"

@@ -65,7 +65,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         logging.getLogger("distill").setLevel(logging.WARNING)
     device = select_device(run.device)
     run = replace(run, train=resolve_precision(run.train, device))
-    check_student(run)
+    run = check_student(run)
     if device.type == "cpu":
         keep_freed_memory()
     if run.train.strategy == "fsdp":

@@ -103,7 +103,9 @@ class LoraOptions:
         "without dropout.",
     )
     target: Literal["all"] | list[str] = option(
-        "Modules with an adapter: `all` linear layers and weights of experts, or a list of module names.",
+        "Modules with an adapter: `all` linear layers and weights of experts, or a list of module names. The log lists "
+        "what `all` leaves out: layers that an adapter does not fit, and in some mixtures of experts the dense layers "
+        "and shared experts, whose names PEFT takes for those of the experts.",
         "all",
         minItems=1,
         items={"minLength": 1},

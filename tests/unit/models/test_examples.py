@@ -67,4 +67,5 @@ def test_answers_with_a_token_beyond_the_embeddings_are_left_out(caplog):
     records = [make_record(), make_record("a <new> one")]
     kept = encode_examples(records, ChatTemplate(tokenizer, rows=rows), None, 1000)
     assert len(kept) == 1
-    assert "1 of 2 records are left out: they have an answer with a token" in caplog.text
+    said = "they have an answer with a token that the student's model lacks, first '<new>'"
+    assert f"1 of 2 records are left out: {said}" in caplog.text

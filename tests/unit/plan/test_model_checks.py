@@ -126,6 +126,19 @@ def test_weights_that_are_quantized_already_are_named(config, tmp_path, place, q
     assert not message or problems[0].startswith(message.format(path=path))
 
 
+def test_quantized_weights_are_neither_quantized_again_nor_copied(config, tmp_path):
+    path = "models/teacher/config.json"
+    (tmp_path / path).write_text(json.dumps({"model_type": "qwen2", "quantization_config": {"quant_method": "gptq"}}))
+    config["students"]["kd"]["teacher_quantization"] = "int8"
+    config["students"]["copy"] = config["students"]["kd"] | {"model": {"init": "copy_layers", "layers": 2}}
+    config["students"]["copy"]["teacher_quantization"] = None
+    expected = "expected none, since the weights are quantized already (gptq)"
+    assert find_model_problems(config, ["banks"]) == [
+        f"students.kd.teacher_quantization: {path}: {expected}, found int8",
+        f"students.copy.model: {path}: expected a teacher with layers to copy, found gptq weights",
+    ]
+
+
 def test_lora_targets_that_fit_nothing_are_named(config):
     targets = ["q_proj", "self_attn.v_proj", "lm_head", "c_attn"]
     lora = config["students"]["kd"]["lora"] = {"target": targets, "dropout": 0.05}

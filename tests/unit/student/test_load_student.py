@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from architectures import build as build_type
+from architectures import make_config
 from peft import PeftModel
 from tiny import build_model
 from training_runs import assert_same_weights, train_student, weights
@@ -21,7 +22,7 @@ from transformers import (
 from distill.common.errors import InputError
 from distill.models.split_check import check_split
 from distill.student.fsdp import list_layers
-from distill.student.load_student import add_lora, check_student, list_expert_weights
+from distill.student.load_student import add_lora, check_student, list_expert_weights, load_student
 from distill.student.options import LoraOptions
 
 SHAPE = {"vocab_size": 336, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 512}
@@ -215,3 +216,13 @@ def test_the_choice_of_targets_does_not_change_the_weights(options, records):
     before = AutoModelForCausalLM.from_pretrained(run.model).state_dict()
     others = [name for name in found if "q_proj.weight" not in name]
     assert_same_weights({n: found[n] for n in others}, {n: before[n] for n in others}, rtol=2**-8, atol=1e-6)
+
+
+def test_a_part_of_a_model_that_cannot_be_loaded_alone_is_refused(options, tokenizer, tmp_path):
+    """transformers loads the text part of Emu 3, whose configuration is that of no model by itself."""
+    build_type("emu3").save_pretrained(tmp_path / "emu")
+    make_config("emu3").save_pretrained(tmp_path / "emu")
+    tokenizer.save_pretrained(tmp_path / "emu")
+    run = options(model=str(tmp_path / "emu"))
+    with pytest.raises(InputError, match="cannot be trained: transformers loads it as a part of emu3"):
+        load_student(run, torch.device("cpu"))

@@ -55,7 +55,7 @@ def encode_examples(
             examples.append(example)
     student.log_control_tokens([message["content"] for message in record["messages"]] for record in records)
     check_opened(records, student, what)
-    report_left_out(len(records), len(examples), foreign, student, max_length, what, may_be_empty)
+    report_left_out(len(records), len(examples), foreign, student, max_length, what, may_be_empty, vocabulary is None)
     return examples
 
 
@@ -84,7 +84,14 @@ def check_opened(records: Sequence[dict[str, Any]], chat: ChatTemplate, what: st
 
 
 def report_left_out(
-    total: int, kept: int, foreign: Sequence[int], chat: ChatTemplate, max_length: int, what: str, may_be_empty: bool
+    total: int,
+    kept: int,
+    foreign: Sequence[int],
+    chat: ChatTemplate,
+    max_length: int,
+    what: str,
+    may_be_empty: bool,
+    is_alone: bool,
 ) -> None:
     """Warn of records that are left out.
 
@@ -93,6 +100,7 @@ def report_left_out(
         foreign: a token of each answer that has one that a model lacks.
         chat: the student's chat template.
         max_length, what, may_be_empty: see `encode_examples`.
+        is_alone: whether the student shares its tokens with no teacher, so that only its own embeddings count.
 
     Raises:
         InputError: no record is left.
@@ -101,12 +109,15 @@ def report_left_out(
     if foreign:
         token = chat.tokenizer.convert_ids_to_tokens(foreign[0])
         end = ", which ends each turn in the student's chat template" if foreign[0] == chat.end_of_turn else ""
-        reasons[f"have an answer with a token that the teacher or its model lacks, first {token!r}{end}"] = len(foreign)
+        lacking = "the student's model lacks" if is_alone else "the teacher or its model lacks"
+        reasons[f"have an answer with a token that {lacking}, first {token!r}{end}"] = len(foreign)
     if too_long := total - kept - len(foreign):
         reasons[f"are longer than max_length = {max_length}"] = too_long
     if total and not kept and not may_be_empty:
         listed = ", ".join(f"{count} of {total} {reason}" for reason, count in reasons.items())
-        advice = "raise max_length" if too_long else "choose a student with the teacher's tokens, or method seqkd"
+        other = "choose a student with the teacher's tokens, or method seqkd"
+        own = "add embeddings for these tokens to the model, or choose another one"
+        advice = "raise max_length" if too_long else own if is_alone else other
         raise InputError(f"no {what} are left: {listed}; {advice}")
     for reason, count in reasons.items():
         logger.warning("%d of %d %s are left out: they %s", count, total, what, reason)

@@ -279,6 +279,11 @@ def load_model(
         raise InputError(f"{model}: cannot load the model: {error}") from error
     loaded, report = result
     check_loaded(model, loaded, report)
+    if trainable and type(loaded.config) not in AutoModelForCausalLM._model_mapping:
+        raise InputError(
+            f"{model}: {type(loaded).__name__} cannot be trained: transformers loads it as a part of "
+            f"{skeleton.config.model_type}, and cannot load it again when it is saved alone"
+        )
     align_devices(loaded)
     if adapter:
         loaded = load_adapter(loaded, adapter, merge=not getattr(loaded, "is_quantized", False))

@@ -134,9 +134,18 @@ def check_stored_quantization(config: Config, folder: str, place: str) -> Iterat
     if place.startswith("students."):
         expected = "a student with weights that are not quantized"
         yield f"{place}: {path}: quantization_config: expected {expected}, found {name}"
-    elif (wanted := config["teacher"]["quantization"]) != "none":
-        expected = f"none, since the weights are quantized already ({name})"
-        yield f"teacher.quantization: {path}: expected {expected}, found {wanted}"
+        return
+    expected = f"none, since the weights are quantized already ({name})"
+    wanted = {"teacher.quantization": config["teacher"]["quantization"]}
+    wanted |= {
+        f"students.{one}.teacher_quantization": s["teacher_quantization"] for one, s in config["students"].items()
+    }
+    for key, found in wanted.items():
+        if found not in ("none", None):
+            yield f"{key}: {path}: expected {expected}, found {found}"
+    for student, settings in config["students"].items():
+        if not isinstance(settings["model"], str):
+            yield f"students.{student}.model: {path}: expected a teacher with layers to copy, found {name} weights"
 
 
 def check_lora(config: Config, folder: str, place: str) -> Iterator[str]:

@@ -110,9 +110,7 @@ class ErrorReader:
             words: what the server says.
             name: name of the error for the message.
         """
-        text = (
-            f"{name}: {self.redact(words if isinstance(words, str) and not words.strip() else repr(words))}{self.proxy}"
-        )
+        text = f"{name}: {self.redact(repr(words))}{self.proxy}"
         if status in (401, 403):
             state = "has another value" if self.key else "is not set"
             expected = f"expected a valid key in the environment variable {self.api_key_env}, which {state}"

@@ -148,13 +148,19 @@ def test_lora_targets_that_fit_nothing_are_named(config):
     assert find_model_problems(config, ["banks"]) == []
 
 
-def test_dropout_for_experts_is_named(config, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("mlp.experts.0.up_proj.weight", torch.zeros(2, 2)),
+        ("block_sparse_moe.input_linear.weight", torch.zeros(2, 2, 2)),
+    ],
+)
+def test_dropout_for_experts_is_named(config, tmp_path, name, weight):
     lora = config["students"]["kd"]["lora"] = {"target": "all", "dropout": 0.05}
-    weights = {f"model.layers.0.mlp.experts.{number}.up_proj.weight": torch.zeros(2, 2) for number in range(2)}
-    save_file(weights, tmp_path / "models/student/model.safetensors")
+    name = "model.layers.0." + name
+    save_file({name: weight}, tmp_path / "models/student/model.safetensors")
     (problem,) = find_model_problems(config, ["banks"])
     expected = "expected 0, since the adapter includes the weights of experts in models/student"
-    name = "model.layers.0.mlp.experts.0.up_proj.weight"
     assert problem == f"students.kd.lora.dropout: {expected} ({name}), found 0.05"
     for change in ({"dropout": 0.0}, {"dropout": 0.05, "target": ["q_proj"]}):
         lora |= change
@@ -167,6 +173,19 @@ def test_an_adapter_without_a_module_in_the_model_is_named(config, tmp_path):
     place = "teacher.adapter: adapters/banks/adapter_config.json: target_modules"
     expected = "expected modules of models/teacher, found none of them there: dense, query_key_value"
     assert problem == f"{place}: {expected}"
+
+
+def test_a_model_without_weights_is_named(config, tmp_path):
+    (tmp_path / "models/student/model.safetensors").unlink()
+    (problem,) = find_model_problems(config, ["banks"])
+    assert problem.startswith("students.kd.model: models/student: expected weights (.safetensors, ")
+
+
+def test_a_chat_template_with_a_syntax_error_is_named(config, tmp_path):
+    (tmp_path / "models/student/chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    (problem,) = find_model_problems(config, ["banks"])
+    assert problem.startswith("students.kd.model: models/student/chat_template.jinja: chat_template: expected a Jinja ")
+    assert problem.endswith("(line 2)")
 
 
 def test_a_model_without_a_tokenizer_is_named(config, tmp_path):

@@ -13,13 +13,14 @@ from distill.common.variants import VARIANTS
 from distill.models.architectures import UNGENERATED, UNSUPPORTED
 from distill.models.fingerprint import read_header
 from distill.models.hub_names import get_folder
-from distill.models.template_variables import CHANNEL, find_unknown_variables
+from distill.models.template_variables import CHANNEL, find_syntax_error, find_unknown_variables
 from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
 from distill.student.divergences import METHODS
 
 LORA_B = re.compile(r"base_model\.model\.(.+)\.lora_B\.weight$")
 PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -46,6 +47,7 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
         for folder, place in list_models(config, categories)
         for problem in (
             *check_template(folder, place, list_template_arguments(config, place)),
+            *check_weights(folder, place),
             *check_stored_quantization(config, folder, place),
             *check_lora(config, folder, place),
         )
@@ -117,11 +119,19 @@ def check_template(folder: str, place: str, arguments: Iterable[str]) -> Iterato
     if not template:
         yield f"{place}: {path}: chat_template: expected a chat template, found none"
         return
+    if syntax := find_syntax_error(template):
+        yield f"{place}: {path}: chat_template: expected a Jinja template, found an error: {syntax}"
     if CHANNEL in template:
         yield f"{place}: {path}: chat_template: expected answers that are text, found channels ({CHANNEL})"
     parent = place.rpartition(".")[0]
     for name in find_unknown_variables(template, list(arguments)):
         yield f"{parent}.template_arguments: {path}: expected variables of the chat template, found {name!r}"
+
+
+def check_weights(folder: str, place: str) -> Iterator[str]:
+    """Yield a problem if a folder with a configuration has no weights."""
+    if not any(path.suffix in WEIGHTS for path in Path(folder).iterdir()):
+        yield f"{place}: {folder}: expected weights ({', '.join(WEIGHTS)}), found none"
 
 
 def check_stored_quantization(config: Config, folder: str, place: str) -> Iterator[str]:
@@ -156,7 +166,8 @@ def check_lora(config: Config, folder: str, place: str) -> Iterator[str]:
         return
     owner = place.removesuffix(".model")
     is_all = lora["target"] in ("all", ["all"])
-    if experts := sorted(name for name in weights if ".experts." in name):
+    shapes = read_shapes(folder)
+    if experts := sorted(name for name in weights if is_expert(name, shapes[name])):
         # They have other names in the file than in the model, so a list is left to the training.
         if is_all and lora["dropout"]:
             expected = f"expected 0, since the adapter includes the weights of experts in {folder} ({experts[0]})"
@@ -166,6 +177,11 @@ def check_lora(config: Config, folder: str, place: str) -> Iterator[str]:
         return
     for name in find_missing_modules(lora["target"], weights | {"lm_head.weight"}):  # not in the file if tied
         yield f"{owner}.lora.target: expected modules of {folder}, found none there named {name!r}"
+
+
+def is_expert(name: str, shape: Sequence[int]) -> bool:
+    """Whether a weight in a file belongs to experts, which may be stacked to three dimensions."""
+    return ".experts." in name or ("moe" in name and len(shape) == len(("experts", "rows", "columns")))
 
 
 def find_missing_modules(targets: Sequence[str], weights: set[str]) -> list[str]:

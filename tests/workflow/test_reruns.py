@@ -97,10 +97,6 @@ def change_text(path):
     path.write_text(path.read_text() + " ")
 
 
-def cut_off(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
 LOADING = {"generate_answers", "predict_answers", "train_student"}
 
 
@@ -110,14 +106,13 @@ LOADING = {"generate_answers", "predict_answers", "train_student"}
         ("teacher/model.safetensors", change_weights, LOADING, LOADING),
         pytest.param("teacher/chat_template.jinja", change_text, LOADING, LOADING, marks=pytest.mark.slow),
         ("adapters/banks/adapter_model.safetensors", change_weights, LOADING, set()),
-        pytest.param("adapters/banks/adapter_model.safetensors", cut_off, LOADING, set(), marks=pytest.mark.slow),
         ("student/model.safetensors", change_weights, LOADING - {"generate_answers"}, LOADING - {"generate_answers"}),
         pytest.param(
             *("student/tokenizer.json", change_text, LOADING - {"generate_answers"}, LOADING - {"generate_answers"}),
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["teacher", "template", "adapter", "broken adapter", "student", "student's tokenizer"],
+    ids=["teacher", "template", "adapter", "student", "student's tokenizer"],
 )
 def test_a_changed_model_reruns_what_loads_it(copy, name, change, banks, households):
     change(copy / "models" / name)

@@ -227,6 +227,16 @@ def test_weights_of_an_adapter_that_are_not_the_models_are_named(config, tmp_pat
     assert not said or said in problems[0]
 
 
+@pytest.mark.parametrize("name", ["adapters/banks/adapter_model.safetensors", "models/teacher/model.safetensors"])
+def test_a_file_of_weights_that_was_cut_off_is_named(config, tmp_path, name):
+    folder = tmp_path / "adapters/banks"
+    write_adapter(folder, target_modules=["q_proj"])
+    save_file({"base_model.model.q_proj.lora_B.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{name}: expected "):
+        find_model_problems(config, ["banks"])
+
+
 def test_an_adapter_of_a_tied_head_is_fine(config, tmp_path):
     write_adapter(tmp_path / "adapters/banks", target_modules=["lm_head"])
     assert find_model_problems(config, ["banks"]) == []

@@ -35,7 +35,9 @@ from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.models.chat import ChatTemplate
 from distill.models.load import load_model
+from distill.models.logits import IDENTITY
 from distill.student import train_student as student_module
+from distill.student.teacher_signal import HiddenSignal
 from distill.teacher import compute_signal as signal_jobs
 from distill.teacher import signal_shards, signal_teacher
 from distill.teacher.compute_signal import compare_signal, compute_signal
@@ -733,3 +735,27 @@ def test_a_tied_head_is_stored_as_well(signal, models, records, tokenizer):
     head = SignalReader(kept["out"]).head(torch.device("cpu"))
     tied = build_model(352, 32, seed=1, tied=True)
     assert torch.equal(head.weight, tied.get_input_embeddings().weight)
+
+
+class StoredHead:
+    """A reader of signals with a head."""
+
+    transform = IDENTITY
+
+    def __init__(self, folder, linear):
+        self.folder, self.linear = folder, linear
+
+    def head(self, device, dtype):
+        return self.linear
+
+
+def test_heads_that_differ_in_their_bias_only_are_told_apart():
+    """As those of two adapters with `bias: all` on a model whose head has a bias."""
+    heads = [torch.nn.Linear(3, 5) for _ in range(3)]
+    for head in heads[1:]:
+        head.load_state_dict(heads[0].state_dict())
+    readers = [StoredHead(str(number), head) for number, head in enumerate(heads)]
+    HiddenSignal(readers, torch.device("cpu"), torch.float32)
+    heads[2].bias.data[1] += 2.0
+    with pytest.raises(InputError, match="2: expected the same head as in 0, found another one"):
+        HiddenSignal(readers, torch.device("cpu"), torch.float32)

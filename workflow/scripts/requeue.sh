@@ -72,6 +72,11 @@ requeue_job() {
 end_job() {
   local code=$1
   [[ -z $watching ]] || kill "$watching" 2> /dev/null || true
+  # Slurm signals one process after the other: the command may have ended before this shell has its signal.
+  if [[ -z $stopped && ($code == 143 || $code == 138) ]]; then
+    sleep 2 &
+    wait $! || true
+  fi
   if [[ $stopped && ($code == 143 || $code == 138) ]]; then requeue_job; fi
   exit "$code"
 }

@@ -85,6 +85,17 @@ def test_a_command_that_a_signal_ends_is_waited_for_and_queued_again(tell, numbe
     assert asked == "requeue Incomplete 7\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_shell_may_have_its_signal_after_the_command_has_ended(start, number):
+    job = start(128 + number)
+    os.kill(job.started(), number)
+    time.sleep(0.8)  # the command takes 0.3 s to end
+    os.kill(job.process.pid, number)
+    code, output, asked = job.end()
+    assert (code, asked) == (128 + number, "requeue Incomplete 7\n")
+    assert "job 7 is requeued" in output
+
+
 def test_one_that_ends_well_in_spite_of_it_is_not(tell):
     assert tell(0) == (0, "kept\n", "")
 

@@ -237,6 +237,35 @@ def test_a_file_of_weights_that_was_cut_off_is_named(config, tmp_path, name):
         find_model_problems(config, ["banks"])
 
 
+@pytest.mark.parametrize(
+    ("names", "settings"),
+    [
+        (["model.layers.0.self_attn.q_proj.qweight"], {"quantization_config": {"quant_method": "gptq"}}),
+        (["model.layers.0.self_attn.q_proj.weight"], {"quantization_config": {"quant_method": "bitsandbytes"}}),
+        (["h.0.attn.c_attn.weight"], {}),
+        (["model.layers.0.self_attn.k_proj.weight"], {"text_config": {}}),
+        (["model.layers.0.mlp.experts.0.up_proj.weight"], {}),
+    ],
+    ids=["GPTQ", "packed", "GPT-2", "parts", "experts"],
+)
+def test_weights_with_other_names_or_shapes_in_the_file_are_left_to_the_job(config, tmp_path, names, settings):
+    folder = tmp_path / "adapters/banks"
+    write_adapter(folder)
+    path = tmp_path / "models/teacher/config.json"
+    path.write_text(json.dumps({"model_type": "qwen2"} | settings))
+    save_file({name: torch.zeros(7, 1) for name in names}, tmp_path / "models/teacher/model.safetensors")
+    weights = {"base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.zeros(2, 1)}
+    save_file(weights, folder / "adapter_model.safetensors")
+    assert find_model_problems(config, ["banks"]) == []
+
+
+def test_named_chat_templates_are_read(config, tmp_path):
+    template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}{% endfor %}"
+    named = [{"name": "default", "template": template}, {"name": "tool_use", "template": template + "{{ tools }}"}]
+    (tmp_path / "models/student/tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert find_model_problems(config, ["banks"]) == []
+
+
 def test_an_adapter_of_a_tied_head_is_fine(config, tmp_path):
     write_adapter(tmp_path / "adapters/banks", target_modules=["lm_head"])
     assert find_model_problems(config, ["banks"]) == []

@@ -18,6 +18,7 @@ from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
 from distill.student.divergences import METHODS
 
+NAMED_ALIKE = re.compile(r"(model|lm_head)\.(?!.*expert)")
 LORA_B = re.compile(r"base_model\.model\.(.+)\.lora_B\.weight$")
 PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
@@ -113,7 +114,9 @@ def check_template(folder: str, place: str, arguments: Iterable[str]) -> Iterato
     if alone.is_file():
         path, template = alone, alone.read_text(encoding="utf-8")
     elif path.is_file() and not (Path(folder) / "chat_template.json").is_file():
-        template = str(read_json(path).get("chat_template") or "")
+        found = read_json(path).get("chat_template") or ""
+        named = found if isinstance(found, list) else [{"template": found}]
+        template = "\n".join(str(one.get("template", "")) for one in named)
     else:
         return
     if not template:
@@ -322,8 +325,12 @@ def check_adapter_weights(adapter: str, model: str) -> Iterator[str]:
     found = {name: LORA_B.match(name) for name in shapes}
     rows = {match[1]: shapes[name][0] for name, match in found.items() if match and shapes[name]}
     known = {module: base[f"{module}.weight"][0] for module in rows if base.get(f"{module}.weight")}
-    is_changed = any("expert" in name for name in base)  # other names in the file than in the model
-    if rows and base and not known and not is_changed and settings.get("peft_type") == "LORA":
+    config = read_json(Path(model) / "config.json") if base else {}
+    if "quantization_config" in config:
+        return  # quantized weights have other names and shapes
+    # Models in several parts, experts and other names than these are renamed when transformers loads them.
+    is_plain = "text_config" not in config and all(NAMED_ALIKE.match(name) for name in base)
+    if rows and base and is_plain and not known and "lm_head" not in rows and settings.get("peft_type") == "LORA":
         yield f"teacher.adapter: {adapter}: expected weights of modules of {model}, found none there named {min(rows)}"
     for module in sorted(known):
         if rows[module] != known[module] and not settings.get("fan_in_fan_out"):

@@ -260,7 +260,7 @@ def test_weights_with_other_names_or_shapes_in_the_file_are_left_to_the_job(conf
 
 
 def test_named_chat_templates_are_read(config, tmp_path):
-    template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}{% endfor %}"
+    template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + \"\\n\" + m['content'] }}{% endfor %}"
     named = [{"name": "default", "template": template}, {"name": "tool_use", "template": template + "{{ tools }}"}]
     (tmp_path / "models/student/tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert find_model_problems(config, ["banks"]) == []

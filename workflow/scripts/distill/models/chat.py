@@ -29,7 +29,8 @@ CONTEXTS = ("\n", "a", "0", ")")  # what may stand before an answer that a token
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
 # A tag at the end of a prompt; those with other brackets than `<` and `>` only if they are about reasoning.
 OPENED = re.compile(r"(<[^<>/|\s]+>|\[[A-Z_]+\]|◁[^◁▷/\s]+▷|<\|[^<>|/]+\|>)\s*$")
-NO_REASONING = re.compile(r"<think>\s*</think>\s*")  # what Qwen3's template writes with `enable_thinking: false`
+# What Qwen3's template writes at the end of a prompt with `enable_thinking: false`.
+NO_REASONING = re.compile(r"<think>\s*</think>\s*")
 REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
 Message = dict[str, str]
@@ -272,10 +273,10 @@ class ChatTemplate:
         runs = []
         for is_special, run in groupby(ids, key=lambda token: token in special):
             tokens = list(run)
-            behind = self.tokenizer.decode([*start, *tokens])
             if is_special:
                 text = "".join(self.tokenizer.convert_ids_to_tokens(tokens))
             else:
+                behind = self.tokenizer.decode([*start, *tokens])
                 text = behind[len(before) :] if behind.startswith(before) else self.tokenizer.decode(tokens)
             runs.append((is_special, text))
         return runs

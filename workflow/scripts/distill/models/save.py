@@ -49,27 +49,25 @@ def reset_invalid(generation: Any) -> None:
     Args:
         generation: GenerationConfig of a model, changed in place.
     """
-    try:
-        generation.validate(strict=True)
+    if (reason := find_contradiction(generation)) is None:
         return
-    except ValueError as error:
-        reason = str(error)
     default = GenerationConfig()
     is_sampled = any(getattr(generation, name, None) not in (None, getattr(default, name)) for name in SAMPLING)
     if is_sampled:
         generation.do_sample = True
-    for name in () if is_valid(generation) else BEAMS:
-        setattr(generation, name, getattr(default, name))
+    if find_contradiction(generation):
+        for name in BEAMS:
+            setattr(generation, name, getattr(default, name))
     logger.warning("generation_config.json: settings that contradict each other were reset: %s", reason)
 
 
-def is_valid(generation: Any) -> bool:
-    """Whether transformers would write generation settings."""
+def find_contradiction(generation: Any) -> str | None:
+    """Return why transformers would not write generation settings; None if it would."""
     try:
         generation.validate(strict=True)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def set_stop_tokens(generation: Any, tokenizer: Any) -> bool:

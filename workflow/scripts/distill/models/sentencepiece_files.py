@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, normalizers
 from transformers import LlamaTokenizer
 
@@ -30,6 +28,8 @@ def check_sentencepiece(model: str, tokenizer: Any) -> Any:
     path = Path(model) / "tokenizer.model"
     if not path.is_file() or (path.parent / "tokenizer.json").is_file():
         return tokenizer
+    import sentencepiece
+
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except RuntimeError:  # the file is in the format of tiktoken, which transformers reads, too
@@ -47,6 +47,8 @@ def check_sentencepiece(model: str, tokenizer: Any) -> Any:
 
 def add_normalization(tokenizer: Any, path: Path) -> None:
     """Make a tokenizer normalize text as the SentencePiece file says: replaced characters, no further spaces."""
+    from sentencepiece import sentencepiece_model_pb2
+
     proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf builds the class
     proto.ParseFromString(path.read_bytes())
     parts: list[Any] = []

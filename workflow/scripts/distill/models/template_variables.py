@@ -32,9 +32,10 @@ def find_unknown_variables(template: Any, names: Iterable[str]) -> list[str]:
         template: text of the template, or texts by name.
         names: names to look for. If the template is not valid Jinja, one that occurs anywhere in it counts as read.
     """
+    names = list(names)
     texts = list(template.values()) if isinstance(template, dict) else [str(template)]
     read: set[str] = set()
-    for text in texts:
+    for text in texts if names else ():
         try:
             read |= meta.find_undeclared_variables(parse(text))
         except TemplateError:

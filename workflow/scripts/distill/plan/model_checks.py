@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
 from distill.student.divergences import METHODS
 
+ADAPTER = "adapter_config.json"
 NAMED_ALIKE = re.compile(r"(model|lm_head)\.(?!.*expert)")
 LORA_B = re.compile(r"base_model\.model\.(.+)\.lora_B\.weight$")
 PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
@@ -42,10 +43,11 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     Returns:
         One line per problem, with the place in the configuration and the file.
     """
-    models = dict(list_models(config, categories))
+    listed = list(list_models(config, categories))
+    models = dict(listed)
     problems = [
         problem
-        for folder, place in list_models(config, categories)
+        for folder, place in listed
         for problem in (
             *check_template(folder, place, list_template_arguments(config, place)),
             *check_weights(folder, place),
@@ -61,9 +63,12 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     if teacher in models:
         problems += check_tokenizers(config, models, teacher)
     adapters = dict.fromkeys(filter(None, (get_adapter(config, category) for category in categories)))
-    for adapter in adapters:
-        if not get_made_files(config, adapter):
-            problems += [*check_adapter_fits(adapter, teacher), *check_adapter_weights(adapter, teacher)]
+    own = [
+        adapter for adapter in adapters if (Path(adapter) / ADAPTER).is_file() and not get_made_files(config, adapter)
+    ]
+    base = read_shapes(teacher) if own else {}
+    for adapter in own:
+        problems += [*check_adapter_fits(adapter, teacher, base), *check_adapter_weights(adapter, teacher, base)]
     return problems
 
 
@@ -164,13 +169,11 @@ def check_stored_quantization(config: Config, folder: str, place: str) -> Iterat
 def check_lora(config: Config, folder: str, place: str) -> Iterator[str]:
     """Yield a problem for names in a student's `lora.target` that fit no weight, and for experts with dropout."""
     lora = get_owner(config, place).get("lora")
-    weights = list_weights(folder)
-    if not lora or not weights:
+    if not lora or not (shapes := read_shapes(folder)):
         return
     owner = place.removesuffix(".model")
     is_all = lora["target"] in ("all", ["all"])
-    shapes = read_shapes(folder)
-    if experts := sorted(name for name in weights if is_expert(name, shapes[name])):
+    if experts := sorted(name for name, shape in shapes.items() if is_expert(name, shape)):
         # They have other names in the file than in the model, so a list is left to the training.
         if is_all and lora["dropout"]:
             expected = f"expected 0, since the adapter includes the weights of experts in {folder} ({experts[0]})"
@@ -178,18 +181,21 @@ def check_lora(config: Config, folder: str, place: str) -> Iterator[str]:
         return
     if is_all:
         return
-    for name in find_missing_modules(lora["target"], weights | {"lm_head.weight"}):  # not in the file if tied
+    for name in find_missing_modules(lora["target"], shapes):
         yield f"{owner}.lora.target: expected modules of {folder}, found none there named {name!r}"
 
 
 def is_expert(name: str, shape: Sequence[int]) -> bool:
     """Whether a weight in a file belongs to experts, which may be stacked to three dimensions."""
-    return ".experts." in name or ("moe" in name and len(shape) == len(("experts", "rows", "columns")))
+    return ".experts." in name or ("moe" in name and len(shape) == 3)
 
 
-def find_missing_modules(targets: Sequence[str], weights: set[str]) -> list[str]:
-    """Return the targets of an adapter, names of modules or ends of them, that fit no weight."""
-    modules = {name.rpartition(".")[0] for name in weights}
+def find_missing_modules(targets: Sequence[str], weights: Iterable[str]) -> list[str]:
+    """Return the targets of an adapter, names of modules or ends of them, that fit no weight.
+
+    The head counts as there, since a tied one is not in the file.
+    """
+    modules = {name.rpartition(".")[0] for name in weights} | {"lm_head"}
     return [target for target in targets if not any(f".{module}".endswith(f".{target}") for module in modules)]
 
 
@@ -292,16 +298,19 @@ def check_tokenizers(config: Config, models: dict[str, str], teacher: str) -> It
                 yield f"students.{student}.model: {error}"
 
 
-def check_adapter_fits(adapter: str, model: str) -> Iterator[str]:
-    """Yield a problem if an adapter names modules and its base model, both on disk, has none of them."""
-    path = Path(adapter) / "adapter_config.json"
-    weights = list_weights(model)
-    if not path.is_file() or not weights:
-        return
+def check_adapter_fits(adapter: str, model: str, base: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Yield a problem if an adapter names modules and its base model has none of them.
+
+    Args:
+        adapter: folder of the adapter.
+        model: its base model.
+        base: shapes of the weights in the base model's files; empty if they are not there.
+    """
+    path = Path(adapter) / ADAPTER
     targets = read_json(path).get("target_modules")
-    if not isinstance(targets, list):
+    if not base or not isinstance(targets, list):
         return  # a regular expression, or all linear layers
-    missing = find_missing_modules(targets, weights | {"lm_head.weight"})  # not in the file if tied
+    missing = find_missing_modules(targets, base)
     if targets and len(missing) == len(targets):
         yield (
             f"teacher.adapter: {path}: target_modules: expected modules of {model}, found none of them there: "
@@ -309,11 +318,13 @@ def check_adapter_fits(adapter: str, model: str) -> Iterator[str]:
         )
 
 
-def check_adapter_weights(adapter: str, model: str) -> Iterator[str]:
-    """Yield a problem if the weights of a LoRA adapter are not those of modules of its base model, both on disk."""
-    path = Path(adapter) / "adapter_config.json"
-    if not path.is_file():
-        return
+def check_adapter_weights(adapter: str, model: str, base: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Yield a problem if the weights of a LoRA adapter are not those of modules of its base model.
+
+    Args:
+        adapter, model, base: see `check_adapter_fits`.
+    """
+    path = Path(adapter) / ADAPTER
     settings = read_json(path)
     if (kind := settings.get("peft_type")) in PROMPT_TYPES:
         yield f"teacher.adapter: {path}: peft_type: expected an adapter of weights, such as LORA, found {kind}"
@@ -321,7 +332,6 @@ def check_adapter_weights(adapter: str, model: str) -> Iterator[str]:
     if settings.get("alora_invocation_tokens"):
         yield f"teacher.adapter: {path}: alora_invocation_tokens: expected none, since the adapter is merged"
     shapes = read_shapes(adapter, "adapter_model*.safetensors")
-    base = read_shapes(model)
     found = {name: LORA_B.match(name) for name in shapes}
     rows = {match[1]: shapes[name][0] for name, match in found.items() if match and shapes[name]}
     known = {module: base[f"{module}.weight"][0] for module in rows if base.get(f"{module}.weight")}
@@ -350,8 +360,3 @@ def read_shapes(folder: str, pattern: str = "*.safetensors") -> dict[str, list[i
         finally:
             os.close(file)
     return shapes
-
-
-def list_weights(model: str) -> set[str]:
-    """Names of the weights in a folder's safetensors files; empty for other formats."""
-    return set(read_shapes(model))

@@ -15,6 +15,7 @@ from distill.common.files import escape_line, read_jsonl, write_jsonl
 from distill.common.options import add_options
 from distill.generation.answer_cache import CacheWriter, read_cache
 from distill.generation.cached_engine import to_record
+from distill.generation.chat_client import ChatClient
 from distill.generation.engine import RefusedError, build_engine
 from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.options import EngineOptions
@@ -38,9 +39,9 @@ def make_prompts(count):
     ]
 
 
-def make_engine(url, sampling=GREEDY, model="m", **options):
-    defaults = {"api_key_env": "STILLHOUSE_TEST_KEY", "concurrency": 4, "timeout": 60.0, "request_retries": 2}
-    return OpenAIEngine(model, sampling, url, **(defaults | options))
+def make_engine(url, sampling=GREEDY, model="m", concurrency=4, **options):
+    defaults = {"api_key_env": "STILLHOUSE_TEST_KEY", "timeout": 60.0, "request_retries": 2}
+    return OpenAIEngine(ChatClient(model, sampling, url, **(defaults | options)), concurrency)
 
 
 def collect(batches):
@@ -877,6 +878,7 @@ def test_a_caller_that_fails_ends_cleanly():
     code = """
 import logging, sys
 from distill.common.errors import run_script
+from distill.generation.chat_client import ChatClient
 from distill.generation.sampling import Request, Sampling
 from distill.generation.openai_engine import OpenAIEngine
 
@@ -884,7 +886,7 @@ from distill.generation.openai_engine import OpenAIEngine
 logging.getLogger("asyncio").addFilter(lambda record: " took " not in record.getMessage())
 
 def main():
-    engine = OpenAIEngine("m", Sampling(), sys.argv[1], concurrency=4)
+    engine = OpenAIEngine(ChatClient("m", Sampling(), sys.argv[1]), concurrency=4)
     for batch in engine.generate([Request(i, str(i), "s", f"me={i}.5: estimate") for i in range(100)]):
         raise OSError(28, "No space left on device", "answers.jsonl")
 
@@ -918,8 +920,9 @@ def parse(*argv):
 def test_the_command_line_builds_the_engine():
     options = ["--api-key-env", "K", "--concurrency", "3", "--timeout", "1.5", "--request-retries", "0"]
     engine = build_engine(parse("--engine", "openai", "--base-url", "http://h/v1", "--seed", "5", *options))
-    assert (engine.model, engine.base_url, engine.sampling.seed, engine.concurrency) == ("m", "http://h/v1", 5, 3)
-    assert (engine.client.timeout, engine.client.request_retries, engine.client.errors.api_key_env) == (1.5, 0, "K")
+    client = engine.client
+    assert (client.model, client.base_url, client.sampling.seed, engine.concurrency) == ("m", "http://h/v1", 5, 3)
+    assert (client.timeout, client.request_retries, client.errors.api_key_env) == (1.5, 0, "K")
 
 
 @pytest.mark.parametrize(

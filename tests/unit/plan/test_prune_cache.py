@@ -15,6 +15,7 @@ import generate_answers
 from distill.common.errors import InputError
 from distill.common.files import write_jsonl
 from distill.generation.answer_cache import CacheWriter, read_cache
+from distill.generation.chat_client import ChatClient
 from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.sampling import Sampling
 from distill.plan.command_lines import generate_flags, generate_run_flags
@@ -162,7 +163,7 @@ def test_answers_in_bfloat16_are_kept_for_gpus_with_and_without_it(configure, as
 def test_answers_from_a_server_are_found_without_the_server(configure, run, directory):
     students = {"student": {"model": "models/student", "method": "seqkd"}}
     configure(engine="openai", base_url="http://127.0.0.1:9/v1", model="served", students=students)
-    engine = OpenAIEngine("served", Sampling(24, 1.0), "http://elsewhere/v1")
+    engine = OpenAIEngine(ChatClient("served", Sampling(24, 1.0), "http://elsewhere/v1"))
     with CacheWriter(directory / "artifacts/cache/teacher" / engine.fingerprint(), engine.describe()) as writer:
         writer.add([answer("a")])
     text = run("list")

@@ -11,12 +11,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from httpx2 import InvalidURL  # the client library's own dependency
 from openai import AsyncOpenAI, BadRequestError, OpenAIError, Timeout, UnprocessableEntityError
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential
 
 from distill.common.errors import InputError
 from distill.generation.chat_response import BodyError, read_reply
 from distill.generation.sampling import Generated, Request, Sampling, drop_cut_character, stream_digest
+from distill.generation.server_address import check_address
 from distill.generation.server_errors import ErrorReader, Problem
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class ChatClient:
         template_arguments: further variables of the chat template, which the server renders.
 
     Raises:
-        InputError: the key contains characters that a header cannot.
+        InputError: `base_url` is not an http address, or the key contains characters that a header cannot.
     """
 
     def __init__(
@@ -55,25 +57,39 @@ class ChatClient:
         model: str,
         sampling: Sampling,
         base_url: str,
-        api_key_env: str,
-        timeout: float,
-        request_retries: int,
-        template_arguments: Mapping[str, Any],
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 600.0,
+        request_retries: int = 8,
+        template_arguments: Mapping[str, Any] | None = None,
     ):
+        check_address(base_url)
         self.model, self.sampling, self.base_url = model, sampling, base_url
         self.timeout, self.request_retries = timeout, request_retries
-        self.template_arguments = dict(template_arguments)
+        self.template_arguments = dict(template_arguments or {})
         self.key = read_key(api_key_env)
         self.errors = ErrorReader(base_url, self.key, api_key_env, timeout)
         self.limit_name = "max_tokens"
         self.is_checked = self.lacks_usage = False
 
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the answers of the server."""
+        found: dict[str, Any] = {"model": self.model, "sampling": self.sampling.digest_parts()}
+        return found | ({"template_arguments": self.template_arguments} if self.template_arguments else {})
+
     def open(self) -> AsyncOpenAI:
-        """Return the client library's object with these settings."""
+        """Return the client library's object with these settings.
+
+        Raises:
+            InputError: a proxy of the environment has no valid address, or needs a package that is not installed.
+        """
         timeout = Timeout(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
-        return AsyncOpenAI(
-            api_key=self.key or "none", base_url=self.base_url, timeout=timeout, max_retries=self.request_retries
-        )
+        try:
+            return AsyncOpenAI(
+                api_key=self.key or "none", base_url=self.base_url, timeout=timeout, max_retries=self.request_retries
+            )
+        except (ImportError, ValueError, InvalidURL) as error:
+            names = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+            raise InputError(f"expected the address of a proxy in {names} that can be used: {error}") from error
 
     async def check_server(self, client: AsyncOpenAI) -> None:
         """Check once, before the first request, that the server serves the model under this name.

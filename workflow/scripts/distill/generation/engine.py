@@ -133,18 +133,19 @@ def build_transformers(args: argparse.Namespace) -> Engine:
 
 def build_openai(args: argparse.Namespace) -> Engine:
     """Build the engine `openai`. The server determines dtype and device."""
+    from distill.generation.chat_client import ChatClient
     from distill.generation.openai_engine import OpenAIEngine
 
-    return OpenAIEngine(
+    client = ChatClient(
         args.model,
         read_options(args, Sampling),
         args.base_url,
         args.api_key_env,
-        args.concurrency,
         args.timeout,
         args.request_retries,
         args.template_arguments,
     )
+    return OpenAIEngine(client, args.concurrency)
 
 
 ENGINES: dict[str, EngineType] = {

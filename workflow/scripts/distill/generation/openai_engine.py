@@ -1,19 +1,17 @@
 """The engine `openai`: requests to a running server with the OpenAI API. Imports no torch."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from httpx2 import InvalidURL  # the client library's own dependency
 from openai import AsyncOpenAI
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError, format_problems
 from distill.generation.chat_client import ChatClient, Outcome
 from distill.generation.engine import RefusedError
-from distill.generation.sampling import Generated, Request, Sampling
-from distill.generation.server_address import check_address
+from distill.generation.sampling import Generated, Request
 from distill.generation.server_errors import Problem
 
 LEAST_IN_A_ROW = 3  # consecutive failures of a server; one or two may be requests whose answer takes too long
@@ -23,36 +21,12 @@ class OpenAIEngine:
     """Generates answers with an OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve` and others.
 
     Args:
-        model: name of the model on the server.
-        sampling: sampling settings.
-        base_url: address of the server, up to and including /v1.
-        api_key_env: environment variable with the API key; it may be unset if the server needs no key.
+        client: sends the requests.
         concurrency: number of open requests.
-        timeout: maximum time to wait for one answer, in seconds.
-        request_retries: number of retries of a request.
-        template_arguments: further variables of the chat template, which the server renders.
-
-    Raises:
-        InputError: `base_url` is not an http address, or the key contains characters that a header cannot.
     """
 
-    def __init__(
-        self,
-        model: str,
-        sampling: Sampling,
-        base_url: str,
-        api_key_env: str = "OPENAI_API_KEY",
-        concurrency: int = 16,
-        timeout: float = 600.0,
-        request_retries: int = 8,
-        template_arguments: Mapping[str, Any] | None = None,
-    ):
-        check_address(base_url)
-        self.model, self.sampling, self.base_url, self.concurrency = model, sampling, base_url, concurrency
-        self.template_arguments = dict(template_arguments or {})
-        self.client = ChatClient(
-            model, sampling, base_url, api_key_env, timeout, request_retries, self.template_arguments
-        )
+    def __init__(self, client: ChatClient, concurrency: int = 16):
+        self.client, self.concurrency = client, concurrency
 
     @property
     def depends_on_batch(self) -> None:
@@ -68,8 +42,7 @@ class OpenAIEngine:
 
     def describe(self) -> dict[str, Any]:
         """Return what `fingerprint` covers."""
-        found = {"engine": "openai", "model": self.model, "sampling": self.sampling.digest_parts()}
-        return found | ({"template_arguments": self.template_arguments} if self.template_arguments else {})
+        return {"engine": "openai", **self.client.describe()}
 
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
         """Return nothing: only the server knows its context length, and it rejects prompts that are too long."""
@@ -96,7 +69,7 @@ class OpenAIEngine:
         waiting, unsent, in_a_row, refused_in_a_row, is_serving = iter(requests), len(requests), 0, 0, False
         most = max(self.concurrency, LEAST_IN_A_ROW)
         with asyncio.Runner() as runner:
-            loop, connections = runner.get_loop(), self.open()
+            loop, connections = runner.get_loop(), self.client.open()
             try:
                 runner.run(self.client.check_server(connections))
                 while in_a_row < most and unsent + len(tasks):
@@ -121,29 +94,17 @@ class OpenAIEngine:
                 runner.run(close(connections, tasks))
         self.raise_failed(failed, unsent + len(tasks))
 
-    def open(self) -> AsyncOpenAI:
-        """Return the client library's object.
-
-        Raises:
-            InputError: a proxy of the environment has no valid address, or needs a package that is not installed.
-        """
-        try:
-            return self.client.open()
-        except (ImportError, ValueError, InvalidURL) as error:
-            names = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
-            raise InputError(f"expected the address of a proxy in {names} that can be used: {error}") from error
-
     def raise_fatal(self, problems: Sequence[tuple[Request, Problem]]) -> None:
         """Raise the first fatal problem, if there is one."""
         for _, problem in problems:
             if problem.is_fatal:
-                raise InputError(f"{self.base_url}: {problem.text}")
+                raise InputError(f"{self.client.base_url}: {problem.text}")
 
     def raise_failed(self, failed: Sequence[tuple[Request, Problem]], unsent: int) -> None:
         """Raise one error that lists all failed requests, if there are any; `unsent` requests were abandoned."""
         if not failed:
             return
-        what = f"answers of {self.base_url}"
+        what = f"answers of {self.client.base_url}"
         if unsent:
             what += f", which keeps failing: {unsent} more requests were abandoned"
         named = [f"id {r.id} (uid {r.uid}, sample {r.sample}): {problem.text}" for r, problem in failed]

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.common.errors import InputError
+from distill.common.files import write_json
 from distill.models.architectures import UNSUPPORTED
 from distill.plan.model_checks import find_model_problems
 from distill.plan.schema import check_config
@@ -179,6 +180,13 @@ def test_a_model_without_weights_is_named(config, tmp_path):
     (tmp_path / "models/student/model.safetensors").unlink()
     (problem,) = find_model_problems(config, ["banks"])
     assert problem.startswith("students.kd.model: models/student: expected weights (.safetensors, ")
+
+
+def test_an_adapter_in_the_folder_of_a_model_is_named(config, tmp_path):
+    write_json(tmp_path / "models/student/adapter_config.json", {})
+    (problem,) = find_model_problems(config, ["banks"])
+    expected = "expected a model without an adapter, found adapter_config.json beside config.json"
+    assert problem == f"students.kd.model: models/student: {expected}"
 
 
 def test_a_chat_template_with_a_syntax_error_is_named(config, tmp_path):

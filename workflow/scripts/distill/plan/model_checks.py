@@ -137,7 +137,9 @@ def check_template(folder: str, place: str, arguments: Iterable[str]) -> Iterato
 
 
 def check_weights(folder: str, place: str) -> Iterator[str]:
-    """Yield a problem if a folder with a configuration has no weights."""
+    """Yield a problem if a folder with a configuration has no weights, or those of an adapter beside them."""
+    if (Path(folder) / ADAPTER).is_file():
+        yield f"{place}: {folder}: expected a model without an adapter, found {ADAPTER} beside config.json"
     if not any(path.suffix in WEIGHTS for path in Path(folder).iterdir()):
         yield f"{place}: {folder}: expected weights ({', '.join(WEIGHTS)}), found none"
 

@@ -57,6 +57,13 @@ def collect(batches):
     return answers, None
 
 
+def read_one(body):
+    """Return the answer that the engine reads from the body of a response."""
+    with FakeServer(lambda *_: body) as fake:
+        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    return generated
+
+
 def is_prompt(body, *numbers):
     return body["messages"][1]["content"] in {f"me={number}.5: estimate" for number in numbers}
 
@@ -215,8 +222,7 @@ def test_as_many_requests_are_open_as_allowed_and_no_more():
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_that_was_split_off_is_put_back(field):
-    with FakeServer(lambda body, number: completion("<answer>1</answer>", **{field: "because"})) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion("<answer>1</answer>", **{field: "because"}))
     assert generated.text == "<think>because</think><answer>1</answer>"
 
 
@@ -230,15 +236,13 @@ def test_reasoning_that_the_servers_template_has_opened_is_opened(answer):
 
 @pytest.mark.parametrize("text", ["<think>\nbecause\n</think>\nfine", "because\n</think>fine"])
 def test_reasoning_that_is_sent_twice_is_kept_once(text):
-    with FakeServer(lambda body, number: completion(text, reasoning_content="because")) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion(text, reasoning_content="because"))
     assert generated.text == (text if text.startswith("<think>") else f"<think>\n{text}")
 
 
 def test_parts_of_text_are_joined():
     parts = [{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]
-    with FakeServer(lambda body, number: completion(parts)) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion(parts))
     assert generated.text == "fine"
 
 
@@ -298,8 +302,7 @@ def test_what_has_no_answer_is_retried_by_its_code_and_never_answers(broken, is_
 
 
 def test_an_answer_that_ends_at_once_is_empty():
-    with FakeServer(lambda body, number: completion("", usage=(7, 1))) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion("", usage=(7, 1)))
     assert (generated.text, generated.finish_reason, generated.tokens) == ("", "stop", 1)
 
 
@@ -349,8 +352,7 @@ def test_a_refusal_beside_another_failure_is_a_failure():
 
 
 def test_a_half_surrogate_at_the_maximum_length_is_a_cut_character():
-    with FakeServer(lambda body, number: completion("caf\ud83d", "length")) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion("caf\ud83d", "length"))
     assert generated.text == "caf"
 
 
@@ -409,8 +411,7 @@ def test_another_error_about_the_length_is_shown():
     ],
 )  # fmt: skip
 def test_reasoning_without_tags_or_with_other_space_is_kept_once(text, reasoning, whole):
-    with FakeServer(lambda body, number: completion(text, reasoning_content=reasoning)) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion(text, reasoning_content=reasoning))
     assert generated.text == whole
 
 
@@ -419,8 +420,7 @@ def test_reasoning_without_tags_or_with_other_space_is_kept_once(text, reasoning
     [(None, "hm"), ("", "hm"), ("[THINK]hm", ""), ("<|channel|>analysis<|message|>hm", ""), ("<thought>hm", "")],
 )
 def test_reasoning_without_an_answer_is_not_usable(text, reasoning):
-    with FakeServer(lambda body, number: completion(text, "length", reasoning=reasoning)) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion(text, "length", reasoning=reasoning))
     assert generated.text == "<think>hm"
     assert parse_answer(generated.text, None).problem == "<think> is not closed"
 
@@ -430,8 +430,7 @@ def test_reasoning_without_an_answer_is_not_usable(text, reasoning):
     [("eos", "stop"), ("end_turn", "stop"), ("max_tokens", "length"), ("stop", "stop"), ("length", "length")],
 )
 def test_other_names_of_the_end_are_known(reason, known):
-    with FakeServer(lambda body, number: completion(finish_reason=reason)) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion(finish_reason=reason))
     assert generated.finish_reason == known
 
 
@@ -489,8 +488,7 @@ def test_a_server_that_refuses_everything_from_some_request_on_has_no_refusals(b
 
 
 def test_an_empty_error_beside_an_answer_is_none():
-    with FakeServer(lambda body, number: completion() | {"error": {"code": 0, "message": ""}}) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion() | {"error": {"code": 0, "message": ""}})
     assert generated.text == "fine"
 
 
@@ -544,8 +542,7 @@ def test_a_proxy_that_answers_instead_of_the_server_is_named(monkeypatch, name):
 
 
 def test_reasoning_that_was_cut_off_stays_open():
-    with FakeServer(lambda body, number: completion(None, "length", reasoning_content="because of")) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion(None, "length", reasoning_content="because of"))
     assert (generated.text, generated.finish_reason) == ("<think>because of", "length")
 
 
@@ -582,8 +579,7 @@ def test_only_whole_counts_of_tokens_count(usage, counted, warnings, caplog, tmp
 
 @pytest.mark.parametrize("message", [{"text": "\ud83d!"}, {"text": "!", "reasoning": "\ud83d"}], ids=str)
 def test_half_a_surrogate_pair_is_cleaned_at_once(message, tmp_path):
-    with FakeServer(lambda body, number: completion(**message)) as fake:
-        (generated,) = collect(make_engine(fake.url).generate(make_requests(1)))[0].values()
+    generated = read_one(completion(**message))
     assert generated.text in ("\ufffd!", "<think>\ufffd</think>!")
     write_jsonl(tmp_path / "a.jsonl", [{"text": generated.text}])
 

@@ -123,13 +123,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     first = tokenizer("a")["input_ids"][0]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id)
-    writer.add_chat_template(get_template(tokenizer))
-
-
-def get_template(tokenizer: Any) -> str:
-    """The chat template; of several named ones, the one that chats without tools and documents use."""
-    template = tokenizer.chat_template
-    return str(template["default"]) if isinstance(template, dict) else template
+    writer.add_chat_template(tokenizer.get_chat_template())
 
 
 def add_sentencepiece(writer: Any, tokenizer: Any, tokens: list[str], kinds: list[int]) -> list[int]:
@@ -165,7 +159,7 @@ def check_written_tokenizer(path: Path, tokenizer: Any, text: str) -> None:
         InputError: vocabulary, merges, chat template or tokens of the text differ.
     """
     architecture, written, settings = get_gguf_tokenizer(str(path))
-    is_same = written["merges"] == list_merges(tokenizer) and settings["chat_template"] == get_template(tokenizer)
+    is_same = written["merges"] == list_merges(tokenizer) and settings["chat_template"] == tokenizer.get_chat_template()
     is_same = is_same and all(
         written["tokens"][index] == token
         for token, index in tokenizer.get_vocab().items()

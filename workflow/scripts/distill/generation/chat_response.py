@@ -12,7 +12,8 @@ from distill.records.answer_format import CHANNEL_END, REASONING
 # What servers call the end of a turn, and the maximum length; OpenAI's names are `stop` and `length`.
 STOPPED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "completed")
 CUT = ("length", "max_tokens", "max_length")
-REFUSED = ("content_filter", "SAFETY", "PROHIBITED_CONTENT", "RECITATION", "refusal", "tool_calls", "function_call")
+# In small letters; some servers add a detail.
+REFUSED = ("content_filter", "safety", "prohibited_content", "recitation", "refusal", "tool_calls", "function_call")
 FAILED = ("error", "abort", "insufficient_system_resource", None)
 
 
@@ -54,7 +55,7 @@ def read_reply(completion: Any) -> Reply | BodyError | Problem:
     reason = choice.finish_reason
     if reason not in (*STOPPED, *CUT):
         text = f"finish_reason: expected stop or length, found {reason!r}"
-        is_refusal = str(reason).upper().startswith(tuple(name.upper() for name in REFUSED))
+        is_refusal = str(reason).lower().startswith(REFUSED)
         return Problem(text, is_server_fault=reason in FAILED, is_passing=reason in FAILED, is_refusal=is_refusal)
     reason = "stop" if reason in STOPPED else "length"
     content = read_content(message.content)

@@ -90,12 +90,17 @@ def add_lora(model: Any, lora: LoraOptions) -> Any:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"lora.target: {error}") from error
-    if lora.target not in ("all", ["all"]):
+    if not takes_all(lora):
         check_adapted(adapted, lora.target, model_modules, experts)
     untie_adapted_head(adapted)
     if plain := list_plain_weights(adapted):
         logger.info("lora: no adapter on %s", ", ".join(plain))
     return adapted
+
+
+def takes_all(lora: LoraOptions) -> bool:
+    """Whether every module that fits gets an adapter."""
+    return lora.target in ("all", ["all"])
 
 
 def choose_targets(model: Any, lora: LoraOptions) -> tuple[str | list[str], list[str]]:
@@ -108,8 +113,10 @@ def choose_targets(model: Any, lora: LoraOptions) -> tuple[str | list[str], list
         InputError: a name in `lora.target` fits nothing in the model, or the adapter has experts and dropout.
     """
     experts = list_expert_weights(model)
-    modules = list_linear(model)
-    if lora.target not in ("all", ["all"]):
+    modules: str | list[str]
+    if takes_all(lora):
+        modules = list_linear(model)
+    else:
         modules, experts = match_targets(model, lora.target, experts)
     if experts and lora.dropout:
         raise InputError(
@@ -130,15 +137,14 @@ def check_adapted(adapted: Any, target: Sequence[str], modules: Sequence[str], e
     """
     wanted = {module for module in modules if any(f".{module}".endswith(f".{name}") for name in target)}
     wanted |= {weight.rpartition(".")[0] for weight in experts}
-    parameters = {
-        name.split(".lora_")[0] for name, _ in adapted.get_base_model().named_parameters() if ".lora_" in name
-    }
-    found = {name.replace(".base_layer", "") for name in parameters}
+    base = adapted.get_base_model()
+    parts = [name.partition(".lora_") for name, _ in base.named_parameters()]
+    found = {module.replace(".base_layer", "") for module, lora, _ in parts if lora}
     for kind, names in (("lacks", wanted - found), ("also adapts", found - wanted)):
         if names:
             raise InputError(
                 f"lora.target: expected an adapter of {', '.join(target)}, but PEFT's {kind} {min(names)} in "
-                f"{type(adapted.get_base_model()).__name__}; name other modules, or all"
+                f"{type(base).__name__}; name other modules, or all"
             )
 
 

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from distill.export.gguf_layouts import LAYOUTS
-from distill.models.architectures import UNGENERATED, UNSUPPORTED
+from distill.models.architectures import UNGENERATED, UNSAVED, UNSUPPORTED
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 
@@ -154,6 +154,8 @@ def render_table(unbuilt):
         support = "not tested" if model_type in unbuilt else "yes"
         if reason := (UNSUPPORTED | UNGENERATED).get(model_type):
             support = f"refused: {reason}"
+        elif reason := UNSAVED.get(model_type):
+            support = f"teacher only: {reason}"
         lines.append(f"| `{model_type}` | {name} | {support} | {'yes' if name in LAYOUTS else ''} |")
     return "\n".join(lines)
 

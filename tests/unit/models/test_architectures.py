@@ -5,12 +5,12 @@ import torch
 from architectures import PAGE, VOCABULARY, build, list_types, read_unbuilt, update_page
 from divergence_formulas import FORMULAS
 from tiny import build_tokenizer
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from distill.common.errors import InputError
 from distill.generation.generate import generate_requests, stop_ids
 from distill.generation.sampling import Request, Sampling
-from distill.models.architectures import UNGENERATED, UNSUPPORTED
+from distill.models.architectures import UNGENERATED, UNSAVED, UNSUPPORTED
 from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows
 from distill.models.logits import read_transform
@@ -72,6 +72,12 @@ def test_losses_and_answers_equal_the_plain_models(model_type, chat):
         signal = ExactTeacher(rows, head, read_transform(teacher.config))
         found = score_completions(student, objective=Objective("forward_kl", 2.0, 0.5), teacher=signal, **batch)[0]
     assert found.item() == pytest.approx(plain_loss(student, teacher), rel=1e-3)
+
+
+@pytest.mark.parametrize("model_type", list_types())
+def test_a_saved_model_is_one_that_transformers_loads(model_type):
+    config = build_or_skip(model_type).config
+    assert (type(config) not in AutoModelForCausalLM._model_mapping) == (model_type in UNSAVED)
 
 
 @pytest.mark.parametrize("model_type", list_types())

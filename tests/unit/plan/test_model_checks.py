@@ -168,6 +168,14 @@ def test_dropout_for_experts_is_named(config, tmp_path, name, weight):
         assert find_model_problems(config, ["banks"]) == []
 
 
+def test_a_part_of_a_model_is_a_teacher_only(config, tmp_path):
+    for name in ("teacher", "student"):
+        (tmp_path / f"models/{name}/config.json").write_text(json.dumps({"model_type": "mllama"}))
+    (problem,) = find_model_problems(config, ["banks"])
+    reason = "its text part cannot be loaded alone"
+    assert problem == f"students.kd.model: models/student/config.json: model_type: mllama is not supported: {reason}"
+
+
 def test_an_adapter_without_a_module_in_the_model_is_named(config, tmp_path):
     write_adapter(tmp_path / "adapters/banks", target_modules=["query_key_value", "dense"])
     (problem,) = find_model_problems(config, ["banks"])

@@ -1,7 +1,8 @@
 """Architectures that cannot be used, by `model_type` of config.json.
 
-`check_split` refuses those of UNSUPPORTED, and `choose_decoding` those of UNGENERATED. The plan reads both lists and
-refuses them before anything runs; tests/unit/models/test_architectures.py holds them against tiny models.
+`check_split` refuses those of UNSUPPORTED, `choose_decoding` those of UNGENERATED, and `load_model` those of UNSAVED as
+students. The plan reads the lists and refuses them before anything runs; tests/unit/models/test_architectures.py holds
+them against tiny models.
 """
 
 TRANSFORM = "it transforms hidden states between decoder and head"
@@ -28,3 +29,5 @@ UNSUPPORTED = {
 }
 CACHE = "generated with its cache, it gives other logits than in one forward pass"
 UNGENERATED = {"moshi": CACHE, "xlnet": CACHE}
+PART = "its text part cannot be loaded alone"
+UNSAVED = {"emu3": PART, "mllama": PART}

@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.common.errors import InputError
 from distill.common.variants import VARIANTS
-from distill.models.architectures import UNGENERATED, UNSUPPORTED
+from distill.models.architectures import UNGENERATED, UNSAVED, UNSUPPORTED
 from distill.models.fingerprint import read_header
 from distill.models.hub_names import get_folder
 from distill.models.template_variables import CHANNEL, find_syntax_error, find_unknown_variables
@@ -206,7 +206,7 @@ def check_architecture(folder: str, place: str) -> Iterator[str]:
     path = Path(folder) / "config.json"
     settings = read_json(path)
     text = settings.get("text_config")
-    reasons = UNSUPPORTED | UNGENERATED
+    reasons = UNSUPPORTED | UNGENERATED | (UNSAVED if place.startswith("students.") else {})
     for kind in (settings.get("model_type"), text.get("model_type") if isinstance(text, dict) else None):
         if kind in reasons:
             yield f"{place}: {path}: model_type: {kind} is not supported: {reasons[kind]}"

@@ -43,9 +43,15 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     Returns:
         One line per problem, with the place in the configuration and the file.
     """
-    listed = list(list_models(config, categories))
+    named = list(list_models(config, categories))
+    listed = [(folder, place) for folder, place in named if (Path(folder) / "config.json").is_file()]
     models = dict(listed)
     problems = [
+        f"{place}: {folder}: expected a model folder, found no config.json in it"
+        for folder, place in named
+        if folder not in models
+    ]
+    problems += [
         problem
         for folder, place in listed
         for problem in (
@@ -66,20 +72,20 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     own = [
         adapter for adapter in adapters if (Path(adapter) / ADAPTER).is_file() and not get_made_files(config, adapter)
     ]
-    base = read_shapes(teacher) if own else {}
+    base = read_shapes(teacher) if own and teacher in models else {}
     for adapter in own:
         problems += [*check_adapter_fits(adapter, teacher, base), *check_adapter_weights(adapter, teacher, base)]
     return problems
 
 
 def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (folder, place in the configuration) of the user's own local models."""
+    """Yield (folder, place in the configuration) of the user's own local folders of models."""
     named = [(get_teacher(config), "teacher.model")] if get_engine(config).loads_weights else []
     for student, settings in config["students"].items():
         if isinstance(settings["model"], str):
             named.append((get_initial_model(config, student, categories[0]), f"students.{student}.model"))
     for folder, place in named:
-        if (Path(folder) / "config.json").is_file() and not get_made_files(config, folder):
+        if Path(folder).is_dir() and not get_made_files(config, folder):
             yield folder, place
 
 

@@ -1,4 +1,4 @@
-"""Make fake CUDA tensors possible on a machine without a GPU. It must run before torch is imported, and imports none."""
+"""Make fake CUDA tensors possible on a machine without a GPU. Imports no torch, since it must run before torch does."""
 
 import ctypes
 import hashlib

@@ -76,6 +76,7 @@ def fake_cuda(device: str = "cuda") -> Iterator[FakeTensorMode]:
     patches: list[Any] = [patch.object(FakeTensorMode, "may_turn_const", lambda self, tensor: False)]
     if device == "cuda":
         patches += [
+            patch.object(FakeTensorMode, "avoid_device_init", True),
             patch.object(torch.cuda, "is_available", lambda: True),
             patch.object(torch.cuda, "device_count", lambda: 1),
             patch.object(torch.cuda, "current_device", lambda: 0),
@@ -83,6 +84,7 @@ def fake_cuda(device: str = "cuda") -> Iterator[FakeTensorMode]:
             patch.object(torch.cuda, "get_device_capability", lambda *args: CAPABILITY),
             patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             patch.object(torch.cuda, "empty_cache", lambda: None),
+            patch.object(torch.cuda, "synchronize", lambda *args: None),
             patch.object(torch.nn.functional, "scaled_dot_product_attention", attend),
             patch.object(torch.Tensor, "pin_memory", lambda self, *args: self),
         ]

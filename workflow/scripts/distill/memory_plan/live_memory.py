@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 GRANULE = {"cuda": 512, "cpu": 64}  # bytes to which the allocators round
+FEW_ROWS = 8  # which 4-bit kernels multiply without dequantizing the weights
 Event = tuple[int, int]  # number of an allocation, and its bytes; 0 when it is freed
 
 
@@ -55,7 +56,12 @@ class LiveMemory(TorchDispatchMode):
         key = storage._cdata
         if key in self.sizes:
             return
-        size = -(-storage.nbytes() // self.granule) * self.granule
+        size = storage.nbytes()
+        if not isinstance(size, int):
+            return  # only known on a GPU: the outlier columns of LLM.int8(), which are few
+        if not size:
+            return
+        size = -(-size // self.granule) * self.granule
         self.sizes[key] = size
         self.now += size
         self.numbers[key] = len(self.events)
@@ -102,8 +108,11 @@ def list_scales(owner: Any) -> list[torch.Tensor]:
 def count_kernel_memory(name: str, args: Any) -> int:
     """The bytes that a CUDA kernel of bitsandbytes 0.50 takes besides its outputs.
 
-    LLM.int8() finds outliers with an absolute copy and a mask, and multiplies to int32 before it converts.
+    LLM.int8() finds outliers with an absolute copy and a mask, and multiplies to int32 before it converts. Products of
+    many rows with 4-bit weights dequantize a layer's weights first.
     """
+    if name.startswith("bitsandbytes.gemm_4bit") and args[0].numel() // args[0].shape[-1] > FEW_ROWS:
+        return args[2][0] * args[2][1] * args[0].element_size()
     if name.startswith("bitsandbytes.int8_vectorwise_quant"):
         return args[0].numel() * 3
     if name.startswith("bitsandbytes.int8_mixed_scaled_mm"):

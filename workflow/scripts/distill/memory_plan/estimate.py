@@ -1,0 +1,173 @@
+"""The memory of a stage on a device: measured with few layers where models have many, and extrapolated."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from distill.common.errors import InputError
+from distill.memory_plan.caching_allocator import CachingAllocator
+from distill.memory_plan.devices import SPARE, Device
+from distill.memory_plan.fake_models import make_config
+from distill.memory_plan.measure import (
+    ALL,
+    DTYPES,
+    Layers,
+    Measured,
+    count_rows,
+    measure_generation,
+    measure_reading,
+    measure_training,
+)
+from distill.memory_plan.plan_file import Estimate
+from distill.memory_plan.stage import Generating, Reading, Training, Work
+from distill.models.batches import AUTO_BATCH_SIZE
+from distill.models.memory import estimate_weights
+
+FEW = (4, 8)  # layers of the runs that are extrapolated: the figures are linear in the number of layers
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A measurement as numbers that can be extrapolated."""
+
+    weights: float
+    peaks: dict[str, float]
+    where: dict[str, str]
+    reserved: float
+    sharded: float
+
+    @property
+    def peak(self) -> str:
+        """The phase with the largest number of bytes alive."""
+        return max(self.peaks, key=lambda phase: self.peaks[phase])
+
+
+def estimate(work: Work, device: Device, exact: bool = False) -> Estimate:
+    """Estimate the memory of a stage.
+
+    Args:
+        work: what it does.
+        device: where. With few rows to spare, generation and scoring take fewer at a time, as the jobs do.
+        exact: whether all layers are run, whatever their number.
+    """
+    if isinstance(work, Training):
+        return estimate_run(partial(measure_training, work, device.kind), work, device, work.batch_size, exact)
+    if isinstance(work, Generating):
+        config = make_config(work.model.config)
+        dtype = DTYPES[work.model.dtype]
+        free = device.usable - estimate_weights(config, dtype, work.model.quantization)
+        rows = count_rows(work, config, dtype, max(free, 0))
+    else:
+        rows = work.batch_size or AUTO_BATCH_SIZE[device.kind]
+    while True:
+        found = estimate_run(measure_rows(work, device, rows), work, device, rows, exact)
+        if found.fits != "no" or rows == 1:
+            return found
+        rows //= 2  # as the job does when memory runs out
+
+
+def measure_rows(work: Generating | Reading, device: Device, rows: int) -> Callable[[Layers], Measured]:
+    """A measurement of a number of sequences at a time, which takes the number of layers."""
+    if isinstance(work, Generating):
+        return partial(measure_generation, work, device.kind, rows)
+    return partial(measure_reading, work, device.kind, rows)
+
+
+def estimate_run(measure: Callable[[Layers], Measured], work: Work, device: Device, rows: int, exact: bool) -> Estimate:
+    """Estimate a stage whose rows are given.
+
+    Args:
+        measure: measures it with some layers of each model.
+        work: the stage.
+        device: where.
+        rows: sequences at a time.
+        exact: whether all layers are run.
+    """
+    found = run_all(measure) if exact else extrapolate(measure, [model.layers for model in work.models])
+    live, reserved = found.peaks[found.peak], found.reserved if device.kind == "cuda" else found.peaks[found.peak]
+    if isinstance(work, Training) and work.strategy == "fsdp":
+        away = found.sharded * (1.0 if work.fsdp_offload else 1 - 1 / work.ranks)
+        live, reserved = live - away, reserved - away
+    return Estimate(
+        weights=round(found.weights),
+        live=round(live),
+        reserved=round(reserved),
+        host=count_host_weights(work),
+        where=f"{found.peak} ({found.where[found.peak].removeprefix('aten.')})",
+        rows=rows,
+        fits=judge(reserved, device),
+    )
+
+
+def count_host_weights(work: Work) -> int:
+    """Bytes of weights that a job holds in the host's memory before they are on the device.
+
+    A student is loaded there in float32; other models are loaded onto the device tensor by tensor.
+    """
+    if not isinstance(work, Training):
+        return 0
+    return estimate_weights(make_config(work.student.config), torch.float32, "none")
+
+
+def judge(reserved: float, device: Device) -> str:
+    """Whether memory fits a device; see `Estimate.fits`."""
+    if reserved > device.usable:
+        return "no"
+    return "tight" if reserved + device.reserved > (1 - SPARE) * device.memory else "yes"
+
+
+def summarize(measured: Measured) -> Figures:
+    """The figures of a measurement, with what the allocator reserves for it.
+
+    Raises:
+        InputError: nothing was allocated.
+    """
+    if not measured.events:
+        raise InputError("the memory plan measured no tensors")
+    allocator = CachingAllocator()
+    allocator.replay(measured.events)
+    return Figures(measured.weights, dict(measured.peaks), measured.where, allocator.peak, measured.sharded)
+
+
+def run_all(measure: Callable[[Layers], Measured]) -> Figures:
+    """Measure with all layers."""
+    return summarize(measure(ALL))
+
+
+def extrapolate(measure: Callable[[Layers], Measured], totals: Sequence[int]) -> Figures:
+    """Measure with few layers of each model, and once more for each model with twice as many; extrapolate linearly.
+
+    Args:
+        measure: measures a stage with some layers of each model.
+        totals: number of layers of each model.
+    """
+    few, more = FEW
+    starts = tuple(min(total, few) for total in totals)
+    if all(total <= more for total in totals):
+        return run_all(measure)
+    first = summarize(measure(starts))
+    slopes = []
+    for index, total in enumerate(totals):
+        if total == starts[index]:
+            continue
+        step = min(more, total)
+        other = summarize(measure((*starts[:index], step, *starts[index + 1 :])))
+        slopes.append((other, (total - starts[index]) / (step - starts[index])))
+
+    def reach(base: float, others: Sequence[float]) -> float:
+        return base + sum((other - base) * factor for other, (_, factor) in zip(others, slopes, strict=True))
+
+    peaks = {phase: reach(value, [other.peaks[phase] for other, _ in slopes]) for phase, value in first.peaks.items()}
+    where = {phase: text for other in (first, *(one for one, _ in slopes)) for phase, text in other.where.items()}
+    runs = [first, *(other for other, _ in slopes)]
+    # What the allocator takes beyond the tensors depends on how they follow each other: as in the worst run, or more.
+    beyond = [one.reserved - max(one.peaks.values()) for one in runs]
+    return Figures(
+        reach(first.weights, [other.weights for other, _ in slopes]),
+        peaks,
+        where,
+        max(peaks.values()) + max(*beyond, reach(beyond[0], beyond[1:])),
+        reach(first.sharded, [other.sharded for other, _ in slopes]),
+    )

@@ -1,0 +1,358 @@
+"""Run the stages of an experiment on fake tensors, and count the memory that they take."""
+
+import types
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from bitsandbytes.optim import GlobalOptimManager
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from transformers import Trainer, TrainingArguments
+
+from distill.generation import kv_cache
+from distill.generation.generate import LOGITS_BYTES, Draw
+from distill.generation.rolling_batch import Job, RollingBatch
+from distill.generation.sampling import Sampling
+from distill.memory_plan.fake_cuda import fake_cuda
+from distill.memory_plan.fake_models import make_config, make_model, without_moves
+from distill.memory_plan.live_memory import Event, LiveMemory
+from distill.memory_plan.stage import Generating, ModelShape, Reading, Training
+from distill.models.completions import (
+    CHUNK_ROWS,
+    collate,
+    decoder_and_head,
+    project,
+    read_hidden,
+    score_rows,
+    take_rows,
+    to_device,
+)
+from distill.models.logits import read_transform
+from distill.models.memory import kv_bytes_per_token
+from distill.student.fsdp import list_layers
+from distill.student.fused_loss import score_completions
+from distill.student.load_student import add_lora
+from distill.student.loss import Objective, Terms
+from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, TopKSignal
+from distill.teacher.signal_teacher import top_log_probabilities
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STEPS = 2  # optimizer steps: the optimizer's states exist from the second on
+MICRO_BATCHES = 2  # gradients are accumulated from the second on
+Layers = tuple[int | None, ...]  # number of layers of each model of a stage; None for all
+ALL: Layers = (None,)
+DECODED = 3  # decoding steps before the jump to the longest answers
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a stage took.
+
+    Attributes:
+        weights: bytes of weights, with gradients and states left out.
+        peaks: largest number of bytes alive, by phase.
+        where: the operation that reached it, by phase.
+        events: allocations and releases, see `CachingAllocator`.
+        rows: sequences at a time.
+        sharded: bytes of the student's weights, gradients and optimizer states that FSDP shards.
+    """
+
+    weights: int
+    peaks: dict[str, int]
+    where: dict[str, str]
+    events: list[Event]
+    rows: int
+    sharded: int = 0
+
+
+def take_measure(run: Callable[[LiveMemory], tuple[int, int]], device: str) -> Measured:
+    """Run a stage on fake tensors; `run` returns the number of sequences at a time, and the bytes that FSDP shards."""
+    with fake_cuda(device):
+        live = LiveMemory(device)
+        rows, sharded = run(live)
+    return Measured(live.peaks["loading"], live.peaks, live.where, live.events, rows, sharded)
+
+
+def build(shape: ModelShape, device: str, layers: int | None, live: LiveMemory, is_trained: bool = False) -> Any:
+    """A model of fake tensors, counted as weights."""
+    config = make_config(shape.config, layers)
+    dtype = torch.float32 if is_trained else DTYPES[shape.dtype]
+    model = make_model(config, dtype, device, shape.quantization, is_trained)
+    live.hold(model)
+    return model
+
+
+# ---- Training ----
+
+
+class FakeReader:
+    """A reader of cached signals whose tensors are fake; see `SignalReader`."""
+
+    folder = Path()
+
+    def __init__(self, width: int, rows: int, top_k: int, temperature: float, head: Any, transform: Any):
+        self.width, self.rows, self.top_k, self.linear, self.transform = width, rows, top_k, head, transform
+        self.temperatures = [temperature]
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The tensors of a record, on the CPU."""
+        make = partial(torch.empty, device="cpu")
+        return {
+            "hidden": make(self.rows, self.width, dtype=torch.bfloat16),
+            "ids": torch.zeros(self.rows, self.top_k, dtype=torch.int32, device="cpu"),
+            "logprobs": make(self.rows, self.top_k, dtype=torch.float16),
+            "log_tail": make(self.rows, 1, dtype=torch.float16),
+        }
+
+    def head(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """The teacher's head."""
+        return self.linear
+
+
+def make_signal(stage: Training, device: str, layers: int | None, live: LiveMemory) -> Any:
+    """The teacher's side of a training, with what it keeps in memory; None without a teacher."""
+    if stage.teacher is None:
+        return None
+    if stage.signal == "online":
+        return OnlineTeacher(build(stage.teacher, device, layers, live), 0, torch.device(device))
+    config = make_config(stage.teacher.config)
+    text = config.get_text_config()
+    with torch.device(device):
+        head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False, dtype=DTYPES[stage.teacher.dtype])
+    head.requires_grad_(False)
+    settings = text.hidden_size, stage.answer_tokens, stage.top_k, stage.temperature, head, read_transform(config)
+    reader: Any = FakeReader(*settings)
+    if stage.signal == "topk":
+        return TopKSignal([reader], stage.temperature)
+    live.hold(head)
+    return HiddenSignal([reader], torch.device(device), DTYPES[stage.teacher.dtype])
+
+
+def make_student(stage: Training, device: str, layers: int | None, live: LiveMemory) -> Any:
+    """The student as `DistillTrainer` trains it."""
+    model: Any = make_model(make_config(stage.student.config, layers), torch.float32, device, is_trained=True)
+    base = model
+    if stage.lora:
+        with without_moves(), torch.device(device):
+            model = add_lora(model, stage.lora)
+        base = model.get_base_model()
+    base.forward = types.MethodType(score_completions, base)
+    if stage.gradient_checkpointing and base.supports_gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        if stage.lora:
+            model.enable_input_require_grads()
+    model.train()
+    live.hold(model)
+    return model
+
+
+def make_optimizer(name: str, model: Any) -> torch.optim.Optimizer:
+    """The optimizer that transformers' Trainer makes, in which embeddings keep states of 32 bits."""
+    arguments = TrainingArguments(output_dir=".", optim=name, use_cpu=True, report_to="none")
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if "bnb" not in name:
+        return kind(weights, **settings)
+    with unset_fake_temporarily():  # it computes its quantization maps
+        optimizer: Any = kind(weights, **settings)
+    optimizer.name2qmap = {name: torch.empty(len(values)) for name, values in optimizer.name2qmap.items()}
+    manager = GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return optimizer
+
+
+def count_sharded(model: Any, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of weights, gradients and optimizer states of a model's layers, which FSDP shards one by one.
+
+    Embeddings, last norm and head are left out: they stay gathered from forward to backward.
+    """
+    layers = [weight for layer in list_layers(model) for weight in layer.parameters()]
+    sizes = [weight.nbytes for weight in layers]
+    sizes += [weight.nbytes for weight in layers if weight.requires_grad]
+    states = [optimizer.state[weight] for weight in layers if weight in optimizer.state]
+    return sum(sizes) + sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Measured:
+    """Two optimizer steps of two micro-batches, with the longest records.
+
+    Args:
+        stage: the training.
+        device: `cuda` or `cpu`.
+        layers: number of layers of student and teacher.
+    """
+
+    def run(live: LiveMemory) -> tuple[int, int]:
+        model = make_student(stage, device, layers[0], live)
+        signal = make_signal(stage, device, layers[-1], live)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = make_optimizer(stage.optimizer, model)
+        rows = [shape.config_vocabulary for shape in (stage.student, stage.teacher) if shape]
+        objective = Objective(stage.method, stage.temperature, stage.alpha, stage.beta, min(rows))
+        prompt, completion = [1] * stage.prompt_tokens, [1] * stage.answer_tokens
+        example: Any = {"prompt": prompt, "teacher_prompt": prompt, "completion": completion, "signal": (0, "")}
+        examples = [example] * stage.batch_size
+        place = torch.device(device)
+        scope: Any = nullcontext()
+        if stage.precision in AUTOCAST:
+            scope = torch.autocast(device, AUTOCAST[stage.precision], cache_enabled=False)
+        with live:
+            for _ in range(STEPS):
+                for _ in range(MICRO_BATCHES):
+                    live.phase = "teacher's forward pass"
+                    batch = collate([one["prompt"] for one in examples], [one["completion"] for one in examples], 0)
+                    batch = to_device(batch, place)
+                    teacher = signal(examples, batch, place) if signal else None
+                    live.phase = "student's forward pass"
+                    with scope:
+                        loss = Terms(*model(**batch, teacher=teacher, objective=objective)).loss
+                    live.phase = "backward pass"
+                    (loss * 0.5).backward()
+                    del loss, teacher, batch
+                live.phase = "optimizer"
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+        return stage.batch_size, count_sharded(model, optimizer) if stage.strategy == "fsdp" else 0
+
+    return take_measure(run, device)
+
+
+# ---- Generation ----
+
+
+class FixedLimit:
+    """A number of rows that neither grows nor shrinks; see `RowLimit`."""
+
+    def __init__(self, rows: int):
+        self.size = rows
+
+    def grow(self, rows: int, cache: Any) -> int:
+        """The number of rows."""
+        return self.size
+
+    def halve(self) -> bool:
+        """Refuse."""
+        return False
+
+
+def count_rows(stage: Generating, config: Any, dtype: torch.dtype, free: int | None) -> int:
+    """The number of sequences that generation starts with.
+
+    Args:
+        stage: the generation.
+        config: the model's configuration.
+        dtype: dtype of keys and values.
+        free: bytes that the device has beside the weights; None for enough.
+    """
+    room = stage.prompt_tokens + stage.answer_tokens
+    row_bytes = room * kv_bytes_per_token(config, dtype) + LOGITS_BYTES * config.get_text_config().vocab_size
+    with patch.object(kv_cache, "free_memory", lambda device: free if free is not None else 2**50):
+        return kv_cache.RowLimit(stage.batch_size, [torch.device("cuda")], row_bytes).size
+
+
+def measure_generation(stage: Generating, device: str, rows: int, layers: Layers = ALL) -> Measured:
+    """The prefill of `rows` prompts, a few decoding steps, and the last step of the longest answers.
+
+    Args:
+        stage: the generation.
+        device: `cuda` or `cpu`.
+        rows: sequences at a time, see `count_rows`.
+        layers: number of layers.
+    """
+
+    def run(live: LiveMemory) -> tuple[int, int]:
+        model = build(stage.model, device, layers[0], live)
+        draw = Draw(Sampling(stage.answer_tokens, stage.temperature, stage.top_p), stage.model.config_vocabulary)
+        prompts = [[1 + row] * stage.prompt_tokens for row in range(rows)]
+        longest = stage.answer_tokens
+
+        def draw_tokens(logits: Tensor, uniforms: Tensor | None) -> Any:
+            draw(logits, uniforms)
+            return FakeTokens(len(logits))
+
+        def uniforms(index: int) -> np.ndarray:
+            return np.full(longest, 0.5)
+
+        job = Job(prompts, [longest] * rows, [0], uniforms if stage.temperature else None, draw_tokens)
+        limit: Any = FixedLimit(rows)
+        with live:
+            batch = RollingBatch(model, job, limit)
+            live.phase = "prefill"
+            batch.admit()
+            live.phase = "decoding"
+            for _ in range(DECODED):
+                batch.step()
+            live.phase = "last step of the longest answers"
+            missing = longest - 1 - len(batch.rows[0].tokens)
+            if missing > 0:
+                for one in batch.rows:
+                    one.tokens += [1] * missing
+                with torch.inference_mode():
+                    batch.cache.positions += missing
+            batch.step()
+            batch.cache.release()
+        return rows, 0
+
+    return take_measure(run, device)
+
+
+class FakeTokens:
+    """Sampled tokens; fake tensors have no values."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def tolist(self) -> list[int]:
+        """Token ids that end no answer."""
+        return [1] * self.rows
+
+
+# ---- Scores and signals ----
+
+
+def measure_reading(stage: Reading, device: str, rows: int, layers: Layers = ALL) -> Measured:
+    """A batch of answers that a model reads: likelihoods, or the signal for training.
+
+    Args:
+        stage: what is read, and what for.
+        device: `cuda` or `cpu`.
+        rows: answers at a time.
+        layers: number of layers.
+    """
+
+    def run(live: LiveMemory) -> tuple[int, int]:
+        model = build(stage.model, device, layers[0], live)
+        decoder, head = decoder_and_head(model)
+        transform = read_transform(model.config)
+        prompts: Sequence[list[int]] = [[1] * stage.prompt_tokens] * rows
+        with live, torch.inference_mode():
+            live.phase = "layers"
+            batch = to_device(collate(prompts, [[1] * stage.answer_tokens] * rows, 0), torch.device(device))
+            hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
+            live.phase = "head"
+            read_rows(stage, hidden, head, transform, batch["targets"])
+        return rows, 0
+
+    return take_measure(run, device)
+
+
+def read_rows(stage: Reading, hidden: Tensor, head: Any, transform: Any, targets: Tensor) -> None:
+    """What is computed from the hidden states of completions, (rows, width)."""
+    if stage.kind == "likelihood":
+        score_rows(hidden, head, targets, transform)
+    elif stage.kind == "hidden":
+        hidden.bfloat16().cpu()
+    else:
+        for part in hidden.split(CHUNK_ROWS):
+            top_log_probabilities(project(part, head, transform).float(), stage.top_k, stage.temperatures)

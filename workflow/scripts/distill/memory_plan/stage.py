@@ -1,0 +1,135 @@
+"""The stages of an experiment that load models, and what decides how much memory they take. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill.student.options import LoraOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A model as far as its memory goes.
+
+    Attributes:
+        name: how messages call it.
+        config: content of its config.json.
+        dtype: dtype of weights that are not quantized.
+        quantization: `none`, `int8` or `nf4`.
+    """
+
+    name: str
+    config: dict[str, Any] = field(repr=False)
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The settings of its text model."""
+        return self.config.get("text_config") or self.config
+
+    @property
+    def config_vocabulary(self) -> int:
+        """Rows of its embeddings."""
+        return int(self.text_config["vocab_size"])
+
+    @property
+    def layers(self) -> int:
+        """Number of its layers."""
+        return int(self.text_config["num_hidden_layers"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A student's training; attributes as in the configuration, and others:
+
+    Attributes:
+        teacher: None without a divergence.
+        ranks: processes that train together.
+        processes: those of one machine.
+    """
+
+    student: ModelShape
+    teacher: ModelShape | None
+    method: str
+    signal: str
+    top_k: int
+    temperature: float
+    alpha: float
+    beta: float
+    lora: LoraOptions | None
+    optimizer: str
+    precision: str
+    batch_size: int
+    gradient_checkpointing: bool
+    prompt_tokens: int
+    answer_tokens: int
+    strategy: str = "ddp"
+    fsdp_offload: bool = False
+    ranks: int = 1
+    processes: int = 1
+
+    @property
+    def models(self) -> tuple[ModelShape, ...]:
+        """The models whose layers are in memory."""
+        return (self.student, self.teacher) if self.teacher and self.signal == "online" else (self.student,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generating:
+    """Answers by continuous batching. `batch_size` is None if it adapts to the memory."""
+
+    model: ModelShape
+    batch_size: int | None
+    temperature: float
+    top_p: float
+    prompt_tokens: int
+    answer_tokens: int
+
+    @property
+    def models(self) -> tuple[ModelShape, ...]:
+        """The model."""
+        return (self.model,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Answers that a model reads.
+
+    Attributes:
+        kind: `likelihood`, `hidden` or `topk`.
+        batch_size: None for the usual number.
+        temperatures: temperatures of a `topk` signal.
+    """
+
+    model: ModelShape
+    kind: str
+    batch_size: int | None
+    prompt_tokens: int
+    answer_tokens: int
+    top_k: int = 64
+    temperatures: tuple[float, ...] = (1.0,)
+
+    @property
+    def models(self) -> tuple[ModelShape, ...]:
+        """The model."""
+        return (self.model,)
+
+
+Work = Training | Generating | Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage: jobs of one rule that take the same memory.
+
+    Attributes:
+        rule: the rule.
+        name: what the table calls it.
+        work: what its jobs do in turn; each takes the place of the one before.
+        wildcards: wildcards of the rule's jobs, such as the student; empty for all jobs.
+    """
+
+    rule: str
+    name: str
+    work: tuple[Work, ...]
+    wildcards: dict[str, str] = field(default_factory=dict)

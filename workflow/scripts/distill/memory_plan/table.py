@@ -1,0 +1,54 @@
+"""A memory plan as a table, for the terminal and for documents. Imports no torch."""
+
+from collections.abc import Sequence
+
+from distill.memory_plan.devices import Device
+from distill.memory_plan.plan_file import Estimate, Plan, combine, find_estimates, get_key
+from distill.memory_plan.stage import Stage
+
+GIB = 2**30
+HEADINGS = ("stage", "at a time", "weights", "peak", "reserved", "fits", "peak at")
+
+
+def format_gib(size: int) -> str:
+    """Format bytes in GiB; small ones in MiB."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.0f} MiB"
+
+
+def format_row(name: str, found: Estimate) -> list[str]:
+    """The cells of an estimate."""
+    sizes = [format_gib(size) for size in (found.weights, found.live, found.reserved)]
+    return [name, str(found.rows), *sizes, found.fits, found.where]
+
+
+def render_plan(plan: Plan, stages: Sequence[Stage | str], device: Device) -> str:
+    """Render a plan as a Markdown table, followed by what would make the other stages fit."""
+    known = [(stage, found) for stage in stages if isinstance(stage, Stage) and (found := find_estimates(plan, stage))]
+    lines = [
+        f"Memory on {device.name}: {format_gib(device.memory)}, of which {format_gib(device.usable)} for tensors",
+        "",
+        *render_rows([format_row(stage.name, combine(found)) for stage, found in known]),
+    ]
+    for stage, _ in known:
+        lines += render_changes(plan, stage)
+    lines += [f"\nNot planned: {stage}" for stage in stages if isinstance(stage, str)]
+    return "\n".join(lines)
+
+
+def render_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Render cells as the lines of a Markdown table with aligned columns."""
+    table = [HEADINGS, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
+    ]
+    return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+
+
+def render_changes(plan: Plan, stage: Stage) -> list[str]:
+    """Render what each change would make of a stage that does not fit."""
+    lines = []
+    for work in stage.work:
+        for text, found in plan.changes.get(get_key(work, plan.device), []):
+            lines.append(f"  {text}: {format_gib(found.reserved)} reserved, fits: {found.fits}")
+    return [f"\n{stage.name} does not fit with a tenth to spare. It would take, with:", *lines] if lines else []

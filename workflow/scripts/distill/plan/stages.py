@@ -1,0 +1,199 @@
+"""The stages of an experiment that load models, with what decides their memory; see `memory_plan.stage`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from distill.common.errors import InputError
+from distill.common.names import TEACHER
+from distill.common.variants import get_variant, is_base, split_name
+from distill.evaluation.metrics import needs_likelihoods
+from distill.memory_plan.stage import Generating, ModelShape, Reading, Stage, Training, Work
+from distill.plan.command_lines import get_dtype
+from distill.plan.experiment import (
+    Config,
+    get_engine,
+    get_evaluated_models,
+    get_initial_model,
+    get_teacher,
+    is_judging,
+)
+from distill.plan.model_shapes import Reader, find_config, keep_layers, read_cached_config
+from distill.plan.signals import get_signals
+from distill.student.divergences import METHODS
+from distill.student.options import LoraOptions
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The longest prompt and the longest answer in tokens; None takes them from the configuration."""
+
+    prompt: int | None = None
+    answer: int | None = None
+
+    def split(self, longest: int, answer: int) -> tuple[int, int]:
+        """Return tokens of prompt and answer.
+
+        Args:
+            longest: maximum length of both together.
+            answer: maximum length of an answer.
+        """
+        answer_tokens = self.answer or min(answer, longest // 2)
+        return self.prompt or longest - answer_tokens, answer_tokens
+
+
+def get_batch_size(settings: dict[str, Any]) -> int | None:
+    """Return how many answers are generated or read at a time; None if that adapts to the memory."""
+    size = settings["batch_size"]
+    return None if size == "auto" else int(size)
+
+
+@dataclass(frozen=True)
+class StageLister:
+    """Lists the stages of an experiment.
+
+    Attributes:
+        config: the checked configuration.
+        lengths: lengths of the records.
+        read_hub: how config.json of a hub id is read.
+    """
+
+    config: Config
+    lengths: Lengths = Lengths()
+    read_hub: Reader = read_cached_config
+
+    def list_stages(self) -> Iterator[Stage | str]:
+        """Yield the stages in the order of the workflow; a text for each model whose shape is unknown."""
+        problems: dict[str, None] = {}
+        for make in (self.answers, self.signals, self.trainings, self.predictions, self.judging):
+            try:
+                yield from make()
+            except InputError as error:
+                problems[str(error)] = None
+        yield from problems
+
+    # ---- Models ----
+
+    @cached_property
+    def teacher(self) -> ModelShape:
+        """The teacher as it answers."""
+        settings = self.config["teacher"]
+        found = find_config(self.config, get_teacher(self.config), self.read_hub)
+        return ModelShape(name="teacher", config=found, dtype=settings["dtype"], quantization=settings["quantization"])
+
+    def make_student(self, student: str) -> ModelShape:
+        """A student, in the dtype in which it answers."""
+        model = self.config["students"][student]["model"]
+        if isinstance(model, str):
+            category = self.config["categories"][0]
+            found = find_config(self.config, get_initial_model(self.config, student, category), self.read_hub)
+        else:
+            found = keep_layers(self.teacher.config, model["layers"])
+        return ModelShape(name=student, config=found, dtype=get_dtype(self.config, student))
+
+    # ---- Stages ----
+
+    @property
+    def longest(self) -> int:
+        """Maximum length of the records that students train on."""
+        return max(student["train"]["max_length"] for student in self.config["students"].values())
+
+    @property
+    def answer_tokens(self) -> int:
+        """Maximum length of the teacher's answers."""
+        return int(self.config["teacher"]["generation"]["max_new_tokens"])
+
+    def answers(self) -> Iterator[Stage]:
+        """The teacher's answers."""
+        if get_engine(self.config).needs_gpu:
+            generation = self.config["teacher"]["generation"]
+            work = self.make_generation(self.teacher, generation, generation["max_new_tokens"])
+            yield Stage(rule="generate_answers", name="teacher's answers", work=(work,))
+
+    def make_generation(self, model: ModelShape, settings: dict[str, Any], longest: int) -> Generating:
+        """Answers of a model."""
+        prompt, answer = self.lengths.split(max(self.longest, 2 * longest), longest)
+        return Generating(
+            model=model,
+            batch_size=get_batch_size(settings),
+            temperature=settings["temperature"],
+            top_p=settings.get("top_p", 1.0),
+            prompt_tokens=prompt,
+            answer_tokens=answer,
+        )
+
+    def signals(self) -> Iterator[Stage]:
+        """The teacher's cached signals."""
+        for name, signal in get_signals(self.config).items():
+            prompt, answer = self.lengths.split(self.longest, self.answer_tokens)
+            work = Reading(
+                model=replace(self.teacher, quantization=signal["quantization"]),
+                kind=signal["kind"],
+                batch_size=get_batch_size(self.config["teacher"]["generation"]),
+                prompt_tokens=prompt,
+                answer_tokens=answer,
+                top_k=signal["top_k"] or 0,
+                temperatures=tuple(signal["temperatures"] or ()),
+            )
+            yield Stage(rule="compute_signal", name=f"signal {name}", work=(work,), wildcards={"signal": name})
+
+    def trainings(self) -> Iterator[Stage]:
+        """The students' trainings."""
+        for student, settings in self.config["students"].items():
+            train = settings["train"]
+            prompt, answer = self.lengths.split(train["max_length"], self.answer_tokens)
+            quantization = settings["teacher_quantization"] or self.config["teacher"]["quantization"]
+            needs_teacher = METHODS[settings["method"]].needs_teacher
+            same = ("method", "signal", "top_k", "temperature", "alpha", "beta")
+            work = Training(
+                student=self.make_student(student),
+                teacher=replace(self.teacher, quantization=quantization) if needs_teacher else None,
+                lora=LoraOptions(**settings["lora"]) if settings["lora"] else None,
+                prompt_tokens=prompt,
+                answer_tokens=answer,
+                ranks=train["nodes"] * train["gpus_per_node"],
+                processes=train["gpus_per_node"],
+                **{name: settings[name] for name in same},
+                **{name: train[name] for name in ("optimizer", "precision", "batch_size", "strategy")},
+                **{name: train[name] for name in ("gradient_checkpointing", "fsdp_offload")},
+            )
+            yield Stage(
+                rule="train_student", name=f"training of {student}", work=(work,), wildcards={"student": student}
+            )
+
+    def predictions(self) -> Iterator[Stage]:
+        """The answers of all evaluated models to the test prompts, and their likelihoods."""
+        for name in get_evaluated_models(self.config):
+            engine = get_engine(self.config, name)
+            if not engine.needs_gpu:
+                continue
+            model = self.get_evaluated(name)
+            evaluation = self.config["evaluation"]
+            works: list[Work] = [self.make_generation(model, evaluation, evaluation["max_new_tokens"])]
+            if needs_likelihoods(evaluation["metrics"]) and engine.gives_likelihoods:
+                works.append(self.make_reading(model))
+            wildcards = {"model": name}
+            yield Stage(rule="predict_answers", name=f"evaluation of {name}", work=tuple(works), wildcards=wildcards)
+
+    def get_evaluated(self, name: str) -> ModelShape:
+        """An evaluated model: the teacher, a student, a `_base` or a variant."""
+        if name == TEACHER:
+            return self.teacher
+        student = self.make_student(split_name(name)[0])
+        variant = None if is_base(name) else get_variant(name)
+        quantization = variant if variant in ("int8", "nf4") else "none"
+        return replace(student, name=name, quantization=quantization)
+
+    def make_reading(self, model: ModelShape) -> Reading:
+        """The likelihoods of answers."""
+        prompt, answer = self.lengths.split(self.longest, self.answer_tokens)
+        batch_size = get_batch_size(self.config["evaluation"])
+        return Reading(
+            model=model, kind="likelihood", batch_size=batch_size, prompt_tokens=prompt, answer_tokens=answer
+        )
+
+    def judging(self) -> Iterator[Stage]:
+        """The likelihoods of the students' answers for the teacher."""
+        if is_judging(self.config):
+            yield Stage(rule="judge_answers", name="teacher's judgement", work=(self.make_reading(self.teacher),))

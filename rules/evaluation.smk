@@ -21,7 +21,7 @@ rule predict_answers:
     resources:
         gpu=from_config(job_resources.get_answering_gpus, "model"),
         group_slots=1,
-        mem_mb=32000,
+        mem_mb=planned_memory("predict_answers", 32000),
         runtime=240,
     params:
         **job("predict_answers"),
@@ -48,7 +48,7 @@ use rule predict_answers as answer_questions with:
     resources:
         gpu=from_config(job_resources.get_answering_gpus, "model"),
         group_slots=1,
-        mem_mb=32000,
+        mem_mb=planned_memory("answer_questions", 32000),
         runtime=60,
     params:
         **job("answer_questions"),
@@ -77,7 +77,7 @@ rule judge_answers:
     resources:
         gpu=job_resources.get_gpus(config),
         group_slots=1,
-        mem_mb=64000,
+        mem_mb=planned_memory("judge_answers", 64000),
         runtime=240,
     params:
         **job("judge_answers"),

@@ -27,7 +27,7 @@ rule export_model:
     threads: job_resources.get_threads(config)
     resources:
         gpu=job_resources.get_gpus(config),
-        mem_mb=64000,
+        mem_mb=planned_memory("export_model", 64000),
         runtime=240,
     params:
         **job("export_model"),

@@ -111,6 +111,15 @@ def training_resource(name):
     return call
 
 
+def planned_memory(rule, default):
+    """A resource function for the memory of a job in MB: that of the memory plan (`make plan`), or a default without."""
+
+    def call(wildcards):
+        return MEMORY.get(rule, default, dict(wildcards.items()))
+
+    return call
+
+
 def get_first_base(wildcards):
     """The `_base` whose answers this one shares."""
     return experiment.get_first_base(config, f"{wildcards.student}_base")

@@ -20,7 +20,7 @@ rule copy_layers:
         "../envs/torch.yaml"
     threads: job_resources.get_threads(config)
     resources:
-        mem_mb=64000,
+        mem_mb=planned_memory("copy_layers", 64000),
         runtime=60,
     params:
         **job("copy_layers"),
@@ -64,7 +64,7 @@ rule train_student:
     threads: job_resources.get_threads(config)
     resources:
         gpu=training_resource("gpu"),
-        mem_mb=64000,
+        mem_mb=planned_memory("train_student", 64000),
         runtime=2880,
         # For the Slurm executor; unset for one process.
         nodes=training_resource("nodes"),

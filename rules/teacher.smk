@@ -30,7 +30,7 @@ rule generate_answers:
     threads: job_resources.get_answering_threads(config)
     resources:
         gpu=job_resources.get_answering_gpus(config),
-        mem_mb=32000,
+        mem_mb=planned_memory("generate_answers", 32000),
         runtime=2880,
     params:
         **job("generate_answers"),
@@ -103,7 +103,7 @@ rule compute_signal:
     threads: job_resources.get_threads(config)
     resources:
         gpu=job_resources.get_gpus(config),
-        mem_mb=64000,
+        mem_mb=planned_memory("compute_signal", 64000),
         runtime=2880,
     params:
         **job("compute_signal"),

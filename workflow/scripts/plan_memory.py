@@ -86,7 +86,7 @@ def make_plan(stages: list[Stage], device: Device, lengths: Lengths, path: Path)
     from distill.memory_plan.make_plan import fill_plan, get_version
 
     logging.getLogger("distill").setLevel(logging.INFO)
-    plan = Plan(device.name, (lengths.prompt, lengths.answer), get_version())
+    plan = Plan(device.name, (lengths.prompt, lengths.answer), get_version(Path(__file__)))
     earlier = read_plan(path)
     if earlier and (earlier.device, earlier.version) == (plan.device, plan.version):
         plan.estimates, plan.changes = earlier.estimates, earlier.changes

@@ -27,7 +27,7 @@ class Change:
 
 def list_changes(work: Work) -> Iterator[Change]:
     """Yield the changes that lower a stage's memory, the smallest first."""
-    changes = TRAINING if isinstance(work, Training) else READING
+    changes: tuple[Change, ...] = TRAINING if isinstance(work, Training) else READING
     for change in changes:
         if change.apply(work) != work:
             yield change

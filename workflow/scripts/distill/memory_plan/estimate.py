@@ -21,11 +21,13 @@ from distill.memory_plan.measure import (
     measure_training,
 )
 from distill.memory_plan.plan_file import Estimate
-from distill.memory_plan.stage import Generating, Reading, Training, Work
+from distill.memory_plan.stage import Generating, Loading, ModelShape, Reading, Training, Work
 from distill.models.batches import AUTO_BATCH_SIZE
 from distill.models.memory import estimate_weights
 
-FEW = (4, 8)  # layers of the runs that are extrapolated: the figures are linear in the number of layers
+# Bytes of weights on their way to the device: two files of the 5 GB that transformers writes. An assumption.
+PASSING = 10**10
+FEW = (2, 4)  # layers of the runs that are extrapolated: the figures are linear in the number of layers
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ def estimate(work: Work, device: Device, exact: bool = False) -> Estimate:
         device: where. With few rows to spare, generation and scoring take fewer at a time, as the jobs do.
         exact: whether all layers are run, whatever their number.
     """
+    if isinstance(work, Loading):
+        return estimate_loading(work, device)
     if isinstance(work, Training):
         return estimate_run(partial(measure_training, work, device.kind), work, device, work.batch_size, exact)
     if isinstance(work, Generating):
-        config = make_config(work.model.config)
-        dtype = DTYPES[work.model.dtype]
-        free = device.usable - estimate_weights(config, dtype, work.model.quantization)
-        rows = count_rows(work, config, dtype, max(free, 0))
+        free = device.usable - count_weights(work.model)
+        rows = count_rows(work, make_config(work.model.config), DTYPES[work.model.dtype], max(free, 0))
     else:
         rows = work.batch_size or AUTO_BATCH_SIZE[device.kind]
     while True:
@@ -66,6 +68,26 @@ def estimate(work: Work, device: Device, exact: bool = False) -> Estimate:
         if found.fits != "no" or rows == 1:
             return found
         rows //= 2  # as the job does when memory runs out
+
+
+def estimate_loading(work: Loading, device: Device) -> Estimate:
+    """Estimate a stage that loads models and writes them by the weights: bitsandbytes quantizes no fake ones."""
+    weights = sum(count_weights(model) for model in work.models)
+    on_device = 0 if work.on_host else weights
+    return Estimate(
+        weights=weights,
+        live=on_device,
+        reserved=on_device,
+        host=weights if work.on_host else count_host_weights(work),
+        where="weights",
+        rows=0,
+        fits=judge(on_device, device),
+    )
+
+
+def count_weights(model: ModelShape) -> int:
+    """Bytes of a model's weights."""
+    return estimate_weights(make_config(model.config), DTYPES[model.dtype], model.quantization)
 
 
 def measure_rows(work: Generating | Reading, device: Device, rows: int) -> Callable[[Layers], Measured]:
@@ -104,11 +126,12 @@ def estimate_run(measure: Callable[[Layers], Measured], work: Work, device: Devi
 def count_host_weights(work: Work) -> int:
     """Bytes of weights that a job holds in the host's memory before they are on the device.
 
-    A student is loaded there in float32; other models are loaded onto the device tensor by tensor.
+    A student is loaded there in float32; other models pass through it, a few files at a time.
     """
     if not isinstance(work, Training):
-        return 0
-    return estimate_weights(make_config(work.student.config), torch.float32, "none")
+        return max(min(count_weights(model), PASSING) for model in work.models)
+    passing = [min(count_weights(model), PASSING) for model in work.models[1:]]
+    return sum(passing) + estimate_weights(make_config(work.student.config), torch.float32, "none")
 
 
 def judge(reserved: float, device: Device) -> str:
@@ -162,12 +185,12 @@ def extrapolate(measure: Callable[[Layers], Measured], totals: Sequence[int]) ->
     peaks = {phase: reach(value, [other.peaks[phase] for other, _ in slopes]) for phase, value in first.peaks.items()}
     where = {phase: text for other in (first, *(one for one, _ in slopes)) for phase, text in other.where.items()}
     runs = [first, *(other for other, _ in slopes)]
-    # What the allocator takes beyond the tensors depends on how they follow each other: as in the worst run, or more.
-    beyond = [one.reserved - max(one.peaks.values()) for one in runs]
+    # What the allocator takes beyond the tensors depends on how they follow each other more than on their number.
+    beyond = max(one.reserved - max(one.peaks.values()) for one in runs)
     return Figures(
         reach(first.weights, [other.weights for other, _ in slopes]),
         peaks,
         where,
-        max(peaks.values()) + max(*beyond, reach(beyond[0], beyond[1:])),
+        max(peaks.values()) + beyond,
         reach(first.sharded, [other.sharded for other, _ in slopes]),
     )

@@ -17,10 +17,9 @@ logger = logging.getLogger(__name__)
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def get_version() -> str:
-    """Digest of the code and the libraries that decide an estimate."""
-    code = code_digest(Path(__file__))
-    return digest_of([code, *(version(name) for name in LIBRARIES)])[:16]
+def get_version(script: Path) -> str:
+    """Digest of a script's code and the libraries that decide an estimate."""
+    return digest_of([code_digest(script), *(version(name) for name in LIBRARIES)])[:16]
 
 
 def fill_plan(plan: Plan, stages: Sequence[Stage], device: Device) -> Iterator[None]:

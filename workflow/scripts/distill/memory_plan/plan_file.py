@@ -26,7 +26,7 @@ class Estimate:
         weights: of all models.
         live: the most that tensors take at a time.
         reserved: the most that torch's allocator takes from the device for them; on a CPU the same as `live`.
-        host: bytes of weights that pass through the host's memory as a whole: those of a student.
+        host: bytes of weights that are in the host's memory as a whole at some time, such as those of a student.
         where: when the most is taken.
         rows: sequences at a time.
         fits: `yes`, `tight` if less than a tenth of the device is left, or `no`.
@@ -63,9 +63,9 @@ class Plan:
 def get_key(work: Work, device: str) -> str:
     """Return a digest of what decides an estimate."""
     parts = asdict(work)
-    for model in ("student", "teacher", "model"):
-        if parts.get(model):
-            del parts[model]["name"]
+    for model in (parts.get("student"), parts.get("teacher"), parts.get("model"), *parts.get("models", ())):
+        if model:
+            del model["name"]
     return digest_of([type(work).__name__, parts, device])[:16]
 
 

@@ -115,7 +115,20 @@ class Reading:
         return (self.model,)
 
 
-Work = Training | Generating | Reading
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Models that are loaded at the same time to be written in another form; nothing else takes much memory.
+
+    Attributes:
+        models: the models.
+        on_host: whether they are loaded into the host's memory even where there is a GPU.
+    """
+
+    models: tuple[ModelShape, ...]
+    on_host: bool = False
+
+
+Work = Training | Generating | Reading | Loading
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ def format_gib(size: int) -> str:
 def format_row(name: str, found: Estimate) -> list[str]:
     """The cells of an estimate."""
     sizes = [format_gib(size) for size in (found.weights, found.live, found.reserved)]
-    return [name, str(found.rows), *sizes, found.fits, found.where]
+    return [name, str(found.rows or "–"), *sizes, found.fits, found.where]
 
 
 def render_plan(plan: Plan, stages: Sequence[Stage | str], device: Device) -> str:

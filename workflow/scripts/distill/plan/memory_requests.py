@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from distill.common.variants import is_base
 from distill.memory_plan.devices import find_device
 from distill.memory_plan.plan_file import PLAN_FILE, Plan, find_estimates, read_plan, request_mb
-from distill.plan.experiment import Config
+from distill.plan.experiment import Config, get_first_base
 from distill.plan.stages import Lengths, StageLister
 
 ALIKE = {"answer_questions": "predict_answers"}  # rules whose jobs take at most the memory of another's
@@ -34,6 +35,7 @@ class MemoryRequests:
     """
 
     def __init__(self, config: Config):
+        self.config = config
         self.requests = find_requests(config, read_plan(PLAN_FILE))
 
     def get(self, rule: str, default: int, wildcards: Mapping[str, Any]) -> int:
@@ -44,8 +46,10 @@ class MemoryRequests:
             default: the request without a plan.
             wildcards: its wildcards, which may be more than those that decide the memory.
         """
-        own = set(wildcards.items())
+        own = dict(wildcards)
+        if rule in ALIKE and is_base(own["model"]):
+            own["model"] = get_first_base(self.config, own["model"])
         for (name, needed), request in self.requests.items():
-            if name == ALIKE.get(rule, rule) and needed <= own:
+            if name == ALIKE.get(rule, rule) and needed <= own.items():
                 return request
         return default

@@ -9,7 +9,7 @@ from distill.common.errors import InputError
 from distill.common.names import TEACHER
 from distill.common.variants import get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_likelihoods
-from distill.memory_plan.stage import Generating, ModelShape, Reading, Stage, Training, Work
+from distill.memory_plan.stage import Generating, Loading, ModelShape, Reading, Stage, Training, Work
 from distill.plan.command_lines import get_dtype
 from distill.plan.experiment import (
     Config,
@@ -23,6 +23,8 @@ from distill.plan.model_shapes import Reader, find_config, keep_layers, read_cac
 from distill.plan.signals import get_signals
 from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions
+
+QUANTIZED = ("int8", "nf4")  # variants that are loaded as such; GGUF files are dequantized
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,15 @@ class StageLister:
     def list_stages(self) -> Iterator[Stage | str]:
         """Yield the stages in the order of the workflow; a text for each model whose shape is unknown."""
         problems: dict[str, None] = {}
-        for make in (self.answers, self.signals, self.trainings, self.predictions, self.judging):
+        for make in (
+            self.answers,
+            self.signals,
+            self.copies,
+            self.trainings,
+            self.predictions,
+            self.judging,
+            self.exports,
+        ):
             try:
                 yield from make()
             except InputError as error:
@@ -138,6 +148,17 @@ class StageLister:
             )
             yield Stage(rule="compute_signal", name=f"signal {name}", work=(work,), wildcards={"signal": name})
 
+    def copies(self) -> Iterator[Stage]:
+        """The students that start as copies of the teacher's layers, made on the CPU."""
+        layers = {
+            one["model"]["layers"] for one in self.config["students"].values() if not isinstance(one["model"], str)
+        }
+        for number in sorted(layers):
+            work = Loading(models=(replace(self.teacher, quantization="none"),), on_host=True)
+            yield Stage(
+                rule="copy_layers", name=f"copy of {number} layers", work=(work,), wildcards={"layers": str(number)}
+            )
+
     def trainings(self) -> Iterator[Stage]:
         """The students' trainings."""
         for student, settings in self.config["students"].items():
@@ -176,13 +197,25 @@ class StageLister:
             wildcards = {"model": name}
             yield Stage(rule="predict_answers", name=f"evaluation of {name}", work=tuple(works), wildcards=wildcards)
 
+    def exports(self) -> Iterator[Stage]:
+        """The exported variants, each loaded beside its student."""
+        for student in self.config["students"]:
+            for variant in self.config["export"]["variants"] if self.config["export"] else []:
+                model = self.make_student(student)
+                quantization = variant if variant in QUANTIZED else "none"
+                work = Loading(models=(model, replace(model, quantization=quantization)))
+                wildcards = {"student": student, "variant": variant}
+                yield Stage(
+                    rule="export_model", name=f"export of {student} as {variant}", work=(work,), wildcards=wildcards
+                )
+
     def get_evaluated(self, name: str) -> ModelShape:
         """An evaluated model: the teacher, a student, a `_base` or a variant."""
         if name == TEACHER:
             return self.teacher
         student = self.make_student(split_name(name)[0])
         variant = None if is_base(name) else get_variant(name)
-        quantization = variant if variant in ("int8", "nf4") else "none"
+        quantization = variant if variant in QUANTIZED else "none"
         return replace(student, name=name, quantization=quantization)
 
     def make_reading(self, model: ModelShape) -> Reading:

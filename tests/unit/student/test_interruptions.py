@@ -131,11 +131,11 @@ def test_sigterm_interrupts_a_validation(options, records, monkeypatch):
     scored = []
     score = TRAINER.score
 
-    def signalled(self, model, examples):
+    def signalled(self, model, examples, *scale):
         if not model.training:
             scored.append(examples)
             os.kill(os.getpid(), signal.SIGTERM)
-        return score(self, model, examples)
+        return score(self, model, examples, *scale)
 
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -177,10 +177,10 @@ def run_out(monkeypatch, most):
     """Run out of memory with more than `most` records, after the backward pass has added their gradients."""
     score, sizes = TRAINER.score, []
 
-    def limited(self, model, examples):
-        terms = score(self, model, examples)
+    def limited(self, model, examples, *scale):
+        terms = score(self, model, examples, *scale)
         if len(examples) > most and model.training:
-            terms.loss.backward()
+            (terms.loss * scale[0]).backward()
             raise torch.OutOfMemoryError("out of memory")
         sizes.append(len(examples))
         return terms
@@ -213,10 +213,10 @@ def test_out_of_memory_in_a_validation_halves_its_batches(options, records, monk
     train_student(undisturbed, records, records)
     score = TRAINER.score
 
-    def limited(self, model, examples):
+    def limited(self, model, examples, *scale):
         if len(examples) > 3 and not model.training:
             raise torch.OutOfMemoryError("out of memory")
-        return score(self, model, examples)
+        return score(self, model, examples, *scale)
 
     monkeypatch.setattr(TRAINER, "score", limited)
     train_student(run, records, records)
@@ -290,8 +290,8 @@ def test_a_resumed_run_that_had_stopped_early_does_not_train_on(options, records
 def test_a_validation_loss_that_is_not_finite_stops_the_run(options, records, monkeypatch):
     score = TRAINER.score
 
-    def broken(self, model, examples):
-        terms = score(self, model, examples)
+    def broken(self, model, examples, *scale):
+        terms = score(self, model, examples, *scale)
         return terms if model.training else terms._replace(loss=terms.loss * float("nan"))
 
     monkeypatch.setattr(TRAINER, "score", broken)
@@ -350,8 +350,8 @@ def test_on_policy_steps_train_on_the_students_own_answers(options, records, tok
     seen = []
     score = TRAINER.score
 
-    def spy(self, model, examples):
-        terms = score(self, model, examples)
+    def spy(self, model, examples, *scale):
+        terms = score(self, model, examples, *scale)
         seen.append((self.state.global_step, examples, terms))
         return terms
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from divergence_formulas import FORMULAS
+from fake_cuda_runs import run_on_fake_cuda
 
 from distill.models import completions
 from distill.models.completions import collate
@@ -208,6 +209,90 @@ def test_tied_weights_get_both_gradients():
     weight = embedding.weight.detach().double().requires_grad_()
     loss = torch.nn.functional.cross_entropy(weight[ids] @ weight.T, targets, reduction="sum")
     torch.testing.assert_close(gradient.double(), torch.autograd.grad(loss, weight)[0], rtol=1e-5, atol=1e-6)
+
+
+def make_steps(bias, tied, hook=False):
+    """Rows of a tied or untied head in two micro-batches, and a function that gives their loss."""
+    torch.manual_seed(5)
+    embedding, head = torch.nn.Embedding(12, 4), torch.nn.Linear(4, 12, bias=bias)
+    if tied:
+        head.weight = embedding.weight
+    if hook:
+        head.weight.register_hook(lambda gradient: gradient * 3)
+    ids, targets = torch.tensor([[3, 5, 7], [1, 5, 9]]), torch.tensor([[1, 2, 3], [4, 1, 0]])
+
+    def score(step, scale):
+        return distillation_loss(embedding(ids[step]), head, targets[step], None, Objective("seqkd"), 2, scale=scale)
+
+    return [*embedding.parameters(), *head.parameters()], score
+
+
+@pytest.mark.parametrize("hook", [False, True], ids=["no hook", "hook"])
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_gradients_added_in_the_forward_pass_are_those_of_the_backward_pass(bias, tied, hook):
+    gradients = []
+    for is_early in (False, True):
+        weights, score = make_steps(bias, tied, hook)
+        for step in range(2):
+            loss = score(step, 0.3 if is_early else None).loss * 0.3
+            early = weights[-1].grad is not None
+            loss.backward()
+            assert step or early == (is_early and (bias or not hook))
+        gradients.append([one.grad for one in weights])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_accumulate_in_one_tensor():
+    weights, score = make_steps(bias=False, tied=False)
+    (score(0, 0.5).loss * 0.5).backward()
+    first = weights[1].grad
+    (score(1, 0.5).loss * 0.5).backward()
+    assert weights[1].grad is first
+
+
+def test_a_loss_that_is_not_multiplied_by_its_scale_is_an_error():
+    _, score = make_steps(bias=False, tied=False)
+    with pytest.raises(RuntimeError, match="not multiplied by its scale"):
+        score(0, 0.5).loss.backward()
+
+
+def test_weights_of_16_bits_keep_their_gradient_in_float32_until_the_backward_pass():
+    head, rows = torch.nn.Linear(4, 12, dtype=torch.bfloat16), torch.randn(5, 4, dtype=torch.bfloat16)
+    loss = distillation_loss(rows, head, torch.zeros(5, dtype=torch.long), None, Objective("seqkd"), scale=1.0).loss
+    assert head.weight.grad is None
+    loss.backward()
+    assert head.weight.grad.dtype == torch.bfloat16
+
+
+def test_the_head_needs_no_second_gradient_and_no_temporary_on_a_gpu():
+    """Peak on fake CUDA tensors of two micro-batches with autocast, in sizes of the head's float32 gradient."""
+    found = run_on_fake_cuda("""
+        from distill.student import fused_loss
+        from distill.student.fused_loss import distillation_loss
+        from distill.student.loss import Objective
+        fused_loss.CHUNK_ELEMENTS = fused_loss.BLOCK_ELEMENTS = {"cpu": 2**14, "cuda": 2**14}
+        head = torch.nn.Linear(512, 2**14, bias=False, device="cuda")
+        live = LiveMemory("cuda")
+        live.hold(head)
+        weights, found = live.now, []
+        for scale in (None, 0.5):
+            head.weight.grad = None
+            for step in (1, 2):
+                rows = torch.ones(16, 512, device="cuda", requires_grad=True)
+                targets = torch.zeros(16, dtype=torch.long, device="cuda")
+                live.phase = f"{scale} {step}"
+                with live, torch.autocast("cuda", torch.bfloat16):
+                    loss = distillation_loss(rows, head, targets, None, Objective("seqkd"), scale=scale).loss
+                    loss = loss * 0.5
+                with live:
+                    loss.backward()
+                del loss, rows, targets
+                # A copy of the weights in 16 bits is in memory, too.
+                found.append((live.peaks[live.phase] - weights - weights / 2) / weights)
+    """)
+    # Without the scale, the second micro-batch's gradient is beside the first one's.
+    assert found == pytest.approx([1, 2, 1, 1], abs=0.1)
 
 
 def test_frozen_heads_get_no_gradient(problem):

@@ -149,11 +149,11 @@ def test_tokens_per_second_excludes_validation(options, records, monkeypatch):
     score = student_module.DistillTrainer.score
     read = []
 
-    def take_a_second(self, model, examples):
+    def take_a_second(self, model, examples, *more):
         clock["now"] += 1.0 if model.training else 1000.0
         if model.training:
             read.append(sum(len(one["prompt"]) + len(one["completion"]) for one in examples))
-        return score(self, model, examples)
+        return score(self, model, examples, *more)
 
     monkeypatch.setattr(student_module.DistillTrainer, "score", take_a_second)
     run = options(
@@ -366,9 +366,9 @@ def break_loss(monkeypatch, when):
     """Make the loss of a micro-batch infinite if `when(trainer, examples)`."""
     score = student_module.DistillTrainer.score
 
-    def broken(self, model, examples):
-        terms = score(self, model, examples)
-        return terms._replace(loss=terms.loss * float("inf")) if when(self, examples) else terms
+    def broken(self, model, examples, *more):
+        terms = score(self, model, examples, *more)
+        return terms._replace(loss=terms.loss + float("inf")) if when(self, examples) else terms
 
     monkeypatch.setattr(student_module.DistillTrainer, "score", broken)
 

@@ -2,7 +2,8 @@
 
 Rows are projected to logits in chunks, each chunk is reduced in float32 log space, and its gradients are computed in
 the forward pass. Only the gradients of the rows and of the head's weights outlive a chunk, so the backward pass has
-nothing to recompute and no (batch, length, vocabulary) tensor exists.
+nothing to recompute and no (batch, length, vocabulary) tensor exists. If the caller says by what it will multiply the
+loss, the weights' gradients are added to their `grad` at once; otherwise they are kept beside it until backward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,7 @@ class Settings:
         chunk: rows per chunk.
         block: rows per block.
         needs_gradient: whether gradients of rows or weights are needed.
+        scale: what the caller multiplies the loss by; None if it is not known yet.
         transform: what the student does to its logits after the head.
         teacher_transform: the same for the teacher's hidden states.
     """
@@ -109,6 +111,7 @@ class Settings:
     chunk: int
     block: int
     needs_gradient: bool
+    scale: float | None
     transform: LogitTransform
     teacher_transform: LogitTransform
 
@@ -117,7 +120,7 @@ class LinearHead:
     """Forward and backward of a plain linear head, without autograd."""
 
     def __init__(self, head: torch.nn.Linear, weights: Sequence[Tensor], settings: Settings, rows: int):
-        self.head, self.weights = head, weights
+        self.head, self.weights, self.settings = head, weights, settings
         self.projection = Projection(head, settings.dtype, min(settings.chunk, rows))
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,12 +137,11 @@ class LinearHead:
         else:
             row_gradient.copy_(gradient @ weight)
         for total, parameter in zip(weight_gradients, self.weights, strict=True):
+            factor = get_factor(total, parameter, self.settings)
             if parameter is self.head.bias:
-                total += gradient.sum(0)
-            elif total.dtype == gradient.dtype:
-                total.addmm_(gradient.T, self.rows)
+                total.add_(gradient.sum(0), alpha=factor)
             else:
-                total += gradient.T @ self.rows
+                add_product(total, gradient.T, self.rows, factor)
 
 
 class AutogradHead:
@@ -160,8 +162,56 @@ class AutogradHead:
         """Write the gradient of the chunk's rows, and add those of the weights to their totals."""
         found = torch.autograd.grad(self.logits, [self.rows, *self.weights], gradient, allow_unused=True)
         row_gradient.copy_(found[0])
-        for total, one in zip(weight_gradients, found[1:], strict=True):
-            total += 0 if one is None else one
+        for total, parameter, one in zip(weight_gradients, self.weights, found[1:], strict=True):
+            if one is not None:
+                total.add_(one, alpha=get_factor(total, parameter, self.settings))
+
+
+# ---- The gradients of the head's weights ----
+
+
+def takes_gradient_early(weight: Tensor, dtype: torch.dtype, settings: Settings) -> bool:
+    """Whether a weight's gradient can be added to its `grad` before the backward pass reaches it.
+
+    Hooks of the weight must see the gradient first, and sums in 16 bits would lose the smaller addends.
+    """
+    has_hooks = bool(weight._backward_hooks) or bool(getattr(weight, "_post_accumulate_grad_hooks", None))
+    return settings.scale is not None and weight.is_leaf and weight.dtype == dtype and not has_hooks
+
+
+def make_total(weight: Tensor, dtype: torch.dtype, settings: Settings) -> Tensor:
+    """The tensor that a weight's gradient is added to: its `grad` if possible, which is made if there is none."""
+    if not takes_gradient_early(weight, dtype, settings):
+        return torch.zeros_like(weight, dtype=dtype)
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
+
+
+def get_factor(total: Tensor, weight: Tensor, settings: Settings) -> float:
+    """What is multiplied to the gradients that are added to a total from `make_total`."""
+    return settings.scale if settings.scale is not None and total is weight.grad else 1.0
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
+    """Add `factor · left @ right` to a total, on an Nvidia GPU without a temporary of its size.
+
+    Args:
+        total: (rows, columns), of the factors' dtype or float32.
+        left, right: (rows, inner) and (inner, columns) matrices of the same dtype.
+        factor: a number.
+    """
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=factor)
+    elif has_mixed_product(total):
+        torch.addmm(total, left, right, alpha=factor, out_dtype=total.dtype, out=total)
+    else:
+        total.add_(left @ right, alpha=factor)
+
+
+def has_mixed_product(total: Tensor) -> bool:
+    """Whether torch can multiply 16-bit matrices to a float32 one on a tensor's device."""
+    return total.is_cuda and total.dtype == torch.float32 and torch.version.hip is None
 
 
 # ---- The loss ----
@@ -203,7 +253,7 @@ class FusedTerms(torch.autograd.Function):
         exact = torch.promote_types(rows.dtype, torch.float32)
         sums = torch.zeros(len(Terms._fields), device=rows.device, dtype=exact)
         row_gradients = torch.empty_like(rows)
-        weight_gradients = [torch.zeros_like(one, dtype=exact) for one in weights] if settings.needs_gradient else []
+        weight_gradients = [make_total(one, exact, settings) for one in weights] if settings.needs_gradient else []
         chunks = (tensor.split(settings.chunk) for tensor in (rows, targets, row_gradients))
         # Not strict: without a teacher its side is endless.
         for part, part_targets, part_gradient, part_teacher in zip(
@@ -213,8 +263,11 @@ class FusedTerms(torch.autograd.Function):
             reduce_chunk(logits, gradient, part_targets, part_teacher, sums, settings)
             if settings.needs_gradient:
                 student.backward(gradient, part_gradient, weight_gradients)
-        ctx.gradients = [row_gradients, *weight_gradients]
+        # What is in `grad` already is no gradient of the backward pass.
+        waiting = [None if total is one.grad else total for total, one in zip(weight_gradients, weights, strict=False)]
+        ctx.gradients = [row_gradients, *waiting]
         ctx.dtypes = [rows.dtype, *(one.dtype for one in weights)]
+        ctx.scale = settings.scale
         outputs = tuple(one.clone() for one in sums)  # clones, not views: FSDP registers hooks on them
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
@@ -225,7 +278,12 @@ class FusedTerms(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradients of a distillation loss are used up by its first backward pass")
         gradients, ctx.gradients = ctx.gradients, None
-        scaled = [one.mul_(output_gradients[0]).to(dtype) for one, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        if ctx.scale is not None:
+            torch._assert_async(output_gradients[0] == ctx.scale, "the loss was not multiplied by its scale")
+        scaled = [
+            None if one is None else one.mul_(output_gradients[0]).to(dtype)
+            for one, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
         return (None, None, None, None, *scaled)
 
 
@@ -237,6 +295,7 @@ def distillation_loss(
     objective: Objective,
     chunk: int | None = None,
     transform: LogitTransform = IDENTITY,
+    scale: float | None = None,
 ) -> Terms:
     """The objective over completion rows, with gradients for rows and head.
 
@@ -248,9 +307,15 @@ def distillation_loss(
         teacher: the teacher's side of the same rows; None for a method without a divergence.
         chunk: rows per chunk; by default as many as CHUNK_ELEMENTS allows.
         transform: what the student does to its logits after the head.
+        scale: a number that the caller multiplies the loss by before its backward pass, which must follow. With it, the
+            gradients of the head's float32 weights are in their `grad` when this function returns, without a second
+            tensor of their size. None if the number is not known or changes on the way, as with a gradient scaler.
 
     Returns:
         Sums over rows. Without rows they are zero, still attached to autograd.
+
+    Raises:
+        RuntimeError: in the backward pass, if the loss was not multiplied by `scale`. On a GPU the kernel fails.
     """
     weights = [one for one in head.parameters() if one.requires_grad] if isinstance(head, torch.nn.Module) else []
     kind = rows.device.type
@@ -266,6 +331,7 @@ def distillation_loss(
         chunk=chunk or max(MIN_CHUNK_ROWS, chunk_rows),
         block=max(1, block_rows),
         needs_gradient=torch.is_grad_enabled() and (rows.requires_grad or bool(weights)),
+        scale=scale,
         transform=transform,
         teacher_transform=teacher.transform if isinstance(teacher, ExactTeacher) else IDENTITY,
     )
@@ -277,7 +343,8 @@ def score_completions(self: Any, *args: Any, objective: Objective | None = None,
     """The `Terms` of a micro-batch, as the forward method of a causal model, so that DDP and FSDP see all gradients.
 
     Args:
-        inputs: `input_ids`, `lengths`, `positions` and `targets` from `collate`, and `teacher` for `distillation_loss`.
+        inputs: `input_ids`, `lengths`, `positions` and `targets` from `collate`, and `teacher` and optionally `scale`
+            for `distillation_loss`.
         objective: None runs the model's own forward, which `generate` calls.
     """
     if objective is None:
@@ -285,5 +352,7 @@ def score_completions(self: Any, *args: Any, objective: Objective | None = None,
     decoder, head = decoder_and_head(self)
     hidden = read_hidden(decoder, inputs["input_ids"], inputs["lengths"])
     rows = take_rows(hidden, inputs["positions"])
-    transform = read_transform(self.config)
-    return tuple(distillation_loss(rows, head, inputs["targets"], inputs["teacher"], objective, transform=transform))
+    transform, scale = read_transform(self.config), inputs.get("scale")
+    return tuple(
+        distillation_loss(rows, head, inputs["targets"], inputs["teacher"], objective, transform=transform, scale=scale)
+    )

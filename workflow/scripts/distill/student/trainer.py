@@ -119,8 +119,14 @@ class DistillTrainer(Trainer):
         size = self.max_records or max(len(examples), 1)
         return [examples[at : at + size] for at in range(0, max(len(examples), 1), size)]
 
-    def score(self, model: Any, examples: Sequence[Example]) -> Terms:
-        """The terms of a micro-batch; without examples they are zero, still attached to autograd."""
+    def score(self, model: Any, examples: Sequence[Example], scale: float | None = None) -> Terms:
+        """The terms of a micro-batch; without examples they are zero, still attached to autograd.
+
+        Args:
+            model: the student.
+            examples: the micro-batch, possibly empty.
+            scale: what the loss will be multiplied by, see `distillation_loss`.
+        """
         all_examples: Any = self.train_dataset
         # A rank without examples runs the first one with an empty completion, since the others wait for its gradients.
         shown = examples or all_examples[:1]
@@ -133,7 +139,7 @@ class DistillTrainer(Trainer):
         objective = self.objective._replace(is_on_policy=any(one.get("is_sampled") for one in examples))
         # Under FSDP, accelerate's autocast follows the dtype of the weights, which stay float32.
         with self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext():
-            return Terms(*model(**batch, teacher=teacher if examples else None, objective=objective))
+            return Terms(*model(**batch, teacher=teacher if examples else None, objective=objective, scale=scale))
 
     # ---- The step ----
 
@@ -192,10 +198,13 @@ class DistillTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         if not examples and self.args.world_size == 1:
             return total
+        # DDP and FSDP average the gradients over ranks; the step needs their sum.
+        scale = self.args.world_size / tokens
+        # FSDP reduces the gradients of each micro-batch, and the gradient scaler of fp16 multiplies the loss once more.
+        is_final = not self.is_fsdp_enabled and self.accelerator.scaler is None
         for part in self.split_examples(examples):
-            terms = self.score(model, part)
-            # DDP and FSDP average the gradients over ranks; the step needs their sum.
-            loss = terms.loss * (self.args.world_size / tokens)
+            terms = self.score(model, part, scale if is_final else None)
+            loss = terms.loss * scale
             self.accelerator.backward(loss)
             self.meter.add(terms, part)
             total += loss.detach()

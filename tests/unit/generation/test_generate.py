@@ -4,10 +4,12 @@ import gc
 import json
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fake_cuda_runs import run_on_fake_cuda
 from tiny import CHATML, SPECIAL, build_model, build_sentencepiece, build_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
@@ -21,12 +23,14 @@ from transformers import (
 from distill.common.errors import InputError
 from distill.generation import generate as generation
 from distill.generation import kv_cache as slots
+from distill.generation import rolling_batch
 from distill.generation.generate import Draw, decode_padded, decode_rolling, generate_requests, has_full_attention
 from distill.generation.kv_cache import RowLimit
 from distill.generation.rolling_batch import Job, RollingBatch, count_cached
 from distill.generation.sampling import Request, Sampling, record_uniforms
 from distill.models.batches import in_batches
 from distill.models.chat import ChatTemplate
+from distill.models.placement import layer_devices
 from distill.models.vocabulary import find_unused_ids
 from distill.records.answer_format import parse_answer
 
@@ -115,7 +119,7 @@ def test_every_token_of_a_shared_beginning_is_read_once(model, tokenizer, reques
             read.append(sum(len(job.prompts[waiting.index]) - count_cached(waiting) for waiting in taken))
             return super().prefill(taken)
 
-    list(Counted(model, job, RowLimit(4, [model.device], 1)).run())
+    list(Counted(model, job, RowLimit(4, {model.device: 1})).run())
     groups = generation_groups(job.prompts)
     shared = sum((len(members) - 1) * length for length, members in groups)
     assert shared > 200
@@ -137,7 +141,7 @@ def test_an_answer_that_ends_leaves_its_row_to_the_next(model, tokenizer, reques
             rows.append(len(self.rows))
             super().step()
 
-    found = [pair for batch in Watched(model, job, RowLimit(4, [model.device], 1)).run() for pair in batch]
+    found = [pair for batch in Watched(model, job, RowLimit(4, {model.device: 1})).run() for pair in batch]
     steps = sum(len(tokens) - 1 for _, tokens in found)  # the first one comes from the prefill
     assert sum(rows) == steps  # no row is computed after its sequence has finished
     assert rows.count(4) > len(rows) * 0.6
@@ -161,11 +165,177 @@ def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(model, tok
                 raise torch.OutOfMemoryError
             return super().forward(ids, *rest)
 
-    limit = RowLimit(8, [model.device], 1)
+    limit = RowLimit(8, {model.device: 1})
     found = {index: tokens for batch in Small(model, job, limit).run() for index, tokens in batch}
     assert found == expected
     assert limit.size == 2  # the limit stays halved
     assert max(seen) > 3
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])
+def test_sequences_continue_where_memory_ran_out(model, tokenizer, requests, sampling):
+    """Tokens are decoded once: a restart prefills them with the prompt, and each prefill gives the next one."""
+    job = make_job(tokenizer, requests, sampling)
+    failures = []
+
+    class Small(RollingBatch):
+        decoded = prefilled = 0
+
+        def prefill(self, taken):
+            made = super().prefill(taken)
+            self.prefilled += len(taken)
+            return made
+
+        def step(self):
+            if len(failures) < 2 and min(len(one.tokens) for one in self.rows) > 2:
+                failures.append([(one.index, list(one.tokens)) for one in self.rows])
+                raise torch.OutOfMemoryError
+            rows = len(self.rows)
+            super().step()
+            self.decoded += rows
+
+    batch = Small(model, job, RowLimit(8, {model.device: 1}))
+    found = {index: tokens for ended in batch.run() for index, tokens in ended}
+    assert found == {index: tokens for ended in decode_rolling(model, tokenizer, job, 8) for index, tokens in ended}
+    assert len(failures) == 2
+    assert all(found[index][: len(tokens)] == tokens for rows in failures for index, tokens in rows)
+    assert batch.prefilled == len(requests) + sum(map(len, failures))
+    assert batch.decoded == sum(map(len, found.values())) - batch.prefilled
+
+
+def test_a_sequence_that_ended_before_memory_ran_out_is_not_continued(model, tokenizer, requests):
+    job = make_job(tokenizer, requests, GREEDY)
+    job.longest[:] = [1] * len(job.longest)  # every answer ends with its prefill
+
+    class Small(RollingBatch):
+        calls = 0
+
+        def prefill(self, taken):
+            self.calls += 1
+            if self.calls == 2:
+                raise torch.OutOfMemoryError
+            return super().prefill(taken)
+
+    batch = Small(model, job, RowLimit(8, {model.device: 1}))
+    batch.prefill_tokens = 1  # one prompt per prefill, so that the second one fails with a row that has ended
+    found = [pair for ended in batch.run() for pair in ended]
+    assert sorted(index for index, _ in found) == list(range(len(requests)))
+    assert all(len(tokens) == 1 for _, tokens in found)
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY], ids=["sampled", "greedy"])
+def test_more_keys_than_the_longest_row_change_no_answer(model, tokenizer, requests, monkeypatch, sampling):
+    job = make_job(tokenizer, requests, sampling)
+    expected = sorted(pair for ended in decode_rolling(model, tokenizer, job, 4) for pair in ended)
+    monkeypatch.setitem(rolling_batch.KEY_MULTIPLE, "cpu", 64)
+    lengths, masks = set(), set()
+
+    class Watched(RollingBatch):
+        def forward(self, ids, cache, positions, mask):
+            if ids.shape[1] == 1 and mask is not None and mask.dim() == 4:
+                lengths.add(cache.length)
+                masks.update(mask.stride()[:-1])
+            return super().forward(ids, cache, positions, mask)
+
+    found = Watched(model, job, RowLimit(4, {model.device: 1}))
+    assert sorted(pair for ended in found.run() for pair in ended) == expected
+    assert lengths
+    assert all(length % 64 == 0 for length in lengths)
+    assert all(stride % 8 == 0 for stride in masks)
+
+
+def test_every_device_limits_the_rows_by_its_own_layers(monkeypatch):
+    """Free memory of one GPU is of no use to the layers on another one."""
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    free = {first: 1000, second: 200}
+    monkeypatch.setattr(slots, "free_memory", free.__getitem__)
+    assert RowLimit(None, {first: 10, second: 10}).size == 16  # 0.8 · 200 / 10
+    assert RowLimit(None, {first: 10, second: 1}).size == 64
+    assert RowLimit(None, {first: 10, second: 10}, {second: 100}).size == 6
+    assert RowLimit(None, {first: 10, second: 10}, {second: 1000}).size == 1
+    limit = RowLimit(None, {first: 1, second: 1})
+    cache = SimpleNamespace(nbytes_by_device=lambda: {first: 64, second: 64})
+    assert limit.grow(64, cache) == 128
+    cache.nbytes_by_device = lambda: {first: 1000, second: 64}
+    assert limit.grow(128, cache) == 128  # 256 rows on the second GPU
+
+
+def test_a_layer_on_the_cpu_keeps_its_cache_on_the_gpu_that_computes_it(model):
+    layers = build_model(layers=3)
+    assert layer_devices(layers) == [torch.device("cpu")] * 3
+    for layer, device in zip(layers.model.layers, (0, 1, torch.device("cuda", 0)), strict=True):
+        layer._hf_hook = SimpleNamespace(execution_device=device)
+    assert [str(device) for device in layer_devices(layers)] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_the_reserve_covers_a_prefill_on_a_gpu():
+    """Two layers in bfloat16 on fake CUDA tensors: what a prefill takes besides weights and rows, and its estimate."""
+    taken, reserved = run_on_fake_cuda("""
+        from transformers import Qwen2Config
+        from distill.memory_plan.fake_models import make_model
+        from distill.generation.generate import measure_rows
+        from distill.generation.kv_cache import RowLimit
+        from distill.generation.rolling_batch import Job, RollingBatch, Waiting
+        config = Qwen2Config(vocab_size=32000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=2,
+                             num_attention_heads=8, num_key_value_heads=2)
+        model = make_model(config, torch.bfloat16, "cuda")
+        job = Job([[1] * 1000] * 16, [10] * 16, [7], None, lambda logits, uniforms: logits)
+        rows, reserved = measure_rows(model, job)
+        batch = RollingBatch(model, job, RowLimit(16, rows, reserved))
+        live = LiveMemory("cuda")
+        live.hold(model)
+        weights = live.now
+        with live, torch.inference_mode():
+            batch.prefill([Waiting(index) for index in range(16)])
+        found = [max(live.peaks.values()) - weights, sum(reserved.values())]
+    """)
+    assert taken <= reserved <= 1.6 * taken
+
+
+def test_a_step_waits_for_no_copy_to_the_gpu():
+    """On fake CUDA tensors: between a step's first kernel and its answer no copy from the CPU blocks."""
+    copies, blocking = run_on_fake_cuda("""
+        import numpy as np
+        from torch.utils._python_dispatch import TorchDispatchMode
+        from torch.utils._pytree import tree_flatten
+        from transformers import Qwen2Config
+        from distill.memory_plan.fake_models import make_model
+        from distill.generation.kv_cache import RowLimit
+        from distill.generation.rolling_batch import Job, RollingBatch
+
+        class Copies(TorchDispatchMode):
+            seen = []
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                result = func(*args, **(kwargs or {}))
+                aten = torch.ops.aten
+                if func.overloadpacket in (aten.to, aten._to_copy, aten.copy_):
+                    tensors = [one for one in tree_flatten((args, result))[0] if isinstance(one, torch.Tensor)]
+                    tensors = [one for one in tensors if one.numel()]
+                    if {"cpu", "cuda"} <= {one.device.type for one in tensors}:
+                        is_async = (kwargs or {}).get("non_blocking", False) or len(args) > 2 and args[2]
+                        self.seen.append(bool(is_async))
+                return result
+
+        class Tokens:
+            def __init__(self, count):
+                self.count = count
+            def tolist(self):
+                return [5] * self.count
+
+        config = Qwen2Config(vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                             num_attention_heads=4, num_key_value_heads=2)
+        model = make_model(config, torch.bfloat16, "cuda")
+        draw = lambda logits, uniforms: Tokens(len(logits) + 0 * len(uniforms))
+        prompts = [[number] * (5 + number) for number in range(1, 7)]
+        job = Job(prompts, [4] * 6, [7], lambda index: np.ones(9), draw)
+        with Copies() as copies:
+            batch = RollingBatch(model, job, RowLimit(3, {model.device: 1}))
+            answers = [pair for ended in batch.run() for pair in ended]
+        assert sorted(answers) == [(number, [5] * 4) for number in range(6)]
+        found = [len(copies.seen), copies.seen.count(False)]
+    """)
+    assert copies > 20
+    assert blocking == 0
 
 
 @pytest.mark.parametrize("rows", [1.5, 2.5, 4.5, 7.5])
@@ -207,14 +377,14 @@ def test_a_cpu_that_has_no_memory_halves_too(model, tokenizer, requests):
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
             super().step()
 
-    limit = RowLimit(8, [model.device], 1)
+    limit = RowLimit(8, {model.device: 1})
     found = {index: tokens for batch in Small(model, job, limit).run() for index, tokens in batch}
     assert sorted(found) == list(range(len(requests)))
     assert limit.size == 2
 
 
 def test_few_prompts_take_few_rows(model, tokenizer, requests):
-    batch = RollingBatch(model, make_job(tokenizer, requests[:3], GREEDY), RowLimit(None, [model.device], 1))
+    batch = RollingBatch(model, make_job(tokenizer, requests[:3], GREEDY), RowLimit(None, {model.device: 1}))
     run = batch.run()
     next(run)
     assert len(batch.cache.rows) == 3
@@ -243,7 +413,7 @@ def test_what_does_not_fit_alone_is_an_error(model, tokenizer, requests):
 
     job = make_job(tokenizer, requests, GREEDY)
     with pytest.raises(InputError, match="the model and a single sequence do not fit in memory"):
-        list(Full(model, job, RowLimit(8, [model.device], 1)).run())
+        list(Full(model, job, RowLimit(8, {model.device: 1})).run())
 
 
 def test_the_batch_grows_as_far_as_memory_allows(model, tokenizer, monkeypatch):
@@ -260,7 +430,7 @@ def test_the_batch_grows_as_far_as_memory_allows(model, tokenizer, monkeypatch):
                 rows.append(len(self.rows))  # noqa: B023
                 super().step()
 
-        list(Watched(model, job, RowLimit(None, [model.device], 10**6)).run())
+        list(Watched(model, job, RowLimit(None, {model.device: 10**6})).run())
         assert max(rows) == expected
 
 

@@ -20,11 +20,12 @@ from transformers import (
 from distill.common.errors import InputError
 from distill.generation.batch_probe import choose_decoding
 from distill.generation.kv_cache import RowLimit
-from distill.generation.rolling_batch import NOT_FINITE, Job, RollingBatch
+from distill.generation.rolling_batch import NOT_FINITE, PREFILL_TOKENS, Job, RollingBatch
 from distill.generation.sampling import Generated, Request, Sampling, drop_cut_character, record_uniforms
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
-from distill.models.memory import keep_freed_memory, kv_bytes_per_token
+from distill.models.memory import activation_bytes_per_token, keep_freed_memory, kv_bytes_by_layer
+from distill.models.placement import layer_devices
 from distill.models.rope import context_length, find_rope_switch
 from distill.models.vocabulary import find_unused_ids, vocabulary_size
 
@@ -202,11 +203,41 @@ def decode_rolling(
     """Decode a job by continuous batching; see `decode_job`."""
     if model.device.type == "cpu":
         keep_freed_memory()
-    room = max(find_room(job))
-    step_bytes = LOGITS_BYTES * model.config.get_text_config().vocab_size
-    row_bytes = room * kv_bytes_per_token(model.config, model.dtype) + step_bytes
-    devices = list(dict.fromkeys([model.device, *(weight.device for weight in model.parameters())]))
-    yield from RollingBatch(model, job, RowLimit(batch_size, devices, row_bytes)).run()
+    yield from RollingBatch(model, job, RowLimit(batch_size, *measure_rows(model, job))).run()
+
+
+def measure_rows(model: Any, job: Job) -> tuple[dict[torch.device, int], dict[torch.device, int]]:
+    """Return what `size_rows` returns for a job."""
+    lengths = [len(prompt) for prompt in job.prompts]
+    prefilled = max(min(sum(lengths), PREFILL_TOKENS[model.device.type]), max(lengths))
+    is_int8 = getattr(model, "is_loaded_in_8bit", False)
+    return size_rows(model.config, model.dtype, max(find_room(job)), prefilled, is_int8, layer_devices(model))
+
+
+def size_rows(
+    config: Any, dtype: torch.dtype, room: int, prefilled: int, is_int8: bool, devices: Sequence[torch.device]
+) -> tuple[dict[torch.device, int], dict[torch.device, int]]:
+    """Estimate the bytes of a row, and those that a prefill takes for a moment, by device.
+
+    A prefill holds the keys and values of its prompts a second time, until they are written to their rows, and the
+    activations of one layer.
+
+    Args:
+        config: the model's configuration.
+        dtype: dtype of keys, values and activations.
+        room: tokens of the largest row.
+        prefilled: tokens of the largest prefill.
+        is_int8: see `activation_bytes_per_token`.
+        devices: device of each layer.
+    """
+    step_bytes = LOGITS_BYTES * config.get_text_config().vocab_size
+    activations = prefilled * activation_bytes_per_token(config, dtype, is_int8)
+    rows: dict[torch.device, int] = {}
+    reserved: dict[torch.device, int] = {}
+    for device, token_bytes in zip(devices, kv_bytes_by_layer(config, dtype), strict=True):
+        rows[device] = rows.get(device, step_bytes) + room * token_bytes
+        reserved[device] = reserved.get(device, activations) + prefilled * token_bytes
+    return rows, reserved
 
 
 class DrawRows(LogitsProcessor):

@@ -1,6 +1,6 @@
 """The KV cache of continuous batching: one row per running sequence, each with its own length."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,26 +19,36 @@ class RowLimit:
 
     Args:
         batch_size: fixed number of rows, which is only ever halved; None doubles the limit as long as memory allows.
-        devices: devices that hold the model's layers.
-        row_bytes: bytes of the largest row: KV cache of the longest prompt with its longest answer, and one step.
+        row_bytes: bytes of the largest row by device: its layers' KV cache of the longest prompt with its longest
+            answer, and one step.
+        reserved: bytes by device that a prefill takes for a moment.
     """
 
-    def __init__(self, batch_size: int | None, devices: Sequence[torch.device], row_bytes: int):
-        self.devices, self.row_bytes = devices, row_bytes
-        kind = devices[0].type
-        fits = max(1, int(MEMORY_SHARE * self.free()) // max(row_bytes, 1))
-        self.size = batch_size or min(AUTO_BATCH_SIZE[kind], fits)
+    def __init__(
+        self,
+        batch_size: int | None,
+        row_bytes: Mapping[torch.device, int],
+        reserved: Mapping[torch.device, int] | None = None,
+    ):
+        self.row_bytes, self.reserved = row_bytes, reserved or {}
+        kind = next(iter(row_bytes)).type
+        self.size = batch_size or min(AUTO_BATCH_SIZE[kind], self.count_fitting())
         self.max_size = batch_size or MAX_ROWS[kind]
 
-    def free(self) -> int:
-        """Return the free memory of all devices together, in bytes."""
-        return sum(map(free_memory, self.devices))
+    def count_fitting(self) -> int:
+        """Return how many rows the free memory of every device holds, at least one."""
+        return max(1, min(self.free(device) // max(size, 1) for device, size in self.row_bytes.items()))
+
+    def free(self, device: torch.device) -> int:
+        """Return the bytes of a device that rows may take, besides those that they have."""
+        return int(MEMORY_SHARE * free_memory(device)) - self.reserved.get(device, 0)
 
     def grow(self, rows: int, cache: "SlotCache") -> int:
-        """Return the limit, doubled first if all rows are taken and memory allows it."""
+        """Return the limit, doubled first if all rows are taken and the memory of every device allows it."""
         if rows == self.size and 2 * self.size <= self.max_size:
-            needed = 2 * self.size * self.row_bytes - cache.nbytes
-            if needed < MEMORY_SHARE * self.free():
+            held = cache.nbytes_by_device()
+            needed = {device: 2 * self.size * size - held.get(device, 0) for device, size in self.row_bytes.items()}
+            if all(size < self.free(device) for device, size in needed.items()):
                 self.size *= 2
         return self.size
 
@@ -157,6 +167,14 @@ class SlotCache(Cache):
         """Size of all keys and values in bytes."""
         return sum(layer.nbytes for layer in self.slots)
 
+    def nbytes_by_device(self) -> dict[torch.device, int]:
+        """Return the size of keys and values in bytes, by the device where they lie."""
+        found: dict[torch.device, int] = {}
+        for layer in self.slots:
+            if layer.is_initialized:
+                found[layer.keys.device] = found.get(layer.keys.device, 0) + layer.nbytes
+        return found
+
     def resize(self, rows: int, longest: int) -> None:
         """Make room for `rows` rows of `longest` tokens; the capacity grows in steps and never shrinks."""
         if longest > self.capacity:
@@ -186,7 +204,7 @@ class SlotCache(Cache):
             for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
                 own = slice(start, start + length)
                 layer.write(first + row, keys[row, :, own], values[row, :, own])
-        self.positions[first : first + len(lengths)] = torch.tensor(lengths, device=self.device)
+        self.positions[first : first + len(lengths)] = to_device(lengths, self.device)
 
     def release(self) -> None:
         """Free all memory now; layers and cache refer to each other, so Python would free it at the next collection."""
@@ -199,6 +217,12 @@ class SlotCache(Cache):
         for layer in self.slots:
             layer.move(source, target)
         self.positions[target] = self.positions[source]
+
+
+def to_device(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> torch.Tensor:
+    """Return a tensor of numbers, possibly nested; a copy to a GPU does not wait for the kernels before it."""
+    made = torch.tensor(numbers, dtype=dtype)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
 def keys_and_values(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

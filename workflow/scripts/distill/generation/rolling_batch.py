@@ -1,7 +1,7 @@
 """Continuous batching: when a sequence finishes, the next waiting prompt takes its row.
 
 A prefix that several prompts share is prefilled once, and its KV cache is copied to all of them. Memory grows with the
-rows; when it runs out, the batch is halved and the running sequences are recomputed, with the same result.
+rows; when it runs out, the batch is halved, and the running sequences are prefilled again with their tokens so far.
 """
 
 import logging
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache
 
 from distill.common.errors import InputError
-from distill.generation.kv_cache import RowLimit, SlotCache, keys_and_values
+from distill.generation.kv_cache import RowLimit, SlotCache, keys_and_values, to_device
 from distill.generation.prefixes import Group, group_by_prefix
 from distill.models.batches import is_out_of_memory
 from distill.models.completions import decoder_and_head, project
@@ -31,6 +31,9 @@ NO_ROOM = (
     "a larger device, or a server (engine openai)"
 )
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # prompt tokens per prefill
+# A step attends to a multiple of this many keys: on a GPU, another length may need another kernel or its plan, and the
+# memory-efficient kernel copies masks whose rows are not aligned to 8 elements.
+KEY_MULTIPLE = {"cpu": 1, "cuda": 64}
 
 
 @dataclass
@@ -63,17 +66,19 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A prompt that is not prefilled yet.
+    """A prompt that is not prefilled yet, or a sequence to continue.
 
     Attributes:
         index: index of the prompt.
         prefix: its prefix, if another prompt with the same one is already prefilled.
         group: prompts that wait for the prefix of this one.
+        tokens: new tokens so far, which are prefilled with the prompt.
     """
 
     index: int
     prefix: Prefix | None = None
     group: Group | None = None
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,7 @@ class RollingBatch:
                         raise InputError(NO_ROOM) from error
                     is_full = True
                 # Outside the except block: the traceback holds references to what the failed step allocated.
-                if is_full:
-                    self.restart()
-                else:
-                    yield finished
+                yield self.restart() if is_full else finished
         finally:
             self.cache.release()
 
@@ -161,15 +163,18 @@ class RollingBatch:
             return
         while (queue := self.followers or self.queue) and len(self.rows) < limit:
             taken = self.select(queue, limit - len(self.rows))
-            prompts = [self.job.prompts[waiting.index] for waiting in taken]
-            self.cache.resize(rows, max(len(prompt) for prompt in prompts) + 1)
+            lengths = [self.count_known(waiting) for waiting in taken]
+            self.cache.resize(rows, max(lengths) + 1)
+            sequences = [
+                Running(waiting.index, self.job.longest[waiting.index], list(waiting.tokens)) for waiting in taken
+            ]
+            uniforms = self.take_uniforms(sequences)
             cache, logits = self.prefill(taken)
             # Prefixes are padded on the left up to the longest one.
             longest = max(count_cached(waiting) for waiting in taken)
             starts = [longest - count_cached(waiting) for waiting in taken]
-            self.cache.write(len(self.rows), cache, starts, [len(prompt) for prompt in prompts])
-            sequences = [Running(waiting.index, self.job.longest[waiting.index]) for waiting in taken]
-            self.append_tokens(sequences, logits)
+            self.cache.write(len(self.rows), cache, starts, lengths)
+            self.append_tokens(sequences, logits, uniforms)
             followers = [other for row, waiting in enumerate(taken) for other in find_followers(waiting, row, cache)]
             # Only now: if memory ran out above, the prompts are still in the queue.
             self.rows += sequences
@@ -182,13 +187,17 @@ class RollingBatch:
         """(rows, vocabulary) logits of (rows, width) hidden states."""
         return project(hidden, self.head, self.transform)
 
+    def count_known(self, waiting: Waiting) -> int:
+        """Return the number of tokens to prefill: the prompt's and those so far."""
+        return len(self.job.prompts[waiting.index]) + len(waiting.tokens)
+
     def select(self, queue: deque[Waiting], free: int) -> list[Waiting]:
         """Return the first prompts of a queue that one prefill can take, at most `free`."""
         taken: list[Waiting] = []
         width = longest = 0
         for waiting in islice(queue, free):
-            longest = max(longest, len(self.job.prompts[waiting.index]))
-            width = max(width, len(self.job.prompts[waiting.index]) - count_cached(waiting))
+            longest = max(longest, self.count_known(waiting))
+            width = max(width, self.count_known(waiting) - count_cached(waiting))
             # A cached prefix costs no computation, but its keys and values are copied.
             if taken and max(width, longest / 4) * (len(taken) + 1) > self.prefill_tokens:
                 break
@@ -205,19 +214,19 @@ class RollingBatch:
             The KV cache of the prompts, and their (prompts, vocabulary) next-token logits.
         """
         starts = [count_cached(waiting) for waiting in taken]
-        tails = [self.job.prompts[one.index][start:] for one, start in zip(taken, starts, strict=True)]
+        tails = [[*self.job.prompts[one.index][start:], *one.tokens] for one, start in zip(taken, starts, strict=True)]
         width = max(map(len, tails))
-        ids = torch.tensor([[*tail, *[0] * (width - len(tail))] for tail in tails], device=self.device)
+        ids = to_device([[*tail, *[0] * (width - len(tail))] for tail in tails], self.device)
+        last = to_device([len(tail) - 1 for tail in tails], self.device)
+        first = to_device(starts, self.device)
         cache, mask = DynamicCache(), None
         if longest := max(starts):
             for number, states in enumerate(join_prefixes(taken, longest)):
                 cache.update(*states, number)
-            padding = longest - torch.tensor(starts, device=self.device)
-            mask = (torch.arange(longest + width, device=self.device) >= padding[:, None]).long()
-        positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(width, device=self.device)
+            mask = (torch.arange(longest + width, device=self.device) >= (longest - first)[:, None]).long()
+        positions = first[:, None] + torch.arange(width, device=self.device)
         hidden = self.forward(ids, cache, positions, mask)
-        last = torch.tensor([len(tail) - 1 for tail in tails], device=hidden.device)
-        return cache, self.project(hidden[torch.arange(len(taken), device=hidden.device), last])
+        return cache, self.project(hidden[torch.arange(len(taken), device=hidden.device), last.to(hidden.device)])
 
     def forward(
         self, ids: torch.Tensor, cache: Cache, positions: torch.Tensor, mask: torch.Tensor | None
@@ -233,31 +242,52 @@ class RollingBatch:
         rows = len(self.rows)
         longest = max(len(self.job.prompts[one.index]) + len(one.tokens) for one in self.rows)
         self.cache.resize(len(self.cache.rows), longest)
-        self.cache.length = longest
+        multiple = KEY_MULTIPLE[self.device.type]
+        self.cache.length = -(-longest // multiple) * multiple
+        # Before the forward pass: a copy behind it would keep the GPU waiting for the next kernels.
+        ids = to_device([one.tokens[-1:] for one in self.rows], self.device)
+        uniforms = self.take_uniforms(self.rows)
         positions = self.cache.positions[:rows]
-        unseen = torch.arange(longest, device=self.device) > positions[:, None]
+        unseen = torch.arange(self.cache.length, device=self.device) > positions[:, None]
         # An additive mask, made once: every layer would convert a boolean mask again.
         mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device)
         mask.masked_fill_(unseen, float("-inf"))
-        ids = torch.tensor([one.tokens[-1:] for one in self.rows], device=self.device)
         hidden = self.forward(ids, self.cache, positions[:, None], mask[:, None, None])
-        self.append_tokens(self.rows, self.project(hidden[:, -1]))
+        self.append_tokens(self.rows, self.project(hidden[:, -1]), uniforms)
         positions += 1
 
-    def append_tokens(self, sequences: Sequence[Running], logits: torch.Tensor) -> None:
-        """Sample the next token of each sequence from (sequences, vocabulary) logits."""
-        uniforms = None
-        if self.job.uniforms is not None:
-            for one in sequences:
-                if not one.tokens:
-                    self.uniforms[one.index] = self.job.uniforms(one.index)
-            drawn = [self.uniforms[one.index][len(one.tokens)] for one in sequences]
-            uniforms = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
+    def take_uniforms(self, sequences: Sequence[Running]) -> torch.Tensor | None:
+        """Return the (sequences,) random numbers of the next token of each sequence; None for greedy decoding."""
+        if self.job.uniforms is None:
+            return None
+        for one in sequences:
+            if one.index not in self.uniforms:
+                self.uniforms[one.index] = self.job.uniforms(one.index)
+        drawn = [float(self.uniforms[one.index][len(one.tokens)]) for one in sequences]
+        return to_device(drawn, self.device, torch.float64)
+
+    def append_tokens(self, sequences: Sequence[Running], logits: torch.Tensor, uniforms: torch.Tensor | None) -> None:
+        """Sample the next token of each sequence.
+
+        Args:
+            sequences: the sequences, which are extended.
+            logits: (sequences, vocabulary).
+            uniforms: from `take_uniforms`.
+
+        Raises:
+            InputError: the logits are not finite.
+        """
+        if uniforms is not None:
+            uniforms = uniforms.to(logits.device)
         tokens = self.job.draw(logits, uniforms).tolist()
         if min(tokens) < 0:
             raise InputError(NOT_FINITE)
         for one, token in zip(sequences, tokens, strict=True):
             one.tokens.append(token)
+
+    def is_finished(self, one: Running) -> bool:
+        """Return whether a sequence has ended, or has its maximum length."""
+        return one.tokens[-1] in self.job.stops or len(one.tokens) >= one.longest
 
     @torch.inference_mode()
     def remove_finished(self) -> list[tuple[int, list[int]]]:
@@ -265,7 +295,7 @@ class RollingBatch:
         finished = []
         for row in range(len(self.rows) - 1, -1, -1):
             one = self.rows[row]
-            if one.tokens[-1] not in self.job.stops and len(one.tokens) < one.longest:
+            if not self.is_finished(one):
                 continue
             finished.append((one.index, one.tokens))
             self.uniforms.pop(one.index, None)
@@ -275,11 +305,21 @@ class RollingBatch:
                 self.cache.move(len(self.rows), row)
         return finished
 
-    def restart(self) -> None:
-        """Move all running sequences back to the queue and free all memory; a smaller batch gives the same answers."""
-        again = [one.index for one in self.rows] + [waiting.index for waiting in self.followers]
-        self.waiting += len(self.rows)
-        self.queue.extendleft(map(Waiting, sorted(again, key=lambda index: len(self.job.prompts[index]))))
+    def restart(self) -> list[tuple[int, list[int]]]:
+        """Free all memory and move the running sequences back to the queue with their tokens so far.
+
+        A smaller batch gives the same answers, since a sequence's random numbers depend on its prompt and length only.
+
+        Returns:
+            Sequences that were finished already, as from `remove_finished`.
+        """
+        finished = [(one.index, one.tokens) for one in self.rows if self.is_finished(one)]
+        for index, _ in finished:
+            self.uniforms.pop(index, None)
+        running = [Waiting(one.index, tokens=tuple(one.tokens)) for one in self.rows if not self.is_finished(one)]
+        again = running + [Waiting(waiting.index) for waiting in self.followers]
+        self.waiting += len(running)
+        self.queue.extendleft(sorted(again, key=self.count_known))
         self.rows = []
         self.followers.clear()  # frees the prefixes that were held for them
         self.prefill_tokens = max(1, self.prefill_tokens // 2)
@@ -288,6 +328,7 @@ class RollingBatch:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning("out of memory: continuing with at most %d answers at a time", self.limit.size)
+        return finished
 
 
 def count_cached(waiting: Waiting) -> int:

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import Trainer, TrainingArguments
 
 from distill.generation import kv_cache
-from distill.generation.generate import LOGITS_BYTES, Draw
-from distill.generation.rolling_batch import Job, RollingBatch
+from distill.generation.generate import Draw, size_rows
+from distill.generation.rolling_batch import PREFILL_TOKENS, Job, RollingBatch
 from distill.generation.sampling import Sampling
 from distill.memory_plan.fake_cuda import fake_cuda
 from distill.memory_plan.fake_models import make_config, make_model, without_moves
@@ -35,7 +35,6 @@ from distill.models.completions import (
     to_device,
 )
 from distill.models.logits import read_transform
-from distill.models.memory import kv_bytes_per_token
 from distill.student.fsdp import list_layers
 from distill.student.fused_loss import score_completions
 from distill.student.load_student import add_lora
@@ -203,6 +202,7 @@ def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Meas
         example: Any = {"prompt": prompt, "teacher_prompt": prompt, "completion": completion, "signal": (0, "")}
         examples = [example] * stage.batch_size
         place = torch.device(device)
+        scale = None if stage.precision == "fp16" or stage.strategy == "fsdp" else 0.5  # as in `DistillTrainer`
         scope: Any = nullcontext()
         if stage.precision in AUTOCAST:
             scope = torch.autocast(device, AUTOCAST[stage.precision], cache_enabled=False)
@@ -215,7 +215,7 @@ def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Meas
                     teacher = signal(examples, batch, place) if signal else None
                     live.phase = "student's forward pass"
                     with scope:
-                        loss = Terms(*model(**batch, teacher=teacher, objective=objective)).loss
+                        loss = Terms(*model(**batch, teacher=teacher, objective=objective, scale=scale)).loss
                     live.phase = "backward pass"
                     (loss * 0.5).backward()
                     del loss, teacher, batch
@@ -255,10 +255,11 @@ def count_rows(stage: Generating, config: Any, dtype: torch.dtype, free: int | N
         dtype: dtype of keys and values.
         free: bytes that the device has beside the weights; None for enough.
     """
-    room = stage.prompt_tokens + stage.answer_tokens
-    row_bytes = room * kv_bytes_per_token(config, dtype) + LOGITS_BYTES * config.get_text_config().vocab_size
+    room, prefilled = stage.prompt_tokens + stage.answer_tokens, max(stage.prompt_tokens, PREFILL_TOKENS["cuda"])
+    devices = [torch.device("cuda")] * config.get_text_config().num_hidden_layers
+    sizes = size_rows(config, dtype, room, prefilled, stage.model.quantization == "int8", devices)
     with patch.object(kv_cache, "free_memory", lambda device: free if free is not None else 2**50):
-        return kv_cache.RowLimit(stage.batch_size, [torch.device("cuda")], row_bytes).size
+        return kv_cache.RowLimit(stage.batch_size, *sizes).size
 
 
 def measure_generation(stage: Generating, device: str, rows: int, layers: Layers = ALL) -> Measured:

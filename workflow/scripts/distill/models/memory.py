@@ -88,19 +88,47 @@ def quantized_bytes(weight: torch.Tensor, quantization: str) -> int:
 
 
 def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Compute the bytes that one token adds to the KV cache, with full attention in every layer.
+    """Compute the bytes that one token adds to the KV cache: the sum of `kv_bytes_by_layer`."""
+    return sum(kv_bytes_by_layer(config, dtype))
 
-    This is 2 · key/value heads · head width · bytes per number, summed over the layers, which may differ (Gemma 4).
-    Models with sliding windows, latent attention or state-space layers need less.
+
+def kv_bytes_by_layer(config: Any, dtype: torch.dtype) -> list[int]:
+    """Compute the bytes that one token adds to the KV cache of each layer, with full attention in all of them.
+
+    This is 2 · key/value heads · head width · bytes per number; layers may differ (Gemma 4). Models with sliding
+    windows, latent attention or state-space layers need less.
     """
-    numbers = 0
+    sizes = []
     for layer in config.get_text_config().per_layer_config:
         if not hasattr(layer, "num_attention_heads"):
-            continue  # a layer without attention
+            sizes.append(0)  # a layer without attention
+            continue
         heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
         width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-        numbers += 2 * heads * width
-    return numbers * dtype.itemsize
+        sizes.append(2 * heads * width * dtype.itemsize)
+    return sizes
+
+
+def activation_bytes_per_token(config: Any, dtype: torch.dtype, is_int8: bool) -> int:
+    """Estimate the bytes of activations per token that a decoder layer holds at its peak without gradients.
+
+    The peak is in the feed-forward part: gate, up and their product, beside residual, normalised states, output and
+    position embeddings. LLM.int8() converts a product from int32 (`bitsandbytes.functional.int8_mm_dequant`), and finds
+    outliers with a copy of its input.
+
+    Args:
+        config: the model's configuration.
+        dtype: dtype of the activations.
+        is_int8: whether the weights are quantized by LLM.int8().
+    """
+    text = config.get_text_config()
+    hidden = text.hidden_size
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    inner = max(inner) if isinstance(inner, (list, tuple)) else inner
+    experts = getattr(text, "num_experts_per_tok", None) or 0
+    inner = max(inner, experts * (getattr(text, "moe_intermediate_size", None) or inner))
+    converted = 6 * inner if is_int8 else 0
+    return dtype.itemsize * (3 * inner + 5 * hidden) + converted
 
 
 def stored_quantization(config: Any) -> str | None:

@@ -146,6 +146,25 @@ def claim_gpu() -> torch.device:
     return torch.device("cuda", 0)
 
 
+def layer_devices(model: Any) -> list[torch.device]:
+    """Return the device on which each decoder layer computes, and therefore keeps its keys and values.
+
+    accelerate moves the weights of a layer on the CPU to a GPU whenever it runs.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [part for part in decoder_and_head(model)[0].modules() if isinstance(part, torch.nn.ModuleList)]
+    layers = next((part for part in lists if len(part) == count), [torch.nn.Identity()] * count)
+    return [layer_device(layer, model.device) for layer in layers]
+
+
+def layer_device(layer: torch.nn.Module, default: torch.device) -> torch.device:
+    """Return the device on which a module computes."""
+    hook: Any = getattr(layer, "_hf_hook", None)
+    if (found := getattr(hook, "execution_device", None)) is not None:
+        return torch.device("cuda", found) if isinstance(found, int) else torch.device(found)
+    return next((weight.device for weight in layer.parameters()), default)
+
+
 def align_devices(model: Any) -> None:
     """Make decoder and head of a model on several devices return their outputs on the device of their inputs.
 

@@ -5,6 +5,8 @@
 # make test-slurm  run the workflow on a two-node Slurm cluster started on this machine; needs root and Slurm
 # make status      list finished and pending jobs; ARGS="--configfile FILE --directory DIR" as for snakemake,
 #                  ARGS="--profile slurm …" to include the Slurm queue
+# make plan        plan the memory of every stage, before anything is loaded; ARGS as for status, and --device a100-40,
+#                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
 # make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
 # make docs        build the documentation as a searchable site in site/
@@ -16,7 +18,7 @@ PORT ?= 8000
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-slurm status serve cache docs setup
+.PHONY: demo smollm2 test test-all test-slurm status plan serve cache docs setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -69,6 +71,10 @@ test-slurm: setup
 status: setup
 	@source .venv/bin/activate
 	python workflow/scripts/status.py --profile local $(ARGS)
+
+plan: setup
+	@source .venv/bin/activate
+	python workflow/scripts/plan_memory.py --profile local $(ARGS)
 
 serve: setup
 	@[ -n "$(MODEL)" ] || { echo "error: expected MODEL, found nothing; set it to an exported model: make serve MODEL=output/export/…" >&2; exit 1; }

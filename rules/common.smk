@@ -13,8 +13,7 @@ sys.path.insert(0, str(SCRIPTS))
 from distill.common.digest import code_digest, files_digest
 from distill.common.errors import InputError
 from distill.models.fingerprint import fingerprint_folder
-from distill.plan import command_lines, experiment, job_resources, model_checks, signals
-from distill.plan.memory_requests import MemoryRequests
+from distill.plan import command_lines, experiment, job_resources, memory_requests, model_checks, signals
 from distill.plan.schema import check_config
 from distill.plan.settings import NAME_PATTERN
 from distill.report import answers_page
@@ -28,7 +27,7 @@ def stop(message):
 
 try:
     config = check_config(config)
-    MEMORY = MemoryRequests(config)
+    MEMORY = memory_requests.MemoryRequests(config)
 except InputError as error:
     stop(error)
 

@@ -64,6 +64,33 @@ use rule tabulate_scores as plot_training with:
         **job("plot_training"),
 
 
+use rule tabulate_scores as tabulate_memory with:
+    input:
+        answers=expand(
+            "artifacts/distill_data/raw/teacher_outputs_{category}.stats.json",
+            category=CATEGORIES if experiment.get_engine(config).needs_gpu else [],
+        ),
+        signals=expand(
+            "artifacts/distill_data/teacher_signal/{category}/{signal}/stats.json",
+            category=CATEGORIES,
+            signal=list(signals.get_signals(config)),
+        ),
+        training=expand("{student}/training_log.jsonl", student=experiment.get_student_folders(config, CATEGORIES)),
+        plan=memory_requests.find_plan(),
+    output:
+        table=report(
+            "output/report/memory.csv",
+            caption="../workflow/report/memory.rst",
+            category="Memory",
+        ),
+    log:
+        "logs/tabulate_memory.log",
+    benchmark:
+        "logs/tabulate_memory.benchmark.tsv"
+    params:
+        **job("tabulate_memory"),
+
+
 use rule tabulate_scores as plot_values with:
     input:
         predictions=expand(

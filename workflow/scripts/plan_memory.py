@@ -24,7 +24,7 @@ from typing import Any
 from distill.common.errors import run_script
 from distill.memory_plan.cuda_guard import load_cuda_guard
 from distill.memory_plan.devices import Device, find_device
-from distill.memory_plan.plan_file import PLAN_FILE, Plan, combine, find_estimates, read_plan, write_plan
+from distill.memory_plan.plan_file import PLAN_FILE, Plan, describe_stage, read_plan, write_plan
 from distill.memory_plan.stage import Stage
 from distill.memory_plan.table import render_plan
 from distill.plan.schema import check_config
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     stages = list(StageLister(config, lengths, read_hub).list_stages())
     plan = make_plan([stage for stage in stages if isinstance(stage, Stage)], device, lengths, args.json)
     print(render_plan(plan, stages, device))
-    if any(is_too_large(plan, stage) for stage in stages if isinstance(stage, Stage)):
+    if any(stage["fits"] == "no" for stage in plan.stages):
         sys.exit(1)
 
 
@@ -93,12 +93,9 @@ def make_plan(stages: list[Stage], device: Device, lengths: Lengths, path: Path)
     write_plan(path, plan)
     for _ in fill_plan(plan, stages, device):
         write_plan(path, plan)
+    plan.stages = [entry for stage in stages if (entry := describe_stage(plan, stage, device))]
+    write_plan(path, plan)
     return plan
-
-
-def is_too_large(plan: Plan, stage: Stage) -> bool:
-    """Whether a stage does not fit."""
-    return combine(find_estimates(plan, stage)).fits == "no"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from distill.memory_plan.changes import list_changes
 from distill.memory_plan.devices import Device
 from distill.memory_plan.estimate import estimate
 from distill.memory_plan.plan_file import Estimate, Plan, get_key
-from distill.memory_plan.stage import Stage, Work
+from distill.memory_plan.stage import Stage, Training, Work
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,17 @@ def fill_plan(plan: Plan, stages: Sequence[Stage], device: Device) -> Iterator[N
                 logger.info("planning %s", stage.name)
                 plan.estimates[key] = estimate(work, device)
                 yield
-            if plan.estimates[key].fits != "yes" and key not in plan.changes:
+            if needs_changes(work, plan.estimates[key]) and key not in plan.changes:
                 plan.changes[key] = find_changes(work, device)
                 yield
+
+
+def needs_changes(work: Work, found: Estimate) -> bool:
+    """Whether the plan lists changes: for what does not fit, and for trainings without a tenth to spare.
+
+    Generation and scoring take fewer sequences at a time when memory runs out.
+    """
+    return found.fits == "no" or (found.fits == "tight" and isinstance(work, Training))
 
 
 def find_changes(work: Work, device: Device) -> list[tuple[str, Estimate]]:
@@ -49,12 +57,12 @@ def find_changes(work: Work, device: Device) -> list[tuple[str, Estimate]]:
         found.append((change.text, estimate(change.apply(work), device)))
         if found[-1][1].fits == "yes":
             return found
-    texts: list[str] = []
+    texts: dict[str, str] = {}  # by key of the setting: a later change of the same one replaces it
     for change in changes:
         work = change.apply(work)
-        texts.append(change.text)
+        texts[change.text.partition(":")[0]] = change.text
         if len(texts) > 1:
-            found.append((" and ".join(texts), estimate(work, device)))
+            found.append((" and ".join(texts.values()), estimate(work, device)))
             if found[-1][1].fits == "yes":
                 break
     return found

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
@@ -51,6 +52,8 @@ class Plan:
         version: digest of the code and the libraries that made the estimates.
         estimates: by key of the stage's work.
         changes: for what does not fit, what a change would make of it: (the setting, its estimate) by key.
+        stages: the stages, for readers without the configuration: `rule`, `name`, `wildcards`, the fields of the
+            estimate of what takes most, and `request_mb`.
     """
 
     device: str
@@ -58,6 +61,7 @@ class Plan:
     version: str = ""
     estimates: dict[str, Estimate] = field(default_factory=dict)
     changes: dict[str, list[tuple[str, Estimate]]] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
 
 def get_key(work: Work, device: str) -> str:
@@ -94,9 +98,18 @@ def read_plan(path: Path) -> Plan | None:
                 key: [(text, Estimate(**values)) for text, values in changes]
                 for key, changes in found["changes"].items()
             },
+            stages=found["stages"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected a memory plan ({error!r}); delete it, and run `make plan` again") from None
+
+
+def describe_stage(plan: Plan, stage: Stage, device: Device) -> dict[str, Any] | None:
+    """Return the entry of a stage in `Plan.stages`; None if the plan lacks it."""
+    if not (found := find_estimates(plan, stage)):
+        return None
+    request = {"request_mb": request_mb(stage, found, device)}
+    return {"rule": stage.rule, "name": stage.name, "wildcards": stage.wildcards, **asdict(combine(found)), **request}
 
 
 def combine(estimates: Sequence[Estimate]) -> Estimate:

@@ -260,7 +260,7 @@ def get_compared_models(config: Config) -> list[tuple[str, str]]:
 
 def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
     """Return the targets of a whole run: students, exported models, scores, figures and pages."""
-    report = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg"]
+    report = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg", "memory.csv"]
     if has_page(config):
         report += [f"answers/{category}.html" for category in categories]
     if config["answer"]["key"]:  # without it, answers hold no values to plot

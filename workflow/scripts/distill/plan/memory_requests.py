@@ -27,6 +27,11 @@ def find_requests(config: Config, plan: Plan | None) -> dict[tuple[str, frozense
     return requests
 
 
+def find_plan() -> list[str]:
+    """Return the file of the memory plan in the working directory; none if there is none."""
+    return [str(PLAN_FILE)] if PLAN_FILE.exists() else []
+
+
 class MemoryRequests:
     """The requests of an experiment's jobs.
 

@@ -206,7 +206,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float) -> No
     elif has_mixed_product(total):
         torch.addmm(total, left, right, alpha=factor, out_dtype=total.dtype, out=total)
     else:
-        total.add_(left @ right, alpha=factor)
+        product = left @ right
+        # The CPU's kernel converts it to another tensor either way; here a memory plan sees it.
+        total.add_(product if total.is_cuda else product.to(total.dtype), alpha=factor)
 
 
 def has_mixed_product(total: Tensor) -> bool:

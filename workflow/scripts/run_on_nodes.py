@@ -128,6 +128,9 @@ def main(argv: list[str] | None = None) -> None:
             "gpus_per_node is %d, but fewer GPUs are available: training with %d processes", args.gpus, processes
         )
     if processes > 1:
+        from distill.models.gpu_claims import claim_gpus
+
+        claim_gpus(processes)
         sys.exit(start_processes(args, processes))
     os.execv(sys.executable, [sys.executable, args.script, *args.arguments])
 

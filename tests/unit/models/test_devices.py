@@ -1,10 +1,16 @@
 """The device that a job computes on, and what is said where a GPU cannot be used."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from running import SCRIPTS, environment
 
-from distill.common.errors import InputError
-from distill.models import load
+from distill.common import allocator
+from distill.common.errors import InputError, run_script
+from distill.models import gpu_claims, load
 from distill.models.load import GPU_VARIABLES, find_cuda_problem, select_device
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver"
@@ -15,7 +21,8 @@ def machine(monkeypatch, tmp_path):
     """A machine without a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(load, "GPU_FILE", tmp_path / "nvidia0")
-    for name in GPU_VARIABLES:
+    monkeypatch.setattr(load, "limit_integrated", lambda device: None)
+    for name in (*GPU_VARIABLES, *gpu_claims.DECIDED, gpu_claims.CLAIMED):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -55,3 +62,160 @@ def test_the_reason_is_that_of_cuda(monkeypatch):
     assert find_cuda_problem() == f"torch {torch.__version__} needs CUDA 13.0: {TOO_OLD}"
     monkeypatch.setattr(torch.version, "cuda", None)
     assert find_cuda_problem() == f"torch {torch.__version__} is a build without CUDA"
+
+
+# ---- Preparing a GPU ----
+
+
+@pytest.fixture
+def cudnn():
+    """cuDNN's attention, as it was before."""
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(enabled)
+
+
+def test_attention_of_cudnn_is_off_on_a_gpu(monkeypatch, cudnn):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    select_device("auto")
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    select_device("auto")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_launched_process_takes_its_own_gpu(monkeypatch, cudnn):
+    chosen, limited = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(load, "limit_integrated", limited.append)
+    select_device("auto")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    select_device("auto")
+    assert chosen == [torch.device("cuda", 3)]
+    assert limited == [torch.device("cuda", 0), torch.device("cuda", 3)]
+
+
+# ---- Claims ----
+
+
+@pytest.fixture
+def three_gpus(monkeypatch, tmp_path):
+    """A machine with three GPUs; returns a function that acts as a new process does, and gives its visible GPUs."""
+    uuids = ["GPU-aaaa", "GPU-bbbb", "GPU-cccc"]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "_raw_device_uuid_nvml", lambda: uuids)
+    monkeypatch.setattr(gpu_claims.tempfile, "gettempdir", lambda: str(tmp_path))
+    processes = []
+
+    def start(count=1, **variables):
+        # A lock belongs to an open file, so claims with other lists of files behave like those of other processes.
+        processes.append([])
+        with monkeypatch.context() as patch:
+            patch.setattr(gpu_claims, "_held", processes[-1])
+            for name in ("CUDA_VISIBLE_DEVICES", gpu_claims.CLAIMED):
+                patch.delenv(name, raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            gpu_claims.claim_gpus(count)
+            found = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get(gpu_claims.CLAIMED)
+            for name in ("CUDA_VISIBLE_DEVICES", gpu_claims.CLAIMED):
+                os.environ.pop(name, None)
+        return found
+
+    start.processes = processes
+    yield start
+    for files in processes:
+        for file in files:
+            file.close()
+
+
+def test_every_process_claims_another_gpu_and_sees_the_others_after_it(three_gpus, caplog):
+    assert three_gpus() == ("GPU-aaaa,GPU-bbbb,GPU-cccc", "GPU-aaaa")
+    assert three_gpus() == ("GPU-bbbb,GPU-aaaa,GPU-cccc", "GPU-bbbb")
+    assert three_gpus() == ("GPU-cccc,GPU-aaaa,GPU-bbbb", "GPU-cccc")
+    assert caplog.text == ""
+    assert three_gpus() == ("GPU-aaaa,GPU-bbbb,GPU-cccc", "GPU-aaaa")
+    assert "only 0 of 3 GPUs are free" in caplog.text
+    three_gpus.processes[1].pop().close()  # the second process ends
+    assert three_gpus()[1] == "GPU-bbbb"
+
+
+def test_processes_that_number_the_gpus_otherwise_claim_different_ones(three_gpus):
+    assert three_gpus(CUDA_VISIBLE_DEVICES="2,0") == ("2,0", "2")
+    assert three_gpus(CUDA_VISIBLE_DEVICES="GPU-cccc,GPU-bb") == ("GPU-bb,GPU-cccc", "GPU-bb")
+    assert three_gpus(CUDA_VISIBLE_DEVICES="0,1,2") == ("0,1,2", "0")
+    assert three_gpus(CUDA_VISIBLE_DEVICES="MIG-1,MIG-2") == ("MIG-1,MIG-2", "MIG-1")
+    assert three_gpus(CUDA_VISIBLE_DEVICES="MIG-1,MIG-2") == ("MIG-2,MIG-1", "MIG-2")
+
+
+def test_a_launcher_claims_a_gpu_for_each_of_its_processes(three_gpus, caplog):
+    assert three_gpus() == ("GPU-aaaa,GPU-bbbb,GPU-cccc", "GPU-aaaa")
+    assert three_gpus(2) == ("GPU-bbbb,GPU-cccc,GPU-aaaa", "GPU-bbbb,GPU-cccc")
+    assert three_gpus(2)[1] == "GPU-aaaa,GPU-bbbb"
+    assert "only 0 of 3" in caplog.text
+
+
+@pytest.mark.parametrize("name", [*gpu_claims.DECIDED, gpu_claims.CLAIMED])
+def test_nothing_is_claimed_where_slurm_a_launcher_or_a_parent_process_has_decided(three_gpus, name):
+    assert three_gpus(**{name: "1"})[0] is None
+    assert three_gpus.processes == [[]]
+
+
+def test_a_single_gpu_and_unknown_ones_are_not_claimed(three_gpus, monkeypatch):
+    assert three_gpus(CUDA_VISIBLE_DEVICES="1") == ("1", None)
+    assert three_gpus(CUDA_VISIBLE_DEVICES="") == ("", None)
+
+    def missing():
+        raise OSError("libnvidia-ml.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "_raw_device_uuid_nvml", missing)
+    assert three_gpus() == (None, None)
+    assert three_gpus(CUDA_VISIBLE_DEVICES="0,1") == ("0,1", None)
+
+
+def test_a_gpu_is_claimed_before_cuda_starts(three_gpus, monkeypatch, cudnn):
+    order = []
+    monkeypatch.setattr(load, "claim_gpus", lambda: order.append("claim"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(order.append("CUDA")) or True)
+    select_device("auto")
+    assert order == ["claim", "CUDA"]
+    order.clear()
+    select_device("cpu")
+    assert order == []
+
+
+# ---- The allocator ----
+
+
+@pytest.mark.parametrize("name", allocator.VARIABLES)
+def test_scripts_use_expandable_segments_unless_the_user_decides(monkeypatch, name):
+    for variable in allocator.VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    run_script(lambda: None)
+    assert os.environ.pop(allocator.VARIABLES[0]) == "expandable_segments:True"
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    run_script(lambda: None)
+    assert [os.environ.get(variable) for variable in allocator.VARIABLES].count(None) == 1
+    assert os.environ[name] == "max_split_size_mb:64"
+
+
+@pytest.mark.parametrize(
+    ("system", "release"), [("Darwin", "24.1"), ("Windows", "11"), ("Linux", "5.15-microsoft-standard-WSL2")]
+)
+def test_other_systems_keep_the_usual_segments(monkeypatch, system, release):
+    for variable in allocator.VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(allocator.platform, "system", lambda: system)
+    monkeypatch.setattr(allocator.platform, "release", lambda: release)
+    allocator.set_allocator()
+    assert allocator.VARIABLES[0] not in os.environ
+
+
+def test_no_script_imports_torch_before_the_allocator_is_set():
+    """torch's libraries may read the setting when they are loaded."""
+    names = [path.stem for path in SCRIPTS.glob("*.py")]
+    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
+    variables = environment() | {"PYTHONPATH": str(SCRIPTS)}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -14,8 +14,8 @@ from transformers.integrations.accelerate import _get_device_map
 
 from distill.common.errors import InputError
 from distill.generation.transformers_engine import ModelSource
+from distill.models import host_memory, memory
 from distill.models import load as models
-from distill.models import placement
 from distill.models.completions import decoder_and_head
 from distill.models.load import choose_attention, load_model, quantization_config
 from distill.models.memory import (
@@ -72,7 +72,7 @@ def gpus(monkeypatch):
         )
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-        properties = SimpleNamespace(is_integrated=int(integrated))
+        properties = SimpleNamespace(is_integrated=int(integrated), total_memory=sizes[0][1] * GIB)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
@@ -166,7 +166,7 @@ def test_a_token_adds_its_keys_and_values(dtype, width):
 
 def test_free_memory_of_the_machine():
     there = psutil.virtual_memory()
-    assert total_memory(CPU) == there.total
+    assert 0 < total_memory(CPU) <= there.total
     assert 0 < free_memory(CPU) <= there.total
     assert free_memory(CPU) == pytest.approx(there.available, rel=0.5)
 
@@ -181,13 +181,101 @@ def test_free_memory_of_a_gpu_includes_unused_reserved_memory(gpus):
     assert list_devices(CPU) == [CPU]
 
 
-def test_an_integrated_gpu_has_the_memory_of_the_machine(gpus, monkeypatch):
+@pytest.fixture
+def spark(gpus, monkeypatch):
+    """An integrated GPU of 120 GiB, 10 of them free for CUDA, in a machine of 128 GiB, 100 of them available."""
     machine = SimpleNamespace(available=100 * GIB, total=128 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr(host_memory, "read_limits", list)
     gpus((10, 120), integrated=True)
-    assert (free_memory(CUDA), total_memory(CUDA)) == (100 * GIB, 128 * GIB)
+    return machine
+
+
+def test_an_integrated_gpu_has_the_memory_of_the_machine_but_for_a_reserve(spark, gpus):
+    reserve = memory.INTEGRATED_RESERVE
+    assert (free_memory(CUDA), total_memory(CUDA)) == (100 * GIB - reserve, 128 * GIB - reserve)
     gpus((10, 120), integrated=False)
     assert (free_memory(CUDA), total_memory(CUDA)) == (10 * GIB, 120 * GIB)
+
+
+def test_a_control_group_limits_an_integrated_gpu(spark, monkeypatch):
+    monkeypatch.setattr(host_memory, "read_limits", lambda: [(40 * GIB, 15 * GIB)])
+    reserve = memory.INTEGRATED_RESERVE
+    assert (free_memory(CUDA), total_memory(CUDA)) == (25 * GIB - reserve, 40 * GIB - reserve)
+    monkeypatch.setattr(host_memory, "read_limits", lambda: [(40 * GIB, 39 * GIB)])
+    assert free_memory(CUDA) == 0
+
+
+def test_torch_may_not_allocate_all_of_an_integrated_gpu(spark, gpus, monkeypatch):
+    """Allocations beyond the machine's memory would hang it; those beyond a fraction are an error."""
+    fractions = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *found: fractions.append(found))
+    monkeypatch.setattr(memory, "_limited", set())
+    first = torch.device("cuda", 0)
+    for _ in range(2):  # the second call would count what the first model has taken
+        memory.limit_integrated(first)
+    assert fractions == [((100 * GIB - memory.INTEGRATED_RESERVE) / (120 * GIB), first)]
+    monkeypatch.setattr(memory, "_limited", set())
+    gpus((10, 120), integrated=False)
+    memory.limit_integrated(first)
+    assert len(fractions) == 1
+
+
+def write_groups(folder, groups):
+    """Control groups: limit, usage and inactive page cache in bytes by path; names as in version 1 or 2."""
+    for path, (limit, usage, cache) in groups.items():
+        own = folder / path
+        own.mkdir(parents=True, exist_ok=True)
+        is_first = path.startswith("memory")
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_first else ("memory.max", "memory.current")
+        (own / names[0]).write_text(f"{limit}\n")
+        (own / names[1]).write_text(f"{usage}\n")
+        key = "total_inactive_file" if is_first else "inactive_file"
+        (own / "memory.stat").write_text(f"anon 1\n{key} {cache}\nslab 3\n")
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "limits"),
+    [
+        (
+            "0::/slurm/job_7/step",
+            {"slurm/job_7/step": ("max", 5, 0), "slurm/job_7": (60, 30, 10), "slurm": (90, 85, 15)},
+            [(60, 20), (90, 70)],
+        ),
+        ("0::/", {".": (50, 20, 5)}, [(50, 15)]),  # a container with its own namespace
+        ("0::/not/mounted", {".": (50, 20, 5)}, [(50, 15)]),
+        (
+            "4:memory:/user/me\n3:cpu:/\n0::/",
+            {"memory/user/me": (40, 30, 8), "memory": (2**63 - 4096, 9, 0)},
+            [(40, 22)],
+        ),
+        ("3:cpu:/", {".": (50, 20, 5)}, []),
+    ],
+    ids=["nested", "container", "path of the host", "version 1", "no memory controller"],
+)
+def test_the_limits_of_control_groups(monkeypatch, tmp_path, own, groups, limits):
+    write_groups(tmp_path, groups)
+    (tmp_path / "own").write_text(own + "\n")
+    monkeypatch.setattr(host_memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(host_memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2000))
+    assert host_memory.read_limits() == limits
+    left = [limit - usage for limit, usage in limits]
+    assert free_memory(CPU) == min([1000, *left])
+    assert total_memory(CPU) == min([2000, *(limit for limit, _ in limits)])
+
+
+def test_a_machine_without_control_groups_has_no_limits(monkeypatch, tmp_path):
+    monkeypatch.setattr(host_memory, "OWN_GROUPS", tmp_path / "missing")
+    assert host_memory.read_limits() == []
+
+
+def test_reserved_memory_is_reported_beside_that_of_tensors(gpus, monkeypatch):
+    gpus((10, 80), (20, 80))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: (index + 1) * GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda index: (index + 2) * GIB)
+    assert (memory.memory_mb(CUDA), memory.reserved_mb(CUDA)) == (3 * 1024, 5 * 1024)
+    assert memory.reserved_mb(CPU) == memory.memory_mb(CPU) > 0
 
 
 def test_the_line_says_what_is_needed_and_what_is_free():
@@ -202,7 +290,7 @@ def test_the_line_says_what_is_needed_and_what_is_free():
 def test_a_model_that_fits_goes_to_one_gpu(gpus, skeleton_72b, caplog):
     caplog.set_level(logging.INFO)
     gpus((130, 140), (130, 140))
-    assert place_model("t", skeleton_72b, CUDA, BF16, "nf4", False) == {"device_map": {"": torch.device("cuda", 0)}}
+    assert place_model("t", skeleton_72b, CUDA, BF16, "nf4") == {"device_map": {"": torch.device("cuda", 0)}}
     assert "nf4), 320.0 KiB" in caplog.text
     assert caplog.text.endswith("130.0 GiB free on cuda:0\n")  # the memory of other GPUs is not queried
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -211,7 +299,7 @@ def test_a_model_that_fits_goes_to_one_gpu(gpus, skeleton_72b, caplog):
 def test_a_model_too_big_for_one_gpu_is_spread_and_leaves_room(gpus, skeleton_72b, caplog):
     caplog.set_level(logging.INFO)
     gpus((79, 80), (79, 80))
-    place = place_model("t", skeleton_72b, CUDA, BF16, "none", False)
+    place = place_model("t", skeleton_72b, CUDA, BF16, "none")
     assert place["device_map"] == "auto"
     assert place["max_memory"][0] == place["max_memory"][1] == int(0.9 * 79 * GIB)
     spread = _get_device_map(skeleton_72b, "auto", place["max_memory"], None)
@@ -222,20 +310,20 @@ def test_a_model_too_big_for_one_gpu_is_spread_and_leaves_room(gpus, skeleton_72
 
 def test_quantized_weights_are_spread_once_a_tenth_is_taken_off(gpus, skeleton_72b):
     gpus((30, 32), (30, 32))
-    place = place_model("t", skeleton_72b, CUDA, BF16, "nf4", False)
+    place = place_model("t", skeleton_72b, CUDA, BF16, "nf4")
     assert place["max_memory"][0] == place["max_memory"][1] == 30 * GIB
 
 
 def test_a_named_gpu_is_the_only_one(gpus, skeleton_72b):
     gpus((79, 80), (79, 80))
     with pytest.raises(InputError, match="memory of cuda:1, which is 80.0 GiB"):
-        place_model("t", skeleton_72b, torch.device("cuda", 1), BF16, "none", False)
+        place_model("t", skeleton_72b, torch.device("cuda", 1), BF16, "none")
 
 
 def test_a_model_that_exceeds_all_memory_is_rejected_with_advice(gpus, skeleton_72b):
     gpus((20, 24), (20, 24))
     with pytest.raises(InputError) as caught:
-        place_model("big", skeleton_72b, CUDA, BF16, "none", False)
+        place_model("big", skeleton_72b, CUDA, BF16, "none")
     text = str(caught.value)
     assert "big: expected weights that fit the memory of cuda:0, cuda:1, which is 48.0 GiB" in text
     assert "found about 135.4 GiB" in text
@@ -248,14 +336,14 @@ def test_a_model_that_exceeds_all_memory_is_rejected_with_advice(gpus, skeleton_
 def test_advice_names_only_what_is_smaller(gpus, skeleton_72b):
     gpus((20, 24))
     with pytest.raises(InputError) as caught:
-        place_model("big", skeleton_72b, CUDA, BF16, "nf4", False)
+        place_model("big", skeleton_72b, CUDA, BF16, "nf4")
     assert "`quantization:" not in str(caught.value)
     assert "engine: openai" in str(caught.value)
 
 
 def test_a_model_that_exceeds_only_free_memory_gives_a_warning(gpus, skeleton_72b, caplog):
     gpus((20, 80))
-    assert place_model("big", skeleton_72b, CUDA, BF16, "nf4", False) == {"device_map": {"": torch.device("cuda", 0)}}
+    assert place_model("big", skeleton_72b, CUDA, BF16, "nf4") == {"device_map": {"": torch.device("cuda", 0)}}
     assert "big: only 20.0 GiB is free on cuda:0" in caplog.text
 
 
@@ -293,16 +381,16 @@ def test_weights_quantized_already_are_measured_by_their_index(gpus, tmp_path, c
     skeleton = build_skeleton(config, torch.float16)
     gpus((50, 80))
     assert stored_weights(str(tmp_path)) is None
-    placed = place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none", False)
+    placed = place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none")
     assert placed == {"device_map": {"": torch.device("cuda", 0)}}
     assert "weights of unknown size (gptq)" in caplog.text
     index = {"metadata": {"total_size": 41 * GIB}, "weight_map": {}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none", False)
+    place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none")
     assert "about 41.0 GiB of weights (gptq)" in caplog.text
     gpus((30, 40))
     with pytest.raises(InputError, match="41.0 GiB; a teacher can also run on a server"):
-        place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none", False)
+        place_model(str(tmp_path), skeleton, CUDA, torch.float16, "none")
 
 
 def test_parts_of_a_spread_model_return_outputs_on_the_input_device(tokenizer, tmp_path, caplog):
@@ -427,29 +515,6 @@ def test_a_configuration_of_no_causal_model(text, tmp_path, not_loaded):
 
 def test_the_configuration_of_a_model(tokenizer, tmp_path):
     assert ModelSource(save_model(tmp_path / "model", tokenizer)).config().max_position_embeddings == 512
-
-
-def test_each_job_claims_another_gpu(monkeypatch, tmp_path, caplog):
-    ids = {0: "GPU-a", 1: "GPU-b"}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=ids[index]))
-    monkeypatch.setattr(placement.tempfile, "gettempdir", lambda: str(tmp_path))
-    held = []
-    monkeypatch.setattr(placement, "_held", held)
-    # A lock belongs to an open file, so two claims in one process behave like those of two processes.
-    assert [placement.claim_gpu().index for _ in range(2)] == [0, 1]
-    assert placement.claim_gpu().index == 0
-    assert "all 2 GPUs are taken; sharing GPU 0" in caplog.text
-    held.pop().close()  # the job on GPU 1 ends
-    ids.update({0: "GPU-b", 1: "GPU-a"})  # a job that numbers the GPUs in reverse
-    assert placement.claim_gpu().index == 0
-
-
-def test_a_model_alone_in_its_process_claims_a_gpu(gpus, skeleton_72b, monkeypatch):
-    gpus((130, 140), (120, 140))
-    monkeypatch.setattr(placement, "claim_gpu", lambda: torch.device("cuda", 1))
-    place = place_model("t", skeleton_72b, CUDA, BF16, "nf4", True)
-    assert place == {"device_map": {"": torch.device("cuda", 1)}}
 
 
 def test_layers_with_other_heads_have_their_own_kv_cache():

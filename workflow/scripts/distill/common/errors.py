@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any
 
+from distill.common.allocator import set_allocator
+
 MOST_SHOWN = 20  # problems listed in one error
 
 
@@ -63,12 +65,13 @@ def start_logging() -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main function with logging to standard error.
+    """Run a script's main function with logging to standard error, and torch's allocator set for GPUs.
 
     An InputError ends the script with its message and exit code 1. So does an OSError that names a file (missing file,
     no permission, full disk). Any other exception is a bug and keeps its traceback.
     """
     start_logging()
+    set_allocator()
     try:
         main()
     except InputError as error:

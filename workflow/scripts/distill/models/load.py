@@ -19,7 +19,8 @@ from distill.models.adapters import load_adapter
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import find_gguf
 from distill.models.gguf_files import gguf_settings
-from distill.models.memory import build_skeleton, quantized_layers, stored_quantization
+from distill.models.gpu_claims import claim_gpus
+from distill.models.memory import build_skeleton, limit_integrated, quantized_layers, stored_quantization
 from distill.models.options import TEMPLATE_DATE
 from distill.models.placement import align_devices, place_model
 from distill.models.sentencepiece_files import check_sentencepiece
@@ -38,11 +39,17 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 def select_device(device: str) -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`; `auto` is CUDA if there is a GPU.
 
+    The first call claims a GPU for this process and prepares it; see `claim_gpus` and `prepare_gpu`.
+
     Raises:
         InputError: `cuda` is requested without a GPU, or `auto` on a machine whose GPU cannot be used.
     """
-    if device == "cpu" or torch.cuda.is_available():
-        return torch.device("cpu" if device == "cpu" else "cuda")
+    if device == "cpu":
+        return torch.device("cpu")
+    claim_gpus()
+    if torch.cuda.is_available():
+        prepare_gpu()
+        return torch.device("cuda")
     if device == "cuda":
         raise InputError(f"device: expected a CUDA GPU, found none ({find_cuda_problem()}); set `device: cpu`")
     if GPU_FILE.exists():
@@ -53,6 +60,19 @@ def select_device(device: str) -> torch.device:
     if given := next((name for name in GPU_VARIABLES if os.environ.get(name)), None):
         logger.warning("%s names a GPU, but there is none (%s): computing on the CPU", given, find_cuda_problem())
     return torch.device("cpu")
+
+
+def prepare_gpu() -> None:
+    """Choose this process's GPU as its launcher says, limit its memory if it is the machine's, and set kernels.
+
+    cuDNN's attention, which torch prefers on Hopper and Blackwell, builds a plan for each new shape, which takes about
+    half a second; here nearly every batch has another shape.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(gpu)
+    limit_integrated(gpu)
 
 
 def find_cuda_problem() -> str:
@@ -233,7 +253,6 @@ def load_model(
     adapter: str | None = None,
     trainable: bool = False,
     for_generation: bool = True,
-    is_alone: bool | None = None,
     is_run: bool = True,
 ) -> Any:
     """Load a causal language model on its device, or over all GPUs if one is too small.
@@ -249,7 +268,6 @@ def load_model(
         adapter: LoRA checkpoint; it is merged unless the weights are quantized.
         trainable: whether the model is returned in training mode; otherwise in evaluation mode, without gradients.
         for_generation: whether attention must support generation, see `choose_attention`; ignored if trainable.
-        is_alone: see `place_model`; by default the value of `for_generation`.
         is_run: whether the model is run, and therefore checked by `check_split`. A model that is only saved must not
             be: bitsandbytes rearranges quantized weights in their first forward pass.
 
@@ -262,9 +280,7 @@ def load_model(
     attention = choose_attention(skeleton, device, dtype, for_generation and not trainable)
     placed: dict[str, Any] = {"device_map": None}  # the Trainer places a student
     if not trainable:
-        placed = place_model(
-            model, skeleton, device, dtype, quantization, for_generation if is_alone is None else is_alone
-        )
+        placed = place_model(model, skeleton, device, dtype, quantization)
     logger.info("%s: attention implementation %s", model, attention)
     try:
         result: Any = AutoModelForCausalLM.from_pretrained(

@@ -3,13 +3,13 @@
 import copy
 import ctypes
 import json
+import logging
 import platform
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -18,10 +18,18 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from distill.common.errors import InputError
+from distill.models import host_memory
+
+logger = logging.getLogger(__name__)
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per scale, scales per second-level scale
+
+# Bytes of an integrated GPU's memory that stay free for the system and other programs.
+INTEGRATED_RESERVE = 6 * 2**30
+
+_limited: set[torch.device] = set()  # integrated GPUs whose limit is set
 
 # ---- What a model needs ----
 
@@ -153,22 +161,30 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes that can be allocated on a device now, including memory that torch has reserved but not used.
 
     On an integrated GPU (GB10 of the DGX Spark, Jetson), CUDA counts the page cache as used, although the kernel frees
-    it on demand. The result is then the larger of CUDA's figure and the machine's available memory. This case has not
-    been tested on such a GPU.
+    it on demand. The result is then the larger of CUDA's figure and the machine's available memory, without
+    INTEGRATED_RESERVE. This case has not been tested on such a GPU.
     """
     if device.type != "cuda":
-        return psutil.virtual_memory().available
+        return host_memory.available_memory()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused
-    return max(free, psutil.virtual_memory().available) if is_integrated(device) else free
+    if not is_integrated(device):
+        return free
+    # A control group's limit is below the machine's memory, and CUDA knows of none.
+    available = host_memory.available_memory()
+    free = min(max(free, available), available + unused) if host_memory.read_limits() else max(free, available)
+    return max(0, free - INTEGRATED_RESERVE)
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the total memory of a device in bytes."""
+    """Return the total memory of a device in bytes, of an integrated GPU without INTEGRATED_RESERVE."""
     if device.type != "cuda":
-        return psutil.virtual_memory().total
+        return host_memory.total_memory()
     total = torch.cuda.mem_get_info(device)[1]
-    return max(total, psutil.virtual_memory().total) if is_integrated(device) else total
+    if not is_integrated(device):
+        return total
+    machine = host_memory.total_memory()
+    return (min(machine, total) if host_memory.read_limits() else max(machine, total)) - INTEGRATED_RESERVE
 
 
 def is_integrated(device: torch.device) -> bool:
@@ -176,12 +192,36 @@ def is_integrated(device: torch.device) -> bool:
     return bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
 
 
+def limit_integrated(device: torch.device) -> None:
+    """Keep this process's allocations on an integrated GPU below its free memory; do nothing on other GPUs.
+
+    Beyond the machine's memory an allocation does not fail there, but hangs the machine. torch raises an error before
+    that, as on other GPUs.
+    """
+    if device in _limited or not is_integrated(device):
+        return
+    _limited.add(device)
+    free, total = free_memory(device), torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, free / total), device)
+    logger.info("integrated GPU: this process may allocate %s", format_bytes(min(free, total)))
+
+
 def memory_mb(device: torch.device) -> int:
-    """Return this process's peak memory in MiB: the sum over all GPUs, or the resident memory if it runs on the CPU."""
+    """Return the peak of this process's tensors in MiB: the sum over all GPUs, or on a CPU its resident memory."""
     if device.type == "cuda":
         return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) // 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def reserved_mb(device: torch.device) -> int:
+    """Return the peak of the memory that this process has taken from its GPUs in MiB, with what torch keeps unused.
+
+    It is what must be free for the job. On a CPU it is the value of `memory_mb`.
+    """
+    if device.type == "cuda":
+        return sum(map(torch.cuda.max_memory_reserved, range(torch.cuda.device_count()))) // 2**20
+    return memory_mb(device)
 
 
 def keep_freed_memory() -> None:

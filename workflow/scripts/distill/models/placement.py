@@ -1,11 +1,7 @@
 """Placement: on which GPU or GPUs a model is loaded, and whether it fits."""
 
-import fcntl
 import logging
-import os
-import tempfile
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -25,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 SHOWN_TOKENS = 1024  # number of tokens in the log line about the KV cache
 WEIGHTS_SHARE = 0.9  # share of a GPU's free memory for weights; the rest is for KV cache and activations
-
-_held: list[IO[bytes]] = []  # lock files, open until the process ends; the kernel then releases the locks
 
 
 def list_devices(device: torch.device) -> list[torch.device]:
@@ -83,12 +77,13 @@ def check_fit(model: str, weights: int, free: dict[torch.device, int], advice: s
 
 
 def place_model(
-    model: str, skeleton: Any, device: torch.device, dtype: torch.dtype, quantization: str, is_alone: bool
+    model: str, skeleton: Any, device: torch.device, dtype: torch.dtype, quantization: str
 ) -> dict[str, Any]:
     """Choose the devices for a model and log what it needs.
 
-    The model is loaded on one GPU if the weights leave a tenth of its free memory, else it is spread over all of them.
-    What exceeds the free memory of several GPUs stays on the CPU; transformers rejects that for bitsandbytes layers.
+    The model is loaded on the first GPU, which this process has claimed, if the weights leave a tenth of its free
+    memory, else it is spread over all of them. What exceeds the free memory of several GPUs stays on the CPU;
+    transformers rejects that for bitsandbytes layers.
 
     Args:
         model: hub id or local folder.
@@ -96,7 +91,6 @@ def place_model(
         device: the CPU, all GPUs (`cuda`), or one GPU with its index.
         dtype: dtype of weights that are not quantized.
         quantization: `none`, `int8` or `nf4`.
-        is_alone: whether it is the only model of this process, which may then use any GPU that no job has claimed.
 
     Returns:
         `device_map` and, for several GPUs, `max_memory` of `from_pretrained`.
@@ -110,7 +104,7 @@ def place_model(
         weights = skeleton_bytes(skeleton, quantization)
         kind = str(dtype).removeprefix("torch.") if quantization == "none" else quantization
     devices = list_devices(device)
-    first = claim_gpu() if is_alone and len(devices) > 1 else devices[0]
+    first = devices[0]
     free = {first: free_memory(first)}
     if (weights or 0) > WEIGHTS_SHARE * free[first]:
         # Only now, because querying a GPU's memory allocates several hundred MiB on it.
@@ -123,27 +117,6 @@ def place_model(
     share = WEIGHTS_SHARE if quantization == "none" else 1.0  # for quantized models transformers subtracts 10 % itself
     limits: dict[int | str, int] = {gpu.index: int(share * size) for gpu, size in free.items()}
     return {"device_map": "auto", "max_memory": limits | {"cpu": free_memory(torch.device("cpu"))}}
-
-
-def claim_gpu() -> torch.device:
-    """Claim the first visible GPU that no other job has claimed; if all are taken, warn and return the first.
-
-    A claim is a locked file in the system's temporary folder, named after the GPU's UUID, since jobs may number the
-    GPUs differently. It is visible to jobs of the same user only.
-    """
-    count = torch.cuda.device_count()
-    for index in range(count):
-        name = f"stillhouse-{os.getuid()}-{torch.cuda.get_device_properties(index).uuid}.lock"
-        file = open(Path(tempfile.gettempdir()) / name, "ab")  # noqa: SIM115 - held open
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            continue
-        _held.append(file)
-        return torch.device("cuda", index)
-    logger.warning("all %d GPUs are taken; sharing GPU 0", count)
-    return torch.device("cuda", 0)
 
 
 def layer_devices(model: Any) -> list[torch.device]:

@@ -117,7 +117,7 @@ class SignalTeacher:
         device = select_device(options["device"])
         dtype = select_dtype(options["dtype"], device)
         settings = options["quantization"], options["adapter"]
-        self.model = load_model(options["model"], device, dtype, *settings, for_generation=False, is_alone=True)
+        self.model = load_model(options["model"], device, dtype, *settings, for_generation=False)
         self.decoder, self.head = decoder_and_head(self.model)
         self.transform = read_transform(self.model.config)
         self.options, self.pad_id, self.vocabulary = options, tokenizer.pad_token_id, vocabulary

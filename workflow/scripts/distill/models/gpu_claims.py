@@ -1,0 +1,91 @@
+"""Claims of GPUs: jobs that run at the same time without Slurm take different ones.
+
+A claim is a locked file in the system's temporary folder, named after the GPU's UUID, since jobs may number the GPUs
+differently. It is visible to jobs of the same user only, and ends with the process.
+"""
+
+import fcntl
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+CLAIMED = "STILLHOUSE_GPUS"  # the claimed GPUs, for the processes that the one with the claim starts
+# Set by launchers, which give each process its GPU, and by Slurm in jobs with GPUs.
+DECIDED = ("LOCAL_RANK", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+
+_held: list[IO[bytes]] = []  # lock files, open until the process ends; the kernel then releases the locks
+
+
+def claim_gpus(count: int = 1) -> None:
+    """Claim GPUs that no other job has claimed, and make them the first ones of this process.
+
+    It must be called before CUDA is initialised. CUDA_VISIBLE_DEVICES then lists the claimed GPUs first and the others
+    after them, over which a model that is too large for one GPU is still spread. Nothing is claimed if there is a
+    single GPU, or if a launcher, Slurm or a parent process has decided.
+
+    Args:
+        count: number of GPUs; if fewer are free, others are shared, with a warning.
+    """
+    if torch.version.cuda is None or torch.cuda.is_initialized():
+        return
+    if os.environ.get(CLAIMED) or any(os.environ.get(name) for name in DECIDED):
+        return
+    visible = list_visible()
+    if len(visible) < 2:
+        return
+    free = [name for name, identity in visible if len(_held) < count and lock(identity)]
+    if len(free) < min(count, len(visible)):
+        logger.warning("only %d of %d GPUs are free: sharing one with another job", len(free), len(visible))
+    order = free + [name for name, _ in visible if name not in free]
+    os.environ[VISIBLE], os.environ[CLAIMED] = ",".join(order), ",".join(order[:count])
+
+
+def list_visible() -> list[tuple[str, str]]:
+    """List the GPUs that CUDA will show, each with its name in CUDA_VISIBLE_DEVICES and its UUID; CUDA is not started.
+
+    Without Nvidia's management library, the UUIDs of GPUs that are given by number are unknown, and the list is empty.
+    """
+    uuids = list_uuids()
+    if VISIBLE not in os.environ:
+        return [(uuid, uuid) for uuid in uuids]
+    names = [name.strip() for name in os.environ[VISIBLE].split(",")]
+    found = [(name, identify(name, uuids)) for name in names]
+    return [(name, identity) for name, identity in found if identity is not None]
+
+
+def list_uuids() -> list[str]:
+    """List the UUIDs of the machine's GPUs in the order of their numbers; empty without Nvidia's management library."""
+    try:
+        return torch.cuda._raw_device_uuid_nvml() or []
+    except (OSError, AttributeError):  # the library is missing, or too old
+        return []
+
+
+def identify(name: str, uuids: Sequence[str]) -> str | None:
+    """Return the UUID of a GPU, or of a part of one (MIG), by its name in CUDA_VISIBLE_DEVICES; None if unknown."""
+    if name.isdigit():
+        return uuids[int(name)] if int(name) < len(uuids) else None
+    if name.startswith("MIG-"):
+        return name
+    return next((uuid for uuid in uuids if uuid.startswith(name)), None) if name.startswith("GPU-") else None
+
+
+def lock(identity: str) -> bool:
+    """Lock a GPU for this process; return False if another one holds the lock."""
+    name = f"stillhouse-{os.getuid()}-{identity.replace('/', '_')}.lock"
+    file = open(Path(tempfile.gettempdir()) / name, "ab")  # noqa: SIM115 - held open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    _held.append(file)
+    return True

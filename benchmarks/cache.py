@@ -58,6 +58,10 @@ class SilentTeacher:
         """Return 0, since there is no model."""
         return 0
 
+    def peak_reserved_mb(self) -> int:
+        """Return 0, since there is no model."""
+        return 0
+
 
 def make_text(number: int, length: int) -> str:
     """Make a text of `length` characters that differs by number; as in real answers, some are not ASCII."""

@@ -35,7 +35,7 @@ def assert_same_answers(one, several, samples, shards):
     assert len(list(several.path.glob("artifacts/cache/teacher/*/*.jsonl"))) == shards
     stats, other = (json.loads((run / TARGET.replace(".jsonl", ".stats.json")).read_text()) for run in (one, several))
     assert stats.keys() == other.keys()
-    measured = {"seconds", "tokens_per_second", "peak_memory_mb"}
+    measured = {"seconds", "tokens_per_second", "peak_memory_mb", "peak_reserved_mb"}
     assert all(stats[name] == other[name] for name in stats.keys() - measured)
     assert (other["prompts"], other["from_cache"], other["generated"]) == (33, 0, 33 * samples)
     assert not (several / f"{RAW}/shards").exists()

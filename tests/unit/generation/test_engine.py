@@ -46,6 +46,9 @@ class Parrot:
     def peak_memory_mb(self):
         return 0
 
+    def peak_reserved_mb(self):
+        return 0
+
 
 @pytest.fixture
 def register(monkeypatch):

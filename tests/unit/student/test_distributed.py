@@ -82,7 +82,7 @@ def run(*command, **variables):
 
 def log_of(folder):
     return [
-        {name: value for name, value in line.items() if name not in ("tokens_per_second", "memory_mb")}
+        {name: value for name, value in line.items() if name not in ("tokens_per_second", "memory_mb", "reserved_mb")}
         for line in read_log(folder)
     ]
 

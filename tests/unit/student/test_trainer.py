@@ -118,7 +118,7 @@ def test_log_has_first_and_last_step_and_every_field(options, records):
     training = [line for line in log_lines(run) if "loss" in line]
     assert [line["step"] for line in training] == [1, 4, 6]
     fields = {"step", "epoch", "loss", "ce", "kd", "learning_rate", "grad_norm", "completion_tokens"}
-    fields |= {"tokens_per_second", "memory_mb", "ce_grad", "kd_grad"}
+    fields |= {"tokens_per_second", "memory_mb", "reserved_mb", "ce_grad", "kd_grad"}
     assert all(line.keys() == fields for line in training)
     assert sum("val_loss" in line for line in log_lines(run)) == 3
 

@@ -115,6 +115,9 @@ class Scripted:
     def peak_memory_mb(self):
         return 3
 
+    def peak_reserved_mb(self):
+        return 4
+
 
 def value(number):
     return f'<think>a</think><answer>{{"v": {number}}}</answer>'
@@ -289,7 +292,13 @@ def test_the_script_writes_outputs_and_counts(model, prompts, tmp_path):
     assert stats["usable"] + stats["rejected"] == stats["from_cache"] + stats["generated"] >= len(prompts)
     assert stats["retried"] == stats["generated"] - len(prompts)
     names = {"prompts", "from_cache", "generated", "usable", "rejected", "retried", "generated_tokens"}
-    assert stats.keys() >= names | {"prompt_tokens", "seconds", "tokens_per_second", "peak_memory_mb"}
+    assert stats.keys() >= names | {
+        "prompt_tokens",
+        "seconds",
+        "tokens_per_second",
+        "peak_memory_mb",
+        "peak_reserved_mb",
+    }
     generate_answers.main([*argv, "--shard", "1-of-2"])
     part = [record["uid"] for _, record in read_jsonl(tmp_path / "out.jsonl")]
     assert set(part) < {prompt["uid"] for prompt in prompts}

@@ -22,6 +22,7 @@ STATS = {
     "seconds": 2.0,
     "tokens_per_second": 50.0,
     "peak_memory_mb": 7,
+    "peak_reserved_mb": 8,
 }
 
 
@@ -150,7 +151,7 @@ def test_settings_are_those_of_every_job():
 
 
 def test_stats_are_those_of_all_jobs():
-    other = STATS | {"prompts": 5, "generated_tokens": 200, "seconds": 4.5, "peak_memory_mb": 9}
+    other = STATS | {"prompts": 5, "generated_tokens": 200, "seconds": 4.5, "peak_memory_mb": 9, "peak_reserved_mb": 12}
     assert merge_stats([STATS, other, STATS | {"from_cache": 3}]) == {
         "prompts": 5,
         "overlong": 0,
@@ -159,6 +160,7 @@ def test_stats_are_those_of_all_jobs():
         "seconds": 8.5,
         "tokens_per_second": 47.1,  # 400 tokens in 8.5 s
         "peak_memory_mb": 9,
+        "peak_reserved_mb": 12,
     }
     idle = STATS | {"generated_tokens": 0, "seconds": 0.0, "tokens_per_second": 0.0}
     assert merge_stats([idle, idle])["tokens_per_second"] == 0.0

@@ -101,6 +101,7 @@ class CachedEngine:
             "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else 0.0,
             "depends_on_batch": self.engine.depends_on_batch,
             "peak_memory_mb": self.engine.peak_memory_mb() if self.counts["generated"] else 0,
+            "peak_reserved_mb": self.engine.peak_reserved_mb() if self.counts["generated"] else 0,
         }
 
 

@@ -73,6 +73,9 @@ class Engine(Protocol):
     def peak_memory_mb(self) -> int:
         """Return the peak memory use so far, in MiB; 0 if the model runs elsewhere."""
 
+    def peak_reserved_mb(self) -> int:
+        """Return the peak of the memory taken from GPUs so far, see `reserved_mb`; 0 if the model runs elsewhere."""
+
 
 class ScoringEngine(Engine, Protocol):
     """An engine that also gives the likelihoods of given completions."""

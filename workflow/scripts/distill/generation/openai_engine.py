@@ -52,6 +52,10 @@ class OpenAIEngine:
         """Return 0: the model is not in this process."""
         return 0
 
+    def peak_reserved_mb(self) -> int:
+        """Return 0: the model is not in this process."""
+        return 0
+
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
         """Yield answers as they arrive, in any order.
 

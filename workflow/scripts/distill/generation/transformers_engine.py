@@ -19,7 +19,7 @@ from distill.models.control_tokens import find_special_tags
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, load_model, select_device, select_dtype
 from distill.models.logits import read_transform
-from distill.models.memory import memory_mb
+from distill.models.memory import memory_mb, reserved_mb
 from distill.models.options import TEMPLATE_DATE
 from distill.models.rope import check_lengths, context_length
 
@@ -165,5 +165,9 @@ class TransformersEngine:
         return [found[row] for row in range(len(prompts))]
 
     def peak_memory_mb(self) -> int:
-        """Return the peak memory of the GPU, or of this process on a CPU, in MiB."""
+        """Return the peak of the tensors on GPUs, or of this process's memory on a CPU, in MiB."""
         return memory_mb(self.model.device)
+
+    def peak_reserved_mb(self) -> int:
+        """Return the peak of the memory taken from GPUs, or of this process's memory on a CPU, in MiB."""
+        return reserved_mb(self.model.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from distill.models.memory import memory_mb
+from distill.models.memory import memory_mb, reserved_mb
 from distill.student.callbacks import NOT_FINITE_ADVICE, NotFiniteError
 from distill.student.loss import Terms
 
@@ -72,7 +72,7 @@ class TrainingMeter:
 
         Returns:
             `ce` and `kd` in nats per completion token; `ce_grad` and `kd_grad`, see `gradient_norm`;
-            `completion_tokens`; `tokens_per_second` of all tokens, prompts included; `memory_mb`.
+            `completion_tokens`; `tokens_per_second` of all tokens, prompts included; `memory_mb` and `reserved_mb`.
         """
         counts = torch.tensor([self.completion_tokens, self.all_tokens], dtype=torch.float64, device=self.device)
         _, ce, kd, ce_grad, kd_grad, tokens, all_tokens = reduce(torch.cat([self.terms, counts])).tolist()
@@ -86,6 +86,7 @@ class TrainingMeter:
             "completion_tokens": int(tokens),
             "tokens_per_second": round(all_tokens / seconds, 1),
             "memory_mb": memory_mb(self.device),
+            "reserved_mb": reserved_mb(self.device),
         }
         self.reset()
         self.started, self.logged_step = time.monotonic(), step

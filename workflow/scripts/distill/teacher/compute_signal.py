@@ -22,7 +22,7 @@ from distill.models.examples import Example, encode_examples
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, select_device, select_dtype
 from distill.models.logits import read_transform
-from distill.models.memory import memory_mb
+from distill.models.memory import memory_mb, reserved_mb
 from distill.models.rope import check_lengths
 from distill.teacher.signal_files import (
     FILES,
@@ -108,7 +108,7 @@ def compute_missing(
     """
     missing = [key for key in examples if key not in cached]
     if not missing and (options["kind"] == "topk" or (data / HEAD).exists()):
-        return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0}
+        return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0, "peak_reserved_mb": 0}
     teacher = SignalTeacher(options, tokenizer, vocabulary)
     if options["kind"] == "hidden" and not (data / HEAD).exists():
         save_whole(data / HEAD, read_head(teacher.head, teacher.model.device, teacher.model.dtype))
@@ -130,7 +130,8 @@ def compute_missing(
     writer.flush()
     progress.close()
     figures = {"seconds": round(progress.seconds, 3), "tokens_per_second": round(progress.tokens_per_second, 1)}
-    return writer.places, figures | {"peak_memory_mb": memory_mb(teacher.model.device)}
+    device = teacher.model.device
+    return writer.places, figures | {"peak_memory_mb": memory_mb(device), "peak_reserved_mb": reserved_mb(device)}
 
 
 def check_cached(

@@ -13,7 +13,7 @@ from distill.teacher.shards import Shard, get_shard
 
 logger = logging.getLogger(__name__)
 
-HIGHEST = "peak_memory_mb"
+HIGHEST = ("peak_memory_mb", "peak_reserved_mb")
 RATE = "tokens_per_second"
 
 
@@ -84,7 +84,7 @@ def read_stats(path: Path) -> dict[str, Any]:
         stats = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: expected a JSON object ({error})") from None
-    needed = ("prompts", "overlong", "generated_tokens", "seconds", HIGHEST, RATE)
+    needed = ("prompts", "overlong", "generated_tokens", "seconds", *HIGHEST, RATE)
     if not isinstance(stats, dict) or not all(isinstance(stats.get(name), int | float) for name in needed):
         raise InputError(f"{path}: expected an object with the numbers {', '.join(needed)}")
     return stats
@@ -94,7 +94,7 @@ def merge_stats(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the counts of all shards together, in the order of the first one's.
 
     Counts are summed, and settings, which are the same for all shards, are kept. `seconds` is the total time of all
-    jobs, even if they ran in parallel; `tokens_per_second` is the average of a job, and `peak_memory_mb` the maximum.
+    jobs, even if they ran in parallel; `tokens_per_second` is the average of a job. Of both peaks the highest is kept.
     """
     merged: dict[str, Any] = {}
     for name, first in shards[0].items():
@@ -105,7 +105,8 @@ def merge_stats(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
             merged[name] = first if isinstance(first, bool | None) else sum(values)
     merged["seconds"] = seconds = round(merged["seconds"], 3)
     merged[RATE] = round(merged["generated_tokens"] / seconds, 1) if seconds else 0.0
-    merged[HIGHEST] = max(stats[HIGHEST] for stats in shards)
+    for name in HIGHEST:
+        merged[name] = max(stats[name] for stats in shards)
     return merged
 
 

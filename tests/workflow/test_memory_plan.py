@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from running import ROOT
@@ -11,7 +12,8 @@ SCRIPT = ROOT / "workflow/scripts/plan_memory.py"
 
 
 def plan(directory, *arguments, config="config", check=True):
-    command = [sys.executable, str(SCRIPT), "--configfile", str(ROOT / f"config/{config}.yaml")]
+    configfile = config if isinstance(config, Path) else ROOT / f"config/{config}.yaml"
+    command = [sys.executable, str(SCRIPT), "--configfile", str(configfile)]
     command += ["--directory", str(directory), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 or not check, done.stderr
@@ -44,7 +46,7 @@ def test_question_answering_fits_128_gb(tmp_path):
 
 def test_what_does_not_fit_is_named_with_what_helps(tmp_path):
     lengths = ["--prompt-tokens", "64", "--answer-tokens", "16"]
-    done = plan(tmp_path, "--device", "20MiB", *lengths, config="demo", check=False)
+    done = plan(tmp_path, "--device", "0.61GiB", *lengths, config="demo", check=False)
     assert done.returncode == 1
     assert "training of student_online does not fit with a tenth to spare. It would take, with:" in done.stdout
     assert "batch_size: 1, with as many more gradient_accumulation_steps:" in done.stdout
@@ -54,7 +56,7 @@ def test_jobs_request_the_memory_of_the_plan(fresh, tmp_path):
     directory = fresh.copy(tmp_path / "run")
     before = directory.run("-n", "--printshellcmds")
     assert "mem_mb=32000" in before
-    plan(directory.path, config="demo")
+    plan(directory.path, config=directory.configfile)
     requests = {stage["rule"]: stage["request_mb"] for stage in read_stages(directory.path)}
     after = directory.run("-n")
     assert "mem_mb=32000" not in after
@@ -73,7 +75,4 @@ def test_a_broken_plan_is_named_before_anything_runs(fresh, tmp_path):
 def test_an_unknown_device_is_named(tmp_path):
     done = plan(tmp_path, "--device", "a100", check=False)
     assert done.returncode == 1
-    assert (
-        "--device: expected a100-40 | a100-80 | h100-80 | gb10-128 | cpu | a size such as 24GB, found 'a100'"
-        in done.stderr
-    )
+    assert "--device: expected a100-40 | a100-80 | h100-80 | gb10-128 | cpu | a size such as 24GB" in done.stderr

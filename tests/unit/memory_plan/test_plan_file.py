@@ -105,9 +105,7 @@ def test_devices():
     assert find_device("24GiB").usable == 24 * GIB - CONTEXT
     assert find_device("gb10-128").is_unified
     assert find_device("cpu").kind == "cpu"
-    with pytest.raises(
-        InputError, match=r"--device: expected a100-40 \| .* \| cpu \| a size such as 24GB, found 'a100'"
-    ):
+    with pytest.raises(InputError, match=r"--device: expected a100-40 \| .* \| cpu \| a size such as 24GB"):
         find_device("a100")
 
 

@@ -9,16 +9,25 @@
 #                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
 # make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
+# make bench-gpu   measure speed and memory on a GPU in at most MINUTES=25 with random weights (docs/benchmarks.md):
+#                  ONLY=generation,kd_step,signals,memory, OUT=FILE; SHAPE=tiny DEVICE=cpu rehearses it on a CPU
 # make docs        build the documentation as a searchable site in site/
-# Each target first creates .venv (.venv-docs for docs), or updates it if its requirements file has changed.
+# Each target first creates .venv (.venv-docs for docs), or updates it if its requirements file has changed. Only
+# bench-gpu installs nothing: it takes .venv or, without one, the packages that PYTHON has.
 
 PYTHON ?= python3
 ARGS ?=
 PORT ?= 8000
+ONLY ?=
+SHAPE ?= qwen2.5-7b-1.5b
+DEVICE ?= cuda
+MINUTES ?= 25
+OUT ?=
+BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-slurm status plan serve cache docs setup
+.PHONY: demo smollm2 test test-all test-slurm status plan serve cache docs setup bench-gpu
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -84,6 +93,9 @@ serve: setup
 cache: setup
 	@source .venv/bin/activate
 	python workflow/scripts/cache.py $(ARGS)
+
+bench-gpu:
+	@"$(BENCH_PYTHON)" benchmarks/gpu.py --only "$(ONLY)" --shape "$(SHAPE)" --device "$(DEVICE)" --minutes "$(MINUTES)" $(if $(OUT),--out "$(OUT)")
 
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from machine import describe_machine
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, Qwen2Config
+from machine import describe_machine, synchronize
+from shapes import SHAPES, build
+from transformers import GenerationConfig
 
 from distill.common.errors import run_script
 from distill.common.files import read_jsonl, write_json
@@ -34,18 +36,7 @@ from distill.models.load import load_model, load_tokenizer, select_device, selec
 from distill.models.memory import memory_mb
 from distill.records.raw_records import get_texts
 
-SHAPES = {
-    "qwen2.5-7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "max_position_embeddings": 32768,
-        "rope_theta": 1000000.0,
-    }
-}
+MODELS = {"qwen2.5-7b": SHAPES["qwen2.5-7b-1.5b"][0]}
 Answers = dict[int, list[int]]
 
 
@@ -55,9 +46,8 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, list[Request], list[list[i
     dtype = select_dtype(args.dtype, device)
     tokenizer = load_tokenizer(args.model)
     if args.shape:
-        config = Qwen2Config(**SHAPES[args.shape], eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = build(MODELS[args.shape], 0, dtype, device).eval()
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
     else:
         model = load_model(args.model, device, dtype)
     records = [record for _, record in read_jsonl(args.prompts)][: args.records]
@@ -65,39 +55,50 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, list[Request], list[list[i
     return model, tokenizer, requests, [ChatTemplate(tokenizer).encode_prompt(r.system, r.prompt) for r in requests]
 
 
-def settings(model: Any, tokenizer: Any, args: argparse.Namespace) -> GenerationConfig:
-    """Return greedy generation settings with the same stop tokens as `ours`."""
-    stops = stop_ids(model, tokenizer)
+def greedy_settings(max_new_tokens: int, stops: list[int], pad_id: int) -> GenerationConfig:
+    """Return greedy generation settings."""
     return GenerationConfig(
-        max_new_tokens=args.max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=pad_id
     )
 
 
-def cut(tokens: list[int], stops: list[int]) -> list[int]:
-    """Cut new tokens after the first stop token."""
-    return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stops), tokens)
+def cut(tokens: list[int], stops: list[int], longest: int) -> list[int]:
+    """Cut new tokens after the first stop token, and to the maximum length."""
+    return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stops), tokens)[:longest]
 
 
 @torch.inference_mode()
 def answer_in_batches(
-    model: Any, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace, n: int
+    model: Any, prompts: Sequence[list[int]], longest: Sequence[int], stops: list[int], pad_id: int, n: int
 ) -> Answers:
-    """Generate answers in batches of n in file order, with `generate`."""
-    chosen = settings(model, tokenizer, args)
+    """Generate answers in batches of n in file order, with `generate`.
+
+    Args:
+        model: a causal model.
+        prompts: token ids of each prompt.
+        longest: maximum number of new tokens of each prompt; `generate` decodes a batch up to its largest one.
+        stops: ids that end an answer.
+        pad_id: id of the padding.
+        n: prompts at a time.
+    """
     answers: Answers = {}
     for start in range(0, len(prompts), n):
-        inputs = left_pad(prompts[start : start + n], tokenizer.pad_token_id, model.device)
-        new = model.generate(**inputs, generation_config=chosen)[:, inputs["input_ids"].shape[1] :].tolist()
-        answers |= {start + row: cut(tokens, chosen.eos_token_id) for row, tokens in enumerate(new)}
+        limits = longest[start : start + n]
+        inputs = left_pad(prompts[start : start + n], pad_id, model.device)
+        output = model.generate(**inputs, generation_config=greedy_settings(max(limits), stops, pad_id))
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        answers |= {start + row: cut(tokens, stops, limits[row]) for row, tokens in enumerate(new)}
     return answers
 
 
-def answer_continuously(model: Any, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace) -> Answers:
+def answer_continuously(model: Any, prompts: list[list[int]], settings: GenerationConfig) -> Answers:
     """Generate answers with transformers' continuous batching, which cannot determine its cache size on a CPU."""
+    from transformers import ContinuousBatchingConfig
+
     sizes = {} if model.device.type == "cuda" else {"page_size": 32, "num_blocks": 2048, "max_batch_tokens": 2048}
     found = model.generate_batch(
         prompts,
-        generation_config=settings(model, tokenizer, args),
+        generation_config=settings,
         continuous_batching_config=ContinuousBatchingConfig(**sizes),
     )
     ordered = sorted(found, key=lambda name: int(name.rsplit("_", 1)[-1]))
@@ -113,18 +114,19 @@ def measure(way: str, args: argparse.Namespace, pipe: Any) -> None:
             sampling = Sampling(args.max_new_tokens, 0.0)
             batches = generate_requests(model, ChatTemplate(tokenizer), requests[:count], sampling, args.batch_size)
             return {request.id: (answer.text, answer.tokens) for batch in batches for request, answer in batch}
+        stops, pad_id = stop_ids(model, tokenizer), tokenizer.pad_token_id
         if way == "continuous":
-            answers = answer_continuously(model, tokenizer, prompts[:count], args)
+            answers = answer_continuously(model, prompts[:count], greedy_settings(args.max_new_tokens, stops, pad_id))
         else:
-            answers = answer_in_batches(model, tokenizer, prompts[:count], args, {"one": 1, "four": 4}[way])
+            n, longest = {"one": 1, "four": 4}[way], [args.max_new_tokens] * count
+            answers = answer_in_batches(model, prompts[:count], longest, stops, pad_id, n)
         decode = tokenizer.decode
         return {index: (decode(new, skip_special_tokens=True), len(new)) for index, new in answers.items()}
 
     run(4)
     started = time.perf_counter()
     answers = run(len(prompts))
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(model.device)
     seconds = time.perf_counter() - started
     tokens = sum(count for _, count in answers.values())
     found = {
@@ -154,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model folder; with --shape, only its tokenizer is used")
     parser.add_argument(
-        "--shape", choices=SHAPES, help="use random weights of this shape instead of the folder's weights"
+        "--shape", choices=MODELS, help="use random weights of this shape instead of the folder's weights"
     )
     parser.add_argument("--prompts", type=Path, required=True, help="records with `messages` (JSONL)")
     parser.add_argument("--records", type=int, help="number of records to use from the start of the file")

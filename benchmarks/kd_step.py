@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from kd_ways import OTHERS, OURS, SHAPES, count_operations, describe_models, expected_losses, make_step
-from machine import describe_machine
+from machine import describe_machine, measure_peak, reset_peak, synchronize
+from ratios import compare
 
 from distill.common.errors import InputError, run_script
 from distill.common.files import write_json
@@ -49,12 +50,6 @@ def make_optimizer(name: str, model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True if name == "adamw_fused" else None)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure the steps of one way."""
     device = select_device(args.device)
@@ -63,13 +58,13 @@ def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     student, step = make_step(way, args, device, folder)
     name = args.optimizer or ("adamw_fused" if way in OURS else "adamw")
     optimizer = make_optimizer(name, student)
+    reset_peak(device)
     seconds, first = [], None
     for _ in range(args.steps + 1):
         gc.collect()
         synchronize(device)
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            loss = step()
+        loss = step()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -83,6 +78,7 @@ def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "all_seconds": [round(one, 3) for one in seconds],
         "completion_tokens_per_second": round(args.batch * args.completion_tokens / typical, 1),
         "peak_memory_mb": memory_mb(device),
+        **measure_peak(device),
         "optimizer": name,
         "first_loss": first,
     }
@@ -91,8 +87,13 @@ def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Write the cached signals; return the expected losses and the speed of a large matrix product."""
     device = select_device(args.device)
-    dtype = torch.float32 if args.precision == "fp32" else torch.bfloat16
     expected = expected_losses(args, device, folder)
+    return {"expected_losses": expected, "gflops": measure_products(device, args.precision)}
+
+
+def measure_products(device: torch.device, precision: str) -> float:
+    """Return the speed of a large matrix product in billions of multiplications and additions a second."""
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     size = 4096 if device.type == "cpu" else 16384
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
@@ -102,7 +103,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         one @ other
         synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return {"expected_losses": expected, "gflops": round(2 * size**3 / min(seconds) / 1e9, 1)}
+    return round(2 * size**3 / min(seconds) / 1e9, 1)
 
 
 def run_job(job: Any, pipe: Any, *arguments: Any) -> None:
@@ -148,18 +149,7 @@ def check_losses(ways: dict[str, dict[str, Any]], expected: dict[str, float], pr
 def ratios(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Compute the speed and memory of this project's ways relative to each other way."""
     measured = {way: found for way, found in ways.items() if "seconds" in found}
-    return {
-        mine: {
-            other: {
-                "speed": round(measured[other]["seconds"] / measured[mine]["seconds"], 2),
-                "memory": round(measured[mine]["peak_memory_mb"] / measured[other]["peak_memory_mb"], 3),
-            }
-            for other in measured
-            if other != mine
-        }
-        for mine in OURS
-        if mine in measured
-    }
+    return compare(measured, OURS, lambda found: 1 / found["seconds"], "peak_memory_mb")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import SHAPES, build, quantize_int8
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.common.files import write_json
 from distill.models.chat import ChatTemplate
@@ -25,67 +25,35 @@ from distill.teacher.signal_files import HEAD, INDEX, SignalReader, fingerprint_
 from distill.teacher.signal_shards import ShardWriter, save_whole
 from distill.teacher.signal_teacher import SignalTeacher, read_head
 
-
-def qwen2(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Any:
-    """Make the configuration of a Qwen2 model."""
-    return Qwen2Config(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        intermediate_size=intermediate,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        max_position_embeddings=4096,
-    )
-
-
-# (teacher, student, size of the shared vocabulary). As in Qwen2.5, head and embeddings are tied in small models only.
-SHAPES = {
-    "small": (qwen2(512, 8, 2048, 8, 4, 151936, False), qwen2(256, 6, 1024, 4, 2, 151936, True), 151936),
-    "qwen2.5-7b-1.5b": (
-        qwen2(3584, 28, 18944, 28, 4, 152064, False),
-        qwen2(1536, 28, 8960, 12, 2, 151936, True),
-        151936,
-    ),
-    # The student is Qwen1.5-1.8B.
-    "qwen2.5-7b-1.8b": (
-        qwen2(3584, 28, 18944, 28, 4, 152064, False),
-        qwen2(2048, 24, 5504, 16, 16, 151936, False),
-        151936,
-    ),
-    "tiny": (qwen2(64, 2, 128, 4, 2, 640, False), qwen2(32, 2, 64, 4, 2, 640, False), 640),
-}
-
 OURS = ("online", "hidden", "topk")
 OTHERS = ("plain", "trl_gkd", "trl_distillation", "liger")
 Step = Callable[[], Tensor]
-
-
-def build(config: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
-    """Build a model with seeded random weights; the head is scaled up so that its distributions are not uniform."""
-    torch.manual_seed(seed)
-    with torch.device(device):
-        model = Qwen2ForCausalLM._from_config(config, dtype=dtype)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(3.0)
-    return model
 
 
 def build_student(args: argparse.Namespace, device: torch.device) -> Any:
     """Build the student in float32, as the Trainer does; autocast sets the precision."""
     student = build(SHAPES[args.shape][1], 1, torch.float32, device).train()
     if args.gradient_checkpointing:
-        student.gradient_checkpointing_enable()
+        # Renamed since transformers 5.17.
+        enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     return student
 
 
+def mixed_precision(args: argparse.Namespace, **settings: bool) -> torch.autocast:
+    """Return the autocast of the run's precision."""
+    return torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16", **settings)
+
+
 def build_teacher(args: argparse.Namespace, device: torch.device, folder: Path) -> Any:
-    """Build the teacher in the run's precision; a quantized one is saved first and loaded by the library."""
+    """Build the teacher in the run's precision; one in nf4 is saved first and loaded by the library."""
     dtype = torch.float32 if args.precision == "fp32" else torch.bfloat16
     config = SHAPES[args.shape][0]
-    if args.teacher_quantization == "none":
-        return build(config, 2, dtype, device).eval().requires_grad_(False)
+    if args.teacher_quantization != "nf4":
+        teacher = build(config, 2, dtype, device).eval().requires_grad_(False)
+        if args.teacher_quantization == "int8":
+            quantize_int8(teacher)
+        return teacher
     saved = folder / "teacher"
     if not saved.exists():
         build(config, 2, dtype, torch.device("cpu")).save_pretrained(saved)
@@ -115,6 +83,18 @@ def padded(examples: list[Example], device: torch.device) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
 
+def cut_head(teacher: Any, rows: int) -> None:
+    """Drop the padding of a teacher's vocabulary, since TRL expects the student's size.
+
+    Args:
+        teacher: a model with an untied head, changed in place.
+        rows: size of the student's vocabulary.
+    """
+    head = teacher.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight[:rows].clone(), requires_grad=False)
+    head.out_features = teacher.config.vocab_size = rows
+
+
 def make_plain(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
     """Make a simple step: full logits of both models, float32 softmax and a mask."""
     shared = SHAPES[args.shape][2]
@@ -135,9 +115,15 @@ def make_plain(student: Any, teacher: Any, batch: dict[str, Tensor], args: argpa
 
 
 def make_trl_gkd(student: Any, teacher: Any, batch: dict[str, Tensor], args: argparse.Namespace) -> Step:
-    """Make a step with GKDTrainer.compute_loss at beta 0 (forward KL), without temperature and cross-entropy."""
+    """Make a step with GKDTrainer.compute_loss at beta 0 (forward KL), without temperature and cross-entropy.
+
+    As in the Trainer, autocast covers the forward pass of a model, whose logits are returned in float32.
+    """
+    from accelerate.utils import convert_outputs_to_fp32
     from trl.experimental.gkd import GKDTrainer
 
+    for model in (student, teacher):
+        model.forward = convert_outputs_to_fp32(mixed_precision(args)(model.forward))
     trainer = types.SimpleNamespace(
         teacher_model=teacher, beta=0.0, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss
     )
@@ -218,13 +204,19 @@ class Tokenizer:
         return {"last": self.vocabulary - 1}
 
 
-def write_signal(kind: str, teacher: Any, examples: list[Example], args: argparse.Namespace, folder: Path) -> None:
-    """Compute the batch's signal and write it in the format that train_student.py reads."""
+def make_signal_teacher(kind: str, teacher: Any, args: argparse.Namespace) -> SignalTeacher:
+    """Make the teacher of compute_signal.py from a model in memory, which has no tokenizer."""
     signal_teacher = SignalTeacher.__new__(SignalTeacher)
     signal_teacher.model, signal_teacher.pad_id, signal_teacher.vocabulary = teacher, 0, SHAPES[args.shape][2]
     signal_teacher.decoder, signal_teacher.head = decoder_and_head(teacher)
     signal_teacher.transform = read_transform(teacher.config)
     signal_teacher.options = {"kind": kind, "top_k": args.top_k, "temperatures": [args.temperature]}
+    return signal_teacher
+
+
+def write_signal(kind: str, teacher: Any, examples: list[Example], args: argparse.Namespace, folder: Path) -> None:
+    """Compute the batch's signal and write it in the format that train_student.py reads."""
+    signal_teacher = make_signal_teacher(kind, teacher, args)
     out = folder / kind
     data = out / "data/benchmark"
     data.mkdir(parents=True)
@@ -258,13 +250,15 @@ def make_ours(
     def step() -> Tensor:
         prompts, completions = ([one[name] for one in examples] for name in ("prompt", "completion"))
         batch = to_device(collate(prompts, completions, 0), device)
-        return student(**batch, teacher=signal(examples, batch, device), objective=objective)[0] / tokens
+        teacher = signal(examples, batch, device)
+        with mixed_precision(args, cache_enabled=False):
+            return student(**batch, teacher=teacher, objective=objective)[0] / tokens
 
     return step
 
 
 def make_step(way: str, args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Any, Step]:
-    """Return a way's student and a function that computes its loss, ready for backward."""
+    """Return a way's student and a function that computes its loss in the run's precision, ready for backward."""
     examples = make_examples(args)
     student = build_student(args, device)
     if way in ("hidden", "topk"):
@@ -275,22 +269,32 @@ def make_step(way: str, args: argparse.Namespace, device: torch.device, folder: 
     teacher = build_teacher(args, device, folder)
     if way == "online":
         return student, make_ours(OnlineTeacher(teacher, 0), student, examples, args, device)
+    if way.startswith("trl"):
+        cut_head(teacher, SHAPES[args.shape][1].vocab_size)
     make = {"plain": make_plain, "trl_gkd": make_trl_gkd, "trl_distillation": make_trl_distillation}.get(
         way, make_liger
     )
-    return student, make(student, teacher, padded(examples, device), args)
+    step = make(student, teacher, padded(examples, device), args)
+    return student, step if way == "trl_gkd" else mixed_precision(args)(step)
 
 
-@torch.no_grad()
 def expected_losses(args: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, float]:
     """Compute the expected first loss of each way from the library's loss terms; also write the cached signals."""
     examples = make_examples(args)
     teacher, student = build_teacher(args, device, folder), build_student(args, device)
     for kind in ("hidden", "topk"):
         write_signal(kind, teacher, examples, args, folder)
+    return compute_losses(student, teacher, examples, args, device)
+
+
+@torch.no_grad()
+def compute_losses(
+    student: Any, teacher: Any, examples: list[Example], args: argparse.Namespace, device: torch.device
+) -> dict[str, float]:
+    """Compute the loss of each way with an exact teacher, from the library's loss terms."""
     prompts, completions = ([one[name] for one in examples] for name in ("prompt", "completion"))
     batch = to_device(collate(prompts, completions, 0), device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+    with mixed_precision(args):
         rows = take_rows(student.model(input_ids=batch["input_ids"]).last_hidden_state, batch["positions"])
         of_teacher: ExactTeacher = OnlineTeacher(teacher, 0)(examples, batch, device)
         sums = {

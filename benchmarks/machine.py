@@ -1,5 +1,6 @@
-"""Describe the machine of a measurement, without host names or paths."""
+"""Describe the machine of a measurement, without host names or paths, and measure its memory."""
 
+import gc
 import os
 import platform
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import torch
 import transformers
+
+from distill.models.memory import memory_mb
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -23,4 +26,36 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+    }
+
+
+def describe_gpu(device: torch.device) -> dict[str, Any]:
+    """Return the memory of a GPU and the CUDA version of torch; empty on a CPU."""
+    if device.type != "cuda":
+        return {}
+    total = torch.cuda.get_device_properties(device).total_memory
+    return {"gpu_memory_mb": total // 2**20, "cuda": torch.version.cuda}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Free what is not in use and start a new peak, so that building a model does not count; no effect on a CPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def measure_peak(device: torch.device) -> dict[str, int]:
+    """Return the peak memory in MiB: what tensors took and what torch reserved on a GPU, or the resident memory."""
+    if device.type != "cuda":
+        return {"peak_resident_mb": memory_mb(device)}
+    return {
+        "peak_allocated_mb": torch.cuda.max_memory_allocated() // 2**20,
+        "peak_reserved_mb": torch.cuda.max_memory_reserved() // 2**20,
     }

@@ -6,19 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transformers.utils.chat_template_utils import (
-    _CONTROL_TOKEN_END,
-    _CONTROL_TOKEN_START,
-    encode_marked_chat,
-    mark_control_tokens,
-)
+from transformers.utils import chat_template_utils
 
 from distill.common.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"</?([^<>/|\s]+)>")
-MARKED = re.compile(f"{_CONTROL_TOKEN_START}(.)(.*?){_CONTROL_TOKEN_END}", re.DOTALL)
 OPENING = re.compile(r"([<\[])([^<>\[\]/|\s]+[>\]])")
 
 
@@ -61,7 +55,7 @@ def mark(pattern: re.Pattern[str], *texts: str) -> tuple[str, ...]:
     """Return texts with marks around their control tokens, for `tokenize_marked`; as they are if they have none."""
     if not any(map(pattern.search, texts)):
         return texts
-    return tuple(mark_control_tokens(text, pattern) for text in texts)
+    return tuple(chat_template_utils.mark_control_tokens(text, pattern) for text in texts)
 
 
 def tokenize_marked(tokenizer: Any, text: str) -> list[int]:
@@ -70,12 +64,15 @@ def tokenize_marked(tokenizer: Any, text: str) -> list[int]:
     Raises:
         InputError: the tokenizer has no other tokens for the text of a control token.
     """
+    # Looked up here: transformers 5.17, with which the benchmarks run, does not have them.
+    encode = chat_template_utils.encode_marked_chat
+    start, end = chat_template_utils._CONTROL_TOKEN_START, chat_template_utils._CONTROL_TOKEN_END
     try:
-        return encode_marked_chat(tokenizer, text)
+        return encode(tokenizer, text)
     except ValueError:  # a Unigram tokenizer has the token as a word of its own: it is broken after its first character
-        text = MARKED.sub(rf"\1{_CONTROL_TOKEN_START}\2", text)
+        text = re.sub(f"{start}(.)(.*?){end}", rf"\1{start}\2", text, flags=re.DOTALL)
     try:
-        return encode_marked_chat(tokenizer, text)
+        return encode(tokenizer, text)
     except ValueError as error:
         raise InputError(f"{tokenizer.name_or_path}: a message contains a control token: {error}") from error
 

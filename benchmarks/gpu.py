@@ -135,6 +135,13 @@ class Benchmark:
         """Return a job for gpu_measure.py."""
         return {"kind": kind, "settings": self.result["settings"], "folder": str(self.folder)} | facts
 
+    def run_job(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Run a job; see `run_job`. The output of one that failed goes to standard error instead of the results."""
+        outcome = run_job(job, seconds)
+        if log := outcome.pop("log", None):
+            print(log, file=sys.stderr, flush=True)
+        return outcome
+
     def measure(self, one: Measurement) -> dict[str, Any]:
         """Take a measurement; return its row of the results."""
         if one.package and find_spec(one.package) is None:
@@ -145,14 +152,15 @@ class Benchmark:
         if one.part == "kd_step" and (failed := self.prepare(one, folder)):
             return {"failed": f"its preparation failed: {failed}"}
         job = self.make_job("measure", measurement=asdict(one)) | {"folder": str(folder)}
-        outcome = run_job(job, self.limit())
+        outcome = self.run_job(job, self.limit())
         return outcome.get("result", outcome)
 
     def prepare(self, one: Measurement, folder: Path) -> str | None:
         """Write signals and expected losses of a batch, once in a run; return why it failed, or None."""
         if one.group not in self.prepared:
             folder.mkdir()
-            outcome = run_job(self.make_job("prepare", batch=one.batch) | {"folder": str(folder)}, self.limit())
+            job = self.make_job("prepare", batch=one.batch) | {"folder": str(folder)}
+            outcome = self.run_job(job, self.limit())
             self.prepared[one.group] = outcome.get("failed")
             if "result" in outcome:
                 self.result.setdefault("preparation", {})[one.group] = outcome["result"]
@@ -175,7 +183,7 @@ class Benchmark:
         if missing and self.left() >= LEAST_SECONDS:
             total = self.result["machine"].get("gpu_memory_mb")
             facts = {"measurements": list(map(asdict, missing)), "total_bytes": total and total * 2**20}
-            outcome = run_job(self.make_job("plan", **facts), self.left())
+            outcome = self.run_job(self.make_job("plan", **facts), self.left())
             if "failed" in outcome:
                 print(f"memory plan: {outcome['failed']}", file=sys.stderr)
             planned |= outcome.get("result", {})

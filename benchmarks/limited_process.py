@@ -16,7 +16,7 @@ SHOWN_LINES = 30  # of the output of a job that failed
 
 
 def run_job(job: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Run a job and return its `result`, or `failed`, the reason. The output of a job that failed goes to stderr.
+    """Run a job and return its `result`, or `failed`, the reason, and `log`, the last lines of its output.
 
     Args:
         job: see gpu_measure.py.
@@ -46,7 +46,7 @@ def run_job(job: dict[str, Any], seconds: float) -> dict[str, Any]:
         if path.exists():
             outcome = json.loads(path.read_text())
         if "failed" in outcome:
-            print("\n".join(lines[-SHOWN_LINES:]), file=sys.stderr, flush=True)
+            outcome["log"] = "\n".join(lines[-SHOWN_LINES:])
         return outcome
 
 

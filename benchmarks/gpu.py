@@ -132,7 +132,7 @@ class Benchmark:
         write_json(self.path, self.result)
 
     def make_job(self, kind: str, **facts: Any) -> dict[str, Any]:
-        """Return a job for gpu_measure.py."""
+        """Return a job; see job.py."""
         return {"kind": kind, "settings": self.result["settings"], "folder": str(self.folder)} | facts
 
     def run_job(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -179,10 +179,11 @@ class Benchmark:
     def plan(self, measurements: Sequence[Measurement]) -> None:
         """Add the memory plan's figures of this project's ways."""
         planned = self.result["planned"]
-        missing = [one for one in measurements if one.is_ours and planned.get(one.name) is None]
+        missing = [one for one in measurements if one.is_ours and "failed" in planned.get(one.name, ["failed"])]
         if missing and self.left() >= LEAST_SECONDS:
             total = self.result["machine"].get("gpu_memory_mb")
-            facts = {"measurements": list(map(asdict, missing)), "total_bytes": total and total * 2**20}
+            chosen = {one.name: {"part": one.part, "way": one.way, "batch": one.batch} for one in missing}
+            facts = {"measurements": chosen, "total_bytes": total and total * 2**20}
             outcome = self.run_job(self.make_job("plan", **facts), self.left())
             if "failed" in outcome:
                 print(f"memory plan: {outcome['failed']}", file=sys.stderr)

@@ -1,19 +1,11 @@
-"""Run one job of gpu.py in this process: describe the machine, prepare, measure, or plan.
-
-    python benchmarks/gpu_measure.py JOB RESULT
-
-JOB is JSON with `kind`, `settings` and what the kind needs. RESULT is a JSON file with `result` or, if the job failed,
-with `failed`, the reason. The process ends when its standard input does, so that it does not outlive gpu.py.
-"""
+"""Describe the machine, prepare training steps, or take a measurement: a job of gpu.py, see job.py."""
 
 import argparse
 import copy
 import json
 import os
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +18,9 @@ import kd_step
 import torch
 from generation import Answers, answer_in_batches
 from gpu_parts import Measurement
+from job import run_as_job
 from kd_ways import (
+    OURS,
     build_student,
     build_teacher,
     compute_losses,
@@ -35,15 +29,14 @@ from kd_ways import (
     make_signal_teacher,
 )
 from machine import describe_gpu, describe_machine, measure_peak, reset_peak, synchronize
-from planned_peak import plan_peak
 from shapes import SHAPES, build
 
-from distill.common.errors import InputError, start_logging
+from distill.common.errors import InputError
 from distill.common.files import write_json
 from distill.generation.generate import Draw, decode_job
 from distill.generation.rolling_batch import Job
 from distill.generation.sampling import Sampling
-from distill.models.batches import AUTO_BATCH_SIZE, in_batches, is_out_of_memory
+from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.load import select_device
 from distill.teacher.signal_teacher import TOLERANCE
 
@@ -89,7 +82,7 @@ def measure_step(way: str, batch: int, settings: Settings, folder: Path) -> Resu
     else:
         args = step_arguments(settings, batch)
         expected = json.loads((folder / "expected.json").read_text())["expected_losses"]
-    found = kd_step.measure(way, args, folder)
+    found = kd_step.measure(way, args, folder, is_accumulated=way in OURS)
     kd_step.check_losses({way: found}, expected, settings["precision"])
     del found["peak_memory_mb"]  # measure_peak has it, under the name of what it measures
     return found | {"expected_loss": expected.get(way)}
@@ -303,31 +296,6 @@ def find_version(package: str) -> str:
         return f"{name} of unknown version"
 
 
-def plan(measurements: Sequence[Measurement], settings: Settings, total_bytes: int | None) -> Result:
-    """Return the memory plan's peak of each measurement by name; a plan that fails is its reason."""
-    teacher, student, _ = SHAPES[settings["shape"]]
-    models = {"teacher": teacher.to_dict(), "student": student.to_dict()}
-    found: Result = {}
-    for one in measurements:
-        facts = {"part": one.part, "way": one.way, "batch": one.batch}
-        try:
-            found[one.name] = plan_peak(facts, models, settings, total_bytes)
-        except Exception as error:  # the plan may need newer packages than the measurement
-            traceback.print_exc()
-            found[one.name] = {"failed": explain(error)}
-    return found
-
-
-def explain(error: BaseException) -> str:
-    """Return the reason of a failure in one line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, InputError):
-        return text
-    if isinstance(error, Exception) and is_out_of_memory(error):
-        return f"out of memory: {text.partition('. ')[2].partition('. ')[0] or text}"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def run(job: dict[str, Any]) -> Result:
     """Run a job."""
     settings, folder = job["settings"], Path(job["folder"])
@@ -337,34 +305,13 @@ def run(job: dict[str, Any]) -> Result:
         return describe(settings)
     if job["kind"] == "prepare":
         return prepare_steps(settings, job["batch"], folder)
-    if job["kind"] == "plan":
-        return plan([Measurement(**one) for one in job["measurements"]], settings, job["total_bytes"])
     return measure(Measurement(**job["measurement"]), settings, folder)
 
 
-def end_with_parent() -> None:
-    """End this process at the end of its standard input, which gpu.py holds open."""
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
-def main() -> None:
-    """Run the job of the command line and write its result."""
-    start_logging()
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    job, path = json.loads(sys.argv[1]), Path(sys.argv[2])
-    try:
-        outcome: Result = {"result": run(job)}
-    except Exception as error:  # an alternative may fail in any way; gpu.py records the reason
-        traceback.print_exc()
-        outcome = {"failed": explain(error)}
-        if job["kind"] == "measure":
-            outcome |= measure_peak(select_device(job["settings"]["device"]))
-    write_json(path, outcome)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # what a library still does at its end must not take the time of the next measurement
+def describe_failure(job: dict[str, Any]) -> Result:
+    """Return the peak of a measurement that failed."""
+    return measure_peak(select_device(job["settings"]["device"])) if job["kind"] == "measure" else {}
 
 
 if __name__ == "__main__":
-    main()
+    run_as_job(run, describe_failure)

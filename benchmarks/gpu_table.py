@@ -137,15 +137,14 @@ def format_memory(result: dict[str, Any]) -> str | None:
     lines = []
     for name, planned in result["planned"].items():
         row = result["measurements"].get(name, {})
-        if planned is None or not any(key in row for key in PEAKS):
+        row = row.get("accumulated", row)  # a training's plan keeps the gradients of a micro-batch before
+        if not any(key in row for key in PEAKS):
             continue
         if "failed" in planned:
             lines.append([name, format_peaks(row), f"failed: {planned['failed']}", ""])
             continue
-        difference = ""
-        if "peak_allocated_mb" in row:
-            difference = f"{100 * (planned['peak_allocated_mb'] / row['peak_allocated_mb'] - 1):+.1f}%"
-        lines.append([name, format_peaks(row), format_peaks(planned), difference])
+        key = next(key for key in PEAKS if key in row)
+        lines.append([name, format_peaks(row), format_peaks(planned), f"{100 * (planned[key] / row[key] - 1):+.1f}%"])
     if not lines:
         return None
     table = format_markdown(["measurement", "peak memory (GiB)", "planned (GiB)", "plan is higher by"], lines)

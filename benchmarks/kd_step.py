@@ -50,8 +50,16 @@ def make_optimizer(name: str, model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True if name == "adamw_fused" else None)
 
 
-def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure the steps of one way."""
+def measure(way: str, args: argparse.Namespace, folder: Path, is_accumulated: bool = False) -> dict[str, Any]:
+    """Measure the steps of one way.
+
+    Args:
+        way: from OTHERS or OURS.
+        args: options of the command line.
+        folder: folder of the cached signals.
+        is_accumulated: whether the peak of a further step with two micro-batches is measured as well: its first
+            gradients are kept during the second forward pass, as in the memory plan.
+    """
     device = select_device(args.device)
     if device.type == "cpu" and way in OURS:
         keep_freed_memory()  # as in train_student.py
@@ -72,13 +80,19 @@ def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
         first = loss.item() if first is None else first
         del loss
+    peak = {"peak_memory_mb": memory_mb(device), **measure_peak(device)}
+    if is_accumulated:
+        reset_peak(device)
+        for _ in range(2):
+            step().backward()
+        optimizer.step()
+        peak["accumulated"] = measure_peak(device)
     typical = statistics.median(seconds[1:])  # the first step allocates memory
     return {
         "seconds": round(typical, 3),
         "all_seconds": [round(one, 3) for one in seconds],
         "completion_tokens_per_second": round(args.batch * args.completion_tokens / typical, 1),
-        "peak_memory_mb": memory_mb(device),
-        **measure_peak(device),
+        **peak,
         "optimizer": name,
         "first_loss": first,
     }

@@ -1,4 +1,4 @@
-"""Run gpu_measure.py in a process of its own, with a time limit. Imports no torch."""
+"""Run a job of gpu.py in a process of its own, with a time limit. Imports no torch."""
 
 import contextlib
 import json
@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parent / "gpu_measure.py"
+FOLDER = Path(__file__).parent
+SCRIPTS = {"plan": "planned_peak.py"}  # by kind of job; all others are run by gpu_measure.py
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 SHOWN_LINES = 30  # of the output of a job that failed
 
@@ -19,14 +20,15 @@ def run_job(job: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Run a job and return its `result`, or `failed`, the reason, and `log`, the last lines of its output.
 
     Args:
-        job: see gpu_measure.py.
+        job: see job.py.
         seconds: time limit, after which the process and all that it has started are killed.
     """
+    script = FOLDER / SCRIPTS.get(job["kind"], "gpu_measure.py")
     with tempfile.TemporaryDirectory() as name:
         path, log = Path(name) / "result.json", Path(name) / "log.txt"
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), json.dumps(job), str(path)],
+                [sys.executable, str(script), json.dumps(job), str(path)],
                 stdin=subprocess.PIPE,  # held open: the job ends with this process
                 stdout=output,
                 stderr=subprocess.STDOUT,

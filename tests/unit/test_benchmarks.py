@@ -23,8 +23,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
 import gpu_measure  # noqa: E402
 import gpu_parts  # noqa: E402
+import job  # noqa: E402
 import kd_step  # noqa: E402
 import limited_process  # noqa: E402
+import planned_peak  # noqa: E402
 from kd_ways import count_operations, expected_losses  # noqa: E402
 from shapes import SHAPES, build, quantize_int8  # noqa: E402
 
@@ -218,6 +220,8 @@ import json, sys
 sys.path.insert(0, {str(ROOT / "benchmarks")!r})
 from pathlib import Path
 import gpu_measure
+import torch
+torch.set_num_threads(1)
 gpu_measure.prepare_steps({TINY!r}, 2, Path({str(tmp_path)!r}))
 for part, way, batch in (("kd_step", "online", 2), ("generation", "ours", None), ("signals", "topk", None)):
     one = gpu_measure.Measurement(part, way, batch)
@@ -349,6 +353,16 @@ def test_the_plan_stands_beside_what_was_measured(fake_jobs, tmp_path, capsys):
     assert "| signals/topk | 2.0 (3.0 reserved) | failed: KeyError: 'x' |" in table
 
 
+@pytest.mark.parametrize(
+    "name", [one.name for one in gpu_parts.choose_measurements(["memory"]) if one.batch in (None, 2)]
+)
+def test_every_measurement_of_this_project_has_a_plan(name):
+    one = name_measurement(name)
+    task = {"settings": TINY | {"prompt_tokens": 2000}, "total_bytes": None}
+    task["measurements"] = {name: {"part": one.part, "way": one.way, "batch": one.batch}}
+    assert planned_peak.plan_all(task)[name]["peak_resident_mb"] > 0
+
+
 def test_the_default_file_is_named_after_card_and_day():
     name = gpu.name_results({"gpu": "NVIDIA H100 80GB HBM3"}, gpu_parts.FULL).name
     assert name.startswith("gpu_nvidia-h100-80gb-hbm3_20")
@@ -356,32 +370,32 @@ def test_the_default_file_is_named_after_card_and_day():
 
 
 def test_a_job_ends_at_its_time_limit():
-    job = {"kind": "measure", "settings": TINY, "folder": "", "measurement": {"part": "signals", "way": "topk"}}
-    assert limited_process.run_job(job, 0.2)["failed"] == "stopped after 0 s, the time limit"
+    measurement = {"kind": "measure", "settings": TINY, "folder": "", "measurement": {"part": "signals", "way": "topk"}}
+    assert limited_process.run_job(measurement, 0.2)["failed"] == "stopped after 0 s, the time limit"
 
 
 def test_a_job_without_result_says_how_it_ended(tmp_path, monkeypatch):
-    script = tmp_path / "job.py"
-    monkeypatch.setattr(limited_process, "SCRIPT", script)
+    script = tmp_path / "gpu_measure.py"
+    monkeypatch.setattr(limited_process, "FOLDER", tmp_path)
     script.write_text("import no_such_package")
-    outcome = limited_process.run_job({}, 60)
+    outcome = limited_process.run_job({"kind": "measure"}, 60)
     assert (
         outcome["failed"]
         == "the process ended with exit code 1: ModuleNotFoundError: No module named 'no_such_package'"
     )
     assert "Traceback" in outcome["log"]
     script.write_text("import os; os.kill(os.getpid(), 9)")
-    assert "probably because the machine's memory ran out" in limited_process.run_job({}, 60)["failed"]
+    assert "probably because the machine's memory ran out" in limited_process.run_job({"kind": "measure"}, 60)["failed"]
 
 
 def test_errors_are_explained_in_one_line():
     error = torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 80 GiB"
     )
-    assert gpu_measure.explain(error) == "out of memory: Tried to allocate 20.00 GiB"
-    assert gpu_measure.explain(RuntimeError("CUDA error: out of memory")) == "out of memory: CUDA error: out of memory"
-    assert gpu_measure.explain(ValueError("two\nlines")) == "ValueError: two lines"
-    assert gpu_measure.explain(AssertionError()) == "AssertionError"
+    assert job.explain(error) == "out of memory: Tried to allocate 20.00 GiB"
+    assert job.explain(RuntimeError("CUDA error: out of memory")) == "out of memory: CUDA error: out of memory"
+    assert job.explain(ValueError("two\nlines")) == "ValueError: two lines"
+    assert job.explain(AssertionError()) == "AssertionError"
 
 
 def start_signals(path):

@@ -2,8 +2,8 @@
 
 It follows c10/cuda/CUDACachingAllocator.cpp of torch 2.13 on one stream. Blocks are rounded to 512 bytes; blocks up to
 1 MiB and larger ones have pools of their own; the smallest free block that is large enough is taken, and split. Without
-a free block the driver is asked for a segment, or, with `expandable_segments:True`, for pages at the end of the pool's
-only segment.
+a free block the driver is asked for a segment or, with `expandable_segments:True`, for pages: the pool then has a
+single range of addresses, of which the pages in use are mapped.
 """
 
 from bisect import bisect_left, insort
@@ -16,25 +16,35 @@ MIB = 2**20
 ROUNDING = 512
 LARGEST_SMALL = MIB  # largest block of the small pool
 PAGE = {True: 2 * MIB, False: 20 * MIB}  # segments and pages of the small pool and of the other
-LARGEST_SHARED = 10 * MIB  # larger blocks get a segment of their own size, rounded to 2 MiB
+LEAST_OWN = 10 * MIB  # blocks from this size on get a segment of their own size, rounded to 2 MiB
+ADDRESSES = 2**20 * PAGE[False]  # addresses of an expandable pool, more than any GPU has memory for
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
-    """A part of a segment.
+    """A part of a segment, or of the addresses of an expandable pool.
 
     Attributes:
+        start: its address.
         size: bytes.
         is_small: its pool.
-        before, after: its neighbours in the segment.
+        is_free: whether no allocation holds it.
+        is_mapped: whether it has memory of the driver.
+        before, after: its neighbours.
     """
 
+    start: int
     size: int
     is_small: bool
+    is_free: bool = False
+    is_mapped: bool = True
     before: "Block | None" = None
     after: "Block | None" = None
-    is_free: bool = True
-    number: int = 0
+
+    @property
+    def reach(self) -> int:
+        """Bytes with the addresses behind it that pages can be mapped to."""
+        return self.size + (self.after.size if self.after and not self.after.is_mapped else 0)
 
 
 class CachingAllocator:
@@ -52,11 +62,14 @@ class CachingAllocator:
     def __init__(self, room: int | None = None, expandable: bool = True):
         self.room, self.expandable = room, expandable
         self.reserved = self.peak = 0
-        self.free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # (size, number of the block) by is_small
-        self.blocks: dict[int, Block] = {}  # the free ones, by number
-        self.count = 0
-        self.ends: dict[bool, Block] = {}  # last block of the expandable segments
+        self.free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # (size, address) of free blocks, by pool
+        self.blocks: dict[int, Block] = {}  # the free ones, by address
         self.held: dict[int, Block] = {}  # by number of the allocation
+        self.end = 0  # first address that no segment has had
+        self.unmapped: dict[bool, list[Block]] = {True: [], False: []}  # addresses without memory, in their order
+        if expandable:
+            for is_small, unmapped in self.unmapped.items():
+                unmapped.append(Block(ADDRESSES * is_small, ADDRESSES, is_small, is_free=True, is_mapped=False))
 
     def replay(self, events: Iterable[Event]) -> bool:
         """Allocate and free in order; return whether all of it fits."""
@@ -83,85 +96,93 @@ class CachingAllocator:
 
     def release(self, number: int) -> None:
         """Free an allocation; its block is merged with free neighbours."""
-        block = self.held.pop(number)
-        for other in (block.before, block.after):
-            if other is None or not other.is_free:
-                continue
-            self.take_out(other)
-            block.size += other.size
-            if other is block.before:
-                block.before = other.before
-                if other.before:
-                    other.before.after = block
-            else:
-                block.after = other.after
-                if other.after:
-                    other.after.before = block
-                elif self.ends.get(block.is_small) is other:
-                    self.ends[block.is_small] = block
-        self.put_back(block)
+        self.put_back(self.held.pop(number))
 
     # ---- Free blocks ----
 
     def put_back(self, block: Block) -> None:
-        """Make a block free."""
-        if not block.number:
-            self.count += 1
-            block.number = self.count
+        """Make a block free, together with the free blocks beside it."""
+        for other in (block.before, block.after):
+            if other and other.is_free and other.is_mapped:
+                self.take_out(other)
+                merge(block, other)
         block.is_free = True
-        self.blocks[block.number] = block
-        insort(self.free[block.is_small], (block.size, block.number))
+        self.blocks[block.start] = block
+        insort(self.free[block.is_small], (block.size, block.start))
 
     def take_out(self, block: Block) -> None:
         """Take a block out of the free ones."""
         pool = self.free[block.is_small]
-        del pool[bisect_left(pool, (block.size, block.number))], self.blocks[block.number]
+        del pool[bisect_left(pool, (block.size, block.start))], self.blocks[block.start]
         block.is_free = False
 
     def find_free(self, size: int, is_small: bool) -> Block | None:
-        """Take the smallest free block that is large enough."""
+        """Take the smallest free block that is large enough; a block that can still grow counts as large as it can."""
         pool = self.free[is_small]
         place = bisect_left(pool, (size, 0))
         if place == len(pool):
             return None
         block = self.blocks[pool[place][1]]
+        while place + 1 < len(pool) and (other := self.blocks[pool[place + 1][1]]).reach < block.reach:
+            block, place = other, place + 1
         self.take_out(block)
         return block
 
     def split(self, block: Block, size: int) -> None:
         """Free the end of a block beyond `size` bytes, if it is worth a block."""
         rest = block.size - size
-        if rest < ROUNDING or not (block.is_small or self.expandable or rest > LARGEST_SMALL):
-            return
-        end = Block(rest, block.is_small, before=block, after=block.after)
-        if block.after:
-            block.after.before = end
-        elif self.ends.get(block.is_small) is block:
-            self.ends[block.is_small] = end
-        block.after, block.size = end, size
-        self.put_back(end)
+        if rest >= ROUNDING and (block.is_small or self.expandable or rest > LARGEST_SMALL):
+            self.put_back(cut(block, size))
 
     # ---- The driver ----
 
     def reserve(self, size: int, is_small: bool) -> Block | None:
         """Take memory for a block from the driver; None if there is not enough."""
-        if not self.expandable:
-            segment = PAGE[is_small] if size <= LARGEST_SHARED else -(-size // PAGE[True]) * PAGE[True]
-            return Block(segment, is_small, is_free=False) if self.take(segment) else None
-        end = self.ends.get(is_small)
-        kept = end.size if end and end.is_free else 0
-        page = PAGE[is_small]
-        missing = -(-(size - kept) // page) * page
-        if not self.take(missing):
+        if self.expandable:
+            return self.expand(size, is_small)
+        segment = PAGE[is_small] if size < LEAST_OWN else -(-size // PAGE[True]) * PAGE[True]
+        if not self.take(segment):
             return None
-        if end and end.is_free:
-            self.take_out(end)
-            end.size += missing
-            return end
-        block = Block(missing, is_small, before=end, is_free=False)
-        if end:
-            end.after = block
-        self.ends[is_small] = block
+        self.end += segment
+        return Block(self.end - segment, segment, is_small)
+
+    def expand(self, size: int, is_small: bool) -> Block | None:
+        """Map pages at the lowest addresses where a block fits, together with the free blocks there."""
+        block: Block | None = self.find_addresses(size, is_small)
+        while block and (not block.is_mapped or block.size < size):
+            behind = block.after if block.is_mapped else block
+            missing = size - (block.size if block.is_mapped else 0)
+            block = self.map(behind, missing) if behind else None
+        if block:
+            self.take_out(block)
+        return block
+
+    def find_addresses(self, size: int, is_small: bool) -> Block:
+        """The first of the lowest free blocks and addresses without memory that together have `size` bytes."""
+        for first in self.unmapped[is_small]:
+            start = first.before if first.before and first.before.is_free else first
+            found = 0
+            block: Block | None = start
+            while block and block.is_free and found < size:
+                found += block.size
+                block = block.after
+            if found >= size:
+                return start
+        raise MemoryError(f"expected fewer than {ADDRESSES} bytes of addresses in use")
+
+    def map(self, block: Block, size: int) -> Block | None:
+        """Map pages at the start of addresses without memory; return the free block with them, None without memory."""
+        page = PAGE[block.is_small]
+        size = min(-(-size // page) * page, block.size)
+        if not self.take(size):
+            return None
+        self.unmapped[block.is_small].remove(block)
+        if size < block.size:
+            rest = cut(block, size)
+            rest.is_free, rest.is_mapped = True, False
+            insort(self.unmapped[block.is_small], rest, key=lambda one: one.start)
+        block.is_mapped = True
+        self.put_back(block)
         return block
 
     def take(self, size: int) -> bool:
@@ -174,31 +195,55 @@ class CachingAllocator:
 
     def return_unused(self) -> None:
         """Return free segments to the driver, or with expandable segments the whole pages within free blocks."""
-        for is_small, pool in self.free.items():
-            for _, number in list(pool):
-                block = self.blocks[number]
+        for pool in self.free.values():
+            for _, start in list(pool):
+                block = self.blocks[start]
                 if self.expandable:
-                    self.unmap(block, block.size // PAGE[is_small] * PAGE[is_small])
+                    self.unmap(block)
                 elif block.before is None and block.after is None:
                     self.take_out(block)
                     self.reserved -= block.size
 
-    def unmap(self, block: Block, size: int) -> None:
-        """Return pages of a free block; the block keeps the rest, and the addresses between are not used again."""
-        if not size:
+    def unmap(self, block: Block) -> None:
+        """Return the whole pages of a free block to the driver; what lies before and behind them stays free."""
+        page = PAGE[block.is_small]
+        first = -(-block.start // page) * page
+        size = (block.start + block.size) // page * page - first
+        if size <= 0:
             return
         self.take_out(block)
-        self.reserved -= size
-        block.size -= size
-        if block.size:
+        middle = cut(block, first - block.start) if first > block.start else block
+        if middle is not block:
             self.put_back(block)
-            return
+        if middle.size > size:
+            self.put_back(cut(middle, size))
+        middle.is_free, middle.is_mapped = True, False
+        self.reserved -= size
+        unmapped = self.unmapped[middle.is_small]
+        for other in (middle.before, middle.after):
+            if other and not other.is_mapped:
+                unmapped.remove(other)
+                merge(middle, other)
+        insort(unmapped, middle, key=lambda one: one.start)
+
+
+def cut(block: Block, size: int) -> Block:
+    """Shorten a block to `size` bytes; return its end as a block that is in use."""
+    end = Block(block.start + size, block.size - size, block.is_small, before=block, after=block.after)
+    if block.after:
+        block.after.before = end
+    block.after, block.size = end, size
+    return end
+
+
+def merge(block: Block, other: Block) -> None:
+    """Add a neighbour to a block."""
+    block.size += other.size
+    if other is block.before:
+        block.start, block.before = other.start, other.before
         if block.before:
-            block.before.after = block.after
+            block.before.after = block
+    else:
+        block.after = other.after
         if block.after:
-            block.after.before = block.before
-        elif self.ends.get(block.is_small) is block:
-            if block.before:
-                self.ends[block.is_small] = block.before
-            else:
-                del self.ends[block.is_small]
+            block.after.before = block

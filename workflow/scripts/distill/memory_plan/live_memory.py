@@ -54,7 +54,7 @@ class LiveMemory(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.sizes:
+        if key in self.sizes or not storage.nbytes():  # a tensor without elements takes no memory
             return
         size = storage.nbytes()
         if not isinstance(size, int):

@@ -1,7 +1,8 @@
 # make demo        run the whole workflow on synthetic data and tiny models
 # make smollm2     distil a real chat model with 135M parameters on a CPU (docs/examples.md)
 # make test        run the tests, at most 10 minutes on 2 cores
-# make test-all    run the slow tests too, except those of Slurm
+# make test-all    run the slow tests too, except those of Slurm and of a GPU
+# make test-gpu    compare training, generation, signals, quantization and exports on a GPU with the CPU's results
 # make test-slurm  run the workflow on a two-node Slurm cluster started on this machine; needs root and Slurm
 # make status      list finished and pending jobs; ARGS="--configfile FILE --directory DIR" as for snakemake,
 #                  ARGS="--profile slurm …" to include the Slurm queue
@@ -27,7 +28,7 @@ BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/py
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-slurm status plan serve cache docs setup bench-gpu
+.PHONY: demo smollm2 test test-all test-gpu test-slurm status plan serve cache bench-gpu docs setup
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -65,13 +66,16 @@ smollm2: setup
 	echo
 	echo "Report: runs/smollm2/report.html (scores: runs/smollm2/output/report/metrics.csv)"
 
+# Fake CUDA tensors need a process of their own: torch must not be imported before them.
 test: setup
 	source .venv/bin/activate
 	python -m pytest
+	python -m pytest tests/fake_cuda
 
 test-all: setup
 	source .venv/bin/activate
 	python -m pytest -m ""
+	python -m pytest tests/fake_cuda -m ""
 
 test-slurm: setup
 	source .venv/bin/activate

@@ -105,3 +105,13 @@ def test_the_gradient_of_a_product_is_counted():
         assert live.now == weight.nbytes
     # Besides the gradient: the inputs, the sum and its gradient, which is expanded without memory.
     assert live.peaks["loading"] == weight.nbytes + 8 * 64 * 4 + 2 * 64
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_what_an_operation_takes_meanwhile_is_counted(mode):
+    """In inference mode, operations that consist of others arrive whole."""
+    logits, targets = torch.zeros(64, 256), torch.zeros(64, dtype=torch.long)
+    live = LiveMemory("cpu")
+    with mode(), live:
+        torch.nn.functional.cross_entropy(logits, targets)
+    assert live.peaks["loading"] >= logits.nbytes  # the log-probabilities

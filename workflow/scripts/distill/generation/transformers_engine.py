@@ -155,7 +155,8 @@ class TransformersEngine:
             hidden = read_hidden(decoder, batch["input_ids"], batch["lengths"])
             hidden = take_rows(hidden, batch["positions"])
             sizes = [len(completions[row]) for row in rows]
-            losses, hits = (found.split(sizes) for found in score_rows(hidden, head, batch["targets"], transform))
+            found = score_rows(hidden, head, batch["targets"], transform)
+            losses, hits = (one.cpu().split(sizes) for one in found)  # on a GPU, every read of a number would wait
             return [
                 (row, CompletionScore(loss.double().sum().item(), len(loss), int(hit.sum())))
                 for row, loss, hit in zip(rows, losses, hits, strict=True)

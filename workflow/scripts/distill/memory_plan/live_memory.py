@@ -84,7 +84,13 @@ class LiveMemory(TorchDispatchMode):
             self.peaks[self.phase], self.where[self.phase] = self.now + extra, what
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func.namespace == "aten":  # in inference mode, operations arrive before they are divided into others
+            with self:
+                divided = func.decompose(*args, **kwargs)
+            if divided is not NotImplemented:
+                return divided
+        found = func(*args, **kwargs)
         for one in tree_flatten(found)[0]:
             if isinstance(one, torch.Tensor):
                 self.add(one)

@@ -1,0 +1,134 @@
+"""Continuous batching and padded batches on fake CUDA tensors: devices agree, and each token is read once."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from fake_gpu import VOCABULARY, build_fake_model, quantize
+from synchronisations import Synchronisations
+from tiny import build_tokenizer
+
+from distill.generation.generate import Draw, decode_padded
+from distill.generation.kv_cache import RowLimit
+from distill.generation.rolling_batch import Job, RollingBatch
+from distill.generation.sampling import Sampling
+
+SHARED = list(range(10, 50))  # a prefix that is worth a prefill of its own
+PROMPTS = [*([*SHARED, 60 + number] for number in range(4)), [5] * 7, [6] * 9]
+LONGEST = [3, 4, 5, 6, 3, 4]
+# Copies to the GPU that a step or a prefill may wait for: token ids and uniform numbers; in a prefill also lengths,
+# positions and the list of unused ids. The mask of shared prefixes is checked by transformers, which reads it.
+COPIES_OF_A_STEP = 2
+COPIES_OF_A_PREFILL = 10
+READS_OF_A_PREFILL = 2
+
+
+def make_job(temperature=0.7, top_p=1.0, top_k=0, prompts=PROMPTS, longest=LONGEST):
+    uniforms = (lambda index: np.full(max(longest), 0.5)) if temperature else None
+    draw = Draw(Sampling(max(longest), temperature, top_p, top_k), VOCABULARY, [3])
+    return Job(prompts, longest, [7], uniforms, draw)
+
+
+def make_batch(quantization="none", rows=3, dtype=torch.bfloat16, **sampling):
+    model = build_fake_model(hidden=64, dtype=dtype)
+    if quantization != "none":
+        quantize(model, quantization)
+    return RollingBatch(model, make_job(**sampling), RowLimit(rows, [model.device], 1))
+
+
+@contextmanager
+def waiting(copies, reads, least_reads=0):
+    """Limit how often the CPU may wait for the GPU."""
+    with Synchronisations() as waits:
+        yield waits
+    found = dict.fromkeys(("read", "copy from cpu to cuda"), 0)
+    for (what, _), count in waits.found.items():
+        found[what] = found.get(what, 0) + count
+    assert found.pop("copy from cpu to cuda") <= copies, waits.found
+    assert least_reads <= found.pop("read") <= reads, waits.found
+    assert not found, waits.found
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.0}, {}, {"top_p": 0.9, "top_k": 20}], ids=["greedy", "sampled", "top_p"]
+)
+def test_every_stage_of_continuous_batching(quantization, sampling):
+    batch = make_batch(quantization, **sampling)
+    # The prompts with the shared prefix wait for the first of them, which is prefilled with two others.
+    with waiting(COPIES_OF_A_PREFILL, READS_OF_A_PREFILL, 1):
+        batch.admit()
+    assert len(batch.rows) == 3
+    assert len(batch.followers) == 3
+    assert {layer.keys.device.type for layer in batch.cache.slots} == {"cuda"}
+    for _ in range(2):
+        with waiting(COPIES_OF_A_STEP, 1, 1):
+            batch.step()
+    with waiting(0, 0):
+        finished = batch.remove_finished()
+    assert sorted(index for index, _ in finished) == [0, 4]
+    with waiting(COPIES_OF_A_PREFILL, READS_OF_A_PREFILL, 1):  # behind the shared prefix, which is copied
+        batch.admit()
+    assert len(batch.rows) == 3
+    with waiting(COPIES_OF_A_STEP, 1, 1):
+        batch.step()
+
+
+def test_all_prompts_are_answered():
+    batch = make_batch()
+    with Synchronisations() as waits:
+        answers = dict(pair for finished in batch.run() for pair in finished)
+    assert {index: len(tokens) for index, tokens in answers.items()} == dict(enumerate(LONGEST))
+    assert not batch.rows
+    assert waits.total()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_other_data_types(dtype):
+    batch = make_batch(dtype=dtype)
+    with Synchronisations():
+        assert sum(len(finished) for finished in batch.run()) == len(PROMPTS)
+
+
+def test_a_restart_frees_the_cache_and_goes_on():
+    batch = make_batch()
+    with Synchronisations():
+        batch.admit()
+        batch.step()
+        assert batch.cache.nbytes
+        assert batch.limit.halve()
+        with waiting(0, 0):
+            batch.restart()
+        assert (batch.cache.nbytes, batch.rows, batch.waiting) == (0, [], len(PROMPTS))
+        answers = dict(pair for finished in batch.run() for pair in finished)
+    assert len(answers) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_memory_that_runs_out_halves_the_batch(monkeypatch, words):
+    batch = make_batch()
+    step, sizes = RollingBatch.step, []
+
+    def fail_at_full_size(self):
+        sizes.append(len(self.rows))
+        if len(self.rows) > 1:
+            raise RuntimeError(words)
+        return step(self)
+
+    monkeypatch.setattr(RollingBatch, "step", fail_at_full_size)
+    with Synchronisations():
+        answers = dict(pair for finished in batch.run() for pair in finished)
+    assert len(answers) == len(PROMPTS)
+    assert sizes[0] == 3
+    assert set(sizes[1:]) == {1}
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {}], ids=["greedy", "sampled"])
+def test_padded_batches(sampling):
+    model, tokenizer = build_fake_model(hidden=64, dtype=torch.bfloat16), build_tokenizer()
+    job = make_job(**sampling)
+    # Each check of the drawn tokens reads False: all are numbers of tokens.
+    with Synchronisations(untrue=["generate.py: __call__"]):
+        answers = dict(pair for finished in decode_padded(model, tokenizer, job, 2) for pair in finished)
+    assert set(answers) == set(range(len(PROMPTS)))

@@ -76,6 +76,12 @@ test-all: setup
 	source .venv/bin/activate
 	python -m pytest -m ""
 	python -m pytest tests/fake_cuda -m ""
+	STILLHOUSE_GPU_TESTS=cpu python -m pytest tests/gpu
+
+# One process, which has the GPU for itself.
+test-gpu: setup
+	source .venv/bin/activate
+	python -m pytest tests/gpu --numprocesses 0
 
 test-slurm: setup
 	source .venv/bin/activate

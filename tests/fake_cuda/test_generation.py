@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from fake_gpu import VOCABULARY, build_fake_model, quantize
+from fake_gpu import VOCABULARY, build_fake_model, quantize_fake_model
 from synchronisations import Synchronisations
 from tiny import build_tokenizer
 
@@ -33,7 +33,7 @@ def make_job(temperature=0.7, top_p=1.0, top_k=0, prompts=PROMPTS, longest=LONGE
 def make_batch(quantization="none", rows=3, dtype=torch.bfloat16, **sampling):
     model = build_fake_model(hidden=64, dtype=dtype)
     if quantization != "none":
-        quantize(model, quantization)
+        quantize_fake_model(model, quantization)
     return RollingBatch(model, make_job(**sampling), RowLimit(rows, [model.device], 1))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fake_gpu import CUDA, VOCABULARY, build_fake_model, make_examples, quantize
+from fake_gpu import CUDA, VOCABULARY, build_fake_model, make_examples, quantize_fake_model
 from peft import LoraConfig, get_peft_model
 from synchronisations import Synchronisations
 from tiny import build_tokenizer, save_model
@@ -22,7 +22,7 @@ TO_CPU, TO_GPU = "copy from cuda to cpu", "copy from cpu to cuda"
 
 def build(quantization="none"):
     model = build_fake_model(hidden=64, dtype=torch.bfloat16)
-    return model if quantization == "none" else quantize(model, quantization)
+    return model if quantization == "none" else quantize_fake_model(model, quantization)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from fake_gpu import (
     build_student,
     make_examples,
     make_trainer,
-    quantize,
+    quantize_fake_model,
 )
 from synchronisations import Synchronisations
 from tiny import build_tokenizer
@@ -55,7 +55,7 @@ def train(trainer, more=None):
 
 def build_teacher(quantization="none"):
     teacher = build_fake_model(hidden=64, dtype=torch.bfloat16)
-    return OnlineTeacher(teacher if quantization == "none" else quantize(teacher, quantization), 0)
+    return OnlineTeacher(teacher if quantization == "none" else quantize_fake_model(teacher, quantization), 0)
 
 
 def build_signal(name):

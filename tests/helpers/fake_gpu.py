@@ -11,8 +11,8 @@ from tiny import build_model
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from distill.memory_plan.fake_cuda import fake_cuda
+from distill.memory_plan.fake_models import quantize
 from distill.models.logits import IDENTITY
-from distill.models.memory import quantized_layers
 from distill.student.loss import Objective
 from distill.student.options import TrainOptions
 from distill.student.step_batches import StepBatches
@@ -117,61 +117,10 @@ def make_trainer(folder, model, signal=None, method="seqkd", sampler=None, own_t
     )
 
 
-def quantize(model, quantization):
-    """Replace the layers that transformers quantizes by those of bitsandbytes, with fake weights."""
-    import bitsandbytes
-
-    for name, layer in quantized_layers(model).items():
-        outputs, inputs = layer.weight.shape
-        with torch.device("meta"), unset_fake_temporarily():
-            if quantization == "int8":
-                new = bitsandbytes.nn.Linear8bitLt(
-                    inputs, outputs, bias=layer.bias is not None, has_fp16_weights=False, threshold=6.0
-                )
-            else:
-                new = bitsandbytes.nn.Linear4bit(
-                    inputs, outputs, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
-                )
-        fill = fill_int8 if quantization == "int8" else fill_nf4
-        fill(new, outputs, inputs, layer.weight)
-        new.bias = layer.bias
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+def quantize_fake_model(model, quantization):
+    """The model with the layers of bitsandbytes that transformers would load."""
+    quantize(model, "cuda", quantization, model.dtype)
     return model
-
-
-def fill_int8(layer, outputs, inputs, weight):
-    """Give a Linear8bitLt the weights and scales that it has after loading."""
-    values = torch.empty(outputs, inputs, dtype=torch.int8, device=weight.device)
-    layer.weight = torch.nn.Parameter(values, requires_grad=False)  # Int8Params would quantize
-    layer.weight.CB = layer.weight.SCB = None
-    layer.state.CB, layer.state.SCB = values, torch.empty(outputs, device=weight.device)
-
-
-def fill_nf4(layer, outputs, inputs, weight):
-    """The same for a Linear4bit, with double quantization."""
-    from bitsandbytes.functional import QuantState
-
-    blocks = outputs * inputs // 64
-
-    def empty(size, dtype=torch.float32):
-        return torch.empty(size, dtype=dtype, device=weight.device)
-
-    inner = QuantState(empty(-(-blocks // 256)), code=empty(256), blocksize=256, dtype=torch.float32)
-    state = QuantState(
-        empty(blocks, torch.uint8),
-        shape=torch.Size((outputs, inputs)),
-        code=empty(16),
-        blocksize=64,
-        quant_type="nf4",
-        dtype=weight.dtype,
-        offset=empty(()),
-        state2=inner,
-    )
-    packed = empty((outputs * inputs // 2, 1), torch.uint8)
-    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
-    layer.weight.quant_state, layer.weight.bnb_quantized = state, True
-    layer.quant_state = state
 
 
 class FakeReader:

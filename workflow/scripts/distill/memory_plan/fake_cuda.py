@@ -90,13 +90,9 @@ def fake_cuda(device: str = "cuda") -> Iterator[FakeTensorMode]:
         ]
     for one in patches:
         one.start()
-    lifts = torch._C._only_lift_cpu_tensors()
-    # As FakeTensorMode itself does without a GPU: `torch.tensor(…, device="cuda")` begins on the CPU.
-    torch._C._set_only_lift_cpu_tensors(True)
     try:
         with FakeTensorMode(shape_env=ShapeEnv()) as mode:
             yield mode
     finally:
-        torch._C._set_only_lift_cpu_tensors(lifts)
         for one in reversed(patches):
             one.stop()

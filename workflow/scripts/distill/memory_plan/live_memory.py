@@ -54,12 +54,9 @@ class LiveMemory(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.sizes or not storage.nbytes():  # a tensor without elements takes no memory
-            return
         size = storage.nbytes()
-        if not isinstance(size, int):
-            return  # only known on a GPU: the outlier columns of LLM.int8(), which are few
-        if not size:
+        # Some sizes are only known on a GPU: those of the outlier columns of LLM.int8(), which are few.
+        if key in self.sizes or not isinstance(size, int) or not size:
             return
         size = -(-size // self.granule) * self.granule
         self.sizes[key] = size

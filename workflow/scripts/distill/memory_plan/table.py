@@ -27,12 +27,29 @@ def render_plan(plan: Plan, stages: Sequence[Stage | str], device: Device) -> st
     lines = [
         f"Memory on {device.name}: {format_gib(device.memory)}, of which {format_gib(device.usable)} for tensors",
         "",
-        *render_rows([format_row(stage.name, combine(found)) for stage, found in known]),
+        *render_rows(list_rows([(stage, combine(found)) for stage, found in known])),
     ]
     for stage, _ in known:
         lines += render_changes(plan, stage)
     lines += [f"\nNot planned: {stage}" for stage in stages if isinstance(stage, str)]
     return "\n".join(lines)
+
+
+def list_rows(known: Sequence[tuple[Stage, Estimate]]) -> list[list[str]]:
+    """The rows of stages; those of one rule that take the same memory share a row."""
+    names: dict[tuple[str, Estimate], list[str]] = {}
+    for stage, found in known:
+        names.setdefault((stage.rule, found), []).append(stage.name)
+    return [format_row(join_names(alike), found) for (_, found), alike in names.items()]
+
+
+def join_names(names: Sequence[str]) -> str:
+    """The first name, and how many others there are.
+
+    >>> join_names(["export of a as full", "export of a as gguf"])
+    'export of a as full and 1 more'
+    """
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def render_rows(rows: Sequence[Sequence[str]]) -> list[str]:

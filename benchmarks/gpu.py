@@ -109,12 +109,13 @@ class Benchmark:
         path: file of the results.
         result: its content.
         folder: empty folder for signals and expected losses.
-        seconds: time limit.
+        seconds: time limit, from the start of the run.
+        started: when it was, by `time.monotonic`.
     """
 
-    def __init__(self, path: Path, result: dict[str, Any], folder: Path, seconds: float):
+    def __init__(self, path: Path, result: dict[str, Any], folder: Path, seconds: float, started: float):
         self.path, self.result, self.folder, self.seconds = path, result, folder, seconds
-        self.end = time.monotonic() + seconds
+        self.end = started + seconds
         self.prepared: dict[str, str | None] = {}
         self.code = digest_code()
 
@@ -170,11 +171,13 @@ class Benchmark:
         """Take the measurements that have no result, and write each as soon as it is there."""
         rows = self.result["measurements"]
         missing = [one for one in measurements if "seconds" not in rows.get(one.name, {})]
-        for one in sort_by_urgency(missing, [name for name, row in rows.items() if "failed" in row]):
+        attempted = [name for name, row in rows.items() if "failed" in row]
+        for number, one in enumerate(sort_by_urgency(missing, attempted), start=1):
             row = self.measure(one)
             rows[one.name] = row | {"time": datetime.now(UTC).isoformat(timespec="seconds"), "code": self.code}
             self.save()
-            print(f"{one.name}: {summarize(row)}", file=sys.stderr, flush=True)
+            done = f"{number}/{len(missing)}, {max(0, self.left()) / 60:.1f} minutes left"
+            print(f"[{done}] {one.name}: {summarize(row)}", file=sys.stderr, flush=True)
 
     def plan(self, measurements: Sequence[Measurement]) -> None:
         """Add the memory plan's figures of this project's ways."""
@@ -203,6 +206,7 @@ def stop(number: int, frame: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark and print the tables; return the exit code."""
+    started = time.monotonic()
     measurements = choose_measurements([part.strip() for part in args.only.split(",") if part.strip()])
     settings = make_settings(args.shape, args.device)
     outcome = run_job({"kind": "describe", "settings": settings, "folder": ""}, DESCRIBE_SECONDS)
@@ -212,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.out or name_results(outcome["result"], args.shape)
     result = open_results(path, outcome["result"], settings)
     with tempfile.TemporaryDirectory() as folder:
-        benchmark = Benchmark(path, result, Path(folder), 60 * args.minutes)
+        benchmark = Benchmark(path, result, Path(folder), 60 * args.minutes, started)
         benchmark.measure_all(measurements)
         benchmark.plan(measurements)
     print(format_tables(result))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from distill.common.allocator import VARIABLES
 from distill.models.memory import memory_mb
 
 
@@ -30,11 +31,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def describe_gpu(device: torch.device) -> dict[str, Any]:
-    """Return the memory of a GPU and the CUDA version of torch; empty on a CPU."""
+    """Return the memory of a GPU, the CUDA version of torch, and the allocator's settings; empty on a CPU."""
     if device.type != "cuda":
         return {}
     total = torch.cuda.get_device_properties(device).total_memory
-    return {"gpu_memory_mb": total // 2**20, "cuda": torch.version.cuda}
+    allocator = next((os.environ[name] for name in VARIABLES if name in os.environ), None)
+    return {"gpu_memory_mb": total // 2**20, "cuda": torch.version.cuda, "allocator": allocator}
 
 
 def synchronize(device: torch.device) -> None:

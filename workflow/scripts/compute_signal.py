@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill.common.arguments import count
 from distill.common.errors import run_script
+from distill.common.gpu_claims import claim_gpus
 from distill.common.options import add_options
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.splits import read_split
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     """Compute the signal."""
     args = parse_args(argv)
     train, val = read_split(args.data, "train"), read_split(args.data, "val")
+    claim_gpus(args.device)
     from distill.teacher.compute_signal import compute_signal  # imports torch, so only after the input is read
 
     compute_signal(vars(args), train, val)

@@ -9,6 +9,7 @@ Before the folder is published, a fresh process loads it, compares it with the s
 import argparse
 
 from distill.common.errors import run_script
+from distill.common.gpu_claims import claim_gpus
 from distill.common.variants import VARIANTS
 from distill.export.options import add_export_arguments
 
@@ -27,6 +28,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Export the student."""
     args = parse_args(argv)
+    claim_gpus(args.device)
     from distill.export.export_model import Export, export_student  # imports torch; parse arguments first
 
     export_student(Export(args.student, args.variant, args.dtype, args.device), args.out)

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from distill.common.errors import run_script
+from distill.common.gpu_claims import claim_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             "gpus_per_node is %d, but fewer GPUs are available: training with %d processes", args.gpus, processes
         )
     if processes > 1:
-        from distill.models.gpu_claims import claim_gpus
-
-        claim_gpus(processes)
+        claim_gpus("cuda", processes)
         sys.exit(start_processes(args, processes))
     os.execv(sys.executable, [sys.executable, args.script, *args.arguments])
 

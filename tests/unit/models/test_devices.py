@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from running import SCRIPTS, environment
+from training_runs import write_splits
 
-from distill.common import allocator
+import run_on_nodes
+from distill.common import allocator, gpu_claims
 from distill.common.errors import InputError, run_script
-from distill.models import gpu_claims, load
+from distill.models import load
 from distill.models.load import GPU_VARIABLES, find_cuda_problem, select_device
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver"
@@ -99,16 +101,39 @@ def test_a_launched_process_takes_its_own_gpu(monkeypatch, cudnn):
 # ---- Claims ----
 
 
+NVML = """
+#include <cstdio>
+#include <cstring>
+static const char *names[] = {"GPU-aaaa", "GPU-bbbb", "GPU-cccc"};
+static int handles[3];
+extern "C" {
+int nvmlInit_v2() { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 3; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **gpu) { *gpu = handles + index; return index > 2; }
+int nvmlDeviceGetUUID(void *gpu, char *text, unsigned length) {
+  std::snprintf(text, length, "%s", names[static_cast<int *>(gpu) - handles]); return 0; }
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def nvml(tmp_path_factory):
+    """A management library that knows three GPUs."""
+    folder = tmp_path_factory.mktemp("nvml")
+    (folder / "nvml.cpp").write_text(NVML)
+    library = folder / "nvml.so"
+    subprocess.run(["g++", "-shared", "-fPIC", folder / "nvml.cpp", "-o", library], check=True)
+    return library
+
+
 @pytest.fixture
-def three_gpus(monkeypatch, tmp_path):
+def three_gpus(monkeypatch, tmp_path, nvml):
     """A machine with three GPUs; returns a function that acts as a new process does, and gives its visible GPUs."""
-    uuids = ["GPU-aaaa", "GPU-bbbb", "GPU-cccc"]
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "_raw_device_uuid_nvml", lambda: uuids)
+    monkeypatch.setattr(gpu_claims, "LIBRARY", str(nvml))
     monkeypatch.setattr(gpu_claims.tempfile, "gettempdir", lambda: str(tmp_path))
     processes = []
 
-    def start(count=1, **variables):
+    def start(count=1, device="auto", **variables):
         # A lock belongs to an open file, so claims with other lists of files behave like those of other processes.
         processes.append([])
         with monkeypatch.context() as patch:
@@ -117,7 +142,7 @@ def three_gpus(monkeypatch, tmp_path):
                 patch.delenv(name, raising=False)
             for name, value in variables.items():
                 patch.setenv(name, value)
-            gpu_claims.claim_gpus(count)
+            gpu_claims.claim_gpus(device, count)
             found = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get(gpu_claims.CLAIMED)
             for name in ("CUDA_VISIBLE_DEVICES", gpu_claims.CLAIMED):
                 os.environ.pop(name, None)
@@ -166,23 +191,61 @@ def test_a_single_gpu_and_unknown_ones_are_not_claimed(three_gpus, monkeypatch):
     assert three_gpus(CUDA_VISIBLE_DEVICES="1") == ("1", None)
     assert three_gpus(CUDA_VISIBLE_DEVICES="") == ("", None)
 
-    def missing():
-        raise OSError("libnvidia-ml.so.1: cannot open shared object file")
-
-    monkeypatch.setattr(torch.cuda, "_raw_device_uuid_nvml", missing)
+    monkeypatch.setattr(gpu_claims, "LIBRARY", "libmissing.so.1")
     assert three_gpus() == (None, None)
     assert three_gpus(CUDA_VISIBLE_DEVICES="0,1") == ("0,1", None)
 
 
-def test_a_gpu_is_claimed_before_cuda_starts(three_gpus, monkeypatch, cudnn):
-    order = []
-    monkeypatch.setattr(load, "claim_gpus", lambda: order.append("claim"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(order.append("CUDA")) or True)
-    select_device("auto")
-    assert order == ["claim", "CUDA"]
-    order.clear()
-    select_device("cpu")
-    assert order == []
+def test_jobs_on_the_cpu_and_after_the_start_of_cuda_claim_nothing(three_gpus, monkeypatch):
+    assert three_gpus(device="cpu") == (None, None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert three_gpus() == (None, None)
+
+
+CLAIMING = """
+import sys
+from distill.common import gpu_claims
+def claim(device, count=1):
+    print(device, count, "torch" in sys.modules)
+    raise SystemExit
+gpu_claims.claim_gpus = claim
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("generate_answers", ["--prompts", "prompts", "--model", "m", "--out", "o", "--stats", "s", "--cache", "c"]),
+        ("export_model", ["--student", "s", "--variant", "nf4", "--out", "o"]),
+        (
+            "train_student",
+            ["--data", "data", "--name", "s", "--category", "c", "--model", "m", "--out", "o", "--method", "seqkd"],
+        ),
+        ("compute_signal", ["--data", "data", "--model", "m", "--out", "o", "--kind", "hidden"]),
+    ],
+)
+def test_scripts_claim_before_they_import_torch(tmp_path, script, arguments):
+    """bitsandbytes starts CUDA when it is imported, after which CUDA_VISIBLE_DEVICES is no longer read."""
+    (tmp_path / "prompts").touch()
+    write_splits(tmp_path / "data", [], [])
+    done = subprocess.run(
+        [sys.executable, "-c", CLAIMING, SCRIPTS / f"{script}.py", *arguments],
+        cwd=tmp_path, env=environment() | {"PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "auto 1 False\n", done.stderr
+
+
+def test_a_launcher_claims_as_many_gpus_as_it_starts_processes(monkeypatch):
+    claims, started = [], []
+    monkeypatch.setattr(run_on_nodes, "claim_gpus", lambda *found: claims.append(found))
+    monkeypatch.setattr(run_on_nodes, "count_processes", lambda gpus: 2)
+    monkeypatch.setattr(run_on_nodes, "start_processes", lambda args, processes: started.append(processes) or 0)
+    with pytest.raises(SystemExit):
+        run_on_nodes.main(["--nodes", "1", "--gpus", "2", "train_student.py"])
+    assert (claims, started) == ([("cuda", 2)], [2])
 
 
 # ---- The allocator ----

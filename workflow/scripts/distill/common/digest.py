@@ -10,8 +10,8 @@ from typing import Any
 
 from distill.common.errors import InputError
 
-# Modules that affect messages or memory only, never results: editing them reruns nothing.
-WITHOUT_RESULT = ("distill.common.allocator", "distill.common.errors", "distill.common.progress")
+# Modules that affect messages, memory or the choice of a GPU only, never results: editing them reruns nothing.
+WITHOUT_RESULT = tuple(f"distill.common.{name}" for name in ("allocator", "errors", "gpu_claims", "progress"))
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from distill.common.errors import InputError
+from distill.common.gpu_claims import claim_gpus
 from distill.common.options import read_options
 from distill.generation.sampling import Generated, Request, Sampling
 
@@ -182,4 +183,6 @@ def build_engine(args: argparse.Namespace) -> Engine:
     if not kind.loads_weights and (args.adapter or args.quantization != "none"):
         reason = f"expected neither with --engine {args.engine}: the server loads the model"
         raise InputError(f"--adapter, --quantization: {reason}")
+    if kind.needs_gpu:
+        claim_gpus(args.device)
     return kind.build(args)

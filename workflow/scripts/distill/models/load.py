@@ -19,7 +19,6 @@ from distill.models.adapters import load_adapter
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import find_gguf
 from distill.models.gguf_files import gguf_settings
-from distill.models.gpu_claims import claim_gpus
 from distill.models.memory import build_skeleton, limit_integrated, quantized_layers, stored_quantization
 from distill.models.options import TEMPLATE_DATE
 from distill.models.placement import align_devices, place_model
@@ -39,14 +38,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 def select_device(device: str) -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`; `auto` is CUDA if there is a GPU.
 
-    The first call claims a GPU for this process and prepares it; see `claim_gpus` and `prepare_gpu`.
+    A GPU is prepared for this process, see `prepare_gpu`.
 
     Raises:
         InputError: `cuda` is requested without a GPU, or `auto` on a machine whose GPU cannot be used.
     """
     if device == "cpu":
         return torch.device("cpu")
-    claim_gpus()
     if torch.cuda.is_available():
         prepare_gpu()
         return torch.device("cuda")

@@ -2,20 +2,25 @@
 
 A claim is a locked file in the system's temporary folder, named after the GPU's UUID, since jobs may number the GPUs
 differently. It is visible to jobs of the same user only, and ends with the process.
+
+A script claims before it imports torch: bitsandbytes starts CUDA when it is imported, and CUDA then no longer reads
+CUDA_VISIBLE_DEVICES.
 """
 
+import ctypes
 import fcntl
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-import torch
-
 logger = logging.getLogger(__name__)
 
+LIBRARY = "libnvidia-ml.so.1"  # Nvidia's management library (NVML), which comes with the driver
+LONGEST_UUID = 96
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 CLAIMED = "STILLHOUSE_GPUS"  # the claimed GPUs, for the processes that the one with the claim starts
 # Set by launchers, which give each process its GPU, and by Slurm in jobs with GPUs.
@@ -24,17 +29,19 @@ DECIDED = ("LOCAL_RANK", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NOD
 _held: list[IO[bytes]] = []  # lock files, open until the process ends; the kernel then releases the locks
 
 
-def claim_gpus(count: int = 1) -> None:
+def claim_gpus(device: str, count: int = 1) -> None:
     """Claim GPUs that no other job has claimed, and make them the first ones of this process.
 
-    It must be called before CUDA is initialised. CUDA_VISIBLE_DEVICES then lists the claimed GPUs first and the others
-    after them, over which a model that is too large for one GPU is still spread. Nothing is claimed if there is a
-    single GPU, or if a launcher, Slurm or a parent process has decided.
+    CUDA_VISIBLE_DEVICES then lists the claimed GPUs first and the others after them, over which a model that is too
+    large for one GPU is still spread. Nothing is claimed if there is a single GPU, if a launcher, Slurm or a parent
+    process has decided, or if CUDA has started.
 
     Args:
+        device: the job's device; `cpu` claims nothing.
         count: number of GPUs; if fewer are free, others are shared, with a warning.
     """
-    if torch.version.cuda is None or torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if device == "cpu" or (torch is not None and torch.cuda.is_initialized()):
         return
     if os.environ.get(CLAIMED) or any(os.environ.get(name) for name in DECIDED):
         return
@@ -64,9 +71,20 @@ def list_visible() -> list[tuple[str, str]]:
 def list_uuids() -> list[str]:
     """List the UUIDs of the machine's GPUs in the order of their numbers; empty without Nvidia's management library."""
     try:
-        return torch.cuda._raw_device_uuid_nvml() or []
-    except (OSError, AttributeError):  # the library is missing, or too old
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
         return []
+    count, found = ctypes.c_uint(), []
+    if library.nvmlInit_v2() or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return []
+    for index in range(count.value):
+        gpu, text = ctypes.c_void_p(), ctypes.create_string_buffer(LONGEST_UUID)
+        if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(gpu)):
+            return []
+        if library.nvmlDeviceGetUUID(gpu, text, ctypes.c_uint(LONGEST_UUID)):
+            return []
+        found.append(text.value.decode("ascii"))
+    return found
 
 
 def identify(name: str, uuids: Sequence[str]) -> str | None:

@@ -1,10 +1,12 @@
 """DDP and FSDP on the CPU (gloo) train the same student as a single process; launching on several nodes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from training_runs import (
 from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, Qwen3MoeConfig
 
 import run_on_nodes
+from distill.student import fsdp
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
 # Trains; one of two ranks receives a signal during the third step.
@@ -49,6 +52,29 @@ student.train_student = train_by_sgd
 import train_student
 from distill.common.errors import run_script
 run_script(train_student.main)
+"""
+# Trains; writes where the gradients are after each micro-batch, and the dtype of a layer's weight in the forward pass.
+WATCHED = """
+import json, os, pathlib, sys
+from distill.student import train_student as student, trainer
+seen = []
+class Watched(trainer.DistillTrainer):
+    def training_step(self, model, *arguments):
+        weights = dict(self.accelerator.unwrap_model(model).named_parameters())
+        layer = self.model.model.layers[0].mlp
+        dtypes = []
+        hook = layer.register_forward_hook(lambda module, given, out: dtypes.append(
+            [str(one) for one in (module.up_proj.weight.dtype, given[0].dtype)]))
+        loss = super().training_step(model, *arguments)
+        hook.remove()
+        grads = [one.grad for one in weights.values() if type(one.grad).__name__ == "Tensor"]
+        seen.append({"gradients": len(grads), "dtypes": dtypes[0],
+                     "storages": sorted({one.untyped_storage().data_ptr() for one in grads})})
+        return loss
+student.DistillTrainer = Watched
+import train_student
+train_student.main()
+if os.environ["RANK"] == "0": pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
 """
 # Replaces srun: two nodes that are processes of this machine. Their process ids are written to the file $NODES.
 SRUN = """#!/bin/bash
@@ -128,6 +154,57 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     before = load_file(Path(models["student"]) / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4
+
+
+def test_gradients_are_views_of_the_buckets_of_ddp(tmp_path, models, records):
+    """Also in micro-batches that are not reduced; DDP makes its final buckets in the second reduction."""
+    data = write_splits(tmp_path / "data", records[:8], [])
+    arguments = make_arguments(tmp_path, models, "forward_kl", "two", data)
+    (tmp_path / "watched.py").write_text(WATCHED)
+    more = ["--batch-size=1", "--gradient-accumulation-steps=4"]  # two micro-batches per rank
+    code, log = run(*TORCHRUN, tmp_path / "watched.py", *arguments, *more, SEEN=str(tmp_path / "seen"))
+    assert code == 0, log
+    found = json.loads((tmp_path / "seen").read_text())
+    assert len(found) == 8
+    first, *others = found[3:]
+    assert len(first["storages"]) < first["gradients"]
+    assert [one["storages"] for one in others] == [first["storages"]] * len(others)
+
+
+def test_fsdp_in_bf16_gathers_bfloat16_and_trains_what_ddp_trains(tmp_path, models, records):
+    train = records[:8]
+    data = write_splits(tmp_path / "data", train, [])
+    arguments = make_arguments(tmp_path, models, "forward_kl", "two", data)
+    (tmp_path / "watched.py").write_text(WATCHED)
+    code, log = run(
+        *TORCHRUN, tmp_path / "watched.py", *arguments, *FSDP, "--precision=bf16", SEEN=str(tmp_path / "seen")
+    )
+    assert code == 0, log
+    # The weight is gathered in bfloat16, while the layer's input stays what it is with DDP.
+    assert {tuple(one["dtypes"]) for one in json.loads((tmp_path / "seen").read_text())} == {
+        ("torch.bfloat16", "torch.float32")
+    }
+    one = change_run(make_run(tmp_path, models, "forward_kl", "one"), precision="bf16")
+    train_student(one, train, [])
+    for line, wanted in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(wanted, rel=2e-2)
+
+
+def test_the_process_group_knows_its_device_and_waits_half_an_hour(monkeypatch):
+    groups, chosen = [], []
+    for name, value in fsdp.SINGLE_PROCESS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(fsdp.dist, "init_process_group", lambda **settings: groups.append(settings))
+    for kind in ("cpu", "cuda"):
+        fsdp.init_distributed(torch.device(kind))
+    own = torch.device("cuda", 1)
+    assert groups == [
+        {"backend": "gloo", "timeout": timedelta(minutes=30)},
+        {"backend": "cpu:gloo,cuda:nccl", "timeout": timedelta(minutes=30), "device_id": own},
+    ]
+    assert chosen == [own]
 
 
 SIZES = {"vocab_size": 336, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16}

@@ -1,18 +1,21 @@
 """Sharding of weights, gradients and optimizer states over ranks with FSDP2 (`fully_shard` of torch).
 
-Weights stay in float32 and autocast computes in 16 bits, as with DDP, so both strategies have the same numerics.
+Weights stay in float32 and autocast computes in 16 bits, as with DDP, so both strategies have the same numerics. With
+precision bf16, the layers' weights are gathered in bfloat16, as autocast would round them: half the traffic and memory.
+Only the weights of norms, which autocast leaves in float32, and their gradients are rounded more than with DDP.
 """
 
 import logging
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from distill.common.errors import InputError
 from distill.models.completions import decoder_and_head
@@ -22,18 +25,25 @@ logger = logging.getLogger(__name__)
 
 logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs every file of every checkpoint
 
+TIMEOUT = timedelta(minutes=30)  # the longest that a rank waits for another one, which may be writing a large student
 SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def init_distributed(device: torch.device) -> None:
-    """Initialise torch.distributed, also for a single process that no launcher has started."""
+    """Initialise torch.distributed, also for a single process that no launcher has started.
+
+    On GPUs the group knows the device of its rank, which NCCL would otherwise guess in barriers.
+    """
     for name, value in SINGLE_PROCESS.items():
         os.environ.setdefault(name, value)
+    settings: dict[str, Any] = {"backend": "gloo"}
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
         # gloo beside nccl: gradients that are offloaded to the CPU are reduced there.
-        dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+        settings = {"backend": "cpu:gloo,cuda:nccl", "device_id": own}
+    if not dist.is_initialized():
+        dist.init_process_group(timeout=TIMEOUT, **settings)
 
 
 def shard(modules: Iterable[Any], device: torch.device, offload: bool, **settings: Any) -> None:
@@ -51,9 +61,20 @@ def shard(modules: Iterable[Any], device: torch.device, offload: bool, **setting
         fully_shard(module, mesh=mesh, offload_policy=policy, **settings)
 
 
-def shard_student(model: Any, device: torch.device, offload: bool) -> None:
-    """Shard a student layer by layer; embeddings, last norm and head stay gathered from forward to backward."""
-    shard([*list_layers(model), model], device, offload)
+def shard_student(model: Any, device: torch.device, offload: bool, precision: str) -> None:
+    """Shard a student layer by layer; embeddings, last norm and head stay gathered from forward to backward.
+
+    Args:
+        model: the student.
+        device, offload: see `shard`.
+        precision: `train.precision`. With `bf16`, layers are gathered in bfloat16 and their gradients are reduced in
+            float32. Inputs of layers are not converted: the residual stream stays in float32, as with DDP.
+    """
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    shard(list_layers(model), device, offload, mp_policy=policy)
+    shard([model], device, offload)
     logger.info("the student is sharded over %d ranks", dist.get_world_size())
 
 

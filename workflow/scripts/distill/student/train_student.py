@@ -68,7 +68,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     run = check_student(run)
     if device.type == "cpu":
         keep_freed_memory()
-    if run.train.strategy == "fsdp":
+    if run.train.strategy == "fsdp" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         init_distributed(device)
     chat = load_chat(run.model, run.template_arguments, run.template_date)
     tokenizer = chat.tokenizer
@@ -78,7 +78,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     set_seed(run.train.seed)  # before the LoRA weights are initialised
     model = load_student(run, device)
     if run.train.strategy == "fsdp":
-        shard_student(model, local_device(device), run.train.fsdp_offload)
+        shard_student(model, local_device(device), run.train.fsdp_offload, run.train.precision)
     runs = run.checkpoints / run.name / run.category
     folder = runs / (run_digest(run, examples, teacher) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
     trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device)

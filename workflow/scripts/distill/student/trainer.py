@@ -6,6 +6,7 @@ import time
 import types
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from accelerate.utils import AutocastKwargs
 from torch.distributed.tensor import DTensor
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer
 
 from distill.common.errors import InputError
@@ -77,6 +80,7 @@ class DistillTrainer(Trainer):
         base.forward = types.MethodType(score_completions, base)
         # Caching 16-bit copies of all weights until the end of a forward pass costs more than casting them twice.
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.remove_callback(PrinterCallback)
         self.preemption = Preemption()
         for callback in (LastStep(), SkippedValidation(self), self.preemption):
@@ -145,6 +149,10 @@ class DistillTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradients of a micro-batch; out of memory, repeat the step so far with half as many records."""
+        if isinstance(model, DistributedDataParallel):
+            # Gradients are views of DDP's buckets from the first step on. Set to None, those of the next micro-batches
+            # would stand beside the buckets.
+            model.zero_grad = partial(Module.zero_grad, model, set_to_none=False)  # type: ignore[method-assign]
         model.train()
         self.meter.start(self.state.global_step)
         self.step_batches.append(inputs)

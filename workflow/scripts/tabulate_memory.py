@@ -1,6 +1,7 @@
 r"""Gather the memory that jobs used, and the memory plan, into memory.csv.
 
-Columns: stage,category,used_mib,planned_mib,planned_reserved_mib,device,fits. Without a plan, its cells are empty.
+Columns: stage,category,used_mib,used_reserved_mib,planned_mib,planned_reserved_mib,device,fits. Without a plan, its
+cells are empty.
 
     python workflow/scripts/tabulate_memory.py \
         --training output/*/*/training_log.jsonl --plan artifacts/memory_plan.json --out output/report/memory.csv

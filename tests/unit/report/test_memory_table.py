@@ -22,7 +22,11 @@ def read(path):
 
 @pytest.fixture
 def files(tmp_path):
-    lines = [{"step": 1, "memory_mb": 900}, {"step": 2, "memory_mb": 1200}, {"step": 2, "val_loss": 1.0}]
+    lines = [
+        {"step": 1, "memory_mb": 900},
+        {"step": 2, "memory_mb": 1200, "reserved_mb": 1300},
+        {"step": 2, "val_loss": 1.0},
+    ]
     log = "".join(json.dumps(line) + "\n" for line in lines)
     return {
         "answers": write(tmp_path / "raw/teacher_outputs_banks.stats.json", {"peak_memory_mb": 700}),
@@ -62,6 +66,7 @@ def test_used_memory_beside_the_plan(tmp_path, files):
         "stage": "training of student_kd",
         "category": "banks",
         "used_mib": "1200",
+        "used_reserved_mib": "1300",
         "planned_mib": "5",
         "planned_reserved_mib": "7",
         "device": "a100-40",

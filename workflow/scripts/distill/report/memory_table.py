@@ -9,11 +9,21 @@ from typing import Any
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl, write_atomically
 
-COLUMNS = ("stage", "category", "used_mib", "planned_mib", "planned_reserved_mib", "device", "fits")
+COLUMNS = (
+    "stage",
+    "category",
+    "used_mib",
+    "used_reserved_mib",
+    "planned_mib",
+    "planned_reserved_mib",
+    "device",
+    "fits",
+)
 MIB = 2**20
+Used = tuple[int | None, int | None]
 
 
-def read_used(rule: str, path: Path) -> tuple[dict[str, str], str, int | None]:
+def read_used(rule: str, path: Path) -> tuple[dict[str, str], str, Used]:
     """Read what a job used.
 
     Args:
@@ -21,17 +31,25 @@ def read_used(rule: str, path: Path) -> tuple[dict[str, str], str, int | None]:
         path: its statistics: `stats.json` of answers or a signal, or the log of a training.
 
     Returns:
-        The wildcards that decide its memory, its category, and its peak memory in MiB; None if it computed nothing.
+        The wildcards that decide its memory, its category, and its peak memory in MiB: of tensors, and reserved on
+        GPUs; None if it computed nothing, and for reserved memory on a CPU.
     """
     if rule == "train_student":
         student, category = path.parts[-3:-1]
-        used = max((record.get("memory_mb", 0) for _, record in read_jsonl(path)), default=0)
-        return {"student": student}, category, used or None
-    used = json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"] or None
+        records = [record for _, record in read_jsonl(path)]
+        return {"student": student}, category, find_most(records, "memory_mb", "reserved_mb")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    used = find_most([record], "peak_memory_mb", "peak_reserved_mb")
     if rule == "compute_signal":
         category, signal = path.parts[-3:-1]
         return {"signal": signal}, category, used
     return {}, path.name.removeprefix("teacher_outputs_").removesuffix(".stats.json"), used
+
+
+def find_most(records: Sequence[dict[str, Any]], *keys: str) -> Used:
+    """The largest value of each key; None if no record has one above 0."""
+    tensors, reserved = (max((record.get(key) or 0 for record in records), default=0) or None for key in keys)
+    return tensors, reserved
 
 
 def read_plan(path: Path | None) -> tuple[str, list[dict[str, Any]]]:
@@ -65,12 +83,12 @@ def list_rows(files: dict[str, Sequence[Path]], plan: Path | None) -> Iterator[d
             name = stage["name"] if stage else " ".join([rule, *wildcards.values()])
             yield make_row(name, category, used, stage, device)
             shown += [stage] if stage else []
-    yield from (make_row(stage["name"], "", None, stage, device) for stage in stages if stage not in shown)
+    yield from (make_row(stage["name"], "", (None, None), stage, device) for stage in stages if stage not in shown)
 
 
-def make_row(name: str, category: str, used: int | None, stage: dict[str, Any] | None, device: str) -> dict[str, Any]:
+def make_row(name: str, category: str, used: Used, stage: dict[str, Any] | None, device: str) -> dict[str, Any]:
     """A row of the table; a figure that is not known is an empty cell."""
-    row: dict[str, Any] = {"stage": name, "category": category, "used_mib": used}
+    row: dict[str, Any] = {"stage": name, "category": category, "used_mib": used[0], "used_reserved_mib": used[1]}
     if stage:
         sizes = {"planned_mib": "live", "planned_reserved_mib": "reserved"}
         row |= {column: round(stage[key] / MIB) for column, key in sizes.items()}

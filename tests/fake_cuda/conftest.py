@@ -1,5 +1,7 @@
 """Tests on fake CUDA tensors, in a process of their own: autograd knows a GPU only if it is there before torch."""
 
+import sys
+
 import pytest
 
 from distill.common.errors import InputError
@@ -10,6 +12,8 @@ MISSING = pytest.StashKey[str]()
 
 def pytest_configure(config):
     """Load the guard; without a compiler for it, all tests of this folder are skipped."""
+    if "torch" in sys.modules:
+        raise pytest.UsageError("tests/fake_cuda needs a process of its own: python -m pytest tests/fake_cuda")
     try:
         load_cuda_guard()
     except InputError as error:

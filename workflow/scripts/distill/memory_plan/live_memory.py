@@ -82,7 +82,7 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "aten":  # in inference mode, operations arrive before they are divided into others
+        if torch.is_inference_mode_enabled() and is_composite(func):
             with self:
                 divided = func.decompose(*args, **kwargs)
             if divided is not NotImplemented:
@@ -97,6 +97,14 @@ class LiveMemory(TorchDispatchMode):
             self.events += [(number, extra), (number, 0)]
         self.note(str(func).removesuffix(".default").removesuffix(".Tensor"), extra)
         return found
+
+
+def is_composite(func: Any) -> bool:
+    """Whether an operation of torch has no kernel of its own; in inference mode it arrives before it is divided.
+
+    Kernels of the CPU stand for those of CUDA, which a build without CUDA does not have.
+    """
+    return func.namespace == "aten" and not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
 
 
 def list_scales(owner: Any) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from distill.common.files import write_json
 from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, take_rows, to_device
 from distill.models.examples import Example
-from distill.models.load import load_model
+from distill.models.load import checkpoint_activations, load_model
 from distill.models.logits import read_transform
 from distill.student.fused_loss import distillation_loss, score_completions
 from distill.student.loss import ExactTeacher, Objective
@@ -34,9 +34,7 @@ def build_student(args: argparse.Namespace, device: torch.device) -> Any:
     """Build the student in float32, as the Trainer does; autocast sets the precision."""
     student = build(SHAPES[args.shape][1], 1, torch.float32, device).train()
     if args.gradient_checkpointing:
-        # Renamed since transformers 5.17.
-        enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        checkpoint_activations(student)
     return student
 
 

@@ -226,6 +226,10 @@ gpu_measure.prepare_steps({TINY!r}, 2, Path({str(tmp_path)!r}))
 for part, way, batch in (("kd_step", "online", 2), ("generation", "ours", None), ("signals", "topk", None)):
     one = gpu_measure.Measurement(part, way, batch)
     assert gpu_measure.measure(one, {TINY!r}, Path({str(tmp_path)!r}))["seconds"] > 0
+import planned_peak
+one = {{"part": "kd_step", "way": "topk", "batch": 2}}
+job = {{"settings": {TINY | {"prompt_tokens": 2000}!r}, "total_bytes": None, "measurements": {{"step": one}}}}
+assert planned_peak.plan_all(job)["step"]["peak_resident_mb"] > 0
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -34,6 +34,7 @@ from distill.models.completions import (
     take_rows,
     to_device,
 )
+from distill.models.load import checkpoint_activations
 from distill.models.logits import read_transform
 from distill.student.fsdp import list_layers
 from distill.student.fused_loss import score_completions
@@ -145,7 +146,7 @@ def make_student(stage: Training, device: str, layers: int | None, live: LiveMem
         base = model.get_base_model()
     base.forward = types.MethodType(score_completions, base)
     if stage.gradient_checkpointing and base.supports_gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
         if stage.lora:
             model.enable_input_require_grads()
     model.train()

@@ -317,3 +317,10 @@ def check_loaded(model: str, loaded: Any, report: Any) -> None:
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(f"{model}: expected all weights of the model, {len(missing)} are missing, first {missing[0]}")
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a model recompute activations in the backward pass, as the Trainer does with `gradient_checkpointing`."""
+    # transformers 5.17, with which the benchmarks run, has only the method's former name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -6,6 +6,8 @@ nothing to recompute and no (batch, length, vocabulary) tensor exists. If the ca
 loss, the weights' gradients are added to their `grad` at once; otherwise they are kept beside it until backward.
 """
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ from torch import Tensor
 from distill.models.completions import Head, decoder_and_head, project, read_hidden, take_rows
 from distill.models.logits import IDENTITY, LogitTransform, read_transform
 from distill.student.loss import BlockTeacher, ExactTeacher, Objective, Teacher, Terms, TopKTeacher, compute_terms
+
+logger = logging.getLogger(__name__)
 
 # Elements of logits per chunk, enough for fast matrix products, and per block, the part of a chunk that is reduced at
 # once: on a CPU small enough for its caches.
@@ -203,7 +207,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float) -> No
     """
     if total.dtype == left.dtype:
         total.addmm_(left, right, alpha=factor)
-    elif has_mixed_product(total):
+    elif has_mixed_product(total, left.dtype):
         torch.addmm(total, left, right, alpha=factor, out_dtype=total.dtype, out=total)
     else:
         product = left @ right
@@ -211,9 +215,21 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float) -> No
         total.add_(product if total.is_cuda else product.to(total.dtype), alpha=factor)
 
 
-def has_mixed_product(total: Tensor) -> bool:
-    """Whether torch can multiply 16-bit matrices to a float32 one on a tensor's device."""
-    return total.is_cuda and total.dtype == torch.float32 and torch.version.hip is None
+def has_mixed_product(total: Tensor, dtype: torch.dtype) -> bool:
+    """Whether torch can add products of matrices of a 16-bit dtype to a float32 tensor, on its device."""
+    return total.is_cuda and total.dtype == torch.float32 and try_mixed_product(total.device, dtype)
+
+
+@functools.cache
+def try_mixed_product(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a small product runs: older versions of torch, other GPUs and other dtypes refuse it."""
+    total, part = torch.zeros(16, 16, device=device), torch.zeros(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, part, part, out_dtype=total.dtype, out=total)
+    except (RuntimeError, TypeError) as error:
+        logger.debug("no products of %s in float32: %s", dtype, error)
+        return False
+    return True
 
 
 # ---- The loss ----

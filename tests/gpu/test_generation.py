@@ -127,7 +127,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, tokenizer, device, monkey
     job = Job(prompts, [6] * 32, [2], None, lambda logits, _: logits.argmax(-1))
 
     def run():
-        batch = RollingBatch(loaded, job, RowLimit(32, [loaded.device], 1))
+        batch = RollingBatch(loaded, job, RowLimit(32, {loaded.device: 1}))
         return {index: list(tokens) for finished in batch.run() for index, tokens in finished}, batch.limit.size
 
     weights = torch.cuda.memory_allocated() if device == "cuda" else 0

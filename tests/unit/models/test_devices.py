@@ -103,7 +103,7 @@ def test_a_launched_process_takes_its_own_gpu(monkeypatch, cudnn):
 
 NVML = """
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
 static const char *names[] = {"GPU-aaaa", "GPU-bbbb", "GPU-cccc"};
 static int handles[3];
 extern "C" {
@@ -112,6 +112,8 @@ int nvmlDeviceGetCount_v2(unsigned *count) { *count = 3; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **gpu) { *gpu = handles + index; return index > 2; }
 int nvmlDeviceGetUUID(void *gpu, char *text, unsigned length) {
   std::snprintf(text, length, "%s", names[static_cast<int *>(gpu) - handles]); return 0; }
+int nvmlDeviceGetMigMode(void *gpu, unsigned *now, unsigned *later) {
+  *now = *later = std::getenv("FAKE_MIG") != nullptr; return gpu == handles ? 3 : 0; }  // the first one has no parts
 }
 """
 
@@ -191,6 +193,7 @@ def test_a_single_gpu_and_unknown_ones_are_not_claimed(three_gpus, monkeypatch):
     assert three_gpus(CUDA_VISIBLE_DEVICES="1") == ("1", None)
     assert three_gpus(CUDA_VISIBLE_DEVICES="") == ("", None)
 
+    assert three_gpus(FAKE_MIG="1") == (None, None)  # divided, and CUDA shows a part without a name
     monkeypatch.setattr(gpu_claims, "LIBRARY", "libmissing.so.1")
     assert three_gpus() == (None, None)
     assert three_gpus(CUDA_VISIBLE_DEVICES="0,1") == ("0,1", None)

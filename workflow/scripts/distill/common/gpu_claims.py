@@ -69,7 +69,11 @@ def list_visible() -> list[tuple[str, str]]:
 
 
 def list_uuids() -> list[str]:
-    """List the UUIDs of the machine's GPUs in the order of their numbers; empty without Nvidia's management library."""
+    """List the UUIDs of the machine's GPUs in the order of their numbers.
+
+    The list is empty without Nvidia's management library, and if a GPU is divided (MIG): CUDA then shows parts of GPUs,
+    which have other names.
+    """
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -82,6 +86,9 @@ def list_uuids() -> list[str]:
         if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(gpu)):
             return []
         if library.nvmlDeviceGetUUID(gpu, text, ctypes.c_uint(LONGEST_UUID)):
+            return []
+        mode, later = ctypes.c_uint(), ctypes.c_uint()
+        if not library.nvmlDeviceGetMigMode(gpu, ctypes.byref(mode), ctypes.byref(later)) and mode.value:
             return []
         found.append(text.value.decode("ascii"))
     return found

@@ -30,7 +30,7 @@ def make_batch(quantization="none", rows=3, dtype=torch.bfloat16, **sampling):
     model = build_fake_model(hidden=64, dtype=dtype)
     if quantization != "none":
         quantize_fake_model(model, quantization)
-    return RollingBatch(model, make_job(**sampling), RowLimit(rows, [model.device], 1))
+    return RollingBatch(model, make_job(**sampling), RowLimit(rows, {model.device: 1}))
 
 
 @contextmanager

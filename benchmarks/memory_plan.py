@@ -3,7 +3,7 @@
     python benchmarks/memory_plan.py --out benchmarks/results/memory_plan.json
     python benchmarks/memory_plan.py --device cuda --out benchmarks/results/memory_plan_cuda.json
 
-The real side is `train_student` itself, on records of one length and models of 20 to 60 million parameters with random
+The real side is `train_student` itself, on records of one length and models of 10 to 20 million parameters with random
 weights. On a CPU its memory is read from torch's profiler, which sees every allocation and release; on a GPU from the
 caching allocator's own counters. The planned side is `memory_plan.measure`, on fake tensors of the same device. Each
 case has a process of its own. Prints a table; --out writes it as JSON.
@@ -29,12 +29,12 @@ from distill.common.errors import run_script
 from distill.common.files import write_json
 
 PROMPT_WORDS, ANSWER_WORDS, STEPS = 260, 60, 10
-TEACHER = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4}
-STUDENT = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2}
+TEACHER = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}
+STUDENT = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2}
 SHARED: dict[str, Any] = {
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],
-    "vocab_size": 16384,
+    "vocab_size": 8192,
     "tie_word_embeddings": False,
 }
 SIZES = {
@@ -84,7 +84,7 @@ def write_models(folder: Path) -> dict[str, str]:
 
     # As many tokens as the models have embeddings, over which the divergence is computed.
     draw = random.Random(0)
-    words = ["".join(draw.choices(string.ascii_lowercase, k=8)) for _ in range(40_000)]
+    words = ["".join(draw.choices(string.ascii_lowercase, k=8)) for _ in range(15_000)]
     tokenizer = train_tokenizer([*words, *["three seven"] * 1000], SHARED["vocab_size"])
     found = {}
     for name, sizes in SIZES.items():

@@ -21,6 +21,7 @@ from distill.memory_plan.plan_file import (
 )
 from distill.memory_plan.stage import Generating, ModelShape, Stage, Training
 from distill.memory_plan.table import render_plan
+from distill.models.memory import INTEGRATED_RESERVE
 from distill.plan.known_models import KNOWN_MODELS
 
 TEACHER = ModelShape(name="teacher", config=KNOWN_MODELS["Qwen/Qwen2.5-7B-Instruct"])
@@ -104,6 +105,7 @@ def test_devices():
     assert find_device("24GB").memory == 24 * 10**9
     assert find_device("24GiB").usable == 24 * GIB - CONTEXT
     assert find_device("gb10-128").is_unified
+    assert find_device("gb10-128").reserved == CONTEXT + INTEGRATED_RESERVE
     assert find_device("cpu").kind == "cpu"
     with pytest.raises(InputError, match=r"--device: expected a100-40 \| .* \| cpu \| a size such as 24GB"):
         find_device("a100")

@@ -38,7 +38,7 @@ class Device:
         return self.memory - self.reserved
 
 
-SYSTEM = 4 * GIB  # operating system and file cache beside a job on shared memory
+SYSTEM = 6 * GIB  # what jobs leave free on shared memory, see INTEGRATED_RESERVE in models/memory.py
 # Memory as torch reports it, which is less than the nominal size.
 DEVICES = {
     device.name: device

@@ -11,7 +11,7 @@ from distill.models import completions
 from distill.models.completions import collate
 from distill.models.logits import LogitTransform
 from distill.student import fused_loss
-from distill.student.fused_loss import distillation_loss
+from distill.student.fused_loss import add_product, distillation_loss, try_mixed_product
 from distill.student.loss import ExactTeacher, Objective, TopKTeacher
 
 METHODS = list(FORMULAS)
@@ -484,3 +484,11 @@ def test_completion_rows_predict_the_next_token():
     batch = collate([[1, 2], [1], [1, 2, 3, 4, 5]], [[7, 8], [5], []], 0)
     assert completions.take_rows(hidden, batch["positions"]).flatten().tolist() == [1, 2, 5]
     assert batch["targets"].tolist() == [7, 8, 5]
+
+
+def test_products_into_float32_are_tried_before_they_are_used():
+    """No kernel of the CPU has them, as no kernel of some GPUs."""
+    assert not try_mixed_product(torch.device("cpu"), torch.bfloat16)
+    total, left, right = torch.ones(3, 2), torch.randn(3, 5).bfloat16(), torch.randn(5, 2).bfloat16()
+    add_product(total, left, right, 0.5)
+    torch.testing.assert_close(total, 1 + 0.5 * (left @ right).float())

@@ -100,7 +100,8 @@ def test_unknown_models_are_asked_for_by_hub_id_alone():
         asked.append(model)
 
     config = load("config")
-    for model in ("someone/unheard", "models/hf/someone/unheard", "models/own", "/data/own"):
+    unknown = ("someone/unheard", "models/hf/someone/unheard", "models/modelscope/a/b", "models/own", "/data/own")
+    for model in unknown:
         with pytest.raises(InputError, match=f"{model}: the shape of the model is unknown until its config.json"):
             find_config(config, model, read_hub)
     assert asked == ["someone/unheard", "someone/unheard"]
@@ -114,6 +115,13 @@ def test_a_model_of_unknown_shape_is_named_once():
     assert [stage for stage in found if isinstance(stage, str)] == [
         "models/own: the shape of the model is unknown until its config.json is here or can be downloaded"
     ]
+
+
+def test_what_the_plan_leaves_out_is_named():
+    config = load("config")
+    config["students"]["student_kd"]["on_policy_fraction"] = 0.5
+    (text,) = [stage for stage in list_stages(config) if isinstance(stage, str)]
+    assert text.startswith("training of student_kd: the answers that it samples (on_policy_fraction)")
 
 
 def test_layers_are_kept_in_nested_configurations():

@@ -52,9 +52,10 @@ def find_config(config: Config, model: str, read_hub: Reader) -> dict[str, Any]:
         return dict(found)
     if "demo" in config and model in ("models/teacher", "models/student"):
         return make_demo_config(config, model.removeprefix("models/"))
-    name = get_public_name(model).removeprefix("models/modelscope/")
-    if name in KNOWN_MODELS:
-        return KNOWN_MODELS[name]
+    name = get_public_name(model)
+    if (known := name.removeprefix("models/modelscope/")) in KNOWN_MODELS:
+        return KNOWN_MODELS[known]
+    # Another hub may have another model of the same name.
     found = read_hub(name) if name.count("/") == 1 and not name.startswith(("models/", ".", "/")) else None
     if found is None:
         raise InputError(

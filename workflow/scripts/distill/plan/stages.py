@@ -81,7 +81,7 @@ class StageLister:
                 yield from make()
             except InputError as error:
                 problems[str(error)] = None
-        yield from problems
+        yield from (*problems, *self.sampling())
 
     # ---- Models ----
 
@@ -182,6 +182,15 @@ class StageLister:
             yield Stage(
                 rule="train_student", name=f"training of {student}", work=(work,), wildcards={"student": student}
             )
+
+    def sampling(self) -> Iterator[str]:
+        """What is not planned: the answers that students sample while they train."""
+        for student, settings in self.config["students"].items():
+            if settings["on_policy_fraction"]:
+                yield (
+                    f"training of {student}: the answers that it samples (on_policy_fraction), which take fewer at a "
+                    "time when memory runs out"
+                )
 
     def predictions(self) -> Iterator[Stage]:
         """The answers of all evaluated models to the test prompts, and their likelihoods."""

@@ -76,7 +76,7 @@ test-all: setup
 	source .venv/bin/activate
 	python -m pytest -m ""
 	python -m pytest tests/fake_cuda -m ""
-	STILLHOUSE_GPU_TESTS=cpu python -m pytest tests/gpu
+	STILLHOUSE_GPU_TESTS=cpu python -m pytest tests/gpu --ignore tests/gpu/test_distributed.py  # as in tests/unit
 
 # One process, which has the GPU for itself.
 test-gpu: setup

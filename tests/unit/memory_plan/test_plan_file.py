@@ -126,7 +126,9 @@ def test_changes_go_from_the_smallest_on():
     assert [change.text for change in list_changes(quantized)].count("teacher_quantization: int8") == 0
     smallest = replace(quantized, signal="topk", batch_size=1, optimizer="adamw_bnb_8bit")
     assert [change.text.partition(":")[0] for change in list_changes(smallest)] == ["lora"]
-    assert [change.text for change in list_changes(ANSWERS)] == ["quantization: int8", "quantization: nf4"]
+    texts = [change.text for change in list_changes(ANSWERS)]
+    assert texts == ["teacher.quantization: int8", "teacher.quantization: nf4"]
+    assert list(list_changes(replace(ANSWERS, model=STUDENT))) == []  # no setting quantizes a student
     for change in list_changes(TRAINING):
         assert list(list_changes(change.apply(TRAINING))) != list(list_changes(TRAINING)), change.text
 

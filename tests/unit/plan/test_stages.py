@@ -117,6 +117,13 @@ def test_a_model_of_unknown_shape_is_named_once():
     ]
 
 
+def test_weights_that_are_stored_quantized_are_not_planned_as_others(directory):
+    (directory / "models/own").mkdir(parents=True)
+    (directory / "models/own/config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match=r"models/own: weights that are stored quantized \(gptq\) cannot be planned"):
+        find_config(load("config"), "models/own", lambda model: None)
+
+
 def test_what_the_plan_leaves_out_is_named():
     config = load("config")
     config["students"]["student_kd"]["on_policy_fraction"] = 0.5

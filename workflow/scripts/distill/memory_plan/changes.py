@@ -6,7 +6,8 @@ Imports no torch.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from distill.memory_plan.stage import Generating, Reading, Training, Work
+from distill.common.names import TEACHER
+from distill.memory_plan.stage import Generating, ModelShape, Reading, Training, Work
 from distill.student.options import LoraOptions
 
 LORA = LoraOptions(rank=64, alpha=128, dropout=0.05, target="all")
@@ -50,16 +51,19 @@ def use_single_records(work: Work) -> Work:
     return replace(work, batch_size=1) if isinstance(work, Training) else work
 
 
+def quantize(model: ModelShape, quantization: str) -> ModelShape:
+    """The model with smaller weights; the same one if they are as small already."""
+    sizes = ("none", "int8", "nf4")
+    return max(model, replace(model, quantization=quantization), key=lambda one: sizes.index(one.quantization))
+
+
 def quantize_teacher(quantization: str) -> Callable[[Work], Work]:
     """Quantize the teacher of a training, if it is in memory."""
 
     def apply(work: Work) -> Work:
-        if isinstance(work, Training) and work.signal == "online" and work.teacher and can_quantize(work.teacher):
-            return replace(work, teacher=replace(work.teacher, quantization=quantization))
+        if isinstance(work, Training) and work.signal == "online" and work.teacher:
+            return replace(work, teacher=quantize(work.teacher, quantization))
         return work
-
-    def can_quantize(teacher: object) -> bool:
-        return getattr(teacher, "quantization", None) in (("none",) if quantization == "int8" else ("none", "int8"))
 
     return apply
 
@@ -77,11 +81,11 @@ def use_lora(work: Work) -> Work:
 
 
 def quantize_model(quantization: str) -> Callable[[Work], Work]:
-    """Quantize the model of a stage that trains nothing."""
+    """Quantize the teacher where nothing is trained; students have no such setting."""
 
     def apply(work: Work) -> Work:
-        if isinstance(work, Generating | Reading) and work.model.quantization != "nf4":
-            return replace(work, model=replace(work.model, quantization=quantization))
+        if isinstance(work, Generating | Reading) and work.model.name == TEACHER:
+            return replace(work, model=quantize(work.model, quantization))
         return work
 
     return apply
@@ -97,6 +101,6 @@ TRAINING = (
     Change("lora: {rank: 64, alpha: 128, dropout: 0.05, target: all}", use_lora),
 )
 READING = (
-    Change("quantization: int8", quantize_model("int8")),
-    Change("quantization: nf4", quantize_model("nf4")),
+    Change("teacher.quantization: int8", quantize_model("int8")),
+    Change("teacher.quantization: nf4", quantize_model("nf4")),
 )

@@ -33,7 +33,20 @@ def fetch_config(model: str) -> dict[str, Any] | None:
 
 
 def find_config(config: Config, model: str, read_hub: Reader) -> dict[str, Any]:
-    """Return the content of a model's config.json.
+    """Return the content of a model's config.json; see `read_shape`.
+
+    Raises:
+        InputError: as `read_shape`, or the weights are stored quantized, which fake models are not.
+    """
+    found = read_shape(config, model, read_hub)
+    if stored := found.get("quantization_config"):
+        kind = stored.get("quant_method", "unknown method")
+        raise InputError(f"{model}: weights that are stored quantized ({kind}) cannot be planned")
+    return found
+
+
+def read_shape(config: Config, model: str, read_hub: Reader) -> dict[str, Any]:
+    """Return the content of a model's config.json, wherever it is.
 
     Args:
         config: the checked configuration.

@@ -89,7 +89,7 @@ def make_plan(stages: list[Stage], device: Device, lengths: Lengths, path: Path)
     plan = Plan(device.name, (lengths.prompt, lengths.answer), get_version(Path(__file__)))
     earlier = read_plan(path)
     if earlier and (earlier.device, earlier.version) == (plan.device, plan.version):
-        plan.estimates, plan.changes = earlier.estimates, earlier.changes
+        plan.estimates, plan.changes, plan.problems = earlier.estimates, earlier.changes, earlier.problems
     write_plan(path, plan)
     for _ in fill_plan(plan, stages, device):
         write_plan(path, plan)

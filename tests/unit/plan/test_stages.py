@@ -44,7 +44,7 @@ def test_the_stages_of_the_default_configuration():
     assert isinstance(training, Training)
     assert (training.prompt_tokens, training.answer_tokens) == (1536, 512)
     assert training.teacher.quantization == "int8"
-    assert [model.layers for model in training.models] == [24, 28]
+    assert [model.config["num_hidden_layers"] for model in training.models] == [24, 28]
     generating, reading = stages[3].work
     assert isinstance(generating, Generating)
     assert isinstance(reading, Reading)
@@ -79,7 +79,7 @@ def test_given_lengths_replace_those_of_the_configuration():
 
 def test_models_of_the_demo_are_planned_before_they_are_made():
     stages = list_stages(load("demo"))
-    assert {stage.work[0].models[0].layers for stage in stages} == {2, 4}
+    assert {stage.work[0].models[0].config["num_hidden_layers"] for stage in stages} == {2, 4}
     assert all(not isinstance(stage, str) for stage in stages)
 
 

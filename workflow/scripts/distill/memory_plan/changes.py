@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from distill.common.names import TEACHER
-from distill.memory_plan.stage import Generating, ModelShape, Reading, Training, Work
+from distill.memory_plan.stage import Inference, ModelShape, Training, Work
 from distill.student.options import LoraOptions
 
 LORA = LoraOptions(rank=64, alpha=128, dropout=0.05, target="all")
@@ -84,7 +84,7 @@ def quantize_model(quantization: str) -> Callable[[Work], Work]:
     """Quantize the teacher where nothing is trained; students have no such setting."""
 
     def apply(work: Work) -> Work:
-        if isinstance(work, Generating | Reading) and work.model.name == TEACHER:
+        if isinstance(work, Inference) and work.model.name == TEACHER:
             return replace(work, model=quantize(work.model, quantization))
         return work
 

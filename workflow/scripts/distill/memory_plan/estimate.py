@@ -7,12 +7,13 @@ from functools import partial
 import torch
 
 from distill.common.errors import InputError
+from distill.generation.generate import has_full_attention
 from distill.memory_plan.caching_allocator import CachingAllocator
 from distill.memory_plan.devices import SPARE, Device
 from distill.memory_plan.fake_models import make_config
+from distill.memory_plan.live_memory import Point
 from distill.memory_plan.measure import (
     ALL,
-    DTYPES,
     Layers,
     Measured,
     count_rows,
@@ -23,7 +24,9 @@ from distill.memory_plan.measure import (
 from distill.memory_plan.plan_file import Estimate
 from distill.memory_plan.stage import Generating, Loading, ModelShape, Reading, Training, Work
 from distill.models.batches import AUTO_BATCH_SIZE
+from distill.models.load import DTYPES
 from distill.models.memory import estimate_weights
+from distill.models.split_check import ERRORS
 
 # Bytes of weights on their way to the device: two files of the 5 GB that transformers writes. An assumption.
 PASSING = 10**10
@@ -35,18 +38,31 @@ class Figures:
     """A measurement as numbers that can be extrapolated."""
 
     weights: float
-    peaks: dict[str, float]
-    where: dict[str, str]
+    peaks: dict[Point, float]
     reserved: float
     sharded: float
 
     @property
-    def peak(self) -> str:
-        """The phase with the largest number of bytes alive."""
-        return max(self.peaks, key=lambda phase: self.peaks[phase])
+    def peak(self) -> Point:
+        """The phase and the operation with the largest number of bytes alive."""
+        return max(self.peaks, key=lambda point: self.peaks[point])
 
 
 def estimate(work: Work, device: Device, exact: bool = False) -> Estimate:
+    """Estimate the memory of a stage; see `estimate_work`.
+
+    Raises:
+        InputError: a model does not run on fake tensors, or generates otherwise than by continuous batching.
+    """
+    try:
+        return estimate_work(work, device, exact)
+    except ERRORS as error:
+        reason = str(error).partition("\n")[0]
+        kinds = ", ".join(sorted({str(model.config.get("model_type")) for model in work.models}))
+        raise InputError(f"{kinds} does not run on fake tensors: {type(error).__name__}: {reason}") from error
+
+
+def estimate_work(work: Work, device: Device, exact: bool) -> Estimate:
     """Estimate the memory of a stage.
 
     Args:
@@ -59,6 +75,10 @@ def estimate(work: Work, device: Device, exact: bool = False) -> Estimate:
     if isinstance(work, Training):
         return estimate_run(partial(measure_training, work, device.kind), work, device, work.batch_size, exact)
     if isinstance(work, Generating):
+        if not has_full_attention(make_config(work.model.config)):
+            raise InputError(
+                f"{work.model.config.get('model_type')} generates in padded batches, which are not planned"
+            )
         free = device.usable - count_weights(work.model)
         rows = count_rows(work, make_config(work.model.config), DTYPES[work.model.dtype], max(free, 0))
     else:
@@ -85,6 +105,11 @@ def estimate_loading(work: Loading, device: Device) -> Estimate:
     )
 
 
+def count_layers(model: ModelShape) -> int:
+    """Number of a model's layers."""
+    return int(make_config(model.config).get_text_config().num_hidden_layers)
+
+
 def count_weights(model: ModelShape) -> int:
     """Bytes of a model's weights."""
     return estimate_weights(make_config(model.config), DTYPES[model.dtype], model.quantization)
@@ -107,7 +132,7 @@ def estimate_run(measure: Callable[[Layers], Measured], work: Work, device: Devi
         rows: sequences at a time.
         exact: whether all layers are run.
     """
-    found = run_all(measure) if exact else extrapolate(measure, [model.layers for model in work.models])
+    found = run_all(measure) if exact else extrapolate(measure, [count_layers(model) for model in work.models])
     live, reserved = found.peaks[found.peak], found.reserved if device.kind == "cuda" else found.peaks[found.peak]
     if isinstance(work, Training) and work.strategy == "fsdp":
         away = found.sharded * (1.0 if work.fsdp_offload else 1 - 1 / work.ranks)
@@ -117,7 +142,7 @@ def estimate_run(measure: Callable[[Layers], Measured], work: Work, device: Devi
         live=round(live),
         reserved=round(reserved),
         host=count_host_weights(work),
-        where=f"{found.peak} ({found.where[found.peak].removeprefix('aten.')})",
+        where=f"{found.peak[0]} ({found.peak[1].removeprefix('aten.')})",
         rows=rows,
         fits=judge(reserved, device),
     )
@@ -151,7 +176,7 @@ def summarize(measured: Measured) -> Figures:
         raise InputError("the memory plan measured no tensors")
     allocator = CachingAllocator()
     allocator.replay(measured.events)
-    return Figures(measured.weights, dict(measured.peaks), measured.where, allocator.peak, measured.sharded)
+    return Figures(measured.weights, dict(measured.peaks), allocator.peak, measured.sharded)
 
 
 def run_all(measure: Callable[[Layers], Measured]) -> Figures:
@@ -182,15 +207,17 @@ def extrapolate(measure: Callable[[Layers], Measured], totals: Sequence[int]) ->
     def reach(base: float, others: Sequence[float]) -> float:
         return base + sum((other - base) * factor for other, (_, factor) in zip(others, slopes, strict=True))
 
-    peaks = {phase: reach(value, [other.peaks[phase] for other, _ in slopes]) for phase, value in first.peaks.items()}
-    where = {phase: text for other in (first, *(one for one, _ in slopes)) for phase, text in other.where.items()}
+    # Each operation by itself: with more layers, another one may reach the peak.
+    peaks = {
+        point: reach(value, [other.peaks.get(point, value) for other, _ in slopes])
+        for point, value in first.peaks.items()
+    }
     runs = [first, *(other for other, _ in slopes)]
     # What the allocator takes beyond the tensors depends on how they follow each other more than on their number.
     beyond = max(one.reserved - max(one.peaks.values()) for one in runs)
     return Figures(
         reach(first.weights, [other.weights for other, _ in slopes]),
         peaks,
-        where,
         max(peaks.values()) + beyond,
         reach(first.sharded, [other.sharded for other, _ in slopes]),
     )

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from distill.models.load import quantization_config
+from distill.models.load import choose_attention, quantization_config
 from distill.models.memory import ABSMAX_BLOCK, NF4_BLOCK, quantized_layers
 
 
@@ -44,8 +44,10 @@ def make_model(
         quantization: `none`, `int8` or `nf4`.
         is_trained: whether its weights need gradients.
     """
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    attention = choose_attention(kind, torch.device(device), dtype, for_generation=True)
     with torch.device(device), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     if quantization != "none":
         quantize(model, device, quantization, dtype)
     if not is_trained:

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_flatten
 
 GRANULE = {"cuda": 512, "cpu": 64}  # bytes to which the allocators round
 FEW_ROWS = 8  # which 4-bit kernels multiply without dequantizing the weights
+Point = tuple[str, str]  # a phase and an operation in it
 Event = tuple[int, int]  # number of an allocation, and its bytes; 0 when it is freed
 
 
@@ -19,10 +20,9 @@ class LiveMemory(TorchDispatchMode):
         kind: type of the device.
 
     Attributes:
-        phase: name of what runs now; peaks are kept by phase.
+        phase: name of what runs now.
         now: bytes that are alive.
-        peaks: largest number of bytes alive, by phase.
-        where: operation that reached the phase's peak, by phase.
+        tops: largest number of bytes alive, by phase and operation.
         events: allocations and releases in their order, for `CachingAllocator.replay`.
     """
 
@@ -31,8 +31,7 @@ class LiveMemory(TorchDispatchMode):
         self.kind, self.granule = kind, GRANULE[kind]
         self.phase = "loading"
         self.now = 0
-        self.peaks: dict[str, int] = {}
-        self.where: dict[str, str] = {}
+        self.tops: dict[Point, int] = {}
         self.events: list[Event] = []
         self.sizes: dict[int, int] = {}  # by address of the storage
         self.numbers: dict[int, int] = {}
@@ -71,14 +70,30 @@ class LiveMemory(TorchDispatchMode):
         self.events.append((self.numbers.pop(key), 0))
 
     def note(self, what: str, extra: int) -> None:
-        """Keep the phase's peak.
+        """Keep the largest number of bytes alive.
 
         Args:
             what: what runs.
             extra: bytes that it takes besides the tensors.
         """
-        if self.now + extra > self.peaks.get(self.phase, -1):
-            self.peaks[self.phase], self.where[self.phase] = self.now + extra, what
+        point = self.phase, what
+        self.tops[point] = max(self.tops.get(point, 0), self.now + extra)
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Largest number of bytes alive, by phase."""
+        return {phase: self.tops[point] for phase, point in self.highest.items()}
+
+    @property
+    def where(self) -> dict[str, str]:
+        """Operation that reached the phase's peak, by phase."""
+        return {phase: what for phase, (_, what) in self.highest.items()}
+
+    @property
+    def highest(self) -> dict[str, Point]:
+        """Phase and operation of the phase's peak, by phase."""
+        points = sorted(self.tops, key=lambda point: self.tops[point])
+        return {point[0]: point for point in points}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

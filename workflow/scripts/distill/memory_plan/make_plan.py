@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from distill.common.digest import code_digest, digest_of
+from distill.common.errors import InputError
 from distill.memory_plan.changes import list_changes
 from distill.memory_plan.devices import Device
 from distill.memory_plan.estimate import estimate
@@ -33,10 +34,15 @@ def fill_plan(plan: Plan, stages: Sequence[Stage], device: Device) -> Iterator[N
     for stage in stages:
         for work in stage.work:
             key = get_key(work, device.name)
-            if key not in plan.estimates:
+            if key not in plan.estimates | plan.problems:
                 logger.info("planning %s", stage.name)
-                plan.estimates[key] = estimate(work, device)
+                try:
+                    plan.estimates[key] = estimate(work, device)
+                except InputError as error:
+                    plan.problems[key] = str(error)
                 yield
+            if key in plan.problems:
+                continue
             if needs_changes(work, plan.estimates[key]) and key not in plan.changes:
                 plan.changes[key] = find_changes(work, device)
                 yield

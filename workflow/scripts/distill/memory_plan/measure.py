@@ -22,7 +22,7 @@ from distill.generation.rolling_batch import PREFILL_TOKENS, Job, RollingBatch
 from distill.generation.sampling import Sampling
 from distill.memory_plan.fake_cuda import fake_cuda
 from distill.memory_plan.fake_models import make_config, make_model, without_moves
-from distill.memory_plan.live_memory import Event, LiveMemory
+from distill.memory_plan.live_memory import Event, LiveMemory, Point
 from distill.memory_plan.stage import Generating, ModelShape, Reading, Training
 from distill.models.completions import (
     CHUNK_ROWS,
@@ -34,7 +34,7 @@ from distill.models.completions import (
     take_rows,
     to_device,
 )
-from distill.models.load import checkpoint_activations
+from distill.models.load import DTYPES, checkpoint_activations
 from distill.models.logits import read_transform
 from distill.student.fsdp import list_layers
 from distill.student.fused_loss import score_completions
@@ -43,7 +43,6 @@ from distill.student.loss import Objective, Terms
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, TopKSignal
 from distill.teacher.signal_teacher import top_log_probabilities
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STEPS = 2  # optimizer steps: the optimizer's states exist from the second on
 MICRO_BATCHES = 2  # gradients are accumulated from the second on
@@ -58,27 +57,23 @@ class Measured:
 
     Attributes:
         weights: bytes of weights, with gradients and states left out.
-        peaks: largest number of bytes alive, by phase.
-        where: the operation that reached it, by phase.
+        peaks: largest number of bytes alive, by phase and operation.
         events: allocations and releases, see `CachingAllocator`.
-        rows: sequences at a time.
         sharded: bytes of the student's weights, gradients and optimizer states that FSDP shards.
     """
 
     weights: int
-    peaks: dict[str, int]
-    where: dict[str, str]
+    peaks: dict[Point, int]
     events: list[Event]
-    rows: int
-    sharded: int = 0
+    sharded: int
 
 
-def take_measure(run: Callable[[LiveMemory], tuple[int, int]], device: str) -> Measured:
-    """Run a stage on fake tensors; `run` returns the number of sequences at a time, and the bytes that FSDP shards."""
+def take_measure(run: Callable[[LiveMemory], int], device: str) -> Measured:
+    """Run a stage on fake tensors; `run` returns the bytes that FSDP shards."""
     with fake_cuda(device):
         live = LiveMemory(device)
-        rows, sharded = run(live)
-    return Measured(live.peaks["loading"], live.peaks, live.where, live.events, rows, sharded)
+        sharded = run(live)
+    return Measured(live.peaks["loading"], live.tops, live.events, sharded)
 
 
 def build(shape: ModelShape, device: str, layers: int | None, live: LiveMemory, is_trained: bool = False) -> Any:
@@ -88,6 +83,11 @@ def build(shape: ModelShape, device: str, layers: int | None, live: LiveMemory, 
     model = make_model(config, dtype, device, shape.quantization, is_trained)
     live.hold(model)
     return model
+
+
+def count_vocabulary(shape: ModelShape) -> int:
+    """Rows of a model's embeddings."""
+    return int(make_config(shape.config).get_text_config().vocab_size)
 
 
 # ---- Training ----
@@ -192,12 +192,12 @@ def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Meas
         layers: number of layers of student and teacher.
     """
 
-    def run(live: LiveMemory) -> tuple[int, int]:
+    def run(live: LiveMemory) -> int:
         model = make_student(stage, device, layers[0], live)
         signal = make_signal(stage, device, layers[-1], live)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = make_optimizer(stage.optimizer, model)
-        rows = [shape.config_vocabulary for shape in (stage.student, stage.teacher) if shape]
+        rows = [count_vocabulary(shape) for shape in (stage.student, stage.teacher) if shape]
         objective = Objective(stage.method, stage.temperature, stage.alpha, stage.beta, min(rows))
         prompt, completion = [1] * stage.prompt_tokens, [1] * stage.answer_tokens
         example: Any = {"prompt": prompt, "teacher_prompt": prompt, "completion": completion, "signal": (0, "")}
@@ -224,7 +224,7 @@ def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Meas
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-        return stage.batch_size, count_sharded(model, optimizer) if stage.strategy == "fsdp" else 0
+        return count_sharded(model, optimizer) if stage.strategy == "fsdp" else 0
 
     return take_measure(run, device)
 
@@ -273,9 +273,9 @@ def measure_generation(stage: Generating, device: str, rows: int, layers: Layers
         layers: number of layers.
     """
 
-    def run(live: LiveMemory) -> tuple[int, int]:
+    def run(live: LiveMemory) -> int:
         model = build(stage.model, device, layers[0], live)
-        draw = Draw(Sampling(stage.answer_tokens, stage.temperature, stage.top_p), stage.model.config_vocabulary)
+        draw = Draw(Sampling(stage.answer_tokens, stage.temperature, stage.top_p), count_vocabulary(stage.model))
         prompts = [[1 + row] * stage.prompt_tokens for row in range(rows)]
         longest = stage.answer_tokens
 
@@ -304,7 +304,7 @@ def measure_generation(stage: Generating, device: str, rows: int, layers: Layers
                     batch.cache.positions += missing
             batch.step()
             batch.cache.release()
-        return rows, 0
+        return 0
 
     return take_measure(run, device)
 
@@ -333,7 +333,7 @@ def measure_reading(stage: Reading, device: str, rows: int, layers: Layers = ALL
         layers: number of layers.
     """
 
-    def run(live: LiveMemory) -> tuple[int, int]:
+    def run(live: LiveMemory) -> int:
         model = build(stage.model, device, layers[0], live)
         decoder, head = decoder_and_head(model)
         transform = read_transform(model.config)
@@ -344,7 +344,7 @@ def measure_reading(stage: Reading, device: str, rows: int, layers: Layers = ALL
             hidden = take_rows(read_hidden(decoder, batch["input_ids"]), batch["positions"])
             live.phase = "head"
             read_rows(stage, hidden, head, transform, batch["targets"])
-        return rows, 0
+        return 0
 
     return take_measure(run, device)
 

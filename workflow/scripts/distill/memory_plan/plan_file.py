@@ -54,6 +54,7 @@ class Plan:
         changes: for what does not fit, what a change would make of it: (the setting, its estimate) by key.
         stages: the stages, for readers without the configuration: `rule`, `name`, `wildcards`, the fields of the
             estimate of what takes most, and `request_mb`.
+        problems: why there is no estimate, by key.
     """
 
     device: str
@@ -62,6 +63,7 @@ class Plan:
     estimates: dict[str, Estimate] = field(default_factory=dict)
     changes: dict[str, list[tuple[str, Estimate]]] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 def get_key(work: Work, device: str) -> str:
@@ -99,6 +101,7 @@ def read_plan(path: Path) -> Plan | None:
                 for key, changes in found["changes"].items()
             },
             stages=found["stages"],
+            problems=found["problems"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected a memory plan ({error!r}); delete it, and run `make plan` again") from None

@@ -22,21 +22,6 @@ class ModelShape:
     dtype: str = "bfloat16"
     quantization: str = "none"
 
-    @property
-    def text_config(self) -> dict[str, Any]:
-        """The settings of its text model."""
-        return self.config.get("text_config") or self.config
-
-    @property
-    def config_vocabulary(self) -> int:
-        """Rows of its embeddings."""
-        return int(self.text_config["vocab_size"])
-
-    @property
-    def layers(self) -> int:
-        """Number of its layers."""
-        return int(self.text_config["num_hidden_layers"])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -75,13 +60,11 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generating:
-    """Answers by continuous batching. `batch_size` is None if it adapts to the memory."""
+class Inference:
+    """A single model that reads prompts of the same length and generates or reads answers."""
 
     model: ModelShape
     batch_size: int | None
-    temperature: float
-    top_p: float
     prompt_tokens: int
     answer_tokens: int
 
@@ -92,27 +75,25 @@ class Generating:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Answers that a model reads.
+class Generating(Inference):
+    """Answers by continuous batching. `batch_size` is None if it adapts to the memory."""
+
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Inference):
+    """Answers that a model reads. `batch_size` is None for the usual number.
 
     Attributes:
         kind: `likelihood`, `hidden` or `topk`.
-        batch_size: None for the usual number.
         temperatures: temperatures of a `topk` signal.
     """
 
-    model: ModelShape
     kind: str
-    batch_size: int | None
-    prompt_tokens: int
-    answer_tokens: int
     top_k: int = 64
     temperatures: tuple[float, ...] = (1.0,)
-
-    @property
-    def models(self) -> tuple[ModelShape, ...]:
-        """The model."""
-        return (self.model,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def render_plan(plan: Plan, stages: Sequence[Stage | str], device: Device) -> st
     ]
     for stage, _ in known:
         lines += render_changes(plan, stage)
-    lines += [f"\nNot planned: {stage}" for stage in stages if isinstance(stage, str)]
+    lines += [f"\nNot planned: {problem}" for problem in list_problems(plan, stages)]
     return "\n".join(lines)
 
 
@@ -60,6 +60,18 @@ def render_rows(rows: Sequence[Sequence[str]]) -> list[str]:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
     ]
     return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+
+
+def list_problems(plan: Plan, stages: Sequence[Stage | str]) -> list[str]:
+    """What is not planned, and why."""
+    found = []
+    for stage in stages:
+        if isinstance(stage, str):
+            found.append(stage)
+            continue
+        keys = [get_key(work, plan.device) for work in stage.work]
+        found += [f"{stage.name}: {plan.problems[key]}" for key in keys if key in plan.problems]
+    return found
 
 
 def render_changes(plan: Plan, stage: Stage) -> list[str]:

@@ -103,6 +103,7 @@ class LiveMemory(TorchDispatchMode):
             if divided is not NotImplemented:
                 return divided
         found = func(*args, **kwargs)
+        before = self.now
         for one in tree_flatten(found)[0]:
             if isinstance(one, torch.Tensor):
                 self.add(one)
@@ -110,7 +111,8 @@ class LiveMemory(TorchDispatchMode):
         if extra:
             number = len(self.events)
             self.events += [(number, extra), (number, 0)]
-        self.note(str(func).removesuffix(".default").removesuffix(".Tensor"), extra)
+        if self.now > before or extra:
+            self.note(str(func).removesuffix(".default").removesuffix(".Tensor"), extra)
         return found
 
 

@@ -204,7 +204,7 @@ class SlotCache(Cache):
             for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
                 own = slice(start, start + length)
                 layer.write(first + row, keys[row, :, own], values[row, :, own])
-        self.positions[first : first + len(lengths)] = to_device(lengths, self.device)
+        self.positions[first : first + len(lengths)] = make_tensor(lengths, self.device)
 
     def release(self) -> None:
         """Free all memory now; layers and cache refer to each other, so Python would free it at the next collection."""
@@ -219,7 +219,7 @@ class SlotCache(Cache):
         self.positions[target] = self.positions[source]
 
 
-def to_device(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> torch.Tensor:
+def make_tensor(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> torch.Tensor:
     """Return a tensor of numbers, possibly nested; a copy to a GPU does not wait for the kernels before it."""
     made = torch.tensor(numbers, dtype=dtype)
     return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache
 
 from distill.common.errors import InputError
-from distill.generation.kv_cache import RowLimit, SlotCache, keys_and_values, to_device
+from distill.generation.kv_cache import RowLimit, SlotCache, keys_and_values, make_tensor
 from distill.generation.prefixes import Group, group_by_prefix
 from distill.models.batches import is_out_of_memory
 from distill.models.completions import decoder_and_head, project
@@ -216,9 +216,9 @@ class RollingBatch:
         starts = [count_cached(waiting) for waiting in taken]
         tails = [[*self.job.prompts[one.index][start:], *one.tokens] for one, start in zip(taken, starts, strict=True)]
         width = max(map(len, tails))
-        ids = to_device([[*tail, *[0] * (width - len(tail))] for tail in tails], self.device)
-        last = to_device([len(tail) - 1 for tail in tails], self.device)
-        first = to_device(starts, self.device)
+        ids = make_tensor([[*tail, *[0] * (width - len(tail))] for tail in tails], self.device)
+        last = make_tensor([len(tail) - 1 for tail in tails], self.device)
+        first = make_tensor(starts, self.device)
         cache, mask = DynamicCache(), None
         if longest := max(starts):
             for number, states in enumerate(join_prefixes(taken, longest)):
@@ -245,7 +245,7 @@ class RollingBatch:
         multiple = KEY_MULTIPLE[self.device.type]
         self.cache.length = -(-longest // multiple) * multiple
         # Before the forward pass: a copy behind it would keep the GPU waiting for the next kernels.
-        ids = to_device([one.tokens[-1:] for one in self.rows], self.device)
+        ids = make_tensor([one.tokens[-1:] for one in self.rows], self.device)
         uniforms = self.take_uniforms(self.rows)
         positions = self.cache.positions[:rows]
         unseen = torch.arange(self.cache.length, device=self.device) > positions[:, None]
@@ -264,7 +264,7 @@ class RollingBatch:
             if one.index not in self.uniforms:
                 self.uniforms[one.index] = self.job.uniforms(one.index)
         drawn = [float(self.uniforms[one.index][len(one.tokens)]) for one in sequences]
-        return to_device(drawn, self.device, torch.float64)
+        return make_tensor(drawn, self.device, torch.float64)
 
     def append_tokens(self, sequences: Sequence[Running], logits: torch.Tensor, uniforms: torch.Tensor | None) -> None:
         """Sample the next token of each sequence.

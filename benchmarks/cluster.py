@@ -90,7 +90,7 @@ def find_seen(output: str) -> dict[str, datetime]:
     seen = {}
     for job, number, log in re.findall(r"Job (\S+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)\.", output):
         if not job.isdigit():
-            folder = re.search(r"/slurm_logs/group_(\w+)/", log)[1]  # GROUP_RULES
+            folder = re.search(r"/slurm_logs/group_([\w.]+)/", log)[1]  # GROUP_RULES
             job = first[max((name for name in first if folder.startswith(f"{name}_")), key=len)]
         seen[number] = finished[job]
     return seen

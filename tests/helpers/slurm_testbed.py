@@ -115,8 +115,8 @@ def wait_until(is_time, seconds=600, why="", describe=lambda: ""):
 
 def submitted(output):
     """Map the Slurm jobs in a run's output to their rule or `group_NAME`, which the paths of their logs contain."""
-    jobs = re.findall(r"SLURM jobid (\d+) \(log: \S*/slurm_logs/(?:rule_)?(\w+)/", output)
-    # The folder of a group's log is named after the group and its rules.
+    jobs = re.findall(r"SLURM jobid (\d+) \(log: \S*/slurm_logs/(?:rule_)?([\w.]+)/", output)
+    # The folder of a group's log is named after the group and its rules; from the sixth on, "..." stands for them.
     return {job: re.sub(r"^(group_(?:report|\w+?_(?:all|banks|households)))_.*", r"\1", name) for job, name in jobs}
 
 

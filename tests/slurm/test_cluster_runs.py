@@ -10,8 +10,8 @@ import pytest
 from running import ONE_THREAD, snakemake
 from slurm_testbed import submitted, wait_until
 
-# Files with durations or dates in them. All others must be equal.
-MEASURED = ("*.stats.json", "training_log.jsonl", "*.svg", "README.md")
+# Files with durations, memory or dates in them. All others must be equal.
+MEASURED = ("*.stats.json", "training_log.jsonl", "memory.csv", "*.svg", "README.md")
 ON_GPU = {"generate_answers", "train_student", "group_evaluate_banks", "group_evaluate_households"}
 
 

@@ -70,13 +70,15 @@ requeue_job() {
 # Requeues the job if the command was stopped: by the signal (128 + SIGTERM or SIGUSR1), or by itself with the same exit
 # code. Any other exit code is a failure of the command.
 end_job() {
-  local code=$1
+  local code=$1 attempt
   [[ -z $watching ]] || kill "$watching" 2> /dev/null || true
-  # Slurm signals one process after the other: the command may have ended before this shell has its signal.
-  if [[ -z $stopped && ($code == 143 || $code == 138) ]]; then
-    sleep 2 &
+  # Slurm signals one process after the other: the command may have ended before this shell has its signal, on a busy
+  # node some seconds before.
+  for attempt in {1..10}; do
+    [[ -z $stopped && ($code == 143 || $code == 138) ]] || break
+    sleep 1 &
     wait $! || true
-  fi
+  done
   if [[ $stopped && ($code == 143 || $code == 138) ]]; then requeue_job; fi
   exit "$code"
 }

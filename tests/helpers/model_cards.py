@@ -9,7 +9,12 @@ from distill.plan.schema import check_config
 from distill.student.model_card import TrainingFacts, render_card
 
 FACTS = {"base_model": "owner/student", "teacher": "owner/teacher", "method": "jsd", "train_records": 90}
-FACTS |= {"val_records": 10, "options": {"beta": 0.3}, "final": {"steps": 7, "loss": 0.5}}
+FACTS |= {
+    "val_records": 10,
+    "options": {"beta": 0.3},
+    "final": {"steps": 7, "loss": 0.5},
+    "warnings": ["The student reads <think>."],
+}
 
 
 def make_config(student=None, export=None, **changes):

@@ -22,6 +22,7 @@ def test_a_card_describes_the_model_and_its_scores(tmp_path):
     assert "| `kd_gguf` | 2.00 [1.50, 3.00] | 24.5 [23.5, 25.5] | 20 |" in card.text
     assert "| `teacher` | 2.00 [1.50, 3.00] | 30.0 [29.0, 31.0] | 20 |" in card.text
     assert "on 90 training and\n10 validation records" in card.text
+    assert "\n\n## Warnings\n\n- The student reads &lt;think&gt;.\n\n## Training\n" in card.text
     assert digest_settings(config, "kd") in card.text
     assert "ollama create" in card.text
 

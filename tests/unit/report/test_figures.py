@@ -162,6 +162,25 @@ def test_seqkd_alone_has_no_panel_for_the_distillation_term(tmp_path, drawn):
     assert [list(line.get_ydata()) for line in panel.get_lines()] == [[], [1.0, 0.1, 0.05]]
 
 
+def test_warnings_of_trainings_stand_below_the_curves(tmp_path, drawn):
+    shared, own = "Student and teacher read 'a$b$' and '<think>\\n'. " + "More. " * 60, "The gradient is 0.001 times."
+    logs = []
+    for student, category in (("kd", "banks"), ("kd", "all"), ("other", "banks")):
+        path = write_log(tmp_path, student, category)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines[0]["warnings"] = [shared] if student == "kd" else [own]
+        logs.append(read_training_log(write_jsonl(path, lines)))
+    draw_training([read_training_log(write_log(tmp_path, "silent"))], tmp_path / "silent.svg")
+    draw_training(logs, tmp_path / "training.svg")
+    texts = " ".join(read_texts(tmp_path / "training.svg"))
+    assert texts.count(f"kd (banks), kd (all): {shared.strip()}") == 1
+    assert texts.count(f"other (banks): {own}") == 1
+    assert drawn[0].get_supxlabel() == ""
+    lowest = min(axes.get_tightbbox().y0 for axes in drawn[1].axes)
+    assert drawn[1]._supxlabel.get_window_extent().y1 < lowest  # below the panels
+    assert drawn[1]._supxlabel.get_window_extent().x1 < drawn[1].bbox.x1
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [([], "found an empty file"), ([{"loss": 1.0}], "training_log.jsonl:1: step: expected a whole number")],

@@ -3,6 +3,7 @@
 Each figure is a grid of small panels with a row per category.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -33,6 +35,7 @@ from distill.report.panels import (
 LOG_RATIO = 30  # ratio of largest to smallest score above which a log axis is used
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 MANY_POINTS = 1000  # from this number on, the points of a panel are an image inside the SVG: the file stays small
+NOTE_CHARACTERS, NOTE_LINE = 17, 0.13  # of notes below a figure: characters per inch, height of a line in inches
 
 CURVES = {
     "loss": "training loss",
@@ -95,8 +98,30 @@ def pick_curve(log: TrainingLog, field: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
+def list_warnings(logs: Sequence[TrainingLog]) -> dict[str, list[str]]:
+    """The trainings, as student and category, that each warning in the logs is about."""
+    found: dict[str, list[str]] = {}
+    for log in logs:
+        for warning in (one for line in log.lines for one in line.get("warnings", [])):
+            found.setdefault(warning, []).append(f"{log.student} ({log.category})")
+    return found
+
+
+def add_warnings(figure: Figure, logs: Sequence[TrainingLog]) -> None:
+    """Write the warnings of the trainings below all panels; the figure grows by their height."""
+    width, height = figure.get_size_inches()
+    notes = [f"{', '.join(names)}: {warning}" for warning, names in list_warnings(logs).items()]
+    lines = [line for note in notes for line in textwrap.wrap(note, int(width * NOTE_CHARACTERS))]
+    if lines:
+        figure.set_size_inches(width, height + len(lines) * NOTE_LINE)
+        figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left")
+
+
 def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> None:
-    """Draw the loss, its two terms and the validation loss over the steps: a row per category, a line per student."""
+    """Draw the loss, its two terms and the validation loss over the steps: a row per category, a line per student.
+
+    The warnings of the logs stand below.
+    """
     categories = order_categories(log.category for log in logs)
     students = order_models(log.student for log in logs)
     colors = choose_colors(students)
@@ -118,6 +143,7 @@ def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> Non
             axes.set_xlabel("optimizer step")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=TICK_STEPS, integer=True))
         add_legend(figure, [Line2D([], [], color=colors[student]) for student in students], students)
+        add_warnings(figure, logs)
 
 
 def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:

@@ -1,6 +1,8 @@
 """The README.md of a student's folder: a Hugging Face model card."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import yaml
@@ -21,6 +23,7 @@ class TrainingFacts:
         val_records: number of validation records.
         options: names and values of the options in use.
         final: number of steps, and the last values of the training log.
+        warnings: sentences from the training log.
     """
 
     base_model: str
@@ -30,6 +33,7 @@ class TrainingFacts:
     val_records: int
     options: dict[str, Any]
     final: dict[str, float]
+    warnings: list[str]
 
 
 def render_card(student: str, category: str, facts: TrainingFacts) -> str:
@@ -57,7 +61,7 @@ def render_card(student: str, category: str, facts: TrainingFacts) -> str:
 
 `{facts.base_model}` distilled by `{facts.method}` from {source}, on {facts.train_records} training and
 {facts.val_records} validation records of {records}.
-
+{list_warnings(facts.warnings)}
 ## Training
 
 {describe_loss(facts.method)}
@@ -75,6 +79,13 @@ divergence, both before their weights.
 | --- | ---: |
 {results}
 """
+
+
+def list_warnings(warnings: Sequence[str]) -> str:
+    """A section of the card; empty without warnings. Tags in the texts of chat templates are no HTML."""
+    if not warnings:
+        return ""
+    return "\n## Warnings\n\n" + "".join(f"- {escape(warning, quote=False)}\n" for warning in warnings)
 
 
 def format_option(value: Any) -> str:

@@ -30,6 +30,7 @@ from distill.student.on_policy import SampleBuffer
 from distill.student.options import TrainOptions
 from distill.student.step_batches import StepBatches
 from distill.student.student_run import StudentRun, list_result_settings
+from distill.student.template_check import compare_templates
 from distill.student.trainer import OUT_OF_MEMORY, DistillTrainer
 from distill.student.trainer_arguments import make_trainer_arguments
 from distill.student.training_examples import (
@@ -75,13 +76,14 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     teacher = load_teacher(run, chat, device)
     examples = make_examples(run, {"train": train, "val": val}, chat, teacher)
     check_positions(run, chain(*examples.values()))
+    warnings = compare_templates(examples["train"], chat, teacher.chat) if teacher else []
     set_seed(run.train.seed)  # before the LoRA weights are initialised
     model = load_student(run, device)
     if run.train.strategy == "fsdp":
         shard_student(model, local_device(device), run.train.fsdp_offload, run.train.precision)
     runs = run.checkpoints / run.name / run.category
     folder = runs / (run_digest(run, examples, teacher) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
-    trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device)
+    trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings)
     logger.info("%d training and %d validation records", len(examples["train"]), len(examples["val"]))
     run_training(trainer, folder)
     if run.train.best_checkpoint and trainer.state.best_model_checkpoint:
@@ -152,8 +154,9 @@ def build_trainer(
     teacher: LoadedTeacher | None,
     examples: Examples,
     device: torch.device,
+    warnings: Sequence[str] = (),
 ) -> DistillTrainer:
-    """The trainer of a run, with its checkpoints in `folder`."""
+    """The trainer of a run, with its checkpoints in `folder`, and what the log's first line warns of."""
     batches = StepBatches(
         [len(example["prompt"]) + len(example["completion"]) for example in examples["train"]],
         run.train.batch_size,
@@ -178,6 +181,7 @@ def build_trainer(
         sampler=make_sampler(run, teacher, examples["train"], batches, tokenizer),
         keep_best=run.train.best_checkpoint,
         patience=run.train.early_stopping_patience,
+        warnings=warnings,
     )
 
 

@@ -53,6 +53,7 @@ class DistillTrainer(Trainer):
         sampler: the student's own answers for on-policy steps; None trains on the teacher's answers only.
         keep_best: whether to keep the model with the lowest validation loss.
         patience: validations without a lower loss after which training stops; None never stops early.
+        warnings: sentences that the log's first line reports, and with it the model card and the report.
     """
 
     # The loss is already divided by the tokens of the step.
@@ -68,13 +69,14 @@ class DistillTrainer(Trainer):
         sampler: SampleBuffer | None = None,
         keep_best: bool = False,
         patience: int | None = None,
+        warnings: Sequence[str] = (),
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
         self.batches, self.pad_id, self.signal, self.sampler = batches, pad_id, signal, sampler
         self.objective: Objective = objective
-        self.keep_best, self.patience = keep_best, patience
+        self.keep_best, self.patience, self.warnings = keep_best, patience, warnings
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         base.forward = types.MethodType(score_completions, base)
@@ -313,7 +315,7 @@ class DistillTrainer(Trainer):
     # ---- Log ----
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Add terms, speed and memory to a training line, and stop if it is not finite.
+        """Add terms, speed, memory and warnings to a training line, and stop if it is not finite.
 
         In fp16 a gradient may overflow: the gradient scaler skips the step and lowers its scale, and `grad_norm` is
         null.
@@ -328,6 +330,13 @@ class DistillTrainer(Trainer):
             )
             if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
                 logs["grad_norm"] = None
+            if warnings := self.find_warnings():
+                logs["warnings"] = warnings
         if "train_runtime" not in logs:
             super().log(logs, start_time)
             logger.info("step %d/%d: %s", self.state.global_step, self.state.max_steps, format_numbers(logs))
+
+    def find_warnings(self) -> list[str]:
+        """What a training line warns of. The history of a resumed training has what was found before."""
+        is_first = not any("loss" in earlier for earlier in self.state.log_history)
+        return list(self.warnings) if is_first else []

@@ -20,6 +20,7 @@ from distill.student.fsdp import shard_teacher
 from distill.student.options import TrainOptions
 from distill.student.student_run import StudentRun, TeacherSource
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
+from distill.student.template_check import compare_ends
 from distill.teacher.signal_files import SignalReader, check_signal_fits, signal_key
 
 Record = dict[str, Any]
@@ -53,7 +54,8 @@ def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -
         device: device of the training.
 
     Raises:
-        InputError: the teacher does not share the student's tokenizer, or a signal belongs to another teacher.
+        InputError: the teacher does not share the student's tokenizer, or a signal belongs to another teacher or has
+            another end of turn than the student's.
     """
     source = run.teacher
     if source is None:
@@ -66,6 +68,9 @@ def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -
         fingerprint = fingerprint_model(source.model, next(iter(source.adapters), None))
         return LoadedTeacher(chat, vocabulary, online, [], [fingerprint])
     readers = open_signals(run, source, chat, device)
+    if ends := compare_ends(student, chat):
+        problem = f"{ends[0]} A cached signal has the teacher's token there: use signal online"
+        raise InputError(f"signal {run.objective.signal}: {problem}")
     cached: Signal = (
         HiddenSignal(readers, local_device(device), select_dtype(source.dtype, device))
         if run.objective.signal == "hidden"

@@ -73,4 +73,5 @@ def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, ex
         val_records=len(examples["val"]),
         options=list_card_settings(run),
         final=final,
+        warnings=[warning for line in history for warning in line.get("warnings", [])],
     )

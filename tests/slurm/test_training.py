@@ -57,7 +57,7 @@ def assert_same_run(folder, other):
     lines, wanted = (read_lines(path / "training_log.jsonl") for path in (folder, other))
     assert len(wanted) == 240  # one for each step, and one for each epoch's validation
     for line, one in zip(lines, wanted, strict=True):
-        pace = ("tokens_per_second", "memory_mb", "reserved_mb")
+        pace = ("tokens_per_second", "memory_mb", "reserved_mb", "warnings")
         assert {k: v for k, v in line.items() if k not in pace} == pytest.approx(
             {k: v for k, v in one.items() if k not in pace}, rel=1e-5
         )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from running import SCRIPTS, environment
 from safetensors.torch import load_file
-from tiny import save_model
+from tiny import ZEPHYR, build_tokenizer, save_model
 from training_runs import (
     assert_same_weights,
     change_run,
@@ -107,10 +107,9 @@ def run(*command, **variables):
 
 
 def log_of(folder):
-    return [
-        {name: value for name, value in line.items() if name not in ("tokens_per_second", "memory_mb", "reserved_mb")}
-        for line in read_log(folder)
-    ]
+    """The numbers of a training log that do not depend on the machine."""
+    others = ("tokens_per_second", "memory_mb", "reserved_mb", "warnings")
+    return [{name: value for name, value in line.items() if name not in others} for line in read_log(folder)]
 
 
 def assert_same_run(folder, other, rel=1e-5):
@@ -154,6 +153,23 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     before = load_file(Path(models["student"]) / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], FSDP], ids=["ddp", "fsdp"])
+def test_two_ranks_warn_once_of_what_one_warns_of(tmp_path, models, records, caplog, more):
+    """Another chat template of the teacher, and a divergence of negligible weight."""
+    build_tokenizer(template=ZEPHYR).save_pretrained(models["teacher"])
+    data = write_splits(tmp_path / "data", records, [])
+    train_student(change_run(make_run(tmp_path, models, out="one"), alpha=1e-4), records, [])
+    arguments = make_arguments(tmp_path, models, out="two", data=data)
+    code, log = run(*TORCHRUN, SCRIPTS / "train_student.py", *arguments, "--alpha=1e-4", *more)
+    assert code == 0, log
+    one, two = (read_log(tmp_path / name)[0]["warnings"] for name in ("one", "two"))
+    assert one == two
+    assert len(one) == 2
+    for warning in one:
+        assert log.count(warning) == caplog.text.count(warning) == 1
 
 
 def test_gradients_are_views_of_the_buckets_of_ddp(tmp_path, models, records):

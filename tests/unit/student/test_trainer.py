@@ -1,6 +1,7 @@
 """Training: the objective, its invariances, resuming, and the student's folder."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from distill.models.completions import collate, take_rows
 from distill.models.examples import encode_examples
 from distill.student import loss as losses
 from distill.student import train_student as student_module
+from distill.student import training_meter
 from distill.student.checkpoints import find_last_checkpoint
 from distill.student.divergences import METHODS
 from distill.student.fused_loss import distillation_loss
 from distill.student.step_batches import StepBatches
 from distill.student.trainer_arguments import make_trainer_arguments
+from distill.student.training_meter import MIN_GRADIENT_RATIO, describe_weak_divergence
 
 
 def expected_loss(run, records, tokenizer, alpha, tau, sizes=None):
@@ -251,6 +254,86 @@ def test_incomplete_checkpoints_are_skipped(tmp_path):
     assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     shutil.rmtree(tmp_path / "checkpoint-4")
     assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def expected_gradients(run, records, tokenizer, alpha, tau):
+    """Norms of the gradients of both weighted terms with respect to all logits of a step, in float64 by autograd."""
+    models = [AutoModelForCausalLM.from_pretrained(name).double() for name in (run.model, run.teacher.model)]
+    chat, squares, count = ChatTemplate(tokenizer), torch.zeros(2, dtype=torch.float64), 0
+    for record in records:
+        system, prompt, answer = (message["content"] for message in record["messages"])
+        start, end = chat.encode_prompt(system, prompt), chat.encode_completion(answer)
+        with torch.no_grad():
+            found = [model(torch.tensor([start + end])).logits[0, len(start) - 1 : -1] for model in models]
+        student, teacher = found[0].requires_grad_(), (found[1][:, : len(tokenizer)] / tau).log_softmax(-1)
+        own = (student[:, : len(tokenizer)] / tau).log_softmax(-1)
+        terms = (
+            (1 - alpha) * torch.nn.functional.cross_entropy(student, torch.tensor(end), reduction="sum"),
+            alpha * tau**2 * (teacher.exp() * (teacher - own)).sum(),
+        )
+        squares += torch.stack([torch.autograd.grad(term, student)[0].square().sum() for term in terms])
+        count += len(end)
+    return (squares.sqrt() / count).tolist()
+
+
+@pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
+@pytest.mark.parametrize(("alpha", "is_weak"), [(0.5, False), (1e-3, True)])
+def test_a_divergence_with_a_hundredth_of_the_gradient_is_told_of(
+    options, records, tokenizer, caplog, alpha, is_weak, lora
+):
+    run = options(alpha=alpha, batch_size=3, gradient_accumulation_steps=4, warmup_ratio=0.0, lora_rank=lora)
+    train_student(run, records, [])
+    ce, kd = expected_gradients(run, records, tokenizer, alpha, 2.0)
+    first, *others = log_lines(run)
+    assert (first["ce_grad"], first["kd_grad"]) == (pytest.approx(ce, rel=1e-4), pytest.approx(kd, rel=1e-4))
+    assert (kd / ce < MIN_GRADIENT_RATIO) == is_weak
+    wanted = f"is {kd:.2g}, {kd / ce:.2g} times the cross-entropy term's {ce:.2g}: the teacher's distribution has"
+    assert caplog.text.count(wanted) == is_weak
+    assert sum(wanted in warning for warning in first.get("warnings", [])) == is_weak
+    assert ("- At the start of training, the gradient norm of the weighted" in (run.out / "README.md").read_text()) == (
+        is_weak
+    )
+    assert not any("warnings" in line for line in others)
+
+
+def test_a_resumed_run_keeps_the_warning_without_a_second_one(options, records, monkeypatch, caplog):
+    run = options(alpha=1e-4, epochs=3.0, save_steps=2)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            train_student(run, records, records[:2])
+    assert caplog.text.count("negligible influence") == 1
+    train_student(run, records, records[:2])
+    assert caplog.text.count("negligible influence") == 1
+    assert [line["step"] for line in log_lines(run) if "warnings" in line] == [1]
+    assert (run.out / "README.md").read_text().count("negligible influence") == 1
+
+
+def test_the_comparison_of_the_gradients_does_not_change_the_student(options, records, monkeypatch, caplog):
+    found = []
+    for ratio in (0.0, math.inf):
+        monkeypatch.setattr(training_meter, "MIN_GRADIENT_RATIO", ratio)
+        run = options(out=f"out{ratio}")
+        train_student(run, records, records[:2])
+        found.append(weights(run))
+        assert ("negligible influence" in caplog.text) == (ratio > 0)
+    assert_same_weights(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("ce", "kd", "earlier", "expected"),
+    [
+        (1.0, 0.009, [], True),
+        (1.0, 0.0, [], True),
+        (1.0, 0.011, [], False),
+        (1.0, None, [], False),  # seqkd
+        (0.0, 0.5, [], False),  # alpha is 1, or all steps are on-policy
+        (1.0, 0.009, [{"val_loss": 1.0}, {"ce_grad": 0.0, "kd_grad": 0.5}], True),
+        (1.0, 0.009, [{"ce_grad": 1.0, "kd_grad": 0.5}], False),
+    ],
+)
+def test_the_first_line_with_both_terms_decides(ce, kd, earlier, expected):
+    assert bool(describe_weak_divergence({"ce_grad": ce, "kd_grad": kd}, earlier)) == expected
 
 
 def test_the_folder_is_an_ordinary_model(options, records):

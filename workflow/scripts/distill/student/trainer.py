@@ -29,7 +29,12 @@ from distill.student.loss import Objective, Terms
 from distill.student.on_policy import SampleBuffer
 from distill.student.step_batches import EpochLoader, StepBatches, split_validation
 from distill.student.teacher_signal import Signal
-from distill.student.training_meter import TrainingMeter, format_numbers, summarize_validation
+from distill.student.training_meter import (
+    TrainingMeter,
+    describe_weak_divergence,
+    format_numbers,
+    summarize_validation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -330,13 +335,18 @@ class DistillTrainer(Trainer):
             )
             if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
                 logs["grad_norm"] = None
-            if warnings := self.find_warnings():
+            if warnings := self.find_warnings(logs):
                 logs["warnings"] = warnings
         if "train_runtime" not in logs:
             super().log(logs, start_time)
             logger.info("step %d/%d: %s", self.state.global_step, self.state.max_steps, format_numbers(logs))
 
-    def find_warnings(self) -> list[str]:
+    def find_warnings(self, line: dict[str, Any]) -> list[str]:
         """What a training line warns of. The history of a resumed training has what was found before."""
-        is_first = not any("loss" in earlier for earlier in self.state.log_history)
-        return list(self.warnings) if is_first else []
+        history = self.state.log_history
+        weak = describe_weak_divergence(line, history)
+        if self.is_world_process_zero():
+            for warning in weak:
+                logger.warning(warning)
+        is_first = not any("loss" in earlier for earlier in history)
+        return [*(self.warnings if is_first else ()), *weak]

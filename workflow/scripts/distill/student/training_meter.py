@@ -11,6 +11,9 @@ from distill.models.memory import memory_mb, reserved_mb
 from distill.student.callbacks import NOT_FINITE_ADVICE, NotFiniteError
 from distill.student.loss import Terms
 
+# Ratio of the terms' gradient norms below which the divergence has negligible influence.
+MIN_GRADIENT_RATIO = 0.01
+
 
 class TrainingMeter:
     """Sums over the steps since the last line of the log.
@@ -122,6 +125,32 @@ def gradient_norm(squares: float, tokens: float, steps: int) -> float:
         tokens: completion tokens of these steps; the loss of a step is a mean over its tokens.
     """
     return math.sqrt(squares / steps) / max(tokens / steps, 1)
+
+
+def has_both_gradients(line: dict[str, Any]) -> bool:
+    """Whether a line of the log is about steps with both terms; on-policy steps have no cross-entropy term."""
+    return bool(line.get("ce_grad")) and line.get("kd_grad") is not None
+
+
+def describe_weak_divergence(line: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence if the gradient of the divergence is below MIN_GRADIENT_RATIO of cross-entropy's.
+
+    Only the first line with both terms counts: later the ratio may fall because the student comes close to the teacher.
+
+    Args:
+        line: the current line of the log.
+        history: the earlier lines.
+    """
+    if not has_both_gradients(line) or any(map(has_both_gradients, history)):
+        return []
+    ce, kd = line["ce_grad"], line["kd_grad"]
+    if kd >= MIN_GRADIENT_RATIO * ce:
+        return []
+    return [
+        "At the start of training, the gradient norm of the weighted distillation term with respect to the logits is "
+        f"{kd:.2g}, {kd / ce:.2g} times the cross-entropy term's {ce:.2g}: the teacher's distribution has negligible "
+        "influence. Raise alpha or temperature, or choose a method with another divergence."
+    ]
 
 
 def format_numbers(fields: dict[str, Any]) -> str:

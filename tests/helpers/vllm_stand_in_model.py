@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 GREEDY_BELOW = 1e-5  # vLLM treats a lower temperature as zero
@@ -112,6 +111,8 @@ class Model:
             if number:
                 model.load_adapter(path, self.names[name])
             else:
+                from peft import PeftModel  # its import takes a second, and many servers have no adapter
+
                 model = PeftModel.from_pretrained(model, path, self.names[name])
         self.model = model.eval()
 

@@ -38,6 +38,9 @@ if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process:
     signal.signal(signal.SIGUSR1, lambda *_: None)
     shell.prefix(f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'requeue.sh'))}; ")
 
+if "SLURM_JOB_ID" in os.environ and not workflow.is_main_process and experiment.is_shared(config):
+    stop("teacher.vllm.share: expected false with Slurm, where a server and the jobs that use it can be on other nodes")
+
 # The module is loaded wherever the Slurm executor is installed, even if another executor is chosen.
 if workflow.is_main_process and "snakemake_executor_plugin_slurm" in sys.modules:
     from distill.plan import slurm_executor
@@ -90,5 +93,5 @@ if workflow.is_main_process:
     check_models()
 
 if workflow.is_main_process:
-    for line in signals.describe_signals(config, CATEGORIES):
+    for line in [experiment.describe_teacher(config), *signals.describe_signals(config, CATEGORIES)]:
         logger.info(line)

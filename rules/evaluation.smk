@@ -7,6 +7,7 @@ rule predict_answers:
             test_target="test.target",
         ),
         model=model_files(experiment.get_predicting_models, "model", "category"),
+        server=shared_server("predictions"),
     output:
         predictions="output/evaluation/{model}/{category}.predictions.jsonl",
     log:
@@ -23,6 +24,11 @@ rule predict_answers:
         group_slots=1,
         mem_mb=planned_memory("predict_answers", 32000),
         runtime=240,
+        # For the Slurm executor; unset for one node.
+        nodes=serving_resource("nodes"),
+        tasks=serving_resource("tasks"),
+        tasks_per_gpu=serving_resource("tasks_per_gpu"),
+        mpi=serving_resource("mpi"),
     params:
         **job("predict_answers"),
         test=get_test_option,
@@ -39,6 +45,7 @@ rule predict_answers:
 use rule predict_answers as answer_questions with:
     input:
         model=model_files(experiment.get_predicting_models, "model", "category"),
+        server=shared_server("predictions"),
     output:
         answers="output/evaluation/{model}/{category}.questions.jsonl",
     log:
@@ -50,6 +57,11 @@ use rule predict_answers as answer_questions with:
         group_slots=1,
         mem_mb=planned_memory("answer_questions", 32000),
         runtime=60,
+        # For the Slurm executor; unset for one node.
+        nodes=serving_resource("nodes"),
+        tasks=serving_resource("tasks"),
+        tasks_per_gpu=serving_resource("tasks_per_gpu"),
+        mpi=serving_resource("mpi"),
     params:
         **job("answer_questions"),
         test="",
@@ -65,6 +77,7 @@ rule judge_answers:
             allow_missing=True,
         ),
         teacher=model_files(experiment.get_teacher_models, "category"),
+        server=shared_server("judgements"),
     output:
         judged="output/evaluation/teacher/{category}.judged.jsonl",
     log:
@@ -73,12 +86,17 @@ rule judge_answers:
         "logs/judge_answers/{category}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: job_resources.get_threads(config)
+    threads: job_resources.get_answering_threads(config)
     resources:
-        gpu=job_resources.get_gpus(config),
+        gpu=job_resources.get_answering_gpus(config),
         group_slots=1,
         mem_mb=planned_memory("judge_answers", 64000),
         runtime=240,
+        # For the Slurm executor; unset for one node.
+        nodes=serving_resource("nodes"),
+        tasks=serving_resource("tasks"),
+        tasks_per_gpu=serving_resource("tasks_per_gpu"),
+        mpi=serving_resource("mpi"),
     params:
         **job("judge_answers"),
         teacher=model_digests(experiment.get_teacher_models, "category"),

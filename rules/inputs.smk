@@ -102,6 +102,51 @@ def get_training_launch(wildcards, threads):
     return Untracked(f"python {get_script('run_on_nodes')} {options}" if options else "python")
 
 
+def shared_server(purpose):
+    """An input function: the file of the shared vLLM server of jobs with the teacher, if there is one."""
+
+    def call(wildcards):
+        return experiment.get_server_file(purpose) if has_shared_server(wildcards) else []
+
+    return call
+
+
+def has_shared_server(wildcards):
+    """Whether a job is one with the teacher, and a server has that."""
+    return experiment.is_shared(config) and getattr(wildcards, "model", experiment.TEACHER) == experiment.TEACHER
+
+
+def get_served_inputs(wildcards):
+    """What the jobs that share a server read, so that it starts when all of them can."""
+    files = {
+        "answers": "artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
+        "signals": "artifacts/distill_data/processed/{category}/train.jsonl",
+        "predictions": "artifacts/distill_data/processed/{category}/test.jsonl",
+        "judgements": "output/evaluation/{model}/{category}.predictions.jsonl",
+    }
+    return expand(files[wildcards.purpose], category=CATEGORIES, model=experiment.get_models(config))
+
+
+def get_served_models(wildcards):
+    """The files of the model and the adapters of a shared server that the workflow makes or downloads itself."""
+    models = {model: None for category in CATEGORIES for model in experiment.get_teacher_models(config, category)}
+    return [path for model in models for path in experiment.get_made_files(config, model)]
+
+
+def get_serving_options(wildcards):
+    return command_lines.serve_flags(config, CATEGORIES, wildcards.purpose)
+
+
+def serving_resource(name):
+    """A resource function for a job whose vLLM server spans several nodes; None leaves the resource unset."""
+
+    def call(wildcards):
+        model = getattr(wildcards, "model", experiment.TEACHER)
+        return job_resources.get_serving_nodes(config, model)[name]
+
+    return call
+
+
 def training_resource(name):
     """A resource function for a training; None leaves the resource unset."""
 
@@ -112,9 +157,14 @@ def training_resource(name):
 
 
 def planned_memory(rule, default):
-    """A resource function for the memory of a job in MB: that of the memory plan (`make plan`), or a default without."""
+    """A resource function for the memory of a job in MB: that of the memory plan (`make plan`), or a default without.
+
+    A job whose model is in a shared server needs little.
+    """
 
     def call(wildcards):
+        if rule in experiment.SERVED_RULES and has_shared_server(wildcards):
+            return 4000
         return MEMORY.get(rule, default, dict(wildcards.items()))
 
     return call

@@ -2,6 +2,7 @@ rule generate_answers:
     input:
         prompts="artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
         teacher=model_files(experiment.get_teacher_models, "category"),
+        server=shared_server("answers"),
     output:
         answers=branch(
             is_sharded(),
@@ -32,6 +33,11 @@ rule generate_answers:
         gpu=job_resources.get_answering_gpus(config),
         mem_mb=planned_memory("generate_answers", 32000),
         runtime=2880,
+        # For the Slurm executor; unset for one node.
+        nodes=serving_resource("nodes"),
+        tasks=serving_resource("tasks"),
+        tasks_per_gpu=serving_resource("tasks_per_gpu"),
+        mpi=serving_resource("mpi"),
     params:
         **job("generate_answers"),
         teacher=model_digests(experiment.get_teacher_models, "category"),
@@ -88,6 +94,7 @@ rule compute_signal:
             split=["train.source", "train.target", "val.jsonl", "val.source", "val.target"],
         ),
         teacher=model_files(experiment.get_teacher_models, "category"),
+        server=shared_server("signals"),
     output:
         multiext(
             "artifacts/distill_data/teacher_signal/{category}/{signal}/",
@@ -100,11 +107,16 @@ rule compute_signal:
         "logs/compute_signal/{category}.{signal}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: job_resources.get_threads(config)
+    threads: job_resources.get_answering_threads(config)
     resources:
-        gpu=job_resources.get_gpus(config),
+        gpu=job_resources.get_answering_gpus(config),
         mem_mb=planned_memory("compute_signal", 64000),
         runtime=2880,
+        # For the Slurm executor; unset for one node.
+        nodes=serving_resource("nodes"),
+        tasks=serving_resource("tasks"),
+        tasks_per_gpu=serving_resource("tasks_per_gpu"),
+        mpi=serving_resource("mpi"),
     params:
         **job("compute_signal"),
         teacher=model_digests(experiment.get_teacher_models, "category"),
@@ -116,3 +128,31 @@ rule compute_signal:
     shell:
         "python {params.script} --data {params.splits:q} {params.options} {params.run_options}"
         " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+
+
+# One vLLM server for all categories (teacher.vllm.share) instead of one for each job. Snakemake starts it before the jobs
+# that use it, runs all of them at the same time, and ends it after the last. Its inputs are those of all of them: a
+# server that had the GPU while they wait for a job on that GPU would never end.
+rule serve_teacher:
+    input:
+        needed=get_served_inputs,
+        teacher=get_served_models,
+    output:
+        service("artifacts/vllm/{purpose}.json"),
+    log:
+        "logs/serve_teacher/{purpose}.log",
+    wildcard_constraints:
+        purpose="|".join(experiment.SERVER_PURPOSES),
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=job_resources.get_serving_gpus(config),
+        mem_mb=planned_memory("serve_teacher", 32000),
+        runtime=2880,
+    params:
+        script=get_script("serve_teacher"),
+        options=get_serving_options,
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} {params.options} --device {params.device} --out {output:q} > {log:q} 2>&1"

@@ -49,6 +49,12 @@ def get_problems(text: str) -> dict[str, str]:
     return dict(line.strip().split(": ", 1) for line in lines)
 
 
+def test_the_default_configuration_only_needs_another_engine_for_vllm():
+    config = yaml.safe_load((CONFIG / "config.yaml").read_text(encoding="utf-8"))
+    config["teacher"]["engine"] = "vllm"
+    assert check_config(config)["teacher"]["vllm"]["nodes"] == 1
+
+
 def test_a_date_needs_no_quotes():
     assert check_config(make_config("template_date: 2025-01-31"))["template_date"] == "2025-01-31"
     assert "found '31.1.2025'" in get_problems("template_date: 31.1.2025")["template_date"]
@@ -147,6 +153,10 @@ def test_no_answer_contract():
 
 COPIED = "{init: copy_layers, layers: 2}"
 ADAPTERS = "{teacher: {adapter: 'a/{category}'}, students: {kd: {SETTINGS}}}"
+VLLM = "{teacher: {engine: vllm, generation: {max_new_tokens: 8}, vllm: {arguments: {max_model_len: 64}}}}"
+TOKENS = (
+    "{teacher: {engine: openai, base_url: http://s/v1, tokenizer: t}, students: {kd: {signal: topk, temperature: 1}}}"
+)
 SERVED = "{teacher: {engine: openai, base_url: http://s/v1}, students: {kd: {method: seqkd}}}"
 
 ERRORS = [
@@ -172,7 +182,7 @@ ERRORS = [
     ("answer: {label_fields: []}", "answer.label_fields", "expected at least one field name, since answer.key is set"),
     # not in this version
     ("source: {format: parquet}", "source.format", f"expected {' | '.join(SOURCE_FORMATS)}, found 'parquet'"),
-    ("teacher: {engine: vllm}", "teacher.engine", f"expected {' | '.join(ENGINES)}, found 'vllm'"),
+    ("teacher: {engine: tgi}", "teacher.engine", f"expected {' | '.join(ENGINES)}, found 'tgi'"),
     ("teacher: {shards: 0}", "teacher.shards", "expected an integer >= 1, found 0"),
     ("students: {kd: {signal: cached}}", "students.kd.signal", "expected online | hidden | topk, found 'cached'"),
     ("students: {kd: {top_k: 0}}", "students.kd.top_k", "expected an integer >= 1, found 0"),
@@ -196,6 +206,75 @@ ERRORS = [
     (SERVED.replace("seqkd", "forward_kl, signal: topk"), "students.kd.method", "expected seqkd with engine openai"),
     (SERVED.replace("seqkd", f"seqkd, model: {COPIED}"), "students.kd.model", "expected a hub id or local folder with"),
     (SERVED, "", None),
+    (SERVED.replace("engine", "model: 'qwen-{category}', engine"), "", None),
+    (SERVED.replace("engine", "model: 'qwen-{name}', engine"), "teacher.model", "expected {category} as the only"),
+    ("teacher: {model: 'qwen-{category}'}", "teacher.model", "expected no placeholder"),
+    # servers that say how likely tokens are
+    (TOKENS, "", None),
+    (TOKENS.replace("tokenizer: t", "tokenizer: null"), "students.kd.method", "with teacher.tokenizer, signal topk"),
+    (TOKENS.replace("topk", "hidden"), "students.kd.signal", "expected topk with engine openai, found hidden"),
+    (TOKENS.replace("topk", "online"), "students.kd.signal", "expected topk with engine openai, found online"),
+    (
+        TOKENS.replace("temperature: 1", "temperature: 2"),
+        "students.kd.temperature",
+        "expected 1 with signal topk and engine openai, whose server gives log-probabilities at 1 alone, found 2",
+    ),
+    (
+        TOKENS.replace("tokenizer", "model: 'q-{category}', tokenizer").replace("signal", "pool: true, signal"),
+        "students.kd.pool",
+        "expected false with {category} in teacher.model",
+    ),
+    (
+        "teacher: {tokenizer: t}",
+        "teacher.tokenizer",
+        "expected null with engine transformers, which reads the tokenizer",
+    ),
+    # a vLLM server of the job's own
+    (VLLM, "", None),
+    (VLLM.replace("engine", "quantization: int8, engine"), "teacher.quantization", "has quantizations of its own"),
+    (VLLM.replace("max_model_len", "max-model-len"), "teacher.vllm.arguments.max-model-len", "with underscores"),
+    (VLLM.replace("max_model_len", "served_model_name"), "teacher.vllm.arguments.served_model_name", "sets this one"),
+    (VLLM.replace("vllm: {", "vllm: {nodes: 2, "), "teacher.vllm.nodes", "expected a divisor of tensor_parallel_size"),
+    (
+        VLLM.replace("vllm: {arguments: {", "vllm: {share: true, nodes: 2, arguments: {tensor_parallel_size: 2, "),
+        "teacher.vllm.share",
+        "expected false with 2 nodes",
+    ),
+    (VLLM.replace("vllm: {", "vllm: {nodes: 0, "), "teacher.vllm.nodes", "expected an integer >= 1, found 0"),
+    (
+        VLLM.replace("max_model_len: 64", "tensor_parallel_size: 2.5"),
+        "teacher.vllm.arguments.tensor_parallel_size",
+        "expected a whole number >= 1, found 2.5",
+    ),
+    (
+        VLLM.replace("max_model_len", "served_model"),
+        "teacher.vllm.arguments.served_model",
+        "expected a whole name such as",
+    ),
+    (VLLM.replace("max_model_len: 64", "config: serve.yaml"), "teacher.vllm.arguments.config", "sets this one itself"),
+    (
+        VLLM.replace("max_new_tokens: 8", "max_new_tokens: 64"),
+        "teacher.vllm.arguments.max_model_len",
+        "expected more than generation.max_new_tokens (64), found 64",
+    ),
+    (TOKENS.replace("tokenizer: t", "tokenizer: 'hf:owner/t'"), "teacher.tokenizer", "without hf:"),
+    (
+        "{teacher: {engine: vllm}, students: {kd: {signal: topk, temperature: 2}}}",
+        "students.kd.temperature",
+        "whose server gives log-probabilities at 1 alone; use signal hidden, found 2",
+    ),
+    (
+        "{teacher: {engine: vllm}, students: {kd: {signal: hidden, teacher_quantization: int8}}}",
+        "students.kd.teacher_quantization",
+        "expected null with engine vllm and signal hidden: the server quantizes, found int8",
+    ),
+    (
+        "{teacher: {engine: vllm, vllm: {nodes: 2, arguments: {pipeline_parallel_size: 2}}}, "
+        "students: {kd: {signal: hidden}}}",
+        "students.kd.signal",
+        "expected topk with pipeline_parallel_size over several nodes",
+    ),
+    ("{teacher: {engine: vllm}, students: {kd: {signal: online, teacher_quantization: int8}}}", "", None),
     (
         "teacher: {samples: 2, generation: {temperature: 0}}",
         "teacher.samples",

@@ -14,7 +14,7 @@ from distill.common.files import write_jsonl
 from distill.common.options import add_options
 from distill.evaluation.predict import answer_questions, find_journal, forget_others
 from distill.generation.engine import build_engine
-from distill.generation.options import EngineOptions
+from distill.generation.options import add_engine_options
 from distill.generation.sampling import Sampling
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default=Path("artifacts/predicted"),
         help="folder of stored answers",
     )
-    add_options(parser, EngineOptions)
+    add_engine_options(parser)
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
     add_options(parser, TemplateOptions)

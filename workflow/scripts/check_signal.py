@@ -14,6 +14,8 @@ from pathlib import Path
 from distill.common.arguments import count
 from distill.common.errors import run_script
 from distill.common.options import add_options
+from distill.generation.engine import ENGINES
+from distill.generation.options import add_engine_options
 from distill.models.options import DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.splits import read_split
 
@@ -26,6 +28,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, ModelOptions)
     add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
+    add_engine_options(parser, [name for name, kind in ENGINES.items() if kind.signals])
     parser.add_argument("--records", type=count, default=16, help="number of records to compare")
     parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")
     parser.add_argument("--seed", type=int, default=42)

@@ -17,7 +17,8 @@ from distill.common.errors import run_script
 from distill.common.files import write_json, write_jsonl
 from distill.common.options import add_options, read_options
 from distill.generation.engine import build_engine
-from distill.generation.options import EngineOptions
+from distill.generation.options import add_engine_options
+from distill.generation.recommendation import recommend_vllm
 from distill.generation.sampling import Sampling
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard", type=parse_shard, metavar="I-of-N", help="answer one part of the prompts")
     add_options(parser, AnswerOptions)
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
-    add_options(parser, EngineOptions)
+    add_engine_options(parser)
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
     add_options(parser, TemplateOptions)
@@ -54,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.shard:
         prompts = select_shard(prompts, args.shard)
     settings = read_options(args, AnswerSettings)
-    records, stats = answer_prompts(prompts, build_engine(args), settings, Path(args.cache))
+    engine = build_engine(args)
+    recommend_vllm(args)
+    records, stats = answer_prompts(prompts, engine, settings, Path(args.cache))
     problems: Counter[str] = Counter()
 
     def note_problems(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

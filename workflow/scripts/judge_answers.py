@@ -18,6 +18,7 @@ from distill.common.options import add_options
 from distill.evaluation.judge import find_models, judge
 from distill.evaluation.prediction_files import load_predictions
 from distill.generation.engine import ENGINES, ScoringEngine, build_engine
+from distill.generation.options import add_engine_options
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 
 logger = logging.getLogger("judge_answers")
@@ -35,8 +36,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, ModelOptions)
     add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
-    engines = [name for name, kind in ENGINES.items() if kind.gives_likelihoods]
-    parser.add_argument("--engine", choices=engines, default="transformers")
+    add_engine_options(parser, [name for name, kind in ENGINES.items() if kind.gives_likelihoods])
     parser.set_defaults(max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=0, seed=0)  # nothing is generated
     return parser.parse_args(argv)
 

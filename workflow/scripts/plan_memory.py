@@ -27,6 +27,7 @@ from distill.memory_plan.devices import Device, find_device
 from distill.memory_plan.plan_file import PLAN_FILE, Plan, describe_stage, read_plan, write_plan
 from distill.memory_plan.stage import Stage
 from distill.memory_plan.table import render_plan
+from distill.plan.experiment import describe_teacher
 from distill.plan.schema import check_config
 from distill.plan.stages import Lengths, StageLister
 
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
 
     stages = list(StageLister(config, lengths, read_hub).list_stages())
     plan = make_plan([stage for stage in stages if isinstance(stage, Stage)], device, lengths, args.json)
+    print(describe_teacher(config))
     print(render_plan(plan, stages, device))
     if any(stage["fits"] == "no" for stage in plan.stages):
         sys.exit(1)

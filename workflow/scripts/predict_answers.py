@@ -16,7 +16,7 @@ from distill.common.files import write_jsonl
 from distill.common.options import add_options
 from distill.evaluation.predict import find_journal, forget_others, predict
 from distill.generation.engine import ENGINES, build_engine
-from distill.generation.options import EngineOptions
+from distill.generation.options import add_engine_options
 from distill.generation.sampling import Sampling
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="folder of stored answers",
     )
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
-    add_options(parser, EngineOptions)
+    add_engine_options(parser)
     add_options(parser, BatchOptions)
     add_options(parser, ModelOptions)
     add_options(parser, TemplateOptions)
@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Answer the prompts and write the predictions."""
     args = parse_args(argv)
-    if args.likelihood and not ENGINES[args.engine].gives_likelihoods:
+    if args.likelihood and not ENGINES[args.engine].configure(args.tokenizer).gives_likelihoods:
         raise InputError(
             f"--likelihood: expected --no-likelihood with --engine {args.engine}, which gives answers only"
         )

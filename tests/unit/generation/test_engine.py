@@ -38,6 +38,9 @@ class Parrot:
     def generate(self, requests):
         yield [(request, Generated(request.prompt, "stop", 2, 3)) for request in requests]
 
+    def score_fingerprint(self):
+        return self.fingerprint()
+
     def score_completions(self, prompts, completions):
         return [CompletionScore(1.5, len(completion), 1) for completion in completions]
 

@@ -85,7 +85,7 @@ def test_the_seed_and_the_sample_change_answers_and_temperature_0_does_not_draw(
 @pytest.mark.parametrize("batch_size", [1, 3, 100, None])
 def test_greedy_equals_a_plain_loop_without_cache_or_padding(model, tokenizer, requests, batch_size):
     found = answer(model, tokenizer, requests, Sampling(max_new_tokens=8, temperature=0.0), batch_size)
-    stops = generation.stop_ids(model, tokenizer)
+    stops = generation.stop_ids(model.generation_config, tokenizer)
     for request in requests:
         ids = ChatTemplate(tokenizer).encode_prompt(request.system, request.prompt)
         start = len(ids)

@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM
 from vllm_stand_in import ENGINE, VARIABLE, VERSION, write_executable
 from vllm_stand_in_model import Model, Sampling
 
+pytestmark = pytest.mark.slow  # tests of what other tests use
+
 PROMPT = [1, 70, 81, 90, 300, 310, 70, 2, 44]
 LENGTH = 96
 LAYERS = {"method": "extract_hidden_states", "num_speculative_tokens": 1}

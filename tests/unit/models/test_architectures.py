@@ -98,7 +98,7 @@ def test_batched_answers_equal_those_of_each_prompt_alone(model_type, chat):
         ids = torch.tensor([chat.encode_prompt(request.system, request.prompt)])
         padding = list(range(len(chat.tokenizer), VOCABULARY))  # ids that no answer has
         with torch.no_grad():
-            stops = stop_ids(model, chat.tokenizer)
+            stops = stop_ids(model.generation_config, chat.tokenizer)
             model.generation_config = GenerationConfig()  # some force a token at the maximum length
             plain = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, suppress_tokens=padding,

@@ -10,6 +10,7 @@ import generate_answers
 import mix_records
 import predict_answers
 import score_predictions
+import serve_teacher
 import train_student
 from distill.plan import command_lines as commands
 from distill.plan import experiment
@@ -300,3 +301,98 @@ def test_greedy_predictions_do_not_depend_on_the_seed():
     assert commands.predict_flags(one, "one", "banks") == commands.predict_flags(other, "one", "banks")
     one, other = (make_config(evaluation={"seed": seed, "temperature": 0.5}) for seed in (1, 2))
     assert commands.predict_flags(one, "one", "banks") != commands.predict_flags(other, "one", "banks")
+
+
+VLLM = {
+    "model": "owner/t",
+    "engine": "vllm",
+    "adapter": "lora/{category}",
+    "vllm": {
+        "arguments": {"max_model_len": 4096, "quantization": "fp8", "gpu_memory_utilization": 0.5},
+        "executable": "/opt/vllm",
+    },
+}
+GENERATE = ("--prompts", "p", "--out", "o", "--stats", "s")
+
+
+def test_a_vllm_server_gets_all_arguments_and_only_what_decides_results_is_tracked():
+    config = make_config(teacher=VLLM)
+    tracked, untracked = commands.generate_flags(config, "banks"), commands.generate_run_flags(config)
+    args = parse(generate_answers, f"{tracked} {untracked}", *GENERATE)
+    assert args.vllm_arguments == VLLM["vllm"]["arguments"]
+    assert (args.engine, args.adapter, args.vllm_executable) == ("vllm", "lora/banks", "/opt/vllm")
+    assert (args.concurrency, args.vllm_server) == (None, None)
+    assert "quantization=" in tracked
+    assert "max_model_len=" in tracked  # it cuts answers
+    assert "gpu_memory_utilization" not in tracked
+    assert "/opt" not in tracked
+
+
+def test_jobs_with_the_teacher_share_a_server_by_purpose():
+    config = make_config(teacher=VLLM | {"vllm": VLLM["vllm"] | {"share": True}})
+    found = {
+        "answers": commands.generate_run_flags(config),
+        "signals": commands.signal_run_flags(config),
+        "predictions": commands.predict_run_flags(config, "teacher"),
+        "judgements": commands.judge_run_flags(config),
+    }
+    assert tuple(found) == experiment.SERVER_PURPOSES
+    for purpose, text in found.items():
+        assert f"--vllm-server artifacts/vllm/{purpose}.json" in text
+    assert "--vllm-server" not in commands.predict_run_flags(config, "one")
+    assert "--vllm-server" not in commands.generate_run_flags(make_config(teacher=VLLM))
+
+
+def test_a_shared_server_has_the_adapters_of_all_categories():
+    students = {
+        "exact": {"model": "s", "signal": "hidden"},
+        "one": {"model": "s", "signal": "topk", "temperature": 1, "top_k": 50},
+    }
+    config = make_config(teacher=VLLM, students=students)
+    for purpose, (has_states, top) in {"answers": (False, 1), "signals": (True, 50)}.items():
+        text = commands.serve_flags(config, ["banks", "households"], purpose)
+        args = parse(serve_teacher, text, "--out", "o")
+        assert args.adapters == ["lora/banks", "lora/households"]
+        assert (args.hidden_states, args.top_logprobs) == (has_states, top)
+        assert args.vllm_arguments == VLLM["vllm"]["arguments"]
+
+
+def test_a_training_knows_what_a_server_changes_about_the_signal():
+    students = {"exact": {"model": "s", "signal": "hidden"}, "online": {"model": "s", "teacher_quantization": "int8"}}
+    config = make_config(teacher=VLLM, students=students)
+    assert "--teacher-serving 'engine=\"vllm\"' 'quantization=\"fp8\"'" in commands.training_flags(
+        config, "exact", ["banks"]
+    )
+    assert "--teacher-serving" not in commands.training_flags(config, "online", ["banks"])
+    plain = make_config(teacher={"model": "owner/t", "engine": "vllm"}, students=students)
+    assert "--teacher-serving" not in commands.training_flags(plain, "exact", ["banks"])
+
+
+def test_each_category_may_have_a_model_of_its_own_on_a_server():
+    teacher = {"model": "q-{category}", "engine": "openai", "base_url": "http://n:1/v1", "tokenizer": "owner/t"}
+    students = {"one": {"model": "s", "signal": "topk", "temperature": 1}}
+    config = make_config(teacher=teacher, students=students)
+    args = parse(generate_answers, commands.generate_flags(config, "banks"), *GENERATE)
+    assert (args.model, args.tokenizer) == ("q-banks", "owner/t")
+    text = commands.signal_flags(config, "banks", "topk_64_t1")
+    assert text == (
+        "--template-date 2024-07-26 --model q-banks --tokenizer owner/t --kind topk --top-k 64 --temperatures 1.0 "
+        "--engine openai"
+    )
+    text = commands.training_flags(config, "one", ["banks"])
+    assert "--teacher-model q-banks --teacher-tokenizer owner/t --teacher-serving 'engine=\"openai\"'" in text
+    text = commands.predict_flags(config, "teacher", "banks")
+    assert "--likelihood" in text
+    assert experiment.is_judging(make_config(teacher=teacher, evaluation={"metrics": ["fdistill"]}, students=students))
+
+
+def test_the_digest_of_a_card_leaves_out_how_a_server_runs():
+    def digest(**vllm):
+        return commands.digest_settings(make_config(teacher=VLLM | {"vllm": vllm}), "one")
+
+    plain = digest()
+    assert plain == digest(start_timeout=5, executable="/opt/vllm", arguments={"gpu_memory_utilization": 0.5})
+    assert plain != digest(arguments={"quantization": "fp8"})
+    teacher = {"model": "owner/t"}
+    without = commands.digest_settings(make_config(teacher=teacher), "one")
+    assert without == commands.digest_settings(make_config(teacher=teacher | {"vllm": {"share": True}}), "one")

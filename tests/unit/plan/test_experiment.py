@@ -30,6 +30,14 @@ def test_students_with_other_template_arguments_share_no_base():
     assert experiment.get_first_base(config, "two_base") == "two_base"
 
 
+def test_the_teacher_is_described_with_its_engine(config):
+    assert experiment.describe_teacher(config) == "Teacher: models/teacher, engine transformers"
+    shared = {"engine": "vllm", "vllm": config["teacher"]["vllm"] | {"share": True}}
+    served = config | {"teacher": config["teacher"] | shared}
+    expected = "Teacher: models/teacher, engine vllm, one vLLM server for all categories"
+    assert experiment.describe_teacher(served) == expected
+
+
 def test_jobs_load_the_models_that_they_name(config):
     teacher = ["models/teacher", "lora/banks"]
     assert experiment.get_teacher_models(config, "banks") == teacher

@@ -49,3 +49,20 @@ def test_resources_follow_what_an_engine_can_do(monkeypatch):
 def test_a_training_requests_its_nodes_and_all_their_gpus(train, expected):
     found = job_resources.get_training_resources(make_config(train=train), "one")
     assert {name: value for name, value in found.items() if value is not None} == expected
+
+
+def test_a_vllm_server_requests_the_gpus_of_its_parallel_parts():
+    def make(**vllm):
+        return make_config(teacher={"model": "owner/t", "engine": "vllm", "vllm": vllm})
+
+    parallel = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    for vllm, gpus in (({}, 1), ({"arguments": parallel}, 4), ({"arguments": parallel, "nodes": 2}, 4)):
+        assert job_resources.get_answering_gpus(make(**vllm)) == gpus
+        assert job_resources.get_serving_gpus(make(**vllm)) == gpus
+    assert job_resources.get_answering_gpus(make(arguments=parallel), "one") == 1
+    assert job_resources.get_answering_gpus(make(share=True)) == 0
+    assert job_resources.get_answering_threads(make(share=True)) == 1
+    two = make(arguments=parallel, nodes=2)
+    expected = {"nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
+    assert job_resources.get_serving_nodes(two) == expected
+    assert set(job_resources.get_serving_nodes(two, "one").values()) == {None}

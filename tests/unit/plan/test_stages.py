@@ -173,3 +173,17 @@ def test_a_base_that_shares_answers_requests_what_the_first_one_does():
     write_plan(PLAN_FILE, plan)
     asked = {"model": "student_full_base", "category": "chinese"}
     assert MemoryRequests(config).get("answer_questions", 32000, asked) != 32000
+
+
+def test_a_vllm_server_is_planned_by_its_weights():
+    config = load("config")
+    config["teacher"]["engine"] = "vllm"
+    *stages, note = list_stages(config)
+    served = [stage for stage in stages if stage.name.endswith("weights in vLLM")]
+    assert [stage.rule for stage in served] == ["generate_answers", "predict_answers"]
+    assert all(isinstance(work, Loading) for stage in served for work in stage.work)
+    assert "gpu_memory_utilization, by default 0.92 in vLLM 0.32" in note
+    config["teacher"]["vllm"]["arguments"] = {"quantization": "fp8", "gpu_memory_utilization": 0.5}
+    *stages, note = list_stages(config)
+    assert [stage for stage in stages if stage.name.endswith("weights in vLLM")] == []
+    assert "gpu_memory_utilization, 0.5" in note

@@ -70,6 +70,12 @@ def test_shards_and_what_gathers_them_are_one_step():
     assert row.endswith("answers: not made yet")
 
 
+def test_the_teacher_and_its_engine_stand_above_the_table():
+    lines = render_table("", "Using profile local\nTeacher: a/b, engine vllm\n" + ALL, colour=False).splitlines()
+    assert lines[0] == "Teacher: a/b, engine vllm"
+    assert lines[1:] == render_table("", ALL, colour=False).splitlines()
+
+
 def test_a_step_without_jobs_is_no_column():
     head = render_table("", ALL, colour=False).splitlines()[0]
     assert head.split() == ["category", "mix", "prompts", "answers", "split", "train", "why"]

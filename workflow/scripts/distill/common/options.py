@@ -221,8 +221,8 @@ class StorePairs(argparse.Action):
     """Stores pairs from `parse_pair` as a dictionary."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        """Store the pairs of one option."""
-        setattr(namespace, self.dest, dict(values))
+        """Store the pairs of one option, together with those of the same option before."""
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **dict(values)})
 
 
 @dataclass(frozen=True, eq=False)

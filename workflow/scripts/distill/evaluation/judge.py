@@ -56,7 +56,7 @@ def judge(
     Yields:
         `model`, `category` and `uid` of each prediction, with `nll` (nats), `nll_tokens` and `nll_hits` of its answer.
     """
-    path = journal / f"{engine.fingerprint()}.jsonl"
+    path = journal / f"{engine.score_fingerprint()}.jsonl"
     judged = dict(read_journal(path, parse_judged, "a judged answer"))
     distinct = {get_key(one): one for records in predictions.values() for one in records}
     missing = [(key, one) for key, one in distinct.items() if key not in judged]

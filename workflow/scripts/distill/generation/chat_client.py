@@ -8,11 +8,19 @@ Responses with status 200 whose body is an error, or has no answer, are retried 
 import logging
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 from httpx2 import InvalidURL  # the client library's own dependency
-from openai import AsyncOpenAI, BadRequestError, OpenAIError, Timeout, UnprocessableEntityError
+from openai import (
+    AsyncOpenAI,
+    BadRequestError,
+    DefaultAsyncHttpx2Client,
+    OpenAIError,
+    Timeout,
+    UnprocessableEntityError,
+)
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential
 
 from distill.common.errors import InputError
@@ -34,6 +42,7 @@ NEWER_NAME = re.compile(r"max_completion_tokens|not support[^.]*max_tokens|unsup
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 Outcome = tuple[Request, Generated | Problem]
+T = TypeVar("T")
 
 
 class ChatClient:
@@ -51,6 +60,8 @@ class ChatClient:
     Raises:
         InputError: `base_url` is not an http address, or the key contains characters that a header cannot.
     """
+
+    is_local = False  # the server is the job's own, on this machine
 
     def __init__(
         self,
@@ -83,9 +94,12 @@ class ChatClient:
             InputError: a proxy of the environment has no valid address, or needs a package that is not installed.
         """
         timeout = Timeout(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
+        # None takes the client library's own, which asks the proxies of the environment.
+        connections = DefaultAsyncHttpx2Client(trust_env=False) if self.is_local else None
+        settings: dict[str, Any] = {"timeout": timeout, "http_client": connections}
         try:
             return AsyncOpenAI(
-                api_key=self.key or "none", base_url=self.base_url, timeout=timeout, max_retries=self.request_retries
+                api_key=self.key or "none", base_url=self.base_url, max_retries=self.request_retries, **settings
             )
         except (ImportError, ValueError, InvalidURL) as error:
             names = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
@@ -132,13 +146,18 @@ class ChatClient:
 
     async def send(self, client: AsyncOpenAI, request: Request) -> Outcome:
         """Send one request; return the answer, or why there is none after the last retry."""
+        return request, await self.repeat(client, partial(self.attempt, client, self.build_settings(request)))
+
+    async def repeat(self, client: AsyncOpenAI, attempt: Callable[[], Awaitable[T | Problem]]) -> T | Problem:
+        """Return the outcome of an attempt that is not a passing problem, or that of the last one."""
         attempts = AsyncRetrying(
             stop=stop_after_attempt(client.max_retries + 1),
             wait=wait_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
             retry=retry_if_result(lambda found: isinstance(found, Problem) and found.is_passing),
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
         )
-        return request, await attempts(self.attempt, client, self.build_settings(request))
+        found: T | Problem = await attempts(attempt)
+        return found
 
     def build_settings(self, request: Request) -> dict[str, Any]:
         """Return the parameters of a request."""
@@ -164,7 +183,7 @@ class ChatClient:
         A server that knows only the newer name of the maximum length, `max_completion_tokens`, gets that from then on.
         """
         try:
-            return self.parse_completion(await client.chat.completions.create(**settings))
+            return self.parse_completion(await self.post(client, settings))
         except (BadRequestError, UnprocessableEntityError) as error:
             if "max_tokens" not in settings or not NEWER_NAME.search(str(error.body)):
                 return self.errors.read_exception(error)
@@ -175,6 +194,10 @@ class ChatClient:
         if isinstance(found, Generated):
             self.limit_name = "max_completion_tokens"
         return found
+
+    async def post(self, client: AsyncOpenAI, settings: Mapping[str, Any]) -> Any:
+        """Send the parameters of a request and return the client library's object."""
+        return await client.chat.completions.create(**settings)
 
     def parse_completion(self, completion: Any) -> Generated | Problem:
         """Return the answer in a completion, or what is wrong with it.

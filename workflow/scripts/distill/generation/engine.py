@@ -8,8 +8,9 @@ build an engine.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from distill.common.errors import InputError
@@ -18,7 +19,10 @@ from distill.common.options import read_options
 from distill.generation.sampling import Generated, Request, Sampling
 
 if TYPE_CHECKING:
+    from distill.generation.transformers_engine import ModelSource
     from distill.models.chat import ChatTemplate
+
+CONCURRENCY = {"openai": 16, "vllm": 256}  # requests that a job keeps open by default
 
 
 class CompletionScore(NamedTuple):
@@ -89,6 +93,9 @@ class ScoringEngine(Engine, Protocol):
     def score_batch_size(self) -> int:
         """Completions per batch in `score_completions`."""
 
+    def score_fingerprint(self) -> str:
+        """Return a digest of everything except prompt and completion that determines a score."""
+
     def score_completions(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> list[CompletionScore]:
@@ -108,6 +115,10 @@ class EngineType:
         needs_gpu: the model runs in the job, which gets the configured GPUs and threads.
         needs_base_url: a running server answers. `base_url` is required, and the connection options apply.
         has_adapter_per_request: one running engine serves several LoRA adapters.
+        signals: the cached signals that it computes.
+        has_temperatures: the signal `topk` is computed for any temperature, not for 1 alone.
+        needs_tokenizer: it gives likelihoods and signals only if `tokenizer` names the model's tokenizer.
+        starts_vllm: the job starts a vLLM server; `vllm` applies, and `quantization` is an argument of vLLM.
     """
 
     description: str
@@ -117,13 +128,34 @@ class EngineType:
     needs_gpu: bool
     needs_base_url: bool = False
     has_adapter_per_request: bool = False
+    signals: tuple[str, ...] = ()
+    has_temperatures: bool = False
+    needs_tokenizer: bool = False
+    starts_vllm: bool = False
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server computes, and not the job's own process."""
+        return self.needs_base_url or self.starts_vllm
+
+    def configure(self, tokenizer: str | None) -> "EngineType":
+        """Return what the engine can do with this setting of `tokenizer`."""
+        is_complete = tokenizer or not self.needs_tokenizer
+        return self if is_complete else replace(self, gives_likelihoods=False, signals=())
 
 
 def build_transformers(args: argparse.Namespace) -> Engine:
     """Build the engine `transformers`."""
-    from distill.generation.transformers_engine import ModelSource, TransformersEngine
+    from distill.generation.transformers_engine import TransformersEngine
 
-    source = ModelSource(
+    return TransformersEngine(read_source(args), read_options(args, Sampling), args.batch_size)
+
+
+def read_source(args: argparse.Namespace) -> "ModelSource":
+    """Return the model of a parsed command line, and how it is loaded."""
+    from distill.generation.transformers_engine import ModelSource
+
+    return ModelSource(
         args.model,
         args.adapter,
         args.dtype,
@@ -132,7 +164,13 @@ def build_transformers(args: argparse.Namespace) -> Engine:
         args.template_arguments,
         args.template_date,
     )
-    return TransformersEngine(source, read_options(args, Sampling), args.batch_size)
+
+
+def build_vllm(args: argparse.Namespace) -> Engine:
+    """Build the engine `vllm`. The server is started when the first answer is needed."""
+    from distill.generation.vllm_engine import VllmEngine, build_server
+
+    return VllmEngine(build_server(args, read_options(args, Sampling)))
 
 
 def build_openai(args: argparse.Namespace) -> Engine:
@@ -140,16 +178,15 @@ def build_openai(args: argparse.Namespace) -> Engine:
     from distill.generation.chat_client import ChatClient
     from distill.generation.openai_engine import OpenAIEngine
 
-    client = ChatClient(
-        args.model,
-        read_options(args, Sampling),
-        args.base_url,
-        args.api_key_env,
-        args.timeout,
-        args.request_retries,
-        args.template_arguments,
-    )
-    return OpenAIEngine(client, args.concurrency)
+    sampling = read_options(args, Sampling)
+    names = ("base_url", "api_key_env", "timeout", "request_retries", "template_arguments")
+    client = ChatClient(args.model, sampling, **{name: getattr(args, name) for name in names})
+    concurrency = args.concurrency or CONCURRENCY["openai"]
+    if args.tokenizer is None:
+        return OpenAIEngine(client, concurrency)
+    from distill.generation.scoring_server import ScoringOpenAIEngine, ServedTokens
+
+    return ScoringOpenAIEngine(client, concurrency, ServedTokens(args, concurrency))
 
 
 ENGINES: dict[str, EngineType] = {
@@ -159,14 +196,29 @@ ENGINES: dict[str, EngineType] = {
         loads_weights=True,
         gives_likelihoods=True,
         needs_gpu=True,
+        signals=("hidden", "topk"),
+        has_temperatures=True,
+    ),
+    "vllm": EngineType(
+        description="Starts a vLLM server in the job, from an environment of its own. The fastest on a GPU.",
+        build=build_vllm,
+        loads_weights=True,
+        gives_likelihoods=True,
+        needs_gpu=True,
+        has_adapter_per_request=True,
+        signals=("hidden", "topk"),
+        starts_vllm=True,
     ),
     "openai": EngineType(
         description="Sends requests to a running server with the OpenAI API: vLLM, SGLang, llama.cpp and others.",
         build=build_openai,
         loads_weights=False,
-        gives_likelihoods=False,
+        gives_likelihoods=True,
         needs_gpu=False,
         needs_base_url=True,
+        has_adapter_per_request=True,
+        signals=("topk",),
+        needs_tokenizer=True,
     ),
 }
 
@@ -183,6 +235,18 @@ def build_engine(args: argparse.Namespace) -> Engine:
     if not kind.loads_weights and (args.adapter or args.quantization != "none"):
         reason = f"expected neither with --engine {args.engine}: the server loads the model"
         raise InputError(f"--adapter, --quantization: {reason}")
-    if kind.needs_gpu:
-        claim_gpus(args.device)
+    claim_engine_gpus(args)
     return kind.build(args)
+
+
+def claim_engine_gpus(args: argparse.Namespace) -> None:
+    """Claim the GPUs that the engine `args.engine` computes on, before torch is imported; see `claim_gpus`."""
+    kind = ENGINES[args.engine]
+    if kind.needs_gpu and args.vllm_server is None:
+        claim_gpus(args.device, count_gpus(args.vllm_arguments, args.vllm_nodes) if kind.starts_vllm else 1)
+
+
+def count_gpus(arguments: Mapping[str, Any], nodes: int) -> int:
+    """Return the GPUs of one node that a vLLM server takes."""
+    sizes = (int(arguments.get(name, 1)) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
+    return max(prod(sizes) // nodes, 1)

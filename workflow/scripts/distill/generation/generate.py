@@ -82,9 +82,9 @@ class Draw:
         return torch.where(total.isfinite(), drawn.clamp_(max=scores.shape[1] - 1), -1)
 
 
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+def stop_ids(generation: GenerationConfig, tokenizer: Any) -> list[int]:
     """Return the ids that end an answer: the chat template's end of turn and the model's own end tokens."""
-    named = model.generation_config.eos_token_id
+    named = generation.eos_token_id
     named = named if isinstance(named, list) else [named]
     return sorted({get_end_of_turn_id(tokenizer), *(index for index in named if index is not None)})
 
@@ -145,7 +145,7 @@ def generate_requests(
             raise InputError(f"{found}, which leaves no room for an answer in the model's context of {context}")
     longest = [min(sampling.max_new_tokens, context - len(p)) if context else sampling.max_new_tokens for p in prompts]
     tokenizer = chat.tokenizer
-    stops = stop_ids(model, tokenizer)
+    stops = stop_ids(model.generation_config, tokenizer)
     size = min(vocabulary_size(tokenizer), model.config.get_text_config().vocab_size)
     if chat.end_of_turn >= size:
         token = tokenizer.convert_ids_to_tokens(chat.end_of_turn)

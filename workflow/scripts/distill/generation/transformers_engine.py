@@ -112,6 +112,10 @@ class TransformersEngine:
         """Return a digest of weights, adapter, chat template, dtype, quantization and sampling."""
         return self.source.fingerprint(self.chat, self.sampling)
 
+    def score_fingerprint(self) -> str:
+        """Return the same digest."""
+        return self.fingerprint()
+
     def describe(self) -> dict[str, Any]:
         """Return model, adapter, dtype, quantization, sampling and settings of the chat template by name."""
         template = {name: part for name, part in self.chat.digest_parts().items() if name != "template"}

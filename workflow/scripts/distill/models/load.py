@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
@@ -165,6 +165,14 @@ def load_config(model: str) -> Any:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"{model}: cannot read config.json: {error}") from error
+
+
+def load_generation_config(model: str) -> GenerationConfig:
+    """Load the generation settings of a hub id or local folder as `load_model` does; they may be in config.json."""
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:  # there is no generation_config.json
+        return GenerationConfig.from_model_config(load_config(model))
 
 
 def check_quantization(model: str, skeleton: Any, quantization: str, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from distill.common.names import POOLED, TEACHER
 from distill.common.variants import list_suffixes
 from distill.generation.engine import ENGINES, EngineType
+from distill.generation.options import OWN_ARGUMENTS, PARALLEL_SIZES, find_longer_name
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
 from distill.models.options import TEMPLATE_DATE
@@ -34,7 +35,8 @@ def get_value(config: Config, problems: Problems, *place: str) -> Any:
 def find_engine(config: Config, problems: Problems) -> EngineType | None:
     """The teacher's engine; None if it is unknown."""
     name = get_value(config, problems, "teacher", "engine")
-    return ENGINES.get(name) if isinstance(name, str) else None
+    engine = ENGINES.get(name) if isinstance(name, str) else None
+    return engine.configure(config["teacher"].get("tokenizer")) if engine else None
 
 
 def needs_teacher(student: Config) -> bool:
@@ -74,18 +76,19 @@ def check_paths(config: Config, problems: Problems) -> None:
         if isinstance(path, str) and (problem := find_source_problem(path)):
             problems.setdefault(place, f"{problem}, found {path!r}")
     raw = [("source", key) for source_format in SOURCE_FORMATS.values() for key in source_format.files.values()]
+    is_served = engine is not None and not engine.loads_weights
     for place in [*raw, ("teacher", "adapter"), ("teacher", "model"), *models]:
         path = get_value(config, problems, *place)
         if isinstance(path, str):
-            check_placeholders(path, place, problems)
+            has_category = place[-1] != "model" or (is_served and place[0] == "teacher")
+            check_placeholders(path, place, problems, {"category"} if has_category else set())
     grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
     if grpo is not None and grpo == sft:
         problems.setdefault(("source", "sft"), "expected another file than source.grpo")
 
 
-def check_placeholders(path: str, place: tuple[str, ...], problems: Problems) -> None:
-    """Check the placeholders of one path."""
-    allowed = set() if place[-1] == "model" else {"category"}
+def check_placeholders(path: str, place: tuple[str, ...], problems: Problems, allowed: set[str]) -> None:
+    """Check the placeholders of one path or name."""
     unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
     if unknown or re.search(r"[{}]", path.replace("{category}", "")):
         rule = "{category} as the only placeholder" if allowed else "no placeholder"
@@ -191,6 +194,15 @@ def check_engine(engine: EngineType, teacher: Config, problems: Problems) -> Non
         served = " | ".join(other for other, kind in ENGINES.items() if kind.needs_base_url)
         text = f"expected engine {served} where base_url is set, found {name}"
         problems.setdefault(("teacher", "base_url"), text)
+    if teacher.get("tokenizer") is not None and not engine.needs_tokenizer:
+        text = f"expected null with engine {name}, which reads the tokenizer of teacher.model"
+        problems.setdefault(("teacher", "tokenizer"), f"{text}, found {teacher['tokenizer']!r}")
+    tokenizer = teacher.get("tokenizer")
+    if isinstance(tokenizer, str) and ":" in tokenizer:
+        text = "expected a local folder or a Hugging Face hub id without hf:, of which the tokenizer alone is loaded"
+        problems.setdefault(("teacher", "tokenizer"), f"{text}, found {tokenizer!r}")
+    if engine.starts_vllm:
+        check_vllm(teacher, problems)
     if engine.loads_weights:
         return
     for key, without in (("adapter", None), ("quantization", "none")):
@@ -203,11 +215,49 @@ def check_engine(engine: EngineType, teacher: Config, problems: Problems) -> Non
         problems.setdefault(("teacher", "overlong"), f"{text}; {remedy}")
 
 
+def check_vllm(teacher: Config, problems: Problems) -> None:
+    """Check the settings of a vLLM server that jobs start."""
+    if teacher.get("quantization") != "none":
+        text = "expected none with engine vllm, which has quantizations of its own (vllm.arguments.quantization)"
+        problems.setdefault(("teacher", "quantization"), f"{text}, found {teacher.get('quantization')!r}")
+    options = teacher.get("vllm")
+    if not isinstance(options, dict):
+        return
+    found = options.get("arguments")
+    arguments: Config = found if isinstance(found, dict) else {}
+    for name in arguments:
+        place = ("teacher", "vllm", "arguments", name)
+        if not re.fullmatch("[a-z][a-z0-9_]*", name):
+            problems.setdefault(place, f"expected an option of vllm serve with underscores, found {name!r}")
+        elif longer := find_longer_name(name):
+            problems.setdefault(place, f"expected a whole name such as {longer}, found {name!r}")
+        elif name in OWN_ARGUMENTS or name.removeprefix("no_") in OWN_ARGUMENTS:
+            problems.setdefault(place, "expected another option: the workflow sets this one itself")
+    sizes = [arguments.get(key, 1) for key in PARALLEL_SIZES]
+    for key, size in zip(PARALLEL_SIZES, sizes, strict=True):
+        if type(size) is not int or size < 1:
+            text = f"expected a whole number >= 1, found {size!r}"
+            problems.setdefault(("teacher", "vllm", "arguments", key), text)
+    length, answer = arguments.get("max_model_len"), (teacher.get("generation") or {}).get("max_new_tokens")
+    if isinstance(length, int) and isinstance(answer, int) and length <= answer:
+        text = f"expected more than generation.max_new_tokens ({answer}), found {length}"
+        problems.setdefault(("teacher", "vllm", "arguments", "max_model_len"), text)
+    nodes = options.get("nodes", 1)
+    if type(nodes) is not int or nodes < 1 or any(type(size) is not int or size < 1 for size in sizes):
+        return
+    if sizes[0] * sizes[1] % nodes:
+        text = f"expected a divisor of tensor_parallel_size × pipeline_parallel_size ({sizes[0] * sizes[1]})"
+        problems.setdefault(("teacher", "vllm", "nodes"), f"{text}, found {nodes}")
+    if options.get("share") and nodes != 1:
+        problems.setdefault(("teacher", "vllm", "share"), f"expected false with {nodes} nodes, found true")
+
+
 def check_students(config: Config, problems: Problems) -> None:
     """Check each student's settings against each other, the teacher's and the splits'."""
     students = get_value(config, problems, "students")
     adapter = get_value(config, problems, "teacher", "adapter")
     has_adapters = isinstance(adapter, str) and "{category}" in adapter
+    has_models = "{category}" in str(get_value(config, problems, "teacher", "model"))
     for name in students if isinstance(students, dict) else {}:
         student = get_value(config, problems, "students", name)
         if not isinstance(student, dict):
@@ -215,23 +265,58 @@ def check_students(config: Config, problems: Problems) -> None:
         known = {key: get_value(config, problems, "students", name, key) for key in student}
         check_student_engine(config, name, known, problems)
         check_on_policy(name, known, problems)
-        check_pool(name, known, has_adapters, problems)
+        check_pool(name, known, has_adapters, has_models, problems)
         check_validation(config, name, problems)
         check_fsdp(config, name, problems)
 
 
 def check_student_engine(config: Config, name: str, student: Config, problems: Problems) -> None:
-    """Check that a teacher whose weights are not local is used for its answers only."""
+    """Check that the teacher's engine gives what a student learns from."""
     engine = find_engine(config, problems)
-    if engine is None or engine.loads_weights:
+    if engine is None:
         return
     engine_name = config["teacher"]["engine"]
     if needs_teacher(student):
-        text = f"expected seqkd with engine {engine_name}, which returns answers but no distributions"
-        problems.setdefault(("students", name, "method"), f"{text}, found {student['method']}")
-    if isinstance(student.get("model"), dict):
+        check_student_signal(engine, engine_name, name, student, problems)
+    if engine.starts_vllm:
+        check_states(config, name, student, problems)
+    if isinstance(student.get("model"), dict) and not engine.loads_weights:
         text = f"expected a hub id or local folder with engine {engine_name}: the server's layers cannot be copied"
         problems.setdefault(("students", name, "model"), f"{text}, found {student['model']}")
+
+
+def check_states(config: Config, name: str, student: Config, problems: Problems) -> None:
+    """Check that the node of the job has the last layer, whose states its vLLM server writes."""
+    options = get_value(config, problems, "teacher", "vllm")
+    options = options if isinstance(options, dict) else {}
+    parts = (options.get("arguments") or {}).get("pipeline_parallel_size", 1)
+    if student.get("signal") == "hidden" and needs_teacher(student) and options.get("nodes", 1) != 1 and parts != 1:
+        text = "expected topk with pipeline_parallel_size over several nodes, of which the last has the states"
+        problems.setdefault(("students", name, "signal"), f"{text}, found hidden; or use tensor_parallel_size")
+
+
+def check_student_signal(engine: EngineType, engine_name: str, name: str, student: Config, problems: Problems) -> None:
+    """Check that the teacher's engine computes a student's signal, for its temperature and quantization."""
+    signal, place = student.get("signal"), ("students", name)
+    if not engine.loads_weights and not engine.signals:
+        text = f"expected seqkd with engine {engine_name}, which returns answers but no distributions"
+        more = "; with teacher.tokenizer, signal topk" if engine.needs_tokenizer else ""
+        problems.setdefault((*place, "method"), f"{text}{more}, found {student['method']}")
+    elif (signal == "online" and not engine.loads_weights) or (
+        signal in CACHED_SIGNALS and signal not in engine.signals
+    ):
+        text = f"expected {' | '.join(engine.signals)} with engine {engine_name}, found {signal}"
+        problems.setdefault((*place, "signal"), text)
+    elif signal == "topk" and student.get("temperature") != 1 and not engine.has_temperatures:
+        text = f"expected 1 with signal topk and engine {engine_name}, whose server gives log-probabilities at 1 alone"
+        remedy = "; use signal hidden" if "hidden" in engine.signals else ""
+        problems.setdefault((*place, "temperature"), f"{text}{remedy}, found {student.get('temperature')}")
+    quantization = student.get("teacher_quantization")
+    if engine.is_served and signal in CACHED_SIGNALS and quantization not in (None, "none"):
+        text = (
+            f"expected null with engine {engine_name} and signal {signal}: the server quantizes, found {quantization}"
+        )
+        problems.setdefault((*place, "teacher_quantization"), text)
 
 
 def check_on_policy(name: str, student: Config, problems: Problems) -> None:
@@ -247,7 +332,7 @@ def check_on_policy(name: str, student: Config, problems: Problems) -> None:
         problems.setdefault(place, f"{text}, found {fraction}")
 
 
-def check_pool(name: str, student: Config, has_adapters: bool, problems: Problems) -> None:
+def check_pool(name: str, student: Config, has_adapters: bool, has_models: bool, problems: Problems) -> None:
     """Check what a pooled student can learn from a teacher with an adapter per category."""
     if not student.get("pool"):
         if student.get("pool_balance") == "balanced":
@@ -258,6 +343,11 @@ def check_pool(name: str, student: Config, has_adapters: bool, problems: Problem
     if has_adapters and student.get("signal") == "online" and needs_teacher(student):
         text = f"expected hidden | topk {why} (a training keeps one teacher in memory), found online"
         problems.setdefault(("students", name, "signal"), text)
+    if has_models and needs_teacher(student):
+        text = (
+            "expected false with {category} in teacher.model: a training reads the signals of one teacher, found true"
+        )
+        problems.setdefault(("students", name, "pool"), text)
     if has_adapters and isinstance(student.get("model"), dict):
         text = f"expected a hub id or local folder {why} (no single teacher can be copied), found {student['model']}"
         problems.setdefault(("students", name, "model"), text)

@@ -14,7 +14,7 @@ from distill.common.digest import digest_of
 from distill.common.names import TEACHER
 from distill.common.options import list_run_options
 from distill.evaluation.metrics import needs_likelihoods
-from distill.generation.options import EngineOptions
+from distill.generation.options import EngineOptions, VllmOptions, get_result_arguments
 from distill.models.hub_names import get_public_name
 from distill.plan import settings as declared
 from distill.plan.experiment import (
@@ -25,13 +25,16 @@ from distill.plan.experiment import (
     get_initial_model,
     get_predicting_models,
     get_questions_system,
+    get_server_file,
     get_source_format,
     get_student,
     get_teacher,
+    is_shared,
 )
 from distill.plan.signals import get_signal, get_signals
 from distill.student.divergences import METHODS
 from distill.student.run_options import LAUNCH_OPTIONS, get_run_options
+from distill.teacher.serving import describe_serving
 
 SERVER_OPTIONS = list_run_options(EngineOptions)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by train.precision
@@ -99,22 +102,45 @@ def split_flags(config: Config) -> str:
 
 def teacher_settings(config: Config, category: str) -> dict[str, Any]:
     """Return which teacher answers, and how. A server decides on adapter, dtype and quantization itself."""
-    model = {"model": get_teacher(config)} | pick(config["teacher"], "template_arguments")
+    model = {"model": get_teacher(config, category)} | pick(config["teacher"], "template_arguments")
     if not get_engine(config).loads_weights:
-        return model
+        return model | pick(config["teacher"], "tokenizer")
     return model | {"adapter": get_adapter(config, category)} | pick(config["teacher"], "dtype", "quantization")
 
 
-def server_settings(config: Config, model: str) -> dict[str, Any]:
-    """Return how to connect to the server that generates a model's answers, if there is one."""
-    return pick(config["teacher"], *SERVER_OPTIONS) if get_engine(config, model).needs_base_url else {}
+def engine_settings(config: Config) -> dict[str, Any]:
+    """Return the teacher's engine, and what decides its results."""
+    teacher, engine = config["teacher"], get_engine(config)
+    arguments = get_result_arguments(teacher["vllm"]["arguments"]) if engine.starts_vllm else {}
+    return pick(teacher, "engine") | {"vllm_arguments": arguments}
+
+
+def server_settings(config: Config, model: str, purpose: str = "answers") -> dict[str, Any]:
+    """Return how to connect to the server that generates a model's answers, or how to start it; empty without one.
+
+    Args:
+        config: the configuration.
+        model: name of an evaluated model.
+        purpose: what a shared vLLM server is for; see `get_server_file`.
+    """
+    teacher, engine = config["teacher"], get_engine(config, model)
+    if engine.needs_base_url:
+        return pick(teacher, *SERVER_OPTIONS)
+    if not engine.starts_vllm:
+        return {}
+    options = teacher["vllm"]
+    own = {f"vllm_{name}": options[name] for name in list_run_options(VllmOptions) if name != "share"}
+    results = get_result_arguments(options["arguments"])
+    rest = {name: value for name, value in options["arguments"].items() if name not in results}
+    shared = {"vllm_server": get_server_file(purpose)} if is_shared(config) else {}
+    return pick(teacher, "timeout", "concurrency") | own | {"vllm_arguments": rest} | shared
 
 
 def generate_flags(config: Config, category: str) -> str:
     """Return the options of generate_answers.py that decide the answers."""
     teacher = config["teacher"]
     sampling = {name: value for name, value in teacher["generation"].items() if name != "batch_size"}
-    answers = pick(teacher, "engine", "samples", "retries", "keep", "overlong", "refused")
+    answers = engine_settings(config) | pick(teacher, "samples", "retries", "keep", "overlong", "refused")
     settings = teacher_settings(config, category) | pick(config, "template_date") | sampling | answers
     return flags(settings | {"answer_key": config["answer"]["key"]})
 
@@ -132,12 +158,17 @@ def copy_flags(config: Config, category: str) -> str:
 
 def signal_flags(config: Config, category: str, signal: str) -> str:
     """Return the options of compute_signal.py for a signal's name."""
-    return flags(pick(config, "template_date") | teacher_settings(config, category) | get_signals(config)[signal])
+    teacher = teacher_settings(config, category) | get_signals(config)[signal]
+    if not get_engine(config).loads_weights:
+        del teacher["quantization"]
+    # The default engine is not named, so that its signals are not computed again.
+    engine = engine_settings(config) if get_engine(config).is_served else {}
+    return flags(pick(config, "template_date") | teacher | engine)
 
 
 def signal_run_flags(config: Config) -> str:
     """Return the untracked options of compute_signal.py."""
-    return flags(pick(config["teacher"]["generation"], "batch_size"))
+    return flags(pick(config["teacher"]["generation"], "batch_size") | server_settings(config, TEACHER, "signals"))
 
 
 def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
@@ -163,8 +194,13 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
     """
     student = config["students"][name]
     teachers = [teacher_settings(config, category) for category in categories]
-    adapters = list(dict.fromkeys(teacher["adapter"] for teacher in teachers))
-    teacher = teachers[0] | {"quantization": student["teacher_quantization"] or teachers[0]["quantization"]}
+    adapters = list(dict.fromkeys(teacher.get("adapter") for teacher in teachers))
+    teacher = teachers[0]
+    if get_engine(config).loads_weights:
+        teacher |= {"quantization": student["teacher_quantization"] or teacher["quantization"]}
+    if student["signal"] != "online":
+        options = config["teacher"]
+        teacher |= {"serving": describe_serving(options["engine"], options["vllm"]["arguments"])}
     settings = {f"teacher_{option}": value for option, value in teacher.items()}
     settings |= {"teacher_adapter": adapters} if len(adapters) > 1 else {}
     settings |= pick(student, "temperature", "alpha")
@@ -202,7 +238,7 @@ def evaluated_settings(config: Config, model: str, category: str) -> dict[str, A
     """Return which evaluated model generates answers, and how."""
     evaluation = config["evaluation"]
     if model == TEACHER:
-        source = teacher_settings(config, category) | pick(config["teacher"], "engine")
+        source = teacher_settings(config, category) | engine_settings(config)
     else:
         (folder,) = get_predicting_models(config, model, category)
         source = {"model": folder, "dtype": get_dtype(config, model)}
@@ -229,17 +265,29 @@ def question_flags(config: Config, model: str, category: str) -> str:
 
 def predict_run_flags(config: Config, model: str) -> str:
     """Return the untracked options of predict_answers.py and answer_questions.py: batch size and server."""
-    return flags(pick(config["evaluation"], "batch_size") | server_settings(config, model))
+    return flags(pick(config["evaluation"], "batch_size") | server_settings(config, model, "predictions"))
 
 
 def judge_flags(config: Config, category: str) -> str:
     """Return the options of judge_answers.py."""
-    return flags(teacher_settings(config, category) | pick(config["teacher"], "engine") | pick(config, "template_date"))
+    return flags(teacher_settings(config, category) | engine_settings(config) | pick(config, "template_date"))
 
 
 def judge_run_flags(config: Config) -> str:
     """Return the untracked options of judge_answers.py."""
-    return flags(pick(config["evaluation"], "batch_size"))
+    return flags(pick(config["evaluation"], "batch_size") | server_settings(config, TEACHER, "judgements"))
+
+
+def serve_flags(config: Config, categories: Sequence[str], purpose: str) -> str:
+    """Return the options of serve_teacher.py: one server with the adapters of all categories."""
+    adapters = [adapter for category in categories if (adapter := get_adapter(config, category))]
+    settings = pick(config["teacher"], "dtype") | {"model": get_teacher(config)}
+    signals = get_signals(config).values() if purpose == "signals" else []
+    settings |= {"adapters": list(dict.fromkeys(adapters)) or None}
+    settings |= {"hidden_states": any(signal["kind"] == "hidden" for signal in signals)}
+    settings |= {"top_logprobs": max([1, *(signal["top_k"] or 1 for signal in signals)])}
+    vllm = {f"vllm_{name}": value for name, value in config["teacher"]["vllm"].items() if name != "share"}
+    return flags(settings | vllm)
 
 
 def score_flags(config: Config) -> str:
@@ -302,6 +350,12 @@ def digest_settings(config: Config, student: str) -> str:
     settings["students"] = {student: settings["students"][student]}
     train = settings["students"][student]["train"]
     remove(train, get_run_options(train))
+    teacher = settings["teacher"]
+    arguments = teacher.pop("vllm")["arguments"]
+    if get_engine(config).starts_vllm:
+        teacher["vllm"] = get_result_arguments(arguments)
+    if teacher["tokenizer"] is None:
+        del teacher["tokenizer"]
     for place, names in WITHOUT_RESULT.items():
         section = settings
         for key in filter(None, place.split(".")):

@@ -14,6 +14,11 @@ from distill.student.divergences import METHODS
 
 Config = dict[str, Any]
 
+# What a shared vLLM server is for: the teacher's answers to all prompts, its signals, its answers to test prompts and
+# questions, and its likelihoods of other models' answers.
+SERVER_PURPOSES = ("answers", "signals", "predictions", "judgements")
+SERVED_RULES = ("generate_answers", "compute_signal", "predict_answers", "answer_questions", "judge_answers")
+
 
 def get_source_format(config: Config) -> SourceFormat:
     """Return the registry entry of `source.format`."""
@@ -55,7 +60,9 @@ def get_missing_files(config: Config) -> dict[str, list[str]]:
 
 def get_engine(config: Config, model: str = TEACHER) -> EngineType:
     """Return the engine that generates an evaluated model's answers; only the teacher's is configurable."""
-    return ENGINES[config["teacher"]["engine"] if model == TEACHER else "transformers"]
+    if model != TEACHER:
+        return ENGINES["transformers"]
+    return ENGINES[config["teacher"]["engine"]].configure(config["teacher"]["tokenizer"])
 
 
 def get_adapter(config: Config, category: str) -> str | None:
@@ -64,10 +71,30 @@ def get_adapter(config: Config, category: str) -> str | None:
     return get_folder(adapter.format(category=category)) if adapter else None
 
 
-def get_teacher(config: Config) -> str:
-    """Return the teacher's folder or hub id, or the name under which a server offers it."""
-    model = config["teacher"]["model"]
-    return get_folder(model) if get_engine(config).loads_weights else model
+def get_teacher(config: Config, category: str = "{category}") -> str:
+    """Return the teacher's folder or hub id, or the name under which a server offers it for a category."""
+    model: str = config["teacher"]["model"]
+    return get_folder(model) if get_engine(config).loads_weights else model.replace("{category}", category)
+
+
+def describe_teacher(config: Config) -> str:
+    """Return a line that names the teacher and the engine that runs it."""
+    shared = ", one vLLM server for all categories" if is_shared(config) else ""
+    return f"Teacher: {get_teacher(config)}, engine {config['teacher']['engine']}{shared}"
+
+
+def is_shared(config: Config) -> bool:
+    """Whether one vLLM server answers for all categories of a run."""
+    return bool(get_engine(config).starts_vllm and config["teacher"]["vllm"]["share"])
+
+
+def get_server_file(purpose: str) -> str:
+    """Return the file that says where a shared vLLM server answers.
+
+    Snakemake runs a server (`service`) and all jobs that use it at the same time, so jobs that need each other's
+    results have servers of their own. `purpose` is one of SERVER_PURPOSES.
+    """
+    return f"artifacts/vllm/{purpose}.json"
 
 
 def has_adapters(config: Config) -> bool:
@@ -76,9 +103,10 @@ def has_adapters(config: Config) -> bool:
 
 
 def get_teacher_models(config: Config, category: str) -> list[str]:
-    """Return the hub ids and folders that a job with the teacher loads: model and adapter."""
+    """Return the hub ids and folders that a job with the teacher loads: model and adapter, or a tokenizer alone."""
     if not get_engine(config).loads_weights:
-        return []
+        tokenizer = config["teacher"]["tokenizer"]
+        return [tokenizer] if tokenizer else []
     return [model for model in (get_teacher(config), get_adapter(config, category)) if model]
 
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from distill.common.names import TEACHER
-from distill.plan.experiment import Config, get_engine
+from distill.generation.engine import count_gpus
+from distill.plan.experiment import Config, get_engine, is_shared
 
 
 def get_gpus(config: Config) -> int:
@@ -17,13 +18,43 @@ def get_threads(config: Config) -> int:
 
 
 def get_answering_gpus(config: Config, model: str = TEACHER) -> int:
-    """Return the GPUs of a job that generates a model's answers; none if the model runs on a server."""
-    return get_gpus(config) if get_engine(config, model).needs_gpu else 0
+    """Return the GPUs of a job that generates a model's answers, on all nodes; none if the model runs on a server."""
+    if is_elsewhere(config, model):
+        return 0
+    return get_serving_gpus(config) if get_engine(config, model).starts_vllm else get_gpus(config)
+
+
+def is_elsewhere(config: Config, model: str) -> bool:
+    """Whether an evaluated model runs on a server that other jobs use as well."""
+    engine = get_engine(config, model)
+    return not engine.needs_gpu or (engine.starts_vllm and is_shared(config))
+
+
+def get_serving_gpus(config: Config) -> int:
+    """Return the GPUs of a vLLM server, on all nodes."""
+    return get_gpus(config) * count_gpus(config["teacher"]["vllm"]["arguments"], nodes=1)
+
+
+def get_serving_nodes(config: Config, model: str = TEACHER) -> dict[str, Any]:
+    """Return the resources of a job whose vLLM server spans several nodes; see `get_training_resources`."""
+    nodes = config["teacher"]["vllm"]["nodes"] if get_engine(config, model).starts_vllm else 1
+    return list_node_resources(nodes)
+
+
+def list_node_resources(nodes: int) -> dict[str, Any]:
+    """Return what the Slurm executor reads of a job on several nodes; None leaves a resource unset."""
+    has_nodes = nodes > 1
+    return {
+        "nodes": nodes if has_nodes else None,
+        "tasks": nodes if has_nodes else None,
+        "tasks_per_gpu": 0 if has_nodes else None,
+        "mpi": "srun" if has_nodes else None,
+    }
 
 
 def get_answering_threads(config: Config, model: str = TEACHER) -> int:
     """Return the threads of a job that generates a model's answers; one if the model runs on a server."""
-    return get_threads(config) if get_engine(config, model).needs_gpu else 1
+    return 1 if is_elsewhere(config, model) else get_threads(config)
 
 
 def get_training_resources(config: Config, student: str) -> dict[str, Any]:
@@ -35,11 +66,5 @@ def get_training_resources(config: Config, student: str) -> dict[str, Any]:
     """
     train = config["students"][student]["train"]
     nodes, gpus = train["nodes"], train["gpus_per_node"]
-    has_nodes = nodes > 1
-    return {
-        "gpu": get_gpus(config) * nodes * gpus,
-        "nodes": nodes if has_nodes or gpus > 1 else None,
-        "tasks": nodes if has_nodes else None,
-        "tasks_per_gpu": 0 if has_nodes else None,
-        "mpi": "srun" if has_nodes else None,
-    }
+    resources = list_node_resources(nodes) | {"gpu": get_gpus(config) * nodes * gpus}
+    return resources | ({"nodes": 1} if nodes == 1 and gpus > 1 else {})

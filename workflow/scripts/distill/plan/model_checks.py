@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.common.errors import InputError
 from distill.common.variants import VARIANTS
+from distill.generation.vllm_server import choose_rank, find_executable
 from distill.models.architectures import UNGENERATED, UNSAVED, UNSUPPORTED
 from distill.models.fingerprint import read_header
 from distill.models.hub_names import get_folder
@@ -72,9 +73,23 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     own = [
         adapter for adapter in adapters if (Path(adapter) / ADAPTER).is_file() and not get_made_files(config, adapter)
     ]
+    problems += find_vllm_problems(config, own)
     base = read_shapes(teacher) if own and teacher in models else {}
     for adapter in own:
         problems += [*check_adapter_fits(adapter, teacher, base), *check_adapter_weights(adapter, teacher, base)]
+    return problems
+
+
+def find_vllm_problems(config: Config, adapters: Sequence[str]) -> list[str]:
+    """Return why vLLM cannot be started, or does not serve one of the user's own adapters."""
+    if not get_engine(config).starts_vllm:
+        return []
+    problems = []
+    for check, arguments in ((find_executable, [config["teacher"]["vllm"]["executable"]]), (choose_rank, [adapters])):
+        try:
+            check(*arguments)
+        except InputError as error:
+            problems.append(str(error))
     return problems
 
 

@@ -11,7 +11,7 @@ from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
 from distill.export.options import CardOptions
-from distill.generation.options import EngineOptions
+from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat, MixOptions, SplitOptions
@@ -93,6 +93,7 @@ class Teacher(AnswerOptions, EngineOptions, ModelOptions):
     """The model that is distilled."""
 
     generation: Generation = group("How the teacher generates its answers.", Generation)
+    vllm: VllmOptions = group("With engine `vllm`: the server that jobs start.", VllmOptions)
     shards: int = option(
         "Generation jobs per category, run in parallel on the available GPUs or nodes.",
         1,

@@ -9,6 +9,7 @@ from distill.common.errors import InputError
 from distill.common.names import TEACHER
 from distill.common.variants import get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_likelihoods
+from distill.generation.engine import count_gpus
 from distill.memory_plan.stage import Generating, Loading, ModelShape, Reading, Stage, Training, Work
 from distill.plan.command_lines import get_dtype
 from distill.plan.experiment import (
@@ -81,7 +82,7 @@ class StageLister:
                 yield from make()
             except InputError as error:
                 problems[str(error)] = None
-        yield from (*problems, *self.sampling())
+        yield from (*problems, *self.sampling(), *self.serving())
 
     # ---- Models ----
 
@@ -116,10 +117,30 @@ class StageLister:
 
     def answers(self) -> Iterator[Stage]:
         """The teacher's answers."""
-        if get_engine(self.config).needs_gpu:
+        if get_engine(self.config).starts_vllm:
+            yield from self.make_serving("generate_answers", "teacher's answers")
+        elif get_engine(self.config).needs_gpu:
             generation = self.config["teacher"]["generation"]
             work = self.make_generation(self.teacher, generation, generation["max_new_tokens"])
             yield Stage(rule="generate_answers", name="teacher's answers", work=(work,))
+
+    def make_serving(self, rule: str, name: str, wildcards: dict[str, str] | None = None) -> Iterator[Stage]:
+        """The teacher's weights in a vLLM server; nothing if another server has them, or vLLM changes their size."""
+        options = self.config["teacher"]["vllm"]
+        is_plain = "quantization" not in options["arguments"] and count_gpus(options["arguments"], nodes=1) == 1
+        if get_engine(self.config).starts_vllm and is_plain:
+            work = Loading(models=(self.teacher,))
+            yield Stage(rule=rule, name=f"{name}: weights in vLLM", work=(work,), wildcards=wildcards or {})
+
+    def serving(self) -> Iterator[str]:
+        """What is not planned: the memory of a vLLM server beside the weights."""
+        if get_engine(self.config).starts_vllm:
+            arguments = self.config["teacher"]["vllm"]["arguments"]
+            share = arguments.get("gpu_memory_utilization", "by default 0.92 in vLLM 0.32")
+            yield (
+                f"jobs with the teacher: vLLM takes a share of the GPU's memory (gpu_memory_utilization, {share}), and "
+                "checks when it starts that weights, keys and values fit into it"
+            )
 
     def make_generation(self, model: ModelShape, settings: dict[str, Any], longest: int) -> Generating:
         """Answers of a model."""
@@ -135,7 +156,11 @@ class StageLister:
 
     def signals(self) -> Iterator[Stage]:
         """The teacher's cached signals."""
+        engine = get_engine(self.config)
         for name, signal in get_signals(self.config).items():
+            if engine.is_served:
+                yield from self.make_serving("compute_signal", f"signal {name}", {"signal": name})
+                continue
             prompt, answer = self.lengths.split(self.longest, self.answer_tokens)
             work = Reading(
                 model=replace(self.teacher, quantization=signal["quantization"]),
@@ -196,14 +221,15 @@ class StageLister:
         """The answers of all evaluated models to the test prompts, and their likelihoods."""
         for name in get_evaluated_models(self.config):
             engine = get_engine(self.config, name)
-            if not engine.needs_gpu:
+            wildcards = {"model": name}
+            if engine.is_served:
+                yield from self.make_serving("predict_answers", f"evaluation of {name}", wildcards)
                 continue
             model = self.get_evaluated(name)
             evaluation = self.config["evaluation"]
             works: list[Work] = [self.make_generation(model, evaluation, evaluation["max_new_tokens"])]
             if needs_likelihoods(evaluation["metrics"]) and engine.gives_likelihoods:
                 works.append(self.make_reading(model))
-            wildcards = {"model": name}
             yield Stage(rule="predict_answers", name=f"evaluation of {name}", work=tuple(works), wildcards=wildcards)
 
     def exports(self) -> Iterator[Stage]:
@@ -237,5 +263,7 @@ class StageLister:
 
     def judging(self) -> Iterator[Stage]:
         """The likelihoods of the students' answers for the teacher."""
-        if is_judging(self.config):
+        if is_judging(self.config) and get_engine(self.config).is_served:
+            yield from self.make_serving("judge_answers", "teacher's judgement")
+        elif is_judging(self.config):
             yield Stage(rule="judge_answers", name="teacher's judgement", work=(self.make_reading(self.teacher),))

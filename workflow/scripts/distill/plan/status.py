@@ -32,6 +32,7 @@ STEP_WIDTH = 12
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+):$")
 FIELD = re.compile(r"^    (?P<name>wildcards|reason): (?P<value>.*)$")
 SKIPPED = re.compile(r"^  (?P<category>[\w-]+): (?P<files>.*) not found$")
+TEACHER_LINE = re.compile(r"^Teacher: .*$", flags=re.MULTILINE)  # see `describe_teacher`
 WORKING_DIRECTORY = re.compile(r"^  Working directory: (.*)$", flags=re.MULTILINE)
 
 # Patterns in Snakemake's reasons and what the table shows for them, the most informative first.
@@ -152,7 +153,7 @@ def find_first_reason(category: str, to_do: Cells) -> str:
 def render_table(to_do_text: str, all_text: str, colour: bool) -> str:
     """Render a table with a row per category, a column per step, and the reason for the first step to do.
 
-    Jobs for all categories have a row `all`.
+    Jobs for all categories have a row `all`. The teacher and its engine stand above the table.
 
     Args:
         to_do_text: output of a dry run.
@@ -166,7 +167,8 @@ def render_table(to_do_text: str, all_text: str, colour: bool) -> str:
     categories = list(dict.fromkeys([*with_jobs, *sorted(skipped)]))
     steps = [step for step in STEPS if any(step == other for _, other in every)]
     width = max(len(name) for name in ["category", *categories]) + 2
-    lines = ["category".ljust(width) + "".join(step.ljust(STEP_WIDTH) for step in steps) + "why"]
+    lines = TEACHER_LINE.findall(all_text)[:1]
+    lines += ["category".ljust(width) + "".join(step.ljust(STEP_WIDTH) for step in steps) + "why"]
     for category in categories:
         if category in skipped:
             cells = paint("missing input", "missing input", STEP_WIDTH * len(steps), colour)

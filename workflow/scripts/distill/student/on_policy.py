@@ -93,7 +93,7 @@ class SampleBuffer:
             step, index = places[place]
             return record_uniforms(f"{self.examples[index]['uid']}@{step}", self.seed, limit)
 
-        stops = stop_ids(model, self.tokenizer)
+        stops = stop_ids(model.generation_config, self.tokenizer)
         job = Job(
             [one["prompt"] for one in examples],
             [max(1, min(limit, most)) for most in room],

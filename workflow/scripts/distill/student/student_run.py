@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.common.options import add_options, read_options
+from distill.common.options import StorePairs, add_options, parse_pair, read_options
 from distill.models.options import TEMPLATE_DATE, DeviceOptions, ModelOptions, TemplateOptions
 from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, PoolOptions, TrainOptions
@@ -30,6 +30,8 @@ class TeacherSource:
         quantization: quantization of the weights.
         signal_folders: cached signals, one per data folder; none with signal `online`.
         template_arguments: further variables of its chat template.
+        serving: what a server changes about a cached signal, see `describe_serving`.
+        tokenizer: hub id or folder of its tokenizer, if that is not in `model`.
     """
 
     model: str
@@ -38,6 +40,8 @@ class TeacherSource:
     quantization: str = "none"
     signal_folders: tuple[Path, ...] = ()
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    serving: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +117,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="LoRA checkpoint of the teacher; with a cached signal one, or one for each --data.",
     )
     teacher.add_argument(
+        "--teacher-serving",
+        nargs="+",
+        type=parse_pair,
+        action=StorePairs,
+        default={},
+        metavar="NAME=VALUE",
+        help="Engine, and options of vLLM, that change a cached signal.",
+    )
+    teacher.add_argument("--teacher-tokenizer", metavar="MODEL", help="Tokenizer of a teacher without local weights.")
+    teacher.add_argument(
         "--signal-folders", nargs="+", metavar="FOLDER", help="Output of compute_signal.py for each --data."
     )
     add_options(parser.add_argument_group("on-policy training"), OnPolicyOptions, "on_policy_")
@@ -147,6 +161,8 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         quantization=args.teacher_quantization,
         signal_folders=tuple(map(Path, args.signal_folders or ())) if args.signal != "online" else (),
         template_arguments=args.teacher_template_arguments,
+        serving=args.teacher_serving,
+        tokenizer=args.teacher_tokenizer,
     )
     return StudentRun(
         data=tuple(args.data),
@@ -177,7 +193,8 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
     for name in (*PLACES, "template_date"):
         del settings[name]
     if settings["teacher"]:
-        del settings["teacher"]["signal_folders"]
+        for name in ("signal_folders", "serving", "tokenizer"):  # the signal's fingerprint covers them
+            del settings["teacher"][name]
     train = settings["train"]
     for name in get_run_options(train):
         del train[name]

@@ -60,7 +60,7 @@ def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -
     source = run.teacher
     if source is None:
         return None
-    chat = load_chat(source.model, source.template_arguments, run.template_date)
+    chat = load_chat(source.tokenizer or source.model, source.template_arguments, run.template_date)
     rows = [one.rows for one in (chat, student) if one.rows is not None]
     vocabulary = shared_vocabulary_size(chat.tokenizer, student.tokenizer, min(rows, default=None))
     if run.objective.signal == "online":
@@ -99,6 +99,7 @@ def open_signals(
             dtype=select_dtype(source.dtype, device),
             quantization=source.quantization,
             chat=chat,
+            serving=source.serving,
         )
     return readers
 

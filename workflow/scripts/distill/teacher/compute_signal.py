@@ -16,14 +16,14 @@ from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.common.files import write_json
 from distill.common.progress import Progress
-from distill.models.batches import AUTO_BATCH_SIZE, in_batches
+from distill.generation.engine import ENGINES
+from distill.models.batches import in_batches
 from distill.models.chat import ChatTemplate
 from distill.models.examples import Example, encode_examples
-from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, select_device, select_dtype
 from distill.models.logits import read_transform
-from distill.models.memory import memory_mb, reserved_mb
-from distill.models.rope import check_lengths
+from distill.teacher.served_teacher import ServedTeacher
+from distill.teacher.serving import describe_serving, fingerprint_teacher
 from distill.teacher.signal_files import (
     FILES,
     HEAD,
@@ -37,7 +37,7 @@ from distill.teacher.signal_files import (
 )
 from distill.teacher.signal_shards import ShardWriter, save_whole, scan_shards
 from distill.teacher.signal_size import bytes_per_token, describe_storage
-from distill.teacher.signal_teacher import TOLERANCE, Options, SignalTeacher, read_head
+from distill.teacher.signal_teacher import TOLERANCE, Options, SignalTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +91,19 @@ def check_storage(options: Options, width: int | None, tokens: int, missing: int
 
 
 def compute_missing(
-    options: Options, tokenizer: Any, vocabulary: int, examples: dict[str, Example], data: Path, cached: dict[str, Any]
+    options: Options,
+    chat: ChatTemplate,
+    vocabulary: int,
+    examples: dict[str, Example],
+    data: Path,
+    cached: dict[str, Any],
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Compute the signals that are not cached.
 
     Args:
         options: options of compute_signal.py by name.
-        tokenizer: the teacher's tokenizer.
-        vocabulary: size of its vocabulary.
+        chat: the teacher's chat template.
+        vocabulary: size of its tokenizer's vocabulary.
         examples: all records by key.
         data: folder of the shards.
         cached: places of the cached records by key.
@@ -109,33 +114,49 @@ def compute_missing(
     missing = [key for key in examples if key not in cached]
     if not missing and (options["kind"] == "topk" or (data / HEAD).exists()):
         return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0, "peak_reserved_mb": 0}
-    teacher = SignalTeacher(options, tokenizer, vocabulary)
+    teacher = load_teacher(options, chat, vocabulary)
     if options["kind"] == "hidden" and not (data / HEAD).exists():
-        save_whole(data / HEAD, read_head(teacher.head, teacher.model.device, teacher.model.dtype))
+        save_whole(data / HEAD, teacher.read_head())
     check_cached(options, teacher, examples, data, cached)
     lengths = {key: len(examples[key]["prompt"]) + len(examples[key]["completion"]) for key in missing}
-    check_lengths(teacher.model.config, list(lengths.values()), "the teacher")
+    teacher.check_lengths(list(lengths.values()))
     order = sorted(missing, key=lambda key: -lengths[key])
-    size = options["batch_size"] or AUTO_BATCH_SIZE[teacher.model.device.type]
     writer, progress = ShardWriter(data), Progress(len(examples), "teacher signals", done=len(examples) - len(missing))
 
     def work(rows: list[int]) -> list[tuple[str, dict[str, Tensor]]]:
         keys = [order[row] for row in rows]
         return list(zip(keys, teacher.compute([examples[key] for key in keys]), strict=True))
 
-    for batch in in_batches(list(range(len(order))), work, size):
+    for batch in in_batches(list(range(len(order))), work, teacher.batch_size):
         for key, tensors in batch:
             writer.add(key, tensors)
         progress.add(len(batch), sum(len(tensors["completion"]) for _, tensors in batch))
     writer.flush()
     progress.close()
     figures = {"seconds": round(progress.seconds, 3), "tokens_per_second": round(progress.tokens_per_second, 1)}
-    device = teacher.model.device
-    return writer.places, figures | {"peak_memory_mb": memory_mb(device), "peak_reserved_mb": reserved_mb(device)}
+    teacher.close()
+    return writer.places, figures | teacher.read_peaks()
+
+
+def load_teacher(options: Options, chat: ChatTemplate, vocabulary: int) -> SignalTeacher | ServedTeacher:
+    """Load the teacher that the engine of the options runs.
+
+    Args:
+        options: options of compute_signal.py by name.
+        chat: the teacher's chat template.
+        vocabulary: size of the tokenizer's vocabulary.
+    """
+    if ENGINES[options["engine"]].is_served:
+        return ServedTeacher(options, chat, vocabulary)
+    return SignalTeacher(options, chat.tokenizer, vocabulary)
 
 
 def check_cached(
-    options: Options, teacher: SignalTeacher, examples: dict[str, Example], data: Path, cached: dict[str, Any]
+    options: Options,
+    teacher: SignalTeacher | ServedTeacher,
+    examples: dict[str, Example],
+    data: Path,
+    cached: dict[str, Any],
 ) -> None:
     """Recompute a few cached records, before new ones are added to them.
 
@@ -190,16 +211,16 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     data.mkdir(parents=True, exist_ok=True)
     examples, left_out = encode([*train, *val], chat, options["max_length"])
     cached = scan_shards(data)
-    config = load_config(options["model"])
-    width = config.get_text_config().hidden_size if options["kind"] == "hidden" else None
+    config = load_config(options["model"]) if ENGINES[options["engine"]].loads_weights else None
+    width = config.get_text_config().hidden_size if config and options["kind"] == "hidden" else None
     sizes = {key: len(example["completion"]) for key, example in examples.items()}
     check_storage(options, width, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
-    new, figures = compute_missing(options, chat.tokenizer, parts["vocabulary"], examples, data, cached)
+    new, figures = compute_missing(options, chat, parts["vocabulary"], examples, data, cached)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
     records = {key: [*places[key], examples[key]["uid"]] for key in sorted(places)}
     names = {name: options[name] for name in ("model", "adapter")}
-    facts = {"width": width, "logits": asdict(read_transform(config))}
+    facts: dict[str, Any] = {"width": width} | ({"logits": asdict(read_transform(config))} if config else {})
     write_json(out / INDEX, {"fingerprint": fingerprint, "parts": parts, "names": names, **facts, "records": records})
     remove_unused(out, fingerprint, {place[0] for place in places.values()})
     counts = {"records": len(examples), "from_cache": len(examples) - len(new), "computed": len(new)}
@@ -210,14 +231,17 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
 
 def load_options_chat(options: Options) -> ChatTemplate:
     """Load the teacher's chat template from the options of a script."""
-    return load_chat(options["model"], options["template_arguments"], options["template_date"])
+    source = options.get("tokenizer") or options["model"]
+    return load_chat(source, options["template_arguments"], options["template_date"])
 
 
 def get_parts(options: Options, chat: ChatTemplate) -> dict[str, Any]:
     """Return everything except the records that determines the signal; see `fingerprint_parts`."""
+    serving = describe_serving(options["engine"], options.get("vllm_arguments") or {})
     return fingerprint_parts(
         **{name: options[name] for name in ("kind", "top_k", "temperatures", "quantization")},
-        weights=fingerprint_model(options["model"], options["adapter"]),
+        weights=fingerprint_teacher(options["model"], options["adapter"], serving),
+        serving=serving,
         dtype=select_dtype(options["dtype"], select_device(options["device"])),
         chat=chat,
     )
@@ -248,6 +272,7 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
     reader = SignalReader(options["signal"])
     chat = load_options_chat(options)
     source = {name: options[name] for name in ("model", "adapter", "quantization")}
+    source["serving"] = describe_serving(options["engine"], options.get("vllm_arguments") or {})
     layout = {"kind": reader.kind, "top_k": reader.top_k, "temperatures": reader.temperatures}
     check_signal_fits(
         reader,
@@ -263,8 +288,10 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
     if not found:
         raise InputError(f"{reader.path}: expected signals of the records in {options['data']}, found none of them")
     chosen = random.Random(options["seed"]).sample(found, min(options["records"], len(found)))
-    teacher = SignalTeacher(options | layout, chat.tokenizer, reader.vocabulary)
-    return [
+    teacher = load_teacher(options | layout | {"out": reader.folder}, chat, reader.vocabulary)
+    compared = [
         (examples[key]["uid"], len(examples[key]["completion"]), *teacher.compare(examples[key], reader.read(key)))
         for key in chosen
     ]
+    teacher.close()
+    return compared

@@ -7,7 +7,7 @@ A folder contains `index.json` with the place of each record's signal, and data/
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from distill.common.digest import digest_of
 from distill.common.errors import InputError, describe
 from distill.models.chat import ChatTemplate
-from distill.models.fingerprint import fingerprint_model, list_model_files
+from distill.models.fingerprint import list_model_files
 from distill.models.logits import LogitTransform
 from distill.models.vocabulary import vocabulary_size
+from distill.teacher.serving import fingerprint_teacher
 
 FORMAT = 1
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
@@ -65,6 +66,7 @@ def fingerprint_parts(
     dtype: torch.dtype,
     quantization: str,
     chat: ChatTemplate,
+    serving: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return everything except the records that determines a signal.
 
@@ -74,6 +76,7 @@ def fingerprint_parts(
         weights: digest of the teacher's weights, from `fingerprint_model`.
         dtype, quantization: how the teacher is loaded.
         chat: the teacher's chat template.
+        serving: what a server changes, from `describe_serving`.
     """
     is_topk = kind == "topk"
     return {
@@ -87,6 +90,7 @@ def fingerprint_parts(
         **chat.digest_parts(),
         "template": digest_of(chat.tokenizer.chat_template)[:16],
         "vocabulary": vocabulary_size(chat.tokenizer),
+        **({"serving": dict(serving)} if serving else {}),
     }
 
 
@@ -201,8 +205,10 @@ def stat_files(model: str, adapter: str | None) -> dict[str, Any] | None:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
 
 
-def find_weights_digest(reader: SignalReader, model: str, adapter: str | None) -> str:
-    """Return `fingerprint_model` of the configured teacher.
+def find_weights_digest(
+    reader: SignalReader, model: str, adapter: str | None, serving: Mapping[str, Any] | None = None
+) -> str:
+    """Return `fingerprint_teacher` of the configured teacher.
 
     If no file has changed its size or time since the signal was computed, this is the digest in the index, and no
     weights are opened.
@@ -210,7 +216,7 @@ def find_weights_digest(reader: SignalReader, model: str, adapter: str | None) -
     saved, found = reader.data / FILES, stat_files(model, adapter)
     if found is not None and saved.exists() and json.loads(saved.read_text(encoding="utf-8")) == found:
         return reader.parts["weights"]
-    return fingerprint_model(model, adapter)
+    return fingerprint_teacher(model, adapter, serving or {})
 
 
 def check_signal_fits(
@@ -224,6 +230,7 @@ def check_signal_fits(
     dtype: torch.dtype,
     quantization: str,
     chat: ChatTemplate,
+    serving: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that a signal belongs to the configured teacher and has the configured settings.
 
@@ -233,6 +240,7 @@ def check_signal_fits(
         temperature: the student's temperature; a `topk` signal must contain it.
         model, adapter, dtype, quantization: the configured teacher.
         chat: the teacher's chat template.
+        serving: what a server changes, from `describe_serving`.
 
     Raises:
         InputError: something differs; lists all differences.
@@ -241,10 +249,11 @@ def check_signal_fits(
         kind=kind,
         top_k=top_k,
         temperatures=reader.temperatures,
-        weights=find_weights_digest(reader, model, adapter),
+        weights=find_weights_digest(reader, model, adapter, serving),
         dtype=dtype,
         quantization=quantization,
         chat=chat,
+        serving=serving,
     )
     differences = find_differences(reader.parts, wanted, f"model {model}, adapter {adapter}")
     if kind == reader.kind == "topk" and temperature not in reader.temperatures:
@@ -270,6 +279,7 @@ def find_differences(found: dict[str, Any], wanted: dict[str, Any], source: str)
         "template": "the teacher's chat template",
         "vocabulary": "size of the teacher's vocabulary",
         "format": "format of the files",
+        "serving": "the server that computed it",
     }
     return [
         f"{names.get(name, name)}: expected {wanted.get(name)}, found {found.get(name)}"

@@ -8,10 +8,13 @@ from accelerate.utils import align_module_device
 from torch import Tensor
 
 from distill.common.errors import InputError
+from distill.models.batches import AUTO_BATCH_SIZE
 from distill.models.completions import CHUNK_ROWS, collate, decoder_and_head, project, read_hidden, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.load import load_model, select_device, select_dtype
 from distill.models.logits import read_transform
+from distill.models.memory import memory_mb, reserved_mb
+from distill.models.rope import check_lengths
 from distill.teacher.signal_files import NAMES, topk_at
 
 # Divergence in nats per token that 16-bit rounding in a batch of another shape can cause. Single log-probabilities may
@@ -121,6 +124,27 @@ class SignalTeacher:
         self.decoder, self.head = decoder_and_head(self.model)
         self.transform = read_transform(self.model.config)
         self.options, self.pad_id, self.vocabulary = options, tokenizer.pad_token_id, vocabulary
+
+    @property
+    def batch_size(self) -> int:
+        """Records that are computed at a time."""
+        return int(self.options["batch_size"] or AUTO_BATCH_SIZE[self.model.device.type])
+
+    def check_lengths(self, lengths: Sequence[int]) -> None:
+        """Check the numbers of tokens of all records; see `distill.models.rope.check_lengths`."""
+        check_lengths(self.model.config, lengths, "the teacher")
+
+    def read_head(self) -> dict[str, Tensor]:
+        """Return the head as a linear layer; see `read_head`."""
+        return read_head(self.head, self.model.device, self.model.dtype)
+
+    def read_peaks(self) -> dict[str, int]:
+        """Return the peak memory of this run by its names in stats.json, in MiB."""
+        device = self.model.device
+        return {"peak_memory_mb": memory_mb(device), "peak_reserved_mb": reserved_mb(device)}
+
+    def close(self) -> None:
+        """Do nothing: the model ends with the process."""
 
     @torch.inference_mode()
     def compute(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:

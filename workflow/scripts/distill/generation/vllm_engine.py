@@ -28,6 +28,7 @@ from distill.models.rope import context_length
 logger = logging.getLogger(__name__)
 
 ADAPTER_NAME = "adapter"
+SHARED_CONCURRENCY = 64  # requests that a job keeps open at a server that other jobs ask, too
 LOCAL_RETRIES = 2  # a server on the same machine that does not answer will not come back
 
 
@@ -99,20 +100,22 @@ class VllmSource:
                 "is in teacher.vllm.arguments (quantization: fp8, bitsandbytes, …)"
             )
         self.source, self.sampling, self.options = source, sampling, options
+        self.timeout = timeout
+        device = select_device(source.device)
         # More than vLLM computes at a time would wait in its queue, and count towards the time-out.
         most = options.arguments.get("max_num_seqs", concurrency)
-        self.concurrency, self.timeout = min(concurrency, most if isinstance(most, int) else concurrency), timeout
+        limits = [concurrency, most if isinstance(most, int) else concurrency]
+        limits += [SHARED_CONCURRENCY] if shared else []
+        limits += [1] if source.adapter and device.type == "cpu" else []  # see `build_command`
+        self.concurrency = min(limits)
         self.server: VllmServer | SharedServer
         if shared is not None:
             arguments = get_result_arguments(options.arguments)
             needs_states = layers is not None
             self.server = SharedServer(shared, source.model, source.dtype, source.adapter, arguments, needs_states)
         else:
-            device = select_device(source.device)
             dtype = str(select_dtype(source.dtype, device)).removeprefix("torch.")
             adapters = {ADAPTER_NAME: source.adapter} if source.adapter else {}
-            if adapters and device.type == "cpu":
-                self.concurrency = 1  # see `build_command`
             command = build_command(source.model, dtype, device.type, adapters, options, top_logprobs, layers, folder)
             self.server = VllmServer(command, options, log, device.type)
         self.client: TokenClient | None = None

@@ -1,8 +1,8 @@
 """A served teacher: its signal comes from a vLLM server of the job's own, or from any server with `prompt_logprobs`.
 
 vLLM gives `topk` by the log-probabilities of given tokens, and `hidden` by the states behind its last layer; final norm
-and head are applied here. What a server says is never trusted: the first record's signal is compared with a second
-request, for `hidden` with one that asks for log-probabilities.
+and head are applied here. What a server says is never trusted: of every batch, the first record's signal is compared
+with a second request, for `hidden` with one that asks for log-probabilities.
 """
 
 import argparse
@@ -61,7 +61,6 @@ class ServedTeacher:
         check_kind(options)
         self.options, self.vocabulary = options, vocabulary
         self.kind, self.top_k = options["kind"], options["top_k"] or 0
-        self.is_checked = False
         self.final: FinalLayers | None = None
         # The next run removes what a killed one has left there, see `remove_unused` of compute_signal.py.
         self.folder = Path(options["out"] if "out" in options else options["signal"]).absolute() / "data/states"
@@ -130,9 +129,8 @@ class ServedTeacher:
             InputError: the server's replies are not those of the model.
         """
         found = self.read(examples)
-        if examples and not self.is_checked:
+        if examples:
             self.check_first(examples[0], found[0])
-            self.is_checked = True
         return found
 
     def read(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
@@ -181,7 +179,7 @@ class ServedTeacher:
         pairs = self.compare_positions(example, found)
         divergence, mean = measure_divergence(pairs), measure_difference(pairs)
         logger.info(
-            "first record against a second request: divergence %.3g nats per token, mean difference of a likely "
+            "one record against a second request: divergence %.3g nats per token, mean difference of a likely "
             "token's log-probability %.3g",
             divergence,
             mean,

@@ -163,7 +163,8 @@ def planned_memory(rule, default):
     """
 
     def call(wildcards):
-        if rule in experiment.SERVED_RULES and has_shared_server(wildcards):
+        is_served = rule in experiment.SERVED_RULES
+        if is_served and has_shared_server(wildcards):
             return 4000
         return MEMORY.get(rule, default, dict(wildcards.items()))
 

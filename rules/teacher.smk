@@ -141,6 +141,8 @@ rule serve_teacher:
         service("artifacts/vllm/{purpose}.json"),
     log:
         "logs/serve_teacher/{purpose}.log",
+    benchmark:
+        "logs/serve_teacher/{purpose}.benchmark.tsv"
     wildcard_constraints:
         purpose="|".join(experiment.SERVER_PURPOSES),
     conda:
@@ -151,7 +153,7 @@ rule serve_teacher:
         mem_mb=planned_memory("serve_teacher", 32000),
         runtime=2880,
     params:
-        script=get_script("serve_teacher"),
+        **job("serve_teacher"),
         options=get_serving_options,
         device=Untracked(config["device"]),
     shell:

@@ -104,7 +104,7 @@ def test_a_server_needs_no_gpu(directory):
     asked, command = resources()
     assert "gpu=0," in asked
     assert "--base-url http://localhost:8000/v1" in command
-    assert "--concurrency 16" in command
+    assert "--concurrency auto" in command
 
 
 def add_long_record(directory, times):

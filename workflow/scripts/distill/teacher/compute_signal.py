@@ -4,6 +4,7 @@ import logging
 import random
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,19 @@ def compute_missing(
     missing = [key for key in examples if key not in cached]
     if not missing and (options["kind"] == "topk" or (data / HEAD).exists()):
         return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0, "peak_reserved_mb": 0}
-    teacher = load_teacher(options, chat, vocabulary)
+    with closing(load_teacher(options, chat, vocabulary)) as teacher:
+        return compute_records(options, teacher, missing, examples, data, cached)
+
+
+def compute_records(
+    options: Options,
+    teacher: SignalTeacher | ServedTeacher,
+    missing: Sequence[str],
+    examples: dict[str, Example],
+    data: Path,
+    cached: dict[str, Any],
+) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Compute the signals of the records with these keys by a loaded teacher; see `compute_missing`."""
     if options["kind"] == "hidden" and not (data / HEAD).exists():
         save_whole(data / HEAD, teacher.read_head())
     check_cached(options, teacher, examples, data, cached)
@@ -134,7 +147,6 @@ def compute_missing(
     writer.flush()
     progress.close()
     figures = {"seconds": round(progress.seconds, 3), "tokens_per_second": round(progress.tokens_per_second, 1)}
-    teacher.close()
     return writer.places, figures | teacher.read_peaks()
 
 
@@ -288,10 +300,8 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
     if not found:
         raise InputError(f"{reader.path}: expected signals of the records in {options['data']}, found none of them")
     chosen = random.Random(options["seed"]).sample(found, min(options["records"], len(found)))
-    teacher = load_teacher(options | layout | {"out": reader.folder}, chat, reader.vocabulary)
-    compared = [
-        (examples[key]["uid"], len(examples[key]["completion"]), *teacher.compare(examples[key], reader.read(key)))
-        for key in chosen
-    ]
-    teacher.close()
-    return compared
+    with closing(load_teacher(options | layout | {"out": reader.folder}, chat, reader.vocabulary)) as teacher:
+        return [
+            (examples[key]["uid"], len(examples[key]["completion"]), *teacher.compare(examples[key], reader.read(key)))
+            for key in chosen
+        ]

@@ -132,7 +132,7 @@ rule compute_signal:
 
 # One vLLM server for all categories (teacher.vllm.share) instead of one for each job. Snakemake starts it before the jobs
 # that use it, runs all of them at the same time, and ends it after the last. Its inputs are those of all of them: a
-# server that had the GPU while they wait for a job on that GPU would never end.
+# server that had the GPU while they wait for a job on that GPU would never end. A service has no benchmark.
 rule serve_teacher:
     input:
         needed=get_served_inputs,
@@ -141,8 +141,6 @@ rule serve_teacher:
         service("artifacts/vllm/{purpose}.json"),
     log:
         "logs/serve_teacher/{purpose}.log",
-    benchmark:
-        "logs/serve_teacher/{purpose}.benchmark.tsv"
     wildcard_constraints:
         purpose="|".join(experiment.SERVER_PURPOSES),
     conda:

@@ -47,7 +47,8 @@ def test_every_rule_that_does_work_is_whole_and_named_as_its_script():
     rules = find_rules()
     assert len(rules) > 20
     for name, (text, _) in rules.items():
-        for directive in ("output", "log", "benchmark"):
+        is_service = name == "serve_teacher"  # Snakemake ends it, and would wait for its benchmark in vain
+        for directive in ("output", "log", *([] if is_service else ["benchmark"])):
             assert f"    {directive}:" in text, (name, directive)
         for directive in ("resources", "conda", "shell"):
             assert find_directive(name, directive), (name, directive)

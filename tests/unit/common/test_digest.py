@@ -187,16 +187,18 @@ def test_the_wording_of_messages_does_not_count(tmp_path):
                 "evaluation/predict",
                 "generation/answer_cache",
                 "teacher/generate_answers",
+                "generation/vllm_server",
                 "teacher/compute_signal",
+                "teacher/served_teacher",
                 "teacher/signal_teacher",
             },
         ),
+        # A signal may come from a server, through the client that answers come from.
         (
             "compute_signal",
             {
                 "evaluation/likelihood",
                 "evaluation/predict",
-                "generation/generate",
                 "student/copy_layers",
                 "student/train_student",
                 "student/trainer",

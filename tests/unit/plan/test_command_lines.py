@@ -380,7 +380,10 @@ def test_each_category_may_have_a_model_of_its_own_on_a_server():
         "--engine openai"
     )
     text = commands.training_flags(config, "one", ["banks"])
-    assert "--teacher-model q-banks --teacher-tokenizer owner/t --teacher-serving 'engine=\"openai\"'" in text
+    assert (
+        "--teacher-model q-banks --teacher-tokenizer owner/t --teacher-serving 'engine=\"openai\"' 'weights=\"served\"'"
+        in text
+    )
     text = commands.predict_flags(config, "teacher", "banks")
     assert "--likelihood" in text
     assert experiment.is_judging(make_config(teacher=teacher, evaluation={"metrics": ["fdistill"]}, students=students))

@@ -174,7 +174,7 @@ def test_any_server_with_prompt_logprobs_gives_topk(signal, records, teacher, tm
         assert found.keys() == expected.keys()
         for key, tensors in expected.items():
             torch.testing.assert_close(found[key]["logprobs"], tensors["logprobs"], rtol=1e-2, atol=1e-2)
-        assert SignalReader(options["out"]).parts["serving"] == {"engine": "openai"}
+        assert SignalReader(options["out"]).parts["serving"] == {"engine": "openai", "weights": "served"}
         with pytest.raises(InputError, match="expected topk with --engine openai, found hidden"):
             compute_signal(signal("hidden", engine="openai", **served), records, [])
         with pytest.raises(InputError, match="Requested prompt logprobs of 9, which is greater than max allowed: 8"):

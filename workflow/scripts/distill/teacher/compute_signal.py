@@ -24,7 +24,7 @@ from distill.models.examples import Example, encode_examples
 from distill.models.load import load_chat, load_config, select_device, select_dtype
 from distill.models.logits import read_transform
 from distill.teacher.served_teacher import ServedTeacher
-from distill.teacher.serving import describe_serving, fingerprint_teacher
+from distill.teacher.serving import describe_serving
 from distill.teacher.signal_files import (
     FILES,
     HEAD,
@@ -32,6 +32,7 @@ from distill.teacher.signal_files import (
     SignalReader,
     check_signal_fits,
     fingerprint_parts,
+    fingerprint_teacher,
     read_signal,
     signal_key,
     stat_files,

@@ -19,10 +19,9 @@ from torch import Tensor
 from distill.common.digest import digest_of
 from distill.common.errors import InputError, describe
 from distill.models.chat import ChatTemplate
-from distill.models.fingerprint import list_model_files
+from distill.models.fingerprint import fingerprint_model, list_model_files
 from distill.models.logits import LogitTransform
 from distill.models.vocabulary import vocabulary_size
-from distill.teacher.serving import fingerprint_teacher
 
 FORMAT = 1
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
@@ -203,6 +202,13 @@ def stat_files(model: str, adapter: str | None) -> dict[str, Any] | None:
         return None
     stats = ((str(path.resolve()), path.stat()) for folder in folders for path in list_model_files(folder))
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
+
+
+def fingerprint_teacher(model: str, adapter: str | None, serving: Mapping[str, Any]) -> str:
+    """Return `fingerprint_model` of local weights, or a digest of the name under which a server offers them."""
+    if serving.get("weights") == "served":
+        return digest_of({"engine": serving["engine"], "model": model})
+    return fingerprint_model(model, adapter)
 
 
 def find_weights_digest(

@@ -216,6 +216,17 @@ def test_a_signal_of_quite_other_tokens_diverges(signal, records, tokenizer, tmp
     teacher.close()
 
 
+def test_files_of_hidden_states_are_removed_as_soon_as_they_are_read(signal, records):
+    """Requests for log-probabilities, with which they are checked, make some, too."""
+    made = signal("hidden")
+    chat = load_options_chat(made)
+    examples = list(encode(records, chat, 10**6)[0].values())
+    teacher = ServedTeacher(made, chat, 320)
+    teacher.compute(examples)
+    assert list(teacher.folder.iterdir()) == []
+    teacher.close()
+
+
 def test_buckets_sum_to_one():
     found = torch.tensor(close_buckets(torch.tensor([0.5, 0.25]).log().tolist())).exp()
     torch.testing.assert_close(found, torch.tensor([0.5, 0.25, 0.25]))

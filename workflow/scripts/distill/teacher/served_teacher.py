@@ -10,7 +10,8 @@ import fcntl
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from distill.generation.vllm_engine import VllmSource, build_server
 from distill.models.chat import ChatTemplate
 from distill.models.examples import Example
 from distill.models.final_layers import FinalLayers
-from distill.models.load import load_config
+from distill.models.load import load_config, select_device, select_dtype
 from distill.models.rope import check_lengths
 from distill.teacher.signal_teacher import LEAST_LOG, LIKELY, TOLERANCE, Options, read_head
 
@@ -76,7 +77,8 @@ class ServedTeacher:
             return ServedTokens(args, self.options["concurrency"] or CONCURRENCY["openai"])
         settings: dict[str, Any] = {"top_logprobs": max(self.top_k, COMPARED_TOP)}
         if self.kind == "hidden":
-            self.final = FinalLayers(self.options["model"], getattr(torch, select_name(self.options)))
+            dtype = select_dtype(self.options["dtype"], select_device(self.options["device"]))
+            self.final = FinalLayers(self.options["model"], dtype)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             settings |= {"layers": self.final.layers, "folder": self.folder}
@@ -136,7 +138,7 @@ class ServedTeacher:
     def read(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
         """Ask for the signal of each example."""
         if self.kind == "topk":
-            replies = self.engine.read_tokens([make_request(at, one, self.top_k) for at, one in enumerate(examples)])
+            replies = self.ask([make_request(at, one, self.top_k) for at, one in enumerate(examples)])
             for example, reply in zip(examples, replies, strict=True):
                 self.check_vocabulary(example, reply)
             found = [make_topk(reply.positions) for reply in replies]
@@ -145,6 +147,15 @@ class ServedTeacher:
             found = [self.read_states(reply, one) for reply, one in zip(replies, examples, strict=True)]
         completions = [torch.tensor(one["completion"], dtype=torch.int32) for one in examples]
         return [one | {"completion": ids} for one, ids in zip(found, completions, strict=True)]
+
+    def ask(self, requests: Sequence[TokenRequest]) -> list[TokenReply]:
+        """Ask for log-probabilities; a server that extracts hidden states writes them for these requests, too."""
+        replies = self.engine.read_tokens(requests)
+        for reply in replies:
+            if reply.hidden_states:
+                with finished_states(reply.hidden_states):
+                    pass  # nobody reads them
+        return replies
 
     def read_states(self, reply: TokenReply, example: Example) -> dict[str, Tensor]:
         """Return the hidden states that predict a completion, behind the final norm; their file is removed."""
@@ -215,7 +226,7 @@ class ServedTeacher:
     def compare_positions(self, example: Example, cached: dict[str, Tensor]) -> list[Pair]:
         """Return the log-probabilities of each position by a new request and by a signal, see `Pair`."""
         top = self.top_k if self.kind == "topk" else COMPARED_TOP
-        (reply,) = self.engine.read_tokens([make_request(0, example, top)])
+        (reply,) = self.ask([make_request(0, example, top)])
         pairs = []
         for live, stored in zip((one.top for one in reply.positions), self.list_buckets(cached, reply), strict=True):
             least = min(stored.values())  # the most that a token can have that is not among the stored ones
@@ -250,13 +261,6 @@ def check_kind(options: Options) -> None:
             f"--temperatures: expected 1 with --engine {name}, whose server gives log-probabilities at temperature 1 "
             f"alone, found {', '.join(map(str, options['temperatures']))}; use signal hidden or temperature 1"
         )
-
-
-def select_name(options: Options) -> str:
-    """Return the name of the data type that a model is served in."""
-    from distill.models.load import select_device, select_dtype
-
-    return str(select_dtype(options["dtype"], select_device(options["device"]))).removeprefix("torch.")
 
 
 def make_request(number: int, example: Example, top: int) -> TokenRequest:
@@ -308,13 +312,23 @@ def take_states(path: str | None) -> dict[str, Tensor]:
     """
     if path is None:
         raise InputError("kv_transfer_params: expected the path of the hidden states, found none")
+    with finished_states(path):
+        return load_file(path)
+
+
+@contextmanager
+def finished_states(path: str) -> Iterator[None]:
+    """Wait until the server has written a file of hidden states, and remove it afterwards.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     lock = Path(f"{path}.lock")
     try:
         with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_SH)  # the server holds an exclusive lock until the file is whole
-            tensors = load_file(path)
+            yield
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: expected the hidden states of a request ({error})") from error
     Path(path).unlink()
     lock.unlink()
-    return tensors

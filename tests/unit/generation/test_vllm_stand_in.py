@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 from serving import free_port
-from tiny import build_model, build_tokenizer, save_model
+from tiny import build_tokenizer
 from transformers import AutoModelForCausalLM
+from vllm_runs import make_models
 from vllm_stand_in import ENGINE, VARIABLE, VERSION, write_executable
 from vllm_stand_in_model import Model, Sampling
 
@@ -92,14 +93,7 @@ class StandIn:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A model and two adapters."""
-    folder = tmp_path_factory.mktemp("models")
-    settings = {"vocabulary": 352, "hidden": 32, "seed": 1, "scale": 4.0}
-    save_model(folder / "model", build_tokenizer(), **settings)
-    for seed, (name, rank) in enumerate({"a": 8, "b": 4}.items()):
-        torch.manual_seed(seed)
-        lora = LoraConfig(r=rank, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-        get_peft_model(build_model(**settings), lora).save_pretrained(folder / name)
-    return folder
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

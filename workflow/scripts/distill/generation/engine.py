@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distill.generation.transformers_engine import ModelSource
     from distill.models.chat import ChatTemplate
 
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")  # arguments of vLLM; their product is the GPUs
 CONCURRENCY = {"openai": 16, "vllm": 256}  # requests that a job keeps open by default
 
 
@@ -248,5 +249,4 @@ def claim_engine_gpus(args: argparse.Namespace) -> None:
 
 def count_gpus(arguments: Mapping[str, Any], nodes: int) -> int:
     """Return the GPUs of one node that a vLLM server takes."""
-    sizes = (int(arguments.get(name, 1)) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
-    return max(prod(sizes) // nodes, 1)
+    return max(prod(int(arguments.get(name, 1)) for name in PARALLEL_SIZES) // nodes, 1)

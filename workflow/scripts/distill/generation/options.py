@@ -26,8 +26,6 @@ RUN_ARGUMENTS = (
     "max_parallel_loading_workers",
 )  # fmt: skip
 
-PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")  # their product is the number of GPUs
-
 
 @dataclass(frozen=True)
 class EngineOptions:

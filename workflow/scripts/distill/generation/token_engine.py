@@ -1,6 +1,5 @@
 """Answers and likelihoods from a server that takes token ids: the engine `vllm`, and `openai` with a tokenizer."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from math import exp
 from typing import Protocol
@@ -11,8 +10,6 @@ from distill.generation.sampling import Generated, Request
 from distill.generation.server_requests import ServerRequests
 from distill.generation.token_client import TokenClient, TokenReply, TokenRequest
 from distill.models.chat import ChatTemplate
-
-logger = logging.getLogger(__name__)
 
 LARGEST_MASS = 1.001  # of the most likely tokens together; rounding may lift the sum a little above 1
 SCORED_TOGETHER = 64  # completions that `score_completions` is given at a time

@@ -2,7 +2,6 @@
 
 import argparse
 import atexit
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +23,6 @@ from distill.generation.vllm_server import BASE_NAME, VllmServer, build_command
 from distill.models.chat import ChatTemplate
 from distill.models.load import load_generation_config, select_device, select_dtype
 from distill.models.rope import context_length
-
-logger = logging.getLogger(__name__)
 
 ADAPTER_NAME = "adapter"
 SHARED_CONCURRENCY = 64  # requests that a job keeps open at a server that other jobs ask, too

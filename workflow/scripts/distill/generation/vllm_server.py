@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError, safe_open
-
 from distill.common import supervisor
 from distill.common.errors import InputError, cut
 from distill.generation.engine import count_gpus
 from distill.generation.options import VllmOptions
 from distill.generation.vllm_nodes import list_arguments, list_other_nodes
+from distill.models.fingerprint import read_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ OLDEST = (0, 32)  # vLLM's version that this was written for
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 15.0
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts
-HIDDEN_STATES_FOLDER = "hidden_states"
 CONNECTORS = {  # by the type of the device
     "cuda": {"kv_connector": "ExampleHiddenStatesConnector"},
     "cpu": {
@@ -102,14 +100,12 @@ def check_targets(adapter: str) -> None:
     likelihoods and signals would be those of the plain head.
 
     Raises:
-        InputError: it does.
+        InputError: it does; or its weights are missing or damaged.
     """
     path = Path(adapter) / "adapter_model.safetensors"
-    try:
-        with safe_open(str(path), framework="np") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: expected the weights of a LoRA, which vLLM reads from this file ({error})") from None
+    names = read_shapes(adapter, path.name)
+    if not names:
+        raise InputError(f"{path}: expected the weights of a LoRA, which vLLM reads from this file, found none")
     for name in names:
         if set(name.split(".")) & {"lm_head", "embed_tokens", "wte", "embed_out"}:
             raise InputError(

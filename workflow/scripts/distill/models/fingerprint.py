@@ -81,6 +81,19 @@ def read_header(path: Path, file: int, size: int) -> tuple[bytes, dict[str, Any]
     return raw, tensors
 
 
+def read_shapes(folder: str, pattern: str = "*.safetensors") -> dict[str, list[int]]:
+    """Shapes of the weights in a folder's safetensors files by name; empty for other formats."""
+    shapes: dict[str, list[int]] = {}
+    for path in Path(folder).glob(pattern):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            tensors = read_header(path, file, path.stat().st_size)[1]
+            shapes |= {name: part["shape"] for name, part in tensors.items()}
+        finally:
+            os.close(file)
+    return shapes
+
+
 def find_samples(size: int, tensors: dict[str, Any], start: int) -> Iterator[tuple[int, int]]:
     """Yield (offset, bytes) of the samples of a file: start, middle and end of each tensor.
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from distill.common.names import POOLED, TEACHER
 from distill.common.variants import list_suffixes
-from distill.generation.engine import ENGINES, EngineType
-from distill.generation.options import OWN_ARGUMENTS, PARALLEL_SIZES, find_longer_name
+from distill.generation.engine import ENGINES, PARALLEL_SIZES, EngineType
+from distill.generation.options import OWN_ARGUMENTS, find_longer_name
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_source_problem
 from distill.models.options import TEMPLATE_DATE

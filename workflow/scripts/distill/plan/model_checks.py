@@ -1,7 +1,6 @@
 """What the files of local models tell before anything runs: problems that a job would stop at hours later."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from distill.common.errors import InputError
 from distill.common.variants import VARIANTS
 from distill.generation.vllm_server import choose_rank, find_executable
 from distill.models.architectures import UNGENERATED, UNSAVED, UNSUPPORTED
-from distill.models.fingerprint import read_header
+from distill.models.fingerprint import read_shapes
 from distill.models.hub_names import get_folder
 from distill.models.template_variables import CHANNEL, find_syntax_error, find_unknown_variables
 from distill.models.vocabulary import shared_vocabulary_size
@@ -370,16 +369,3 @@ def check_adapter_weights(adapter: str, model: str, base: Mapping[str, Sequence[
             expected = f"{known[module]} rows as in {model}, found {rows[module]}"
             yield f"teacher.adapter: {adapter}: {module}: expected {expected}"
             return
-
-
-def read_shapes(folder: str, pattern: str = "*.safetensors") -> dict[str, list[int]]:
-    """Shapes of the weights in a folder's safetensors files by name; empty for other formats."""
-    shapes: dict[str, list[int]] = {}
-    for path in Path(folder).glob(pattern):
-        file = os.open(path, os.O_RDONLY)
-        try:
-            tensors = read_header(path, file, path.stat().st_size)[1]
-            shapes |= {name: part["shape"] for name, part in tensors.items()}
-        finally:
-            os.close(file)
-    return shapes

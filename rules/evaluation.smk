@@ -20,15 +20,11 @@ rule predict_answers:
         "../envs/torch.yaml"
     threads: from_config(job_resources.get_answering_threads, "model")
     resources:
+        **serving_nodes(),
         gpu=from_config(job_resources.get_answering_gpus, "model"),
         group_slots=1,
         mem_mb=planned_memory("predict_answers", 32000),
         runtime=240,
-        # For the Slurm executor; unset for one node.
-        nodes=serving_resource("nodes"),
-        tasks=serving_resource("tasks"),
-        tasks_per_gpu=serving_resource("tasks_per_gpu"),
-        mpi=serving_resource("mpi"),
     params:
         **job("predict_answers"),
         test=get_test_option,
@@ -53,15 +49,11 @@ use rule predict_answers as answer_questions with:
     benchmark:
         "logs/answer_questions/{model}/{category}.benchmark.tsv"
     resources:
+        **serving_nodes(),
         gpu=from_config(job_resources.get_answering_gpus, "model"),
         group_slots=1,
         mem_mb=planned_memory("answer_questions", 32000),
         runtime=60,
-        # For the Slurm executor; unset for one node.
-        nodes=serving_resource("nodes"),
-        tasks=serving_resource("tasks"),
-        tasks_per_gpu=serving_resource("tasks_per_gpu"),
-        mpi=serving_resource("mpi"),
     params:
         **job("answer_questions"),
         test="",
@@ -88,15 +80,11 @@ rule judge_answers:
         "../envs/torch.yaml"
     threads: job_resources.get_answering_threads(config)
     resources:
+        **serving_nodes(),
         gpu=job_resources.get_answering_gpus(config),
         group_slots=1,
         mem_mb=planned_memory("judge_answers", 64000),
         runtime=240,
-        # For the Slurm executor; unset for one node.
-        nodes=serving_resource("nodes"),
-        tasks=serving_resource("tasks"),
-        tasks_per_gpu=serving_resource("tasks_per_gpu"),
-        mpi=serving_resource("mpi"),
     params:
         **job("judge_answers"),
         teacher=model_digests(experiment.get_teacher_models, "category"),

@@ -137,14 +137,17 @@ def get_serving_options(wildcards):
     return command_lines.serve_flags(config, CATEGORIES, wildcards.purpose)
 
 
-def serving_resource(name):
-    """A resource function for a job whose vLLM server spans several nodes; None leaves the resource unset."""
+def serving_nodes():
+    """Resource functions of a job whose vLLM server may span several nodes, by name; None leaves a resource unset."""
 
-    def call(wildcards):
-        model = getattr(wildcards, "model", experiment.TEACHER)
-        return job_resources.get_serving_nodes(config, model)[name]
+    def make(name):
+        def call(wildcards):
+            model = getattr(wildcards, "model", experiment.TEACHER)
+            return job_resources.get_serving_nodes(config, model)[name]
 
-    return call
+        return call
+
+    return {name: make(name) for name in ("nodes", "tasks", "tasks_per_gpu", "mpi")}
 
 
 def training_resource(name):

@@ -30,14 +30,10 @@ rule generate_answers:
         "../envs/torch.yaml"
     threads: job_resources.get_answering_threads(config)
     resources:
+        **serving_nodes(),
         gpu=job_resources.get_answering_gpus(config),
         mem_mb=planned_memory("generate_answers", 32000),
         runtime=2880,
-        # For the Slurm executor; unset for one node.
-        nodes=serving_resource("nodes"),
-        tasks=serving_resource("tasks"),
-        tasks_per_gpu=serving_resource("tasks_per_gpu"),
-        mpi=serving_resource("mpi"),
     params:
         **job("generate_answers"),
         teacher=model_digests(experiment.get_teacher_models, "category"),
@@ -109,14 +105,10 @@ rule compute_signal:
         "../envs/torch.yaml"
     threads: job_resources.get_answering_threads(config)
     resources:
+        **serving_nodes(),
         gpu=job_resources.get_answering_gpus(config),
         mem_mb=planned_memory("compute_signal", 64000),
         runtime=2880,
-        # For the Slurm executor; unset for one node.
-        nodes=serving_resource("nodes"),
-        tasks=serving_resource("tasks"),
-        tasks_per_gpu=serving_resource("tasks_per_gpu"),
-        mpi=serving_resource("mpi"),
     params:
         **job("compute_signal"),
         teacher=model_digests(experiment.get_teacher_models, "category"),

@@ -97,6 +97,17 @@ def test_the_signal_is_that_of_transformers(signal, records, adapter, kind, has_
 
 
 @pytest.mark.slow
+def test_in_16_bits_the_hidden_states_are_those_of_transformers(signal, records):
+    """As every teacher of real size is."""
+    made = [signal("hidden", engine, dtype="bfloat16") for engine in ("vllm", "transformers")]
+    for options in made:
+        compute_signal(options, records, [])
+    found, expected = map(read_all, made)
+    for key, tensors in expected.items():
+        torch.testing.assert_close(found[key]["hidden"].float(), tensors["hidden"].float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.slow
 def test_a_student_begins_with_the_same_loss(signal, records, options, teacher):
     losses = []
     for engine in ("vllm", "transformers"):

@@ -73,7 +73,8 @@ class FinalLayers:
     @torch.inference_mode()
     def normalize(self, states: Tensor) -> Tensor:
         """Return (rows, width) hidden states before the final norm as the head takes them."""
-        return torch.Tensor(self.norm(states.to(self.dtype)))
+        rows: Tensor = self.norm(states.to(self.dtype))
+        return rows
 
     @torch.inference_mode()
     def project(self, rows: Tensor) -> Tensor:

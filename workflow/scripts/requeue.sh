@@ -53,8 +53,9 @@ watch_time() {
 requeue_job() {
   local state begin end restarts attempt
   command -v squeue > /dev/null || return 0
-  for attempt in {1..20}; do
-    if read -r state begin end restarts < <(query_job); then
+  for attempt in {1..60}; do
+    # While Slurm sends a signal, the state is SIGNALING, of a job that is cancelled and of one that goes on.
+    if read -r state begin end restarts < <(query_job) && [[ $state != SIGNALING ]]; then
       [[ $state == RUNNING ]] || return 0 # cancelled
       if ((restarts >= MOST_RESTARTS)); then
         echo "Slurm has restarted this job $restarts times: it needs a longer runtime" >&2
@@ -63,7 +64,7 @@ requeue_job() {
       echo "stopped near its time limit or by a signal: job $SLURM_NAME is requeued" >&2
       ! timeout 60 scontrol requeue Incomplete "$SLURM_NAME" || return 0
     fi
-    sleep 10
+    sleep 3
   done
 }
 
@@ -72,8 +73,7 @@ requeue_job() {
 end_job() {
   local code=$1 attempt
   [[ -z $watching ]] || kill "$watching" 2> /dev/null || true
-  # Slurm signals one process after the other: the command may have ended before this shell has its signal, on a busy
-  # node some seconds before.
+  # Slurm signals one process after the other: the command may have ended before this shell has its signal.
   for attempt in {1..10}; do
     [[ -z $stopped && ($code == 143 || $code == 138) ]] || break
     sleep 1 &

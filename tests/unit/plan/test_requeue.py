@@ -104,6 +104,16 @@ def test_a_job_that_was_cancelled_stays_so(tell):
     assert tell(143, state="COMPLETING") == (143, "kept\n", "")
 
 
+def test_a_job_that_slurm_is_still_signalling_is_requeued(tell, tmp_path):
+    """For a moment, its state is SIGNALING and not RUNNING."""
+    running = "RUNNING 2026-11-26T10:00:00 2126-11-26T10:00:00 0"
+    squeue = f"n=$(cat {tmp_path}/n 2>/dev/null); echo $((n + 1)) > {tmp_path}/n; line='{running}'"
+    squeue += "; case $n in 1|2) line=SIGNALING${line#RUNNING};; esac; echo $line"
+    code, output, asked = tell(143, number=signal.SIGTERM, squeue=squeue)
+    assert (code, asked) == (143, "requeue Incomplete 7\n")
+    assert (tmp_path / "n").read_text() == "4\n"
+
+
 def test_a_job_does_not_come_back_for_ever(tell):
     assert tell(143, restarts=29)[2] == "requeue Incomplete 7\n"
     code, output, asked = tell(138, restarts=30)

@@ -37,7 +37,7 @@ def make_training(student, teacher=None):
         "top_k": 8,
         "temperature": 2.0,
         "alpha": 0.5,
-        "beta": 0.5,
+        "parameters": {},
     }
     how = {"optimizer": "adamw_torch_fused", "precision": "bf16", "batch_size": 2, "gradient_checkpointing": True}
     return Training(student=student, teacher=teacher, signal="online", lora=None, **objective, **how, **LENGTHS)

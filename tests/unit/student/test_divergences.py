@@ -5,13 +5,14 @@ import sys
 
 import pytest
 import torch
-from divergence_formulas import FORMULAS
+from divergence_formulas import FORMULAS, give_parameters
 from running import ROOT, SCRIPTS, environment
 from training_runs import change_run, log_lines, make_arguments, train_student
 
 import train_student as script
 from distill.student.divergences import METHODS, Divergence, Method
 from distill.student.loss import Objective
+from distill.student.options import ObjectiveOptions
 from distill.student.student_run import read_run
 
 DIVERGENCES = [name for name, method in METHODS.items() if method.divergence]
@@ -30,17 +31,57 @@ def test_every_divergence_has_an_independent_formula():
     assert FORMULAS.keys() == set(DIVERGENCES)
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("value", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("method", DIVERGENCES)
-def test_value_and_slope_match_the_formula(method, beta):
+def test_value_and_slope_match_the_formula(method, value):
     teacher, student = distributions()
     p, q = (logits.log_softmax(-1) for logits in (teacher, student))
-    found = Objective(method, beta=beta).compare(p.detach(), q.detach())
-    wanted = torch.stack([FORMULAS[method](*pair, beta) for pair in zip(p.exp().detach(), q.exp(), strict=True)])
+    parameters = give_parameters(method, value)
+    found = Objective(method, parameters=parameters).compare(p.detach(), q.detach())
+    wanted = [FORMULAS[method](*pair, **parameters) for pair in zip(p.exp().detach(), q.exp(), strict=True)]
+    wanted = torch.stack(wanted)
     (gradient,) = torch.autograd.grad(wanted.sum(), student)
     assert [tuple(one.shape) for one in found] == [(5,), (5, 9), (5, 1)]
     torch.testing.assert_close(found.value, wanted.detach())
     torch.testing.assert_close(found.slope - found.total * q.exp().detach(), gradient)
+
+
+class Compared(torch.autograd.Function):
+    """The divergence of two sets of logits, with the gradient that its slope gives."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, objective):
+        q = student.log_softmax(-1)
+        found = objective.compare(teacher.log_softmax(-1), q)
+        ctx.save_for_backward(found.slope - found.total * q.exp())
+        return found.value
+
+    @staticmethod
+    def backward(ctx, output_gradient):
+        return ctx.saved_tensors[0] * output_gradient[:, None], None, None
+
+
+# The weight of adaptive_kl is a constant for the gradient, but not for the value.
+@pytest.mark.parametrize("method", [name for name in DIVERGENCES if name != "adaptive_kl"])
+def test_the_gradient_is_that_of_the_value(method):
+    teacher, student = distributions()
+    objective = Objective(method, parameters=give_parameters(method, 0.3))
+    assert torch.autograd.gradcheck(lambda logits: Compared.apply(logits, teacher.detach(), objective), student)
+
+
+@pytest.mark.parametrize(("exponents", "limit"), [((1.0, 1e-6), "forward_kl"), ((1e-6, 1.0), "reverse_kl")])
+def test_alpha_beta_contains_both_divergences(exponents, limit):
+    p, q = (logits.detach().log_softmax(-1) for logits in distributions())
+    found = Objective("alpha_beta", parameters=dict(zip(("ab_alpha", "ab_beta"), exponents, strict=True)))
+    torch.testing.assert_close(found.compare(p, q).value, Objective(limit).compare(p, q).value, rtol=1e-4, atol=1e-5)
+
+
+def test_engine_alone_prefers_the_most_likely_token():
+    """It is no distance: the teacher's own distribution costs more than its most likely token."""
+    p = torch.tensor([[0.7, 0.2, 0.1]]).log()
+    surest = torch.tensor([[0.998, 0.001, 0.001]]).log()
+    costs = [Objective("engine").compare(p, q).value.item() for q in (p, surest)]
+    assert costs[0] > costs[1]
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -48,7 +89,7 @@ def test_every_method_is_described(method):
     assert method.description.endswith(".")
     assert method.formula
     assert method.paper
-    assert set(method.options) <= set(Objective._fields)
+    assert set(method.options) <= set(ObjectiveOptions.__dataclass_fields__)
 
 
 def test_the_reference_gives_every_formula():

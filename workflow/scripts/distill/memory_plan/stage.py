@@ -29,6 +29,7 @@ class Training:
 
     Attributes:
         teacher: None without a divergence.
+        parameters: the method's own options.
         ranks: processes that train together.
         processes: those of one machine.
     """
@@ -40,7 +41,7 @@ class Training:
     top_k: int
     temperature: float
     alpha: float
-    beta: float
+    parameters: dict[str, float]
     lora: LoraOptions | None
     optimizer: str
     precision: str

@@ -190,12 +190,13 @@ class StageLister:
             train = settings["train"]
             prompt, answer = self.lengths.split(train["max_length"], self.answer_tokens)
             quantization = settings["teacher_quantization"] or self.config["teacher"]["quantization"]
-            needs_teacher = METHODS[settings["method"]].needs_teacher
-            same = ("method", "signal", "top_k", "temperature", "alpha", "beta")
+            method = METHODS[settings["method"]]
+            same = ("method", "signal", "top_k", "temperature", "alpha")
             work = Training(
                 student=self.make_student(student),
-                teacher=replace(self.teacher, quantization=quantization) if needs_teacher else None,
+                teacher=replace(self.teacher, quantization=quantization) if method.needs_teacher else None,
                 lora=LoraOptions(**settings["lora"]) if settings["lora"] else None,
+                parameters={name: settings[name] for name in method.options},
                 prompt_tokens=prompt,
                 answer_tokens=answer,
                 ranks=train["nodes"] * train["gpus_per_node"],

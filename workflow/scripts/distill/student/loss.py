@@ -25,7 +25,7 @@ class Objective(NamedTuple):
         method: key of METHODS, which defines D.
         temperature: τ, divides the logits of both models in D.
         alpha: weight of D; cross-entropy has weight 1 − alpha.
-        beta: weight of the teacher in the mixture of `jsd`, above 0 and below 1.
+        parameters: the method's own options (`Method.options`) by name.
         vocabulary: number of token ids, from 0, that both tokenizers share. D compares the distributions over these
             ids, so padding ids of either vocabulary have probability 0. Cross-entropy is over the student's whole
             vocabulary. None: all ids are shared.
@@ -35,7 +35,7 @@ class Objective(NamedTuple):
     method: str = "seqkd"
     temperature: float = 1.0
     alpha: float = 0.5
-    beta: float = 0.5
+    parameters: dict[str, float] = {}
     vocabulary: int | None = None
     is_on_policy: bool = False
 
@@ -60,7 +60,7 @@ class Objective(NamedTuple):
         method = METHODS[self.method]
         if method.divergence is None:
             raise ValueError(f"method {self.method!r} has no divergence")
-        return method.divergence(p, q, **{name: getattr(self, name) for name in method.options})
+        return method.divergence(p, q, **self.parameters)
 
 
 class ExactTeacher(NamedTuple):

@@ -53,6 +53,34 @@ class ObjectiveOptions:
         exclusiveMaximum=1,
         when="Only with `jsd`.",
     )
+    skew: float = option(
+        "Share λ of the model's own distribution in the mixture of `skewed_kl` (the teacher's) and `skewed_reverse_kl` "
+        "(the student's). Not used by other methods.",
+        0.1,
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+        when="Higher for a smaller and smoother loss.",
+    )
+    head_mass: float = option(
+        "Probability of the teacher's most likely tokens that form the head in `adaptive_kl`. Not used by other "
+        "methods.",
+        0.5,
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+        when="Only with `adaptive_kl`.",
+    )
+    ab_alpha: float = option(
+        "Exponent of the teacher's probabilities in `alpha_beta`. Not used by other methods.",
+        0.2,
+        exclusiveMinimum=0,
+        when="Higher to weight the teacher's likely tokens more; 1 with `ab_beta` near 0 is close to forward KL.",
+    )
+    ab_beta: float = option(
+        "Exponent of the student's probabilities in `alpha_beta`. Not used by other methods.",
+        0.7,
+        exclusiveMinimum=0,
+        when="Higher to weight the student's likely tokens more; 1 with `ab_alpha` near 0 is close to reverse KL.",
+    )
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,8 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
     settings = dataclasses.asdict(run)
     for name in (*PLACES, "template_date"):
         del settings[name]
+    for name in list_unused_objective(run.objective):
+        del settings["objective"][name]
     if settings["teacher"]:
         for name in ("signal_folders", "serving", "tokenizer"):  # the signal's fingerprint covers them
             del settings["teacher"][name]
@@ -202,13 +204,17 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
     return settings
 
 
+def list_unused_objective(objective: ObjectiveOptions) -> set[str]:
+    """The names of the options of other methods, and of other signals."""
+    names = {name for method in METHODS.values() for name in method.options}
+    return names - set(METHODS[objective.method].options) | ({"top_k"} if objective.signal != "topk" else set())
+
+
 def list_card_settings(run: StudentRun) -> dict[str, Any]:
     """The options that shaped the student, by their names on the command line; without models and method."""
     settings: dict[str, Any] = {"pool_balance": run.pool_balance} if len(run.data) > 1 else {}
     if run.teacher:
-        others = {name for method in METHODS.values() for name in method.options}
-        others -= set(METHODS[run.objective.method].options)
-        others |= {"method"} | ({"top_k"} if run.objective.signal != "topk" else set())
+        others = {"method", *list_unused_objective(run.objective)}
         settings |= {name: value for name, value in dataclasses.asdict(run.objective).items() if name not in others}
         settings |= {"teacher_adapter": run.teacher.adapters or None}
         settings |= {"teacher_dtype": run.teacher.dtype, "teacher_quantization": run.teacher.quantization}

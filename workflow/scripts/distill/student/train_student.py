@@ -23,6 +23,7 @@ from distill.models.fingerprint import fingerprint_model
 from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, find_others, remove_incomplete
+from distill.student.divergences import METHODS
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
 from distill.student.load_student import check_student, load_student
 from distill.student.loss import Objective
@@ -188,9 +189,9 @@ def build_trainer(
 def make_objective(run: StudentRun, teacher: LoadedTeacher | None) -> Objective:
     """The objective of a run."""
     options = run.objective
-    return Objective(
-        options.method, options.temperature, options.alpha, options.beta, teacher.vocabulary if teacher else None
-    )
+    parameters = {name: getattr(options, name) for name in METHODS[options.method].options}
+    vocabulary = teacher.vocabulary if teacher else None
+    return Objective(options.method, options.temperature, options.alpha, parameters, vocabulary)
 
 
 def make_sampler(

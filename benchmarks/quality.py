@@ -1,300 +1,242 @@
-"""Measure what a student learns from each training signal, with the same initial student, records and steps.
+"""Measure how well students of every method learn, over temperatures and seeds, at equal steps.
 
-    python benchmarks/quality.py --model SMOLLM2_FOLDER --out benchmarks/results/quality.json
+    python benchmarks/quality.py --model SMOLLM2_FOLDER --work FOLDER --out benchmarks/results/quality.json
 
-The teacher answers a fixed set of questions. Students initialised with ten of its layers are trained on the answers, by
-seqkd, and by forward_kl and jsd with the teacher in memory, its cached hidden states, or its top 16, 64 and 256 tokens.
-On held-out answers, perplexity and agreement are measured, with 95 % bootstrap intervals over records. Agreement is how
-often student and teacher have the same most likely next token. Differences to the student of the online teacher use the
-same resamples. For that student, the top-k divergence, with one bucket for all other tokens, is also compared with the
-exact one. Prints Markdown tables; --out writes all results as JSON.
+The teacher answers a fixed set of questions. Every student begins with the same ten of its layers and trains on the
+same records: with seqkd, with every divergence at τ = 1 and τ = 2 from cached hidden states, and with some divergences
+on the student's own samples in the second half of the steps. The three best train again with three times the steps. On
+held-out questions, the workflow's own scripts measure perplexity and agreement with the teacher's answers, and ROUGE-L
+and repetition of greedy answers. Means and standard deviations are over seeds; a seed decides the order of the records
+and the sampling. Differences to forward KL at τ = 1 are taken seed by seed.
+
+A run that is repeated with the same --work continues: a student that is scored is not trained again. Prints a Markdown
+table; --out writes all results as JSON.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
-import random
-import subprocess
+import statistics
 import sys
-import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np
 import torch
 from machine import describe_machine
+from students import add_record_options, prepare_records, run, signal_options
 
-from distill.common.errors import InputError, run_script
-from distill.common.files import write_json, write_jsonl
-from distill.evaluation.bootstrap import Statistic, estimate_all
-from distill.models.chat import ChatTemplate
-from distill.models.completions import collate, decoder_and_head, take_rows
-from distill.models.examples import encode_examples
-from distill.models.load import load_model, load_tokenizer
-from distill.models.vocabulary import vocabulary_size
-from distill.records.raw_records import get_uid
-from distill.records.splits import read_split
-from distill.student.fused_loss import distillation_loss
-from distill.student.loss import ExactTeacher, Objective, TopKTeacher
-from distill.teacher.signal_files import topk_at
-from distill.teacher.signal_size import bytes_per_token
-from distill.teacher.signal_teacher import top_log_probabilities
+import predict_answers
+import score_predictions
+import train_student
+from distill.common.errors import run_script
+from distill.common.files import write_json
+from distill.student.divergences import METHODS
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
-SYSTEM = "You are a helpful assistant who answers in two sentences."
-TEMPLATES = (
-    "What is {}?",
-    "Why does {} matter?",
-    "Explain {} to a child.",
-    "Name one common mistake people make about {}.",
-    "How has {} changed over time?",
-    "Give an example of {} in daily life.",
-    "What is the most surprising thing about {}?",
-    "Who should know more about {}, and why?",
-    "What would happen without {}?",
-    "How would you teach {} in one lesson?",
-)
-TOPICS = (
-    "inflation", "photosynthesis", "a mortgage", "gravity", "the water cycle", "a budget", "an earthquake", "sleep",
-    "electricity", "a vaccine", "the printing press", "compound interest", "a rainbow", "friction", "a contract",
-    "music theory", "the stock market", "a volcano", "evolution", "recycling", "a balanced diet", "time zones",
-    "a democracy", "insurance", "the immune system", "tides", "a pension", "bread baking", "soil", "map reading",
-    "public transport", "a magnet", "poetry", "chess", "a bank loan", "glaciers", "honesty", "wind power", "taxes",
-    "the scientific method",
-)  # fmt: skip
-TOP_KS = (16, 64, 256)
-ONLINE = "forward_kl online"
-STUDENTS: dict[str, dict[str, Any]] = {
-    "seqkd": {"method": "seqkd"},
-    ONLINE: {"method": "forward_kl", "signal": "online"},
-    "forward_kl hidden": {"method": "forward_kl", "signal": "hidden"},
-    **{f"forward_kl topk {k}": {"method": "forward_kl", "signal": "topk", "top_k": k} for k in TOP_KS},
-    "jsd online": {"method": "jsd", "signal": "online"},
-}
-Rows = list[dict[str, Any]]
+TEMPERATURES = (1.0, 2.0)
+SEEDS = (42, 43, 44)
+ON_POLICY = ("forward_kl", "reverse_kl", "jsd")
+FIGURES = ("ppl", "agreement", "rougeL", "repetition")
+LONGER, BEST = 3, 3  # times the steps, for as many of the best students
 
 
-def run(script: str, *arguments: Any) -> None:
-    """Run one of the workflow's scripts.
+@dataclass(frozen=True)
+class Way:
+    """One way to train a student.
 
-    Raises:
-        InputError: the script failed; contains its last lines.
+    Attributes:
+        alpha: weight of the divergence.
+        is_on_policy: whether the second half of the steps trains on the student's own samples.
+        length: multiple of the steps.
     """
-    command = [sys.executable, SCRIPTS / f"{script}.py", *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise InputError(f"{script}.py failed:\n{done.stdout[-2000:]}")
+
+    method: str
+    temperature: float = 1.0
+    alpha: float = 1.0
+    is_on_policy: bool = False
+    length: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name in tables and of files."""
+        if not METHODS[self.method].needs_teacher:
+            text = self.method
+        else:
+            alpha = "" if self.alpha == 1 else f" α={self.alpha:g}"
+            text = f"{self.method} τ={self.temperature:g}{alpha}" + (" on-policy" if self.is_on_policy else "")
+        return text + (f" ×{self.length}" if self.length > 1 else "")
 
 
-def write_prompts(path: Path, count: int) -> None:
-    """Write a seeded sample of questions in the workflow's format."""
-    questions = [template.format(topic) for template in TEMPLATES for topic in TOPICS]
-    chosen = random.Random(0).sample(questions, count)
-    write_jsonl(
-        path,
-        (
-            {"id": n, "uid": get_uid(SYSTEM, q), "system": SYSTEM, "prompt": q, "label": None, "origin": "sft"}
-            for n, q in enumerate(chosen)
-        ),
-    )
+BASELINE = Way("forward_kl")
 
 
-def prepare(args: argparse.Namespace, folder: Path) -> None:
-    """Make answers, splits, the initial student and the cached signals."""
-    teacher = ["--model", args.model, "--dtype", "float32"]
-    on_cpu = ["--device", args.device]
-    write_prompts(folder / "prompts.jsonl", args.prompts)
-    asked = ["--prompts", folder / "prompts.jsonl", "--out", folder / "answers.jsonl", "--stats", folder / "stats.json"]
-    sampling = ["--max-new-tokens", args.max_new_tokens, "--temperature", 0.7, "--cache", folder / "cache"]
-    run("generate_answers", *asked, *teacher, *on_cpu, *sampling)
-    split = ["--val-fraction", 0, "--test-fraction", args.test_fraction, "--seed", 42]
-    run("split_answers", "--answers", folder / "answers.jsonl", *split, "--out", folder / "data")
-    run("copy_layers", *teacher, "--layers", args.layers, "--out", folder / "initial")
-    computed = ["--data", folder / "data", *teacher, *on_cpu]
-    run("compute_signal", *computed, "--kind", "hidden", "--out", folder / "hidden")
-    for k in TOP_KS:
-        kept = ["--kind", "topk", "--top-k", k, "--temperatures", args.temperature, "--out", folder / f"topk_{k}"]
-        run("compute_signal", *computed, *kept)
+def list_ways() -> list[Way]:
+    """All ways at equal steps; `engine` needs cross-entropy beside it, which the defaults have, too."""
+    ways = [Way(name) for name, method in METHODS.items() if not method.needs_teacher]
+    for name, method in METHODS.items():
+        if method.needs_teacher:
+            ways += [Way(name, temperature, 0.5 if name == "engine" else 1.0) for temperature in TEMPERATURES]
+    ways += [Way("forward_kl", temperature, 0.5) for temperature in TEMPERATURES]
+    return ways + [Way(name, is_on_policy=True) for name in ON_POLICY]
 
 
-def train(name: str, args: argparse.Namespace, folder: Path) -> Path:
-    """Train a student and return its folder."""
-    student, out = STUDENTS[name], folder / name.replace(" ", "_")
-    options = ["--data", folder / "data", "--out", out, "--checkpoints", folder / "checkpoints"]
-    options += ["--name", "student", "--category", "questions", "--model", folder / "initial"]
-    options += ["--method", student["method"], "--device", args.device, "--precision", "fp32"]
-    options += ["--epochs", args.epochs, "--batch-size", args.batch_size, "--gradient-accumulation-steps", 1]
+# ---- One student ----
+
+
+def list_training_options(way: Way, seed: int, args: argparse.Namespace, folder: Path) -> list[str]:
+    """Options of train_student.py, without its output."""
+    options: list[Any] = ["--data", folder / "data", "--name", "student", "--category", "questions"]
+    options += ["--model", folder / "initial", "--checkpoints", folder / "checkpoints", "--device", args.device]
+    options += ["--method", way.method, "--seed", seed, "--epochs", args.epochs * way.length]
+    options += ["--batch-size", args.batch_size, "--gradient-accumulation-steps", 1, "--precision", args.precision]
     options += ["--learning-rate", args.learning_rate, "--no-gradient-checkpointing", "--logging-steps", 20]
-    if student["method"] != "seqkd":
-        options += ["--teacher-model", args.model, "--teacher-dtype", "float32", "--signal", student["signal"]]
-        options += ["--temperature", args.temperature, "--alpha", args.alpha]
-    if student.get("signal") in ("hidden", "topk"):
-        top_k = student.get("top_k")
-        options += ["--top-k", top_k] if top_k else []
-        options += ["--signal-folders", folder / (f"topk_{top_k}" if top_k else "hidden")]
-    run("train_student", *options)
-    return out
+    if METHODS[way.method].needs_teacher:
+        options += ["--teacher-model", args.model, "--teacher-dtype", "float32"]
+        options += ["--temperature", way.temperature, "--alpha", way.alpha]
+        if way.is_on_policy:
+            options += ["--signal", "online", "--on-policy-fraction", 1, "--on-policy-start", 0.5]
+            options += ["--on-policy-max-new-tokens", args.max_new_tokens]
+        else:
+            options += ["--signal", "hidden", "--signal-folders", folder / "hidden"]
+    return list(map(str, options))
 
 
-@torch.inference_mode()
-def read_rows(model: Any, example: dict[str, Any]) -> torch.Tensor:
-    """Compute the (completion tokens, width) hidden states that predict an example's completion."""
-    batch = collate([example["prompt"]], [example["completion"]], 0)
-    decoder, _ = decoder_and_head(model)
-    return take_rows(decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state, batch["positions"])
+def measure(way: Way, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train and score a student, unless that is done; return its figures."""
+    out = folder / "students" / way.name.replace(" ", "_") / str(seed)
+    scores = out / "metrics.json"
+    if not scores.exists():
+        train_student.main([*list_training_options(way, seed, args, folder), "--out", str(out / "model")])
+        score(out / "model", out, args, folder)
+    return read_figures(scores)
 
 
-@torch.inference_mode()
-def score(folder: Path, examples: Rows, teacher: Rows, device: torch.device) -> list[tuple[float, int, int]]:
-    """Return (negative log-likelihood, tokens that agree with the teacher, tokens) for each held-out answer."""
-    model = load_model(str(folder), device, torch.float32, for_generation=False)
-    _, head = decoder_and_head(model)
-    scores = []
-    for example, known in zip(examples, teacher, strict=True):
-        logits = head(read_rows(model, example)).double()
-        targets = torch.tensor(example["completion"])
-        nll = -logits.log_softmax(-1).gather(1, targets[:, None]).sum().item()
-        scores.append((nll, int((logits.argmax(-1) == known["likeliest"]).sum()), len(targets)))
-    return scores
+def score(model: Path | str, out: Path, args: argparse.Namespace, folder: Path) -> None:
+    """Write predictions and metrics of a model on the held-out questions."""
+    asked = ["--test", folder / "data/test.jsonl", "--category", "questions", "--out", out / "predictions.jsonl"]
+    asked += ["--model", model, "--dtype", "float32", "--device", args.device, "--journal", out / "journal"]
+    asked += ["--max-new-tokens", args.max_new_tokens, "--temperature", 0]
+    predict_answers.main(list(map(str, asked)))
+    scored = ["--predictions", out / "predictions.jsonl", "--metrics", "ppl", "rouge", "shape"]
+    score_predictions.main([*map(str, scored), "--out", str(out / "metrics.json")])
 
 
-def estimate(scores: list[tuple[float, int, int]], online: list[tuple[float, int, int]] | None, seed: int) -> Any:
-    """Estimate perplexity, agreement and the difference of log-perplexity to the online student, with intervals."""
-    nll, same, tokens = (np.array(column, dtype=float) for column in zip(*scores, strict=True))
-    n = len(scores)
-    figures = {
-        "perplexity": Statistic(lambda w: np.exp((w @ nll) / (w @ tokens)), n),
-        "agreement": Statistic(lambda w: (w @ same) / (w @ tokens), n),
+def read_figures(path: Path) -> dict[str, Any]:
+    """The figures of a metrics file, without their intervals over records."""
+    found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+    return {name: found[name]["value"] for name in FIGURES}
+
+
+# ---- All students ----
+
+
+def measure_all(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """The results after each student, the seeds of all ways before the next seed, so that a part is a fair part."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for seed in args.seeds:
+        for way in args.ways:
+            found.setdefault(way.name, {})[seed] = measure(way, seed, args, folder)
+            yield report(found, args, folder)
+    for way in choose_best(found, args.ways)[: args.best]:
+        longer = dataclasses.replace(way, length=LONGER)
+        for seed in args.seeds:
+            found.setdefault(longer.name, {})[seed] = measure(longer, seed, args, folder)
+            yield report(found, args, folder)
+
+
+def choose_best(found: dict[str, dict[int, dict[str, Any]]], ways: Sequence[Way]) -> list[Way]:
+    """The ways from the lowest to the highest mean perplexity."""
+    return sorted(ways, key=lambda way: statistics.mean(one["ppl"] for one in found[way.name].values()))
+
+
+def summarize(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation."""
+    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def report(found: dict[str, dict[int, dict[str, Any]]], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All results so far."""
+    ways = {}
+    for name, seeds in found.items():
+        ways[name] = {figure: summarize([one[figure] for one in seeds.values()]) for figure in FIGURES}
+        ways[name] |= {"seeds": {str(seed): figures for seed, figures in seeds.items()}}
+        shared = [seed for seed in seeds if seed in found.get(BASELINE.name, {})]
+        if shared and name != BASELINE.name:
+            differences = [log_ratio(seeds[seed]["ppl"], found[BASELINE.name][seed]["ppl"]) for seed in shared]
+            ways[name]["nats_above_forward_kl"] = summarize(differences)
+    others = {name: read_figures(folder / name / "metrics.json") for name in ("teacher", "before")}
+    settings = {n: v for n, v in vars(args).items() if n not in ("model", "work", "out", "ways")}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(torch.device(args.device)),
+        "settings": settings,
+        "teacher": Path(args.model).name,
+        "others": others,
+        "ways": ways,
     }
-    if online is not None:
-        other = np.array([one[0] for one in online])
-        figures["nats_above_online"] = Statistic(lambda w: (w @ (nll - other)) / (w @ tokens), n)
-    found = estimate_all(figures, n, 2000, seed)
-    return {name: [round(x, 4) for x in (one.value, one.low, one.high) if x is not None] for name, one in found.items()}
 
 
-@torch.inference_mode()
-def measure_gap(student: Path, args: argparse.Namespace, examples: Rows, device: torch.device) -> list[dict[str, Any]]:
-    """Compare top-k divergences with the exact one, per completion token, for each k."""
-    models = [load_model(str(m), device, torch.float32, for_generation=False) for m in (student, args.model)]
-    heads = [decoder_and_head(model)[1] for model in models]
-    vocabulary = vocabulary_size(load_tokenizer(args.model))
-    objective = Objective("forward_kl", args.temperature, 1.0, vocabulary=vocabulary)
-    sums = dict.fromkeys((0, *TOP_KS), 0.0)
-    tokens, tails = 0, dict.fromkeys(TOP_KS, 0.0)
-    for example in examples:
-        rows, of_teacher = (read_rows(model, example) for model in models)
-        targets = torch.tensor(example["completion"])
-        tokens += len(targets)
-        exact = distillation_loss(rows, heads[0], targets, ExactTeacher(of_teacher, heads[1]), objective)
-        sums[0] += exact.kd.item()
-        logits = heads[1](of_teacher)[:, :vocabulary]
-        for k in TOP_KS:
-            kept = top_log_probabilities(logits, k, [args.temperature])
-            log_probabilities, tail = topk_at(kept["logprobs"], kept["log_tail"][:, 0], args.temperature)
-            teacher = TopKTeacher(kept["ids"], log_probabilities, tail)
-            sums[k] += distillation_loss(rows, heads[0], targets, teacher, objective).kd.item()
-            tails[k] += tail.exp().sum().item()
-    return [
-        {
-            "top_k": k,
-            "bytes_per_token": bytes_per_token("topk", top_k=k, temperatures=[args.temperature]),
-            "probability_of_the_rest": round(tails[k] / tokens, 4),
-            "exact_nats": round(sums[0] / tokens, 4),
-            "bucketed_nats": round(sums[k] / tokens, 4),
-            "gap_percent": round(100 * (1 - sums[k] / sums[0]), 2),
-        }
-        for k in TOP_KS
-    ]
+def log_ratio(left: float, right: float) -> float:
+    """Difference of two mean negative log-likelihoods, from their perplexities."""
+    return torch.tensor(left / right, dtype=torch.float64).log().item()
 
 
-def tables(result: dict[str, Any]) -> str:
-    """Format the results as Markdown tables."""
+def format_table(result: dict[str, Any]) -> str:
+    """The results as a Markdown table, best first."""
 
-    def interval(values: list[float], digits: int) -> str:
-        value, low, high = (f"{one:.{digits}f}" for one in values)
-        return f"{value} ({low} to {high})"
+    def cell(found: dict[str, float | None], digits: int) -> str:
+        spread = "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"
+        return f"{found['mean']:.{digits}f}{spread}"
 
-    lines = ["| student | perplexity | agreement | nats above online |", "|---|---|---|---|"]
-    for name, found in result["students"].items():
-        above = interval(found["nats_above_online"], 3) if "nats_above_online" in found else ""
-        figures = f"{interval(found['perplexity'], 2)} | {interval(found['agreement'], 3)}"
-        lines.append(f"| {name} | {figures} | {above} |")
-    lines += [
-        "",
-        "| k | bytes a token | probability of the rest | exact | bucketed | gap |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {one['top_k']} | {one['bytes_per_token']} | {one['probability_of_the_rest']} | {one['exact_nats']} "
-        f"| {one['bucketed_nats']} | {one['gap_percent']} % |"
-        for one in result["gaps"]
-    ]
+    lines = ["| student | perplexity | agreement | ROUGE-L | repetition | nats above `forward_kl` |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    digits = {"ppl": 2, "agreement": 3, "rougeL": 1, "repetition": 3}
+    for name, figures in result["others"].items():
+        cells = [f"{figures[one]:,.{places}f}" for one, places in digits.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} | |")
+    for name, way in sorted(result["ways"].items(), key=lambda item: item[1]["ppl"]["mean"]):
+        above = cell(way["nats_above_forward_kl"], 3) if "nats_above_forward_kl" in way else ""
+        lines.append(f"| `{name}` | {' | '.join(cell(way[one], places) for one, places in digits.items())} | {above} |")
     return "\n".join(lines)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the teacher: folder of a chat model")
-    parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--prompts", type=int, default=400, help="number of questions, up to 400")
-    parser.add_argument("--test-fraction", type=float, default=0.2)
-    parser.add_argument("--max-new-tokens", type=int, default=48)
+    add_record_options(parser)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the divergence")
-    parser.add_argument("--alpha", type=float, default=0.9)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--work", type=Path, help="folder for all files; default: a temporary folder")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--only", nargs="+", metavar="METHOD", choices=METHODS, help="default: all methods")
+    parser.add_argument("--best", type=int, default=BEST, help="students that train again, three times as long")
+    parser.add_argument("--work", type=Path, required=True, help="folder for all files")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
-    return parser.parse_args(argv)
-
-
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train all students and score them."""
-    device = torch.device(args.device)
-    prepare(args, folder)
-    tokenizer = load_tokenizer(args.model)
-    examples = encode_examples(read_split(folder / "data", "test"), ChatTemplate(tokenizer), None, 2048)
-    teacher = load_model(args.model, device, torch.float32, for_generation=False)
-    _, head = decoder_and_head(teacher)
-    with torch.inference_mode():
-        known = [{"likeliest": head(read_rows(teacher, example)).argmax(-1)} for example in examples]
-    folders = {"teacher": Path(args.model), "before": folder / "initial"}
-    folders |= {name: train(name, args, folder) for name in STUDENTS}
-    scores = {name: score(path, examples, known, device) for name, path in folders.items()}
-    beside = {name: scores[ONLINE] if name in STUDENTS and name != ONLINE else None for name in folders}
-    students = {name: estimate(scores[name], beside[name], seed=0) for name in folders}
-    log = (folder / ONLINE.replace(" ", "_") / "training_log.jsonl").read_text().splitlines()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": describe_machine(device),
-        "settings": {n: v for n, v in vars(args).items() if n not in ("model", "work", "out")},
-        "teacher": Path(args.model).name,
-        "steps": max(json.loads(line)["step"] for line in log),
-        "held_out": {"records": len(examples), "tokens": sum(len(one["completion"]) for one in examples)},
-        "students": students,
-        "gaps": measure_gap(folders[ONLINE], args, examples, device),
-    }
+    args = parser.parse_args(argv)
+    args.ways = [way for way in list_ways() if not args.only or way.method in args.only]
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark, print the results and write them."""
+    """Run the benchmark, print the table and write the results after every student."""
     args = parse_args(argv)
-    if args.work:
-        args.work.mkdir(parents=True, exist_ok=True)
-        result = measure(args, args.work)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            result = measure(args, Path(folder))
-    print(tables(result))
-    if args.out:
-        write_json(args.out, result)
+    folder = args.work
+    if not (folder / "before/metrics.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare_records(args, folder)
+        run("compute_signal", *signal_options(args, folder), "--kind", "hidden", "--out", folder / "hidden")
+        score(args.model, folder / "teacher", args, folder)
+        score(folder / "initial", folder / "before", args, folder)
+    for result in measure_all(args, folder):
+        if args.out:
+            write_json(args.out, result)
+    print(format_table(result))
 
 
 if __name__ == "__main__":

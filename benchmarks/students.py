@@ -1,0 +1,87 @@
+"""Questions, a teacher's answers and an initial student, for benchmarks of what students learn."""
+
+import argparse
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from distill.common.errors import InputError
+from distill.common.files import write_jsonl
+from distill.records.raw_records import get_uid
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
+SYSTEM = "You are a helpful assistant who answers in two sentences."
+TEMPLATES = (
+    "What is {}?",
+    "Why does {} matter?",
+    "Explain {} to a child.",
+    "Name one common mistake people make about {}.",
+    "How has {} changed over time?",
+    "Give an example of {} in daily life.",
+    "What is the most surprising thing about {}?",
+    "Who should know more about {}, and why?",
+    "What would happen without {}?",
+    "How would you teach {} in one lesson?",
+)
+TOPICS = (
+    "inflation", "photosynthesis", "a mortgage", "gravity", "the water cycle", "a budget", "an earthquake", "sleep",
+    "electricity", "a vaccine", "the printing press", "compound interest", "a rainbow", "friction", "a contract",
+    "music theory", "the stock market", "a volcano", "evolution", "recycling", "a balanced diet", "time zones",
+    "a democracy", "insurance", "the immune system", "tides", "a pension", "bread baking", "soil", "map reading",
+    "public transport", "a magnet", "poetry", "chess", "a bank loan", "glaciers", "honesty", "wind power", "taxes",
+    "the scientific method",
+)  # fmt: skip
+
+
+def run(script: str, *arguments: Any) -> None:
+    """Run one of the workflow's scripts.
+
+    Raises:
+        InputError: the script failed; contains its last lines.
+    """
+    command = [sys.executable, SCRIPTS / f"{script}.py", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise InputError(f"{script}.py failed:\n{done.stdout[-2000:]}")
+
+
+def write_prompts(path: Path, count: int) -> None:
+    """Write a seeded sample of questions in the workflow's format."""
+    questions = [template.format(topic) for template in TEMPLATES for topic in TOPICS]
+    chosen = random.Random(0).sample(questions, count)
+    write_jsonl(
+        path,
+        (
+            {"id": n, "uid": get_uid(SYSTEM, q), "system": SYSTEM, "prompt": q, "label": None, "origin": "sft"}
+            for n, q in enumerate(chosen)
+        ),
+    )
+
+
+def prepare_records(args: argparse.Namespace, folder: Path) -> None:
+    """Make the teacher's answers, the splits `data`, and the student `initial` with some of the teacher's layers."""
+    teacher = ["--model", args.model, "--dtype", "float32"]
+    write_prompts(folder / "prompts.jsonl", args.prompts)
+    asked = ["--prompts", folder / "prompts.jsonl", "--out", folder / "answers.jsonl", "--stats", folder / "stats.json"]
+    sampling = ["--max-new-tokens", args.max_new_tokens, "--temperature", 0.7, "--cache", folder / "cache"]
+    run("generate_answers", *asked, *teacher, "--device", args.device, *sampling)
+    split = ["--val-fraction", 0, "--test-fraction", args.test_fraction, "--seed", 42]
+    run("split_answers", "--answers", folder / "answers.jsonl", *split, "--out", folder / "data")
+    run("copy_layers", *teacher, "--layers", args.layers, "--out", folder / "initial")
+
+
+def signal_options(args: argparse.Namespace, folder: Path) -> list[Any]:
+    """Options of compute_signal.py for these records and their teacher."""
+    return ["--data", folder / "data", "--model", args.model, "--dtype", "float32", "--device", args.device]
+
+
+def add_record_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `prepare_records` reads."""
+    parser.add_argument("--model", required=True, help="the teacher: folder of a chat model")
+    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=400, help="number of questions, up to 400")
+    parser.add_argument("--test-fraction", type=float, default=0.2)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

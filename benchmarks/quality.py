@@ -128,8 +128,8 @@ def score(model: Path | str, out: Path, args: argparse.Namespace, folder: Path) 
 
 def read_figures(path: Path) -> dict[str, Any]:
     """The figures of a metrics file, without their intervals over records."""
-    found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-    return {name: found[name]["value"] for name in FIGURES}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {name: found[name] for name in FIGURES}
 
 
 # ---- All students ----
@@ -154,9 +154,12 @@ def choose_best(found: dict[str, dict[int, dict[str, Any]]], ways: Sequence[Way]
     return sorted(ways, key=lambda way: statistics.mean(one["ppl"] for one in found[way.name].values()))
 
 
-def summarize(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation."""
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+def summarize(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation; None where a seed has no value, such as the repetition of short answers."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "sd": None}
+    return {"mean": statistics.mean(known), "sd": statistics.stdev(known) if len(known) > 1 else None}
 
 
 def report(found: dict[str, dict[int, dict[str, Any]]], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -189,15 +192,18 @@ def log_ratio(left: float, right: float) -> float:
 def format_table(result: dict[str, Any]) -> str:
     """The results as a Markdown table, best first."""
 
+    def show(value: float | None, digits: int) -> str:
+        return "—" if value is None else f"{value:,.{digits}f}"
+
     def cell(found: dict[str, float | None], digits: int) -> str:
-        spread = "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"
-        return f"{found['mean']:.{digits}f}{spread}"
+        spread = "" if found["sd"] is None else f" ± {show(found['sd'], digits)}"
+        return show(found["mean"], digits) + spread
 
     lines = ["| student | perplexity | agreement | ROUGE-L | repetition | nats above `forward_kl` |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
     digits = {"ppl": 2, "agreement": 3, "rougeL": 1, "repetition": 3}
     for name, figures in result["others"].items():
-        cells = [f"{figures[one]:,.{places}f}" for one, places in digits.items()]
+        cells = [show(figures[one], places) for one, places in digits.items()]
         lines.append(f"| {name} | {' | '.join(cells)} | |")
     for name, way in sorted(result["ways"].items(), key=lambda item: item[1]["ppl"]["mean"]):
         above = cell(way["nats_above_forward_kl"], 3) if "nats_above_forward_kl" in way else ""

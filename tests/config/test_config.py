@@ -426,6 +426,12 @@ ERRORS = [
         "students.kd.on_policy_fraction",
         "expected 0 with signal hidden: only a teacher in memory (online) can score new answers, found 1",
     ),
+    (
+        "students: {kd: {on_policy_start: 0.25}}",
+        "students.kd.on_policy_start",
+        "expected 0 without on_policy_fraction, found 0.25; set on_policy_fraction above 0",
+    ),
+    ("students: {kd: {on_policy_fraction: 0.5, on_policy_start: 1}}", "students.kd.on_policy_start", "expected a numb"),
     ("students: {kd: {on_policy_fraction: 2}}", "students.kd.on_policy_fraction", "expected a number >= 0 and <= 1"),
     ("students: {kd: {on_policy_temperature: 0}}", "students.kd.on_policy_temperature", "expected a number > 0"),
     ("students: {kd: {pool_balance: balanced}}", "students.kd.pool_balance", "expected proportional without pool: tru"),

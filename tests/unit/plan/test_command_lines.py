@@ -95,9 +95,9 @@ def test_pooled_students_get_the_folders_of_all_categories():
 
 
 def test_on_policy_options_are_passed_only_with_on_policy_training():
-    student = {"model": "owner/s", "on_policy_fraction": 0.5, "on_policy_steps": 3, "on_policy_temperature": 0.8}
-    args = parse_training(make_config(students={"one": student}), "one", ["banks"])
-    assert (args.on_policy_fraction, args.on_policy_steps, args.on_policy_temperature) == (0.5, 3, 0.8)
+    given = {"on_policy_fraction": 0.5, "on_policy_start": 0.25, "on_policy_steps": 3, "on_policy_temperature": 0.8}
+    args = parse_training(make_config(students={"one": {"model": "owner/s"} | given}), "one", ["banks"])
+    assert {name: getattr(args, name) for name in given} == given
     assert args.on_policy_max_new_tokens == 256
     plain, other = ({"model": "owner/s", "on_policy_steps": steps} for steps in (3, 4))
     plain, other = (make_config(students={"one": student}) for student in (plain, other))

@@ -332,16 +332,25 @@ def test_the_best_checkpoint_is_kept_also_after_a_kill(options, records, monkeyp
 ON_POLICY = {"on_policy_fraction": 0.5, "on_policy_steps": 4, "on_policy_max_new_tokens": 12}
 
 
-def buffer(examples, fraction=0.5, seed=1):
-    options = OnPolicyOptions(fraction=fraction, steps=4, max_new_tokens=6, temperature=1.0)
+def buffer(examples, fraction=0.5, seed=1, start=0.0):
+    options = OnPolicyOptions(fraction=fraction, start=start, steps=4, max_new_tokens=6, temperature=1.0)
     batches = StepBatches([1] * len(examples), 2, 1, 0)
     return SampleBuffer(options, examples, batches, None, seed=seed, max_length=100, vocabulary=300)
 
 
 def test_the_configured_fraction_of_steps_is_on_policy():
     for fraction in (0.0, 0.3, 1.0):
-        steps = [buffer([], fraction=fraction).is_on_policy(step) for step in range(2000)]
+        steps = [buffer([], fraction=fraction).is_on_policy(step, 2000) for step in range(2000)]
         assert sum(steps) / 2000 == pytest.approx(fraction, abs=0.04)
+
+
+@pytest.mark.parametrize(("start", "steps", "first"), [(0, 7, 0), (0.29, 100, 29), (0.1, 30, 3), (0.999, 5, 4)])
+def test_no_step_of_the_start_is_on_policy(start, steps, first):
+    sampler = buffer([], fraction=1.0, start=start)
+    assert [sampler.is_on_policy(step, steps) for step in range(steps)] == [step >= first for step in range(steps)]
+    late, early = buffer([], start=start), buffer([])
+    for step in range(first, steps):  # the same steps as without a start
+        assert late.is_on_policy(step, steps) == early.is_on_policy(step, steps)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -360,7 +369,7 @@ def test_on_policy_steps_train_on_the_students_own_answers(options, records, tok
     train_student(run, records, [])
     sampled = {step for step, examples, _ in seen if examples[0].get("is_sampled")}
     sampler = buffer([], seed=42)
-    assert sampled == {step for step in range(12) if sampler.is_on_policy(step)}
+    assert sampled == {step for step in range(12) if sampler.is_on_policy(step, 12)}
     assert 0 < len(sampled) < 12
     own = {one["uid"]: one["completion"] for one in encode_examples(records, ChatTemplate(tokenizer), None, 1000)}
     for step, examples, terms in seen:
@@ -377,7 +386,7 @@ def test_one_round_of_sampling_serves_several_steps(options, records, monkeypatc
         SampleBuffer, "fill", lambda self, *arguments: (filled.append(arguments[1:]), fill(self, *arguments))[1]
     )
     train_student(options("jsd", epochs=4.0, on_policy_fraction=1.0, on_policy_steps=5), records, [])
-    assert filled == [(0, 5), (5, 10), (10, 12)]
+    assert filled == [(0, 12), (5, 12), (10, 12)]
 
 
 def test_a_sampled_answer_follows_the_students_distribution(models, tokenizer):
@@ -403,9 +412,34 @@ def test_a_sampled_answer_follows_the_students_distribution(models, tokenizer):
     assert expected.max() > 0.02
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_on_policy_training_begins_where_it_is_configured(options, records, monkeypatch, caplog, accumulation):
+    """Half of the 12 steps come first, however a step is split; log, training log and card say so."""
+    caplog.set_level("INFO", logger="distill")
+    sampled = set()
+    sample = SampleBuffer.sample
+
+    def spy(self, model, step, *rest):
+        sampled.add(step)
+        return sample(self, model, step, *rest)
+
+    monkeypatch.setattr(SampleBuffer, "sample", spy)
+    settings = {"batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation, "logging_steps": 4}
+    run = options("jsd", epochs=4.0, on_policy_start=0.5, **settings, **(ON_POLICY | {"on_policy_fraction": 1.0}))
+    train_student(run, records, [])
+    assert sampled == set(range(6, 12))
+    assert "step 7/12: on-policy sampling begins" in caplog.messages
+    lines = {line["step"]: line["on_policy_steps"] for line in log_lines(run)}
+    assert lines == {1: 0, 4: 0, 8: 2, 12: 4}
+    card = (run.out / "README.md").read_text()
+    assert "| `on_policy_start` | `0.5` |" in card
+    assert "| `on_policy_steps` | 6 |" in card
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3])
 @pytest.mark.parametrize("killed_at", [3, 7])
-def test_an_on_policy_run_that_was_killed_ends_with_the_same_weights(options, records, monkeypatch, killed_at):
-    settings = {"epochs": 4.0, "save_steps": 3, "gradient_checkpointing": False, **ON_POLICY}
+def test_an_on_policy_run_that_was_killed_ends_with_the_same_weights(options, records, monkeypatch, killed_at, start):
+    settings = {"epochs": 4.0, "save_steps": 3, "gradient_checkpointing": False, "on_policy_start": start, **ON_POLICY}
     undisturbed, run = options("jsd", "undisturbed", **settings), options("jsd", "killed", **settings)
     train_student(undisturbed, records, [])
     with monkeypatch.context() as patch:
@@ -414,6 +448,8 @@ def test_an_on_policy_run_that_was_killed_ends_with_the_same_weights(options, re
             train_student(run, records, [])
     train_student(run, records, [])
     assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+    one, other = ([line["on_policy_steps"] for line in log_lines(x)] for x in (run, undisturbed))
+    assert one == other
 
 
 def test_on_policy_training_with_sliding_window_attention(options, records, tokenizer, tmp_path):

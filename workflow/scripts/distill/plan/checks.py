@@ -323,6 +323,9 @@ def check_on_policy(name: str, student: Config, problems: Problems) -> None:
     """Check that on-policy steps have a teacher in memory, which scores the student's samples."""
     place, fraction = ("students", name, "on_policy_fraction"), student.get("on_policy_fraction")
     if not fraction:
+        if start := student.get("on_policy_start"):
+            text = f"expected 0 without on_policy_fraction, found {start}; set on_policy_fraction above 0"
+            problems.setdefault(("students", name, "on_policy_start"), text)
         return
     if student.get("method") in METHODS and not needs_teacher(student):
         text = f"expected 0 with method {student['method']}, which has no teacher to score the student's samples"

@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.common.digest import digest_of
 from distill.common.names import TEACHER
-from distill.common.options import list_run_options
+from distill.common.options import list_options, list_run_options
 from distill.evaluation.metrics import needs_likelihoods
 from distill.generation.options import EngineOptions, VllmOptions, get_result_arguments
 from distill.models.hub_names import get_public_name
@@ -33,6 +33,7 @@ from distill.plan.experiment import (
 )
 from distill.plan.signals import get_signal, get_signals
 from distill.student.divergences import METHODS
+from distill.student.options import OnPolicyOptions
 from distill.student.run_options import LAUNCH_OPTIONS, get_run_options
 from distill.teacher.serving import describe_serving
 
@@ -211,8 +212,7 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
         folders = [f"artifacts/distill_data/teacher_signal/{category}/{signal}" for category in categories]
         settings["signal_folders"] = folders
     if student["on_policy_fraction"]:
-        names = ("fraction", "steps", "max_new_tokens", "temperature")
-        settings |= pick(student, *(f"on_policy_{option}" for option in names))
+        settings |= pick(student, *(f"on_policy_{option}" for option in list_options(OnPolicyOptions)))
     return settings
 
 

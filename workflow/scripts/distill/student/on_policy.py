@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,22 @@ class SampleBuffer:
         self.seed, self.max_length, self.vocabulary = seed, max_length, vocabulary
         self.answers: dict[str, list[int]] = {}  # token ids by `answer_key`
 
-    def is_on_policy(self, step: int) -> bool:
-        """Whether an optimizer step, counted from 0, trains on the student's own answers."""
-        return hash_uid("on_policy", self.seed, str(step)) < self.options.fraction * HASHES
+    def find_first_step(self, last_step: int) -> int:
+        """The step, counted from 0, from which steps can be on-policy: `options.start` of all steps, rounded down.
+
+        Args:
+            last_step: number of steps of the whole training.
+        """
+        return int(Fraction(str(self.options.start)) * last_step)  # exact: with floats, int(0.29 * 100) is 28
+
+    def is_on_policy(self, step: int, last_step: int) -> bool:
+        """Whether an optimizer step, counted from 0, trains on the student's own answers; see `find_first_step`."""
+        is_drawn = hash_uid("on_policy", self.seed, str(step)) < self.options.fraction * HASHES
+        return is_drawn and step >= self.find_first_step(last_step)
+
+    def count_steps(self, first: int, end: int, last_step: int) -> int:
+        """Number of on-policy steps from `first` to before `end`."""
+        return sum(self.is_on_policy(step, last_step) for step in range(first, end))
 
     def sample(self, model: Any, step: int, last_step: int, batch: Sequence[Example]) -> list[Example]:
         """The examples of an on-policy step, with the student's answers as completions.
@@ -66,15 +80,16 @@ class SampleBuffer:
             batch: examples with the teacher's answers.
         """
         if any(answer_key(step, example["index"]) not in self.answers for example in batch):
-            self.fill(model, step, min(step + self.options.steps, last_step))
+            self.fill(model, step, last_step)
         return [
             example | {"completion": self.answers[answer_key(step, example["index"])], "is_sampled": True}
             for example in batch
         ]
 
-    def fill(self, model: Any, first: int, end: int) -> None:
-        """Sample answers for all on-policy steps from `first` to before `end`."""
-        steps = [step for step in range(first, end) if self.is_on_policy(step)]
+    def fill(self, model: Any, first: int, last_step: int) -> None:
+        """Sample answers for the on-policy steps among the next `options.steps` steps from `first`."""
+        end = min(first + self.options.steps, last_step)
+        steps = [step for step in range(first, end) if self.is_on_policy(step, last_step)]
         places = [(step, index) for step in steps for index in self.batches.find_step(step)]
         was_training = model.training
         model.eval()

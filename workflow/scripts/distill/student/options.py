@@ -94,6 +94,13 @@ class OnPolicyOptions:
         maximum=1,
         when="Above 0 if the student goes astray when it continues its own answers.",
     )
+    start: float = option(
+        "Share of the training at its start whose steps train on the teacher's answers only.",
+        0.0,
+        minimum=0,
+        exclusiveMaximum=1,
+        when="Above 0 if the student cannot write text yet: it first learns from the teacher's answers.",
+    )
     steps: int = option(
         "Optimizer steps that one round of sampling provides answers for.",
         8,

@@ -145,6 +145,8 @@ def check_run(args: argparse.Namespace) -> str | None:
         return f"--signal {args.signal} needs --signal-folders, one for each --data"
     if len(args.teacher_adapter or []) not in ({0, 1} if is_online else {0, 1, len(args.data)}):
         return "--teacher-adapter: expected one, or one for each --data with --signal hidden or topk"
+    if args.on_policy_start and not args.on_policy_fraction:
+        return "--on-policy-start needs --on-policy-fraction"
     if args.on_policy_fraction and args.strategy == "fsdp":
         return "--on-policy-fraction needs --strategy ddp"
     if args.on_policy_fraction and not (needs_teacher and is_online):

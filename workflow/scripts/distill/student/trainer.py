@@ -110,12 +110,13 @@ class DistillTrainer(Trainer):
         self.meter.save()
         batches = list(islice(epoch_iterator, num_batches))
         step = self.state.global_step
-        if self.sampler is not None and self.sampler.is_on_policy(step):
-            sampler, model = self.sampler, self.accelerator.unwrap_model(self.model)
+        sampler, last_step = self.sampler, self.state.max_steps
+        if sampler is not None and 0 < step == sampler.find_first_step(last_step):
+            logger.info("step %d/%d: on-policy sampling begins", step + 1, last_step)
+        if sampler is not None and sampler.is_on_policy(step, last_step):
+            model = self.accelerator.unwrap_model(self.model)
             with self.accelerator.autocast(AutocastKwargs()):
-                batches = [
-                    sampler.sample(model, step, self.state.max_steps, batch) if batch else [] for batch in batches
-                ]
+                batches = [sampler.sample(model, step, last_step, batch) if batch else [] for batch in batches]
         tokens = sum(len(example["completion"]) for batch in batches for example in batch)
         if self.args.world_size > 1:
             tokens = int(self.accelerator.gather(torch.tensor([tokens], device=device)).sum())
@@ -333,6 +334,10 @@ class DistillTrainer(Trainer):
             logs |= self.meter.summarize(
                 self.state.global_step, lambda sums: self.accelerator.reduce(sums, "sum"), self.signal is not None
             )
+            if self.sampler is not None:
+                logged = max((int(line["step"]) for line in self.state.log_history if "loss" in line), default=0)
+                step, last_step = self.state.global_step, self.state.max_steps
+                logs["on_policy_steps"] = self.sampler.count_steps(logged, step, last_step)
             if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
                 logs["grad_norm"] = None
             if warnings := self.find_warnings(logs):

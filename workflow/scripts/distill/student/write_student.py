@@ -65,6 +65,8 @@ def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, ex
     final: dict[str, float] = {"steps": steps}
     for line in history:
         final |= {name: line[name] for name in ("loss", "ce", "kd", "val_loss", "val_ce") if line.get(name) is not None}
+    if any("on_policy_steps" in line for line in history):
+        final["on_policy_steps"] = sum(line.get("on_policy_steps", 0) for line in history)
     return TrainingFacts(
         base_model=get_public_name(run.model),
         teacher=get_public_name(run.teacher.model) if run.teacher else None,

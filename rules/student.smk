@@ -54,6 +54,7 @@ rule train_student:
             tokenizer="tokenizer_config.json",
             card="README.md",
             history="training_log.jsonl",
+            samples="samples.jsonl",
         ),
     log:
         "logs/train_student/{student}/{category}.log",

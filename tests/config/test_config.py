@@ -431,6 +431,22 @@ ERRORS = [
         "students.kd.on_policy_start",
         "expected 0 without on_policy_fraction, found 0.25; set on_policy_fraction above 0",
     ),
+    (
+        "students: {kd: {on_policy_runaway: stop}}",
+        "students.kd.on_policy_runaway",
+        "expected warn without on_policy_fraction, found stop; set on_policy_fraction above 0",
+    ),
+    ("students: {kd: {on_policy_fraction: 0.5, on_policy_runaway: stop}}", "", None),
+    (
+        "students: {kd: {on_policy_fraction: 0.5, on_policy_runaway: stop, train: {validation_samples: 0}}}",
+        "students.kd.on_policy_runaway",
+        "expected warn, since train.validation_samples is 0 (no prompts are answered during the training), found stop",
+    ),
+    (
+        "{split: {val_fraction: 0}, students: {kd: {on_policy_fraction: 0.5, on_policy_runaway: stop}}}",
+        "students.kd.on_policy_runaway",
+        "expected warn, since split.val_fraction is 0",
+    ),
     ("students: {kd: {on_policy_fraction: 0.5, on_policy_start: 1}}", "students.kd.on_policy_start", "expected a numb"),
     ("students: {kd: {on_policy_fraction: 2}}", "students.kd.on_policy_fraction", "expected a number >= 0 and <= 1"),
     ("students: {kd: {on_policy_temperature: 0}}", "students.kd.on_policy_temperature", "expected a number > 0"),

@@ -15,11 +15,13 @@ from fake_gpu import (
 from synchronisations import Synchronisations
 from tiny import build_tokenizer
 
+from distill.models.chat import ChatTemplate
 from distill.student.divergences import METHODS
 from distill.student.load_student import add_lora
 from distill.student.on_policy import SampleBuffer
 from distill.student.options import LoraOptions, OnPolicyOptions
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, TopKSignal
+from distill.student.validation_samples import ValidationSamples
 
 STEPS = 2
 GENERATION = ("rolling_batch.py", "kv_cache.py", "generate.py")
@@ -132,3 +134,17 @@ def test_on_policy_steps(tmp_path):
     trainer = make_trainer(tmp_path, build_student(), build_teacher(), "reverse_kl", sampler=sampler)
     waits = train(trainer)
     assert sum(count for (what, _), count in waits.items() if what == "read") == 4
+
+
+def test_answers_to_validation_prompts(tmp_path):
+    """One validation; a batch has one record, so its two prompts are answered one by one, in 4 tokens each."""
+    texts = [(f"{n}: be brief.", "me=1: estimate", "up") for n in range(2)]
+    messages = [[{"content": text} for text in one] for one in texts]
+    records = [{"id": n, "uid": str(n), "finish_reason": "stop", "messages": messages[n]} for n in range(2)]
+    samples = ValidationSamples(records, ChatTemplate(build_tokenizer()), 4)
+    trainer = make_trainer(tmp_path, build_student(), build_teacher(), "forward_kl", samples=samples)
+    waits = train(trainer)
+    assert sum(count for (what, _), count in waits.items() if what == "read") == 2 * 4
+    (line,) = [line for line in trainer.state.log_history if "val_loss" in line]
+    assert [one["tokens"] for one in line["samples"]] == [4, 4]
+    assert trainer.model.training

@@ -97,7 +97,7 @@ def make_examples(count=4, own_template=False):
     ]
 
 
-def make_trainer(folder, model, signal=None, method="seqkd", sampler=None, own_template=False, **train):
+def make_trainer(folder, model, signal=None, method="seqkd", sampler=None, own_template=False, samples=None, **train):
     """A trainer of two optimizer steps of two micro-batches, with a log line for each and a validation at the end."""
     examples = make_examples(own_template=own_template)
     batches = StepBatches([len(one["prompt"]) + len(one["completion"]) for one in examples], 1, 2, seed=0)
@@ -114,6 +114,7 @@ def make_trainer(folder, model, signal=None, method="seqkd", sampler=None, own_t
         signal=signal,
         objective=Objective(method, 2.0, 0.5, vocabulary=VOCABULARY),
         sampler=sampler(examples, batches) if sampler else None,
+        samples=samples,
     )
 
 

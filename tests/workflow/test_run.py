@@ -58,7 +58,7 @@ def test_students_are_ordinary_models(finished):
     names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     for student in ("student_kd", "student_seqkd"):
         folder = finished / f"output/{student}/banks"
-        assert {path.name for path in folder.iterdir()} >= names | {"training_log.jsonl", "README.md"}
+        assert {path.name for path in folder.iterdir()} >= names | {"training_log.jsonl", "samples.jsonl", "README.md"}
         log = [line for line in read_lines(folder / "training_log.jsonl") if "loss" in line]
         assert (log[0]["kd"] is None) == (student == "student_seqkd")
         assert log[-1]["loss"] < log[0]["loss"]

@@ -18,10 +18,9 @@ from distill.evaluation.text_metrics import (
     build_shape_statistics,
     corpus_chrf,
     count_chrf_matches,
-    count_repeated,
     rouge_f1,
-    split_tokens,
 )
+from distill.generation.repetition import split_tokens
 
 CHINESE = ["诸法因缘而生，", "诸行无常。", "心如明镜台", "时时勤拂拭", "profit 3 %", "me ↑"]
 
@@ -110,12 +109,6 @@ def test_shape_equals_plain_counts():
         assert found[f"distinct{n}"] == pytest.approx(len(set(grams)) / len(grams))
         assert found["intervals"][f"distinct{n}"] == [None, None]  # a record drawn twice would repeat its n-grams
     assert found["intervals"]["length_ratio"][0] < found["length_ratio"] < found["intervals"]["length_ratio"][1]
-
-
-def test_repetition_by_hand():
-    assert count_repeated(list("abcdabcd")) == (1, 5)
-    assert count_repeated(list("abc")) == (0, 0)
-    assert split_tokens("我们 OK, 3%") == ["我", "们", "ok", "3"]
 
 
 def test_undefined_shapes_are_null():

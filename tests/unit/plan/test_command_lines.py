@@ -167,6 +167,18 @@ def test_eval_steps_is_tracked_if_validations_select_the_model(train):
     assert "--eval-steps 7" in commands.training_run_flags(config, "one")
 
 
+@pytest.mark.parametrize("runaway", ["warn", "stop"])
+def test_what_validation_prompts_are_answered_is_tracked_if_runaway_answers_stop_the_training(runaway):
+    student = {"model": "owner/s", "on_policy_fraction": 0.5, "on_policy_runaway": runaway}
+    student["train"] = {"validation_samples": 7, "eval_steps": 9}
+    config = make_config(students={"one": student}, evaluation={"max_new_tokens": 77})
+    tracked, run = commands.training_flags(config, "one", ["banks"]), commands.training_run_flags(config, "one")
+    for option in ("--validation-samples 7", "--eval-steps 9", "--validation-max-new-tokens 77"):
+        assert (option in tracked, option in run) == (runaway == "stop", runaway == "warn")
+    args = parse(train_student, f"{tracked} {run}", "--data", "d", "--out", "o", "--name", "one", "--category", "c")
+    assert (args.validation_samples, args.validation_max_new_tokens, args.on_policy_runaway) == (7, 77, runaway)
+
+
 def test_layers_are_copied_in_the_teachers_dtype():
     teacher = {"model": "owner/t", "adapter": "lora/{category}", "dtype": "float16", "quantization": "int8"}
     copied = {"init": "copy_layers", "layers": 4}

@@ -133,7 +133,7 @@ FSDP = ["--strategy", "fsdp"]
     ids=["ddp", "ddp, lora", "fsdp, tied", "fsdp, lora"],
 )
 def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, tokenizer, method, tied, more):
-    """9 records in steps of 4: in the last step of an epoch only one rank has a record."""
+    """9 records in steps of 4: in the last step of an epoch only one rank has a record. DDP answers prompts, too."""
     if tied:
         models |= {"student": save_model(tmp_path / "tied", tokenizer, vocabulary=336, hidden=16, seed=2, tied=True)}
     train, val = records[:9], records[:3]
@@ -141,6 +141,8 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     settings = {"learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
     if "--lora-rank" in more:
         settings |= {"lora_rank": 4, "lora_dropout": 0.0}
+    if "fsdp" not in more:
+        settings |= {"validation_samples": 2, "validation_max_new_tokens": 8}
     one = make_run(tmp_path, models, method, "one")
     train_student(change_run(one, optimizer="sgd", **settings), train, val)
     written = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
@@ -150,6 +152,9 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     assert code == 0, log
     assert log.count("is sharded over 2 ranks") == (2 if "fsdp" in more else 0)  # teacher and student
     assert_same_run(tmp_path / "two", tmp_path / "one")
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert samples[0] == samples[1]
+    assert samples[0].count("\n") == (0 if "fsdp" in more else 2 * 2)  # two prompts after each of two epochs
     before = load_file(Path(models["student"]) / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4

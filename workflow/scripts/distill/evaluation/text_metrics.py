@@ -7,14 +7,12 @@ Chinese answer would score 0.
 import functools
 import logging
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import regex
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
@@ -22,19 +20,14 @@ from sacrebleu.metrics.chrf import CHRF
 
 from distill.evaluation.bootstrap import Floats, Statistic
 from distill.evaluation.formulas import ratio_of_sums, weighted_mean
+from distill.generation.repetition import count_repeated, split_tokens
 
 logger = logging.getLogger(__name__)
 
 Records = Sequence[dict[str, Any]]
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-# Scripts without spaces between words: every Chinese character or Japanese kana is a token.
-UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-# Combining marks, such as vowel signs, and the joiners U+200C and U+200D belong to the letter before them.
-MARKS = r"[\p{M}\u200c\u200d]*"
-TOKEN = regex.compile(rf"[{UNSPACED}]{MARKS}|(?:(?![{UNSPACED}])[\p{{L}}\p{{N}}]{MARKS})+")
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-NGRAM = 4  # tokens of an n-gram whose repetition counts
 
 
 # BLEU
@@ -124,15 +117,6 @@ def get_chrf_signature() -> str:
 # ROUGE
 
 
-def split_tokens(text: str) -> list[str]:
-    """Lower-case words and numbers of a text in any script, with their combining marks and in the normal form NFC.
-
-    Each Chinese character or kana is a token. Other scripts are split at spaces and punctuation only, also those that
-    have no spaces between words, such as Thai.
-    """
-    return TOKEN.findall(unicodedata.normalize("NFC", text.lower()))
-
-
 class AnyScriptTokenizer(Tokenizer):
     """`split_tokens` for rouge-score; on ASCII text the same as the package's own tokenizer."""
 
@@ -163,12 +147,6 @@ def build_rouge_statistics(records: Records) -> dict[str, Statistic]:
 
 
 # Shape
-
-
-def count_repeated(tokens: Sequence[str], n: int = NGRAM) -> tuple[int, int]:
-    """(n-grams that occurred earlier in the text, all n-grams)."""
-    grams = [tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1)]
-    return len(grams) - len(set(grams)), len(grams)
 
 
 def distinct_share(texts: Sequence[Sequence[Any]]) -> float:

@@ -323,9 +323,10 @@ def check_on_policy(name: str, student: Config, problems: Problems) -> None:
     """Check that on-policy steps have a teacher in memory, which scores the student's samples."""
     place, fraction = ("students", name, "on_policy_fraction"), student.get("on_policy_fraction")
     if not fraction:
-        if start := student.get("on_policy_start"):
-            text = f"expected 0 without on_policy_fraction, found {start}; set on_policy_fraction above 0"
-            problems.setdefault(("students", name, "on_policy_start"), text)
+        for key, without in (("on_policy_start", 0), ("on_policy_runaway", "warn")):
+            if (value := student.get(key)) not in (None, without):
+                text = f"expected {without} without on_policy_fraction, found {value}; set on_policy_fraction above 0"
+                problems.setdefault(("students", name, key), text)
         return
     if student.get("method") in METHODS and not needs_teacher(student):
         text = f"expected 0 with method {student['method']}, which has no teacher to score the student's samples"
@@ -357,8 +358,16 @@ def check_pool(name: str, student: Config, has_adapters: bool, has_models: bool,
 
 
 def check_validation(config: Config, name: str, problems: Problems) -> None:
-    """Check that what depends on the validation loss has one."""
-    if get_value(config, problems, "split", "val_fraction") != 0:
+    """Check that what depends on validations has them."""
+    has_validation = get_value(config, problems, "split", "val_fraction") != 0
+    if get_value(config, problems, "students", name, "on_policy_runaway") == "stop":
+        without = None if has_validation else "split.val_fraction is 0"
+        if get_value(config, problems, "students", name, "train", "validation_samples") == 0:
+            without = "train.validation_samples is 0"
+        if without:
+            text = f"expected warn, since {without} (no prompts are answered during the training), found stop"
+            problems.setdefault(("students", name, "on_policy_runaway"), text)
+    if has_validation:
         return
     for key, without in (("best_checkpoint", "false"), ("early_stopping_patience", "null")):
         value = get_value(config, problems, "students", name, "train", key)

@@ -184,8 +184,9 @@ def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
         target = student["lora"]["target"]
         lora = student["lora"] | {"target": target if isinstance(target, list) else [target]}
         settings |= {f"lora_{option}": value for option, value in lora.items()}
-    untracked = (*get_run_options(student["train"]), *LAUNCH_OPTIONS)
-    return flags(settings | {option: value for option, value in student["train"].items() if option not in untracked})
+    untracked = (*get_run_options(student["train"], student["on_policy_runaway"]), *LAUNCH_OPTIONS)
+    settings |= {option: value for option, value in student["train"].items() if option not in untracked}
+    return flags(settings | (sample_settings(config) if student["on_policy_runaway"] == "stop" else {}))
 
 
 def divergence_settings(config: Config, name: str, categories: Sequence[str]) -> dict[str, Any]:
@@ -218,8 +219,14 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
 
 def training_run_flags(config: Config, name: str) -> str:
     """Return the untracked options of train_student.py."""
-    train = config["students"][name]["train"]
-    return flags(pick(train, *get_run_options(train)))
+    train, runaway = (config["students"][name][key] for key in ("train", "on_policy_runaway"))
+    settings = pick(train, *get_run_options(train, runaway))
+    return flags(settings | (sample_settings(config) if runaway != "stop" else {}))
+
+
+def sample_settings(config: Config) -> dict[str, Any]:
+    """Return how a student answers validation prompts: up to the length of its answers in the evaluation."""
+    return {"validation_max_new_tokens": config["evaluation"]["max_new_tokens"]}
 
 
 def launch_flags(config: Config, name: str, threads: int) -> str:
@@ -348,8 +355,8 @@ def digest_settings(config: Config, student: str) -> str:
     """Return 32 hex digits for the settings that a student's weights and scores depend on."""
     settings = deepcopy(config)
     settings["students"] = {student: settings["students"][student]}
-    train = settings["students"][student]["train"]
-    remove(train, get_run_options(train))
+    train, runaway = (settings["students"][student][key] for key in ("train", "on_policy_runaway"))
+    remove(train, get_run_options(train, runaway))
     teacher = settings["teacher"]
     arguments = teacher.pop("vllm")["arguments"]
     if get_engine(config).starts_vllm:

@@ -116,6 +116,14 @@ class OnPolicyOptions:
         exclusiveMinimum=0,
         when="Lower if the samples of an untrained student are not text.",
     )
+    runaway: str = option(
+        "What to do when the answers to the validation prompts (`train.validation_samples`) run away after on-policy "
+        "sampling has begun: `warn`, or `stop` the training and keep the last weights whose answers do not run away.",
+        "warn",
+        choices=("warn", "stop"),
+        when="`stop` to not spend hours on a student that no longer ends its answers. A checkpoint is saved at each "
+        "validation then.",
+    )
 
 
 @dataclass(frozen=True)
@@ -253,6 +261,14 @@ class TrainOptions:
         **COUNT,
         changes_result=False,
         when="A number for long epochs.",
+    )
+    validation_samples: int = option(
+        "Validation prompts that the student answers greedily at each validation, up to evaluation.max_new_tokens; see "
+        "[samples](../docs/training.md#samples). 0 answers none.",
+        4,
+        minimum=0,
+        changes_result=False,
+        when="0 if answers are long and validations frequent, higher to see more of what the student learns.",
     )
     save_steps: int = option(
         "Optimizer steps between checkpoints.",

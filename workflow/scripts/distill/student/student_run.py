@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.common.options import StorePairs, add_options, parse_pair, read_options
+from distill.generation.sampling import Sampling
 from distill.models.options import TEMPLATE_DATE, DeviceOptions, ModelOptions, TemplateOptions
 from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, PoolOptions, TrainOptions
@@ -61,6 +62,7 @@ class StudentRun:
         lora: None trains all weights.
         template_arguments: further variables of the student's chat template.
         template_date: the day that chat templates read as today's.
+        validation_max_new_tokens: maximum length of an answer to a validation prompt in tokens.
     """
 
     data: tuple[Path, ...]
@@ -78,11 +80,17 @@ class StudentRun:
     train: TrainOptions
     template_arguments: dict[str, Any] = field(default_factory=dict)
     template_date: str = TEMPLATE_DATE
+    validation_max_new_tokens: int = Sampling.max_new_tokens
 
     def __post_init__(self) -> None:
         method = self.objective.method
         if METHODS[method].needs_teacher != (self.teacher is not None):
             raise ValueError(f"method {method}: expected {'no' if self.teacher else 'a'} teacher")
+
+    @property
+    def stops_runaway(self) -> bool:
+        """Whether the training stops if the answers to the validation prompts run away."""
+        return self.on_policy.runaway == "stop"
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +140,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("on-policy training"), OnPolicyOptions, "on_policy_")
     lora = parser.add_argument_group("LoRA", "Without --lora-rank all weights are trained.")
     add_options(lora, LoraOptions, "lora_", defaults={"rank": None, "target": ["all"]})
-    add_options(parser.add_argument_group("training"), TrainOptions)
+    training = parser.add_argument_group("training")
+    add_options(training, TrainOptions)
+    add_options(training, Sampling, "validation_", only=["max_new_tokens"])
 
 
 def check_run(args: argparse.Namespace) -> str | None:
@@ -145,8 +155,10 @@ def check_run(args: argparse.Namespace) -> str | None:
         return f"--signal {args.signal} needs --signal-folders, one for each --data"
     if len(args.teacher_adapter or []) not in ({0, 1} if is_online else {0, 1, len(args.data)}):
         return "--teacher-adapter: expected one, or one for each --data with --signal hidden or topk"
-    if args.on_policy_start and not args.on_policy_fraction:
-        return "--on-policy-start needs --on-policy-fraction"
+    if (args.on_policy_start or args.on_policy_runaway == "stop") and not args.on_policy_fraction:
+        return "--on-policy-start and --on-policy-runaway stop need --on-policy-fraction"
+    if args.on_policy_runaway == "stop" and not args.validation_samples:
+        return "--on-policy-runaway stop needs --validation-samples"
     if args.on_policy_fraction and args.strategy == "fsdp":
         return "--on-policy-fraction needs --strategy ddp"
     if args.on_policy_fraction and not (needs_teacher and is_online):
@@ -182,6 +194,7 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         train=read_options(args, TrainOptions),
         template_arguments=args.template_arguments,
         template_date=args.template_date,
+        validation_max_new_tokens=args.validation_max_new_tokens,
     )
 
 
@@ -200,8 +213,10 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
         for name in ("signal_folders", "serving", "tokenizer"):  # the signal's fingerprint covers them
             del settings["teacher"][name]
     train = settings["train"]
-    for name in get_run_options(train):
+    for name in get_run_options(train, run.on_policy.runaway):
         del train[name]
+    if not run.stops_runaway:
+        del settings["validation_max_new_tokens"]
     train["step_records"] = train.pop("batch_size") * train.pop("gradient_accumulation_steps")
     return settings
 
@@ -227,5 +242,5 @@ def list_card_settings(run: StudentRun) -> dict[str, Any]:
         settings |= {f"lora_{name}": value for name, value in dataclasses.asdict(run.lora).items()}
     settings |= {"template_arguments": run.template_arguments or None}
     settings |= dataclasses.asdict(run.train)
-    unused = get_run_options(settings)
+    unused = get_run_options(settings, run.on_policy.runaway)
     return {name: value for name, value in settings.items() if value is not None and name not in unused}

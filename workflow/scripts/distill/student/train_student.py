@@ -22,6 +22,7 @@ from distill.models.examples import Example
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
+from distill.models.rope import context_length
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, find_others, remove_incomplete
 from distill.student.divergences import METHODS
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
@@ -43,6 +44,7 @@ from distill.student.training_examples import (
     load_teacher,
     local_device,
 )
+from distill.student.validation_samples import ValidationSamples, choose_records
 from distill.student.write_student import Examples, write_student
 
 logger = logging.getLogger(__name__)
@@ -84,13 +86,13 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         shard_student(model, local_device(device), run.train.fsdp_offload, run.train.precision)
     runs = run.checkpoints / run.name / run.category
     folder = runs / (run_digest(run, examples, teacher) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
-    trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings)
+    samples = make_samples(run, [record for records in val for record in records], examples["val"], chat, model.config)
+    trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings, samples)
     logger.info("%d training and %d validation records", len(examples["train"]), len(examples["val"]))
     run_training(trainer, folder)
-    if run.train.best_checkpoint and trainer.state.best_model_checkpoint:
-        logger.info(
-            "keeping the model of step %d, which has the lowest validation loss", trainer.state.best_global_step
-        )
+    if (run.train.best_checkpoint or trainer.has_run_away) and trainer.state.best_model_checkpoint:
+        reason = "which has the lowest validation loss" if run.train.best_checkpoint else "before the answers ran away"
+        logger.info("keeping the model of step %d, %s", trainer.state.best_global_step, reason)
         trainer._load_best_model()
     write_student(run, trainer, tokenizer, examples)
     if trainer.is_world_process_zero():
@@ -156,6 +158,7 @@ def build_trainer(
     examples: Examples,
     device: torch.device,
     warnings: Sequence[str] = (),
+    samples: ValidationSamples | None = None,
 ) -> DistillTrainer:
     """The trainer of a run, with its checkpoints in `folder`, and what the log's first line warns of."""
     batches = StepBatches(
@@ -183,6 +186,8 @@ def build_trainer(
         keep_best=run.train.best_checkpoint,
         patience=run.train.early_stopping_patience,
         warnings=warnings,
+        samples=samples,
+        stops_runaway=run.stops_runaway,
     )
 
 
@@ -209,6 +214,36 @@ def make_sampler(
         max_length=run.train.max_length,
         vocabulary=teacher.vocabulary,
     )
+
+
+def make_samples(
+    run: StudentRun, records: Sequence[Record], examples: Sequence[Example], chat: ChatTemplate, config: Any
+) -> ValidationSamples | None:
+    """The validation prompts that the student answers; None without any.
+
+    Args:
+        run: the options.
+        records: records of the validation split.
+        examples: those that are validated.
+        chat: the student's chat template.
+        config: the student's configuration.
+
+    Raises:
+        InputError: there is no prompt, and answers that run away have to stop the training.
+    """
+    if not run.train.validation_samples:
+        return None
+    if run.train.strategy == "fsdp":
+        logger.info(
+            "no validation prompts are answered: strategy fsdp shards the weights, which all ranks would gather"
+        )
+        return None
+    context = context_length(config)
+    uids = {example["uid"] for example in examples if context is None or len(example["prompt"]) < context}
+    chosen = choose_records(records, uids, run.train.validation_samples)
+    if run.stops_runaway and not chosen:
+        raise InputError("on_policy_runaway: stop: expected validation records whose prompts are answered, found none")
+    return ValidationSamples(chosen, chat, run.validation_max_new_tokens) if chosen else None
 
 
 def run_training(trainer: DistillTrainer, folder: Path) -> None:

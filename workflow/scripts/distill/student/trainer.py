@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
@@ -35,12 +35,18 @@ from distill.student.training_meter import (
     format_numbers,
     summarize_validation,
 )
+from distill.student.validation_samples import Sample, ValidationSamples
 
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (
     "out of memory with a single training record: set gradient_checkpointing: true, lora, optimizer: "
     "adamw_bnb_8bit, a smaller max_length, or signal: hidden or topk instead of online"
+)
+
+NO_GOOD_ANSWERS = (
+    "No earlier validation has answers that do not run away, so there are no weights to keep: raise on_policy_start or "
+    "set on_policy_runaway: warn"
 )
 
 
@@ -59,6 +65,12 @@ class DistillTrainer(Trainer):
         keep_best: whether to keep the model with the lowest validation loss.
         patience: validations without a lower loss after which training stops; None never stops early.
         warnings: sentences that the log's first line reports, and with it the model card and the report.
+        samples: validation prompts that the student answers at each validation; None without any.
+        stops_runaway: whether the training stops if these answers run away after on-policy sampling has begun.
+
+    Attributes:
+        has_run_away: whether the training has been stopped for that reason. `state.best_model_checkpoint` then has the
+            weights to keep.
     """
 
     # The loss is already divided by the tokens of the step.
@@ -75,6 +87,8 @@ class DistillTrainer(Trainer):
         keep_best: bool = False,
         patience: int | None = None,
         warnings: Sequence[str] = (),
+        samples: ValidationSamples | None = None,
+        stops_runaway: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -82,6 +96,7 @@ class DistillTrainer(Trainer):
         self.batches, self.pad_id, self.signal, self.sampler = batches, pad_id, signal, sampler
         self.objective: Objective = objective
         self.keep_best, self.patience, self.warnings = keep_best, patience, warnings
+        self.samples, self.stops_runaway, self.has_run_away = samples, stops_runaway, False
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         base.forward = types.MethodType(score_completions, base)
@@ -255,23 +270,76 @@ class DistillTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "val"
     ) -> dict[str, float]:
-        """`val_loss`, `val_ce` and `val_kd` per completion token of the validation split; empty if pre-empted."""
+        """Log a validation: its losses, and the answers to the validation prompts; empty if pre-empted."""
         started = time.monotonic()
         model: Any = self.model_wrapped
         model.eval()
-        sums = self.sum_validation(model)
+        metrics = self.measure_validation(model)
+        samples = None if metrics is None else self.answer_prompts()
         model.train()
-        if sums is None:
+        if metrics is None or samples is None:
             self.skip_validation()
             return {}
-        examples: Any = self.eval_dataset
-        sums = self.accelerator.reduce(sums, "sum")
-        metrics = summarize_validation(sums, examples, self.state.global_step, self.signal is not None)
+        if samples:
+            metrics |= self.judge_samples(samples)
         self.log(metrics)
+        if samples:
+            line: Any = self.state.log_history[-1]
+            line["samples"] = samples  # each checkpoint has the log, and with it the samples so far
         self.compare_validations()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.exclude(time.monotonic() - started)
         return metrics
+
+    def measure_validation(self, model: Any) -> dict[str, Any] | None:
+        """`val_loss`, `val_ce` and `val_kd` per completion token of the validation split; None if pre-empted."""
+        sums = self.sum_validation(model)
+        if sums is None:
+            return None
+        examples: Any = self.eval_dataset
+        sums = self.accelerator.reduce(sums, "sum")
+        return summarize_validation(sums, examples, self.state.global_step, self.signal is not None)
+
+    def answer_prompts(self) -> list[Sample] | None:
+        """The student's answers to the validation prompts, from the first rank; None if pre-empted."""
+        if self.samples is None:
+            return []
+        found: list[list[Sample] | None] = [None]
+        if self.is_world_process_zero():
+            # No more answers at a time than a micro-batch has records: they take less memory than a training step.
+            size = self.max_records or self.args.per_device_eval_batch_size
+            model = self.accelerator.unwrap_model(self.model)
+            with self.accelerator.autocast(AutocastKwargs()):
+                found = [self.samples.answer(model, size, lambda: self.preemption.is_requested)]
+        return broadcast_object_list(found)[0]
+
+    def judge_samples(self, samples: list[Sample]) -> dict[str, Any]:
+        """The fields of a validation line about answers, with a warning where they begin to run away.
+
+        Raises:
+            InputError: the training has to stop, and no earlier validation has answers that do not run away.
+        """
+        assert self.samples is not None
+        fields = self.samples.measure(samples)
+        if not fields["runs_away"]:
+            return fields
+        warning = self.samples.describe_runaway(self.state.global_step, fields)
+        ran_away = [line["runs_away"] for line in self.state.log_history if "runs_away" in line]
+        self.has_run_away = self.stops_runaway and self.has_sampled()
+        if self.has_run_away:
+            if not self.state.best_global_step:
+                raise InputError(f"on_policy_runaway: stop: {warning} {NO_GOOD_ANSWERS}")
+            warning += f" The training stops and keeps the weights of step {self.state.best_global_step}."
+        elif ran_away[-1:] == [True]:
+            return fields
+        if self.is_world_process_zero():
+            logger.warning(warning)
+        return fields | {"warnings": [warning]}
+
+    def has_sampled(self) -> bool:
+        """Whether a step so far was on-policy."""
+        step, last_step = self.state.global_step, self.state.max_steps
+        return self.sampler is not None and self.sampler.count_steps(0, step, last_step) > 0
 
     def sum_validation(self, model: Any) -> torch.Tensor | None:
         """(3,) sums of loss, cross-entropy and divergence over this rank's examples; None if pre-empted."""
@@ -309,11 +377,24 @@ class DistillTrainer(Trainer):
         self.control.should_save = self.control.should_training_stop = True
 
     def compare_validations(self) -> None:
-        """Save the best model so far, and stop after `patience` validations without a lower loss."""
-        best, since = find_best(self.state.log_history)
-        if self.keep_best and since == 0:
-            self.state.best_metric, self.state.best_global_step = best["val_loss"], best["step"]
-            self.control.should_save = True
+        """Save the model to keep so far, and stop after `patience` validations without a lower loss.
+
+        That is the model with the lowest validation loss if `keep_best`. If answers that run away stop the training,
+        only models whose answers do not can be kept: the best of them if `keep_best`, or else the last one.
+        """
+        if self.has_run_away:
+            self.control.should_training_stop = True
+            self.control.should_save = False  # a run that resumed from these weights would not stop
+            return
+        history: Any = self.state.log_history
+        line = history[-1]
+        kept = [one for one in history if not (self.stops_runaway and one.get("runs_away"))]
+        if (self.keep_best or self.stops_runaway) and line in kept:
+            _, since = find_best(kept)
+            if since == 0 or not self.keep_best:
+                self.state.best_metric, self.state.best_global_step = line["val_loss"], line["step"]
+                self.control.should_save = True
+        best, since = find_best(history)
         if self.patience is not None and since >= self.patience:
             logger.info("early stopping: no lower validation loss since step %d", best["step"])
             self.control.should_training_stop = True

@@ -1,6 +1,7 @@
 """Write a trained student: an ordinary Hugging Face model folder with its training log and model card."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,11 +47,19 @@ def write_student(run: StudentRun, trainer: DistillTrainer, tokenizer: Any, exam
             write_adapter(model, folder / "adapter")
             model = merge_adapter(model, "the trained adapter")
         save_model(model.to(SAVED_DTYPES[run.train.precision]), tokenizer, folder)
-        with open(folder / "training_log.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(dump_json(line) + "\n" for line in history)
+        write_history(folder, history)
         facts = collect_facts(run, history, trainer.state.global_step, examples)
         (folder / "README.md").write_text(render_card(run.name, run.category, facts), encoding="utf-8")
     logger.info("wrote %s after %d steps", run.out, trainer.state.global_step)
+
+
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write training_log.jsonl, and samples.jsonl with the answers to validation prompts."""
+    with open(folder / "training_log.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(dump_json({key: line[key] for key in line if key != "samples"}) + "\n" for line in history)
+    with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
+        for line in history:
+            file.writelines(dump_json({"step": line["step"]} | one) + "\n" for one in line.get("samples", []))
 
 
 def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, examples: Examples) -> TrainingFacts:
@@ -63,8 +72,9 @@ def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, ex
         examples: the examples of each split.
     """
     final: dict[str, float] = {"steps": steps}
+    names = ("loss", "ce", "kd", "val_loss", "val_ce", "val_truncated", "val_repetition")
     for line in history:
-        final |= {name: line[name] for name in ("loss", "ce", "kd", "val_loss", "val_ce") if line.get(name) is not None}
+        final |= {name: line[name] for name in names if line.get(name) is not None}
     if any("on_policy_steps" in line for line in history):
         final["on_policy_steps"] = sum(line.get("on_policy_steps", 0) for line in history)
     return TrainingFacts(

@@ -16,7 +16,7 @@ from distill.models.fingerprint import fingerprint_folder
 from distill.plan import command_lines, experiment, job_resources, memory_requests, model_checks, signals
 from distill.plan.schema import check_config
 from distill.plan.settings import NAME_PATTERN
-from distill.report import answers_page
+from distill.report import answers_page, samples_page
 
 
 def stop(message):

@@ -64,6 +64,25 @@ use rule tabulate_scores as plot_training with:
         **job("plot_training"),
 
 
+use rule tabulate_scores as render_samples with:
+    input:
+        samples=expand("{student}/samples.jsonl", student=experiment.get_sampled_folders(config, CATEGORIES)),
+        splits=expand("artifacts/distill_data/processed/{category}/val.jsonl", category=CATEGORIES),
+    output:
+        page=report(
+            "output/report/samples.html",
+            caption="../workflow/report/samples.rst",
+            category="Training",
+        ),
+    log:
+        "logs/render_samples.log",
+    benchmark:
+        "logs/render_samples.benchmark.tsv"
+    params:
+        **job("render_samples"),
+        template=files_digest(samples_page.PARTS),
+
+
 use rule tabulate_scores as tabulate_memory with:
     input:
         # Ancient: a job that finds everything in the cache measures nothing, and need not rerun the table.

@@ -107,13 +107,35 @@ def test_models_are_compared_in_pairs_and_read_side_by_side(finished):
     assert page.count('data-model="student_seqkd_base"') == tests
 
 
+def test_the_page_of_samples_has_the_answers_of_each_validation(finished):
+    page = (finished / "output/report/samples.html").read_text(encoding="utf-8")
+    samples = read_lines(finished / "output/student_kd/banks/samples.jsonl")
+    validations = [line for line in read_lines(finished / "output/student_kd/banks/training_log.jsonl")
+                   if "val_loss" in line]  # fmt: skip
+    prompts = min(4, len(read_lines(finished / "artifacts/distill_data/processed/banks/val.jsonl")))
+    assert [one["step"] for one in samples] == [line["step"] for line in validations for _ in range(prompts)]
+    assert max(one["tokens"] for one in samples) == 16  # evaluation.max_new_tokens
+    every = [read_lines(path) for path in finished.path.glob("output/student_*/*/samples.jsonl")]
+    assert len(every) == 4
+    # A card for each prompt, with its reference.
+    assert page.count('<div class="step">') == sum(map(len, every)) + page.count('<article class="card"')
+
+
 def test_the_report_holds_figures_and_captions(copy, tmp_path):
     report = tmp_path / "report.html"
     copy.run("--report", report)
     text = report.read_text()
     assert "System Message" not in text  # docutils writes it for a malformed caption
     assert len(text) > 100_000
-    for name in ("scores.svg", "training.svg", "metrics.csv", "comparisons.csv", "comparisons.svg", "banks.html"):
+    for name in (
+        "scores.svg",
+        "training.svg",
+        "metrics.csv",
+        "comparisons.csv",
+        "comparisons.svg",
+        "banks.html",
+        "samples.html",
+    ):
         assert name in text
     assert "Predicted and true values" not in text  # this figure needs an answer contract
     assert "student_kd" in text

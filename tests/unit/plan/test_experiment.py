@@ -55,6 +55,20 @@ def make_config(students, adapter="lora/{category}", quantization="none"):
     return check_config({"categories": ["banks", "funds"], "teacher": teacher, "students": students})
 
 
+def test_trainings_without_samples_are_not_on_their_page():
+    train = {"kd": {}, "silent": {"validation_samples": 0}, "sharded": {"strategy": "fsdp"}}
+    students = {name: {"model": "owner/s", "train": one} for name, one in train.items()}
+    config = make_config(students | {"pooled": {"model": "owner/s", "method": "seqkd", "pool": True}})
+    folders = ["output/kd/banks", "output/kd/funds", "output/pooled/all"]
+    assert experiment.get_sampled_folders(config, ["banks", "funds"]) == folders
+    assert "output/report/samples.html" in experiment.get_targets(config, ["banks", "funds"])
+    none = make_config({"silent": students["silent"]})
+    unvalidated = config | {"split": config["split"] | {"val_fraction": 0}}
+    for other in (none, unvalidated):
+        assert experiment.get_sampled_folders(other, ["banks"]) == []
+        assert "output/report/samples.html" not in experiment.get_targets(other, ["banks"])
+
+
 def test_a_training_with_a_cached_signal_loads_no_teacher():
     config = make_config({"one": {"model": "owner/s", "signal": "hidden"}})
     assert experiment.get_training_models(config, "one", "banks") == ["owner/s"]

@@ -1,6 +1,5 @@
 """The page of answers side by side: its content, texts as data, and search in a browser."""
 
-import html.parser
 import json
 import re
 import shutil
@@ -8,15 +7,14 @@ import subprocess
 from urllib.parse import quote
 
 import pytest
+from html_pages import HOSTILE, Page
 
 import render_answers
 from distill.common.errors import InputError
 from distill.report.answers_page import PARTS, choose_records, guess_language, order_columns, show
 
 MODELS = ("teacher", "kd", "kd_base", "kd_base_2")
-HOSTILE = "</div></template></script><script>document.title = 'run'</script><img src=http://x/ onerror=alert(1)>&amp;"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-VOID = {"meta", "input", "br", "img", "link"}
 
 
 def make_record(number, model="teacher", **changes):
@@ -58,33 +56,6 @@ def render(folder, tests, questions=None, most=200):
 
 def make_tests(count=4, models=MODELS, **changes):
     return {model: [make_record(number, model, **changes) for number in range(count)] for model in models}
-
-
-class Page(html.parser.HTMLParser):
-    """The tags in order, and the texts of elements by class."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.open, self.texts = [], [], []
-        self.feed(text)
-        assert not self.open  # every element is closed
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append((tag, attributes))
-        if tag not in VOID:
-            self.open.append((tag, attributes.get("class") or "", len(self.texts)))
-            self.texts.append([tag, attributes.get("class") or "", ""])
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data):
-        for _, _, place in self.open:
-            self.texts[place][2] += data
-
-    def get_texts(self, name):
-        return [text for tag, classes, text in self.texts if name in (tag, *classes.split())]
 
 
 def test_questions_come_first_and_models_are_in_order(tmp_path):

@@ -141,6 +141,15 @@ def get_student_folders(config: Config, categories: Sequence[str]) -> list[str]:
     ]
 
 
+def get_sampled_folders(config: Config, categories: Sequence[str]) -> list[str]:
+    """Return the folders of the trained models that answer validation prompts while they train."""
+    if not config["split"]["val_fraction"]:
+        return []
+    trainings = {name: student["train"] for name, student in config["students"].items()}
+    sampled = [name for name, one in trainings.items() if one["validation_samples"] and one["strategy"] != "fsdp"]
+    return get_student_folders(config | {"students": {name: config["students"][name] for name in sampled}}, categories)
+
+
 def get_training_data(config: Config, categories: Sequence[str]) -> list[str]:
     """Return the folders of training data in Alpaca format: one per category, and one for pooled students."""
     names = [name for student in config["students"] for name in get_training_categories(config, student, categories)]
@@ -291,6 +300,8 @@ def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
     report = ["training.svg", "scores.svg", "comparisons.csv", "comparisons.svg", "memory.csv"]
     if has_page(config):
         report += [f"answers/{category}.html" for category in categories]
+    if get_sampled_folders(config, categories):
+        report.append("samples.html")
     if config["answer"]["key"]:  # without it, answers hold no values to plot
         report += [f"values/{category}.svg" for category in categories]
     alpaca = get_training_data(config, categories) if get_source_format(config).has_alpaca_targets else []

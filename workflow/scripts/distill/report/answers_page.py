@@ -23,7 +23,8 @@ from distill.evaluation.prediction_files import FIELDS, check_same_records, find
 from distill.evaluation.score_table import is_base_of, order_models
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
-PARTS = tuple(TEMPLATES / f"answers.{suffix}" for suffix in ("html.j2", "css", "js"))
+STYLE = TEMPLATES / "answers.css"
+PARTS = (TEMPLATES / "answers.html.j2", STYLE, TEMPLATES / "answers.js")
 TONES = 6  # colours of students in answers.css; tone 0 is the teacher's
 REFERENCE = "(reference)"  # names of models have no brackets
 
@@ -167,7 +168,7 @@ def build_answer(column: Column, record: Record, is_tested: bool) -> Answer:
         flags.append("unusable")
         warnings.append(f"not usable: {record.get('problem') or 'no reason given'}")
     if (tokens := record.get("generated_tokens")) is not None:
-        facts.append(f"{tokens:,} token{'' if tokens == 1 else 's'}")
+        facts.append(format_tokens(tokens))
     if is_tested and record["parsed_value"] is not None:
         facts.append(f"value {record['parsed_value']:g}")
     if is_tested and record["prediction"] == record["reference"]:
@@ -175,6 +176,11 @@ def build_answer(column: Column, record: Record, is_tested: bool) -> Answer:
     if is_tested and (perplexity := format_perplexity(record)):
         facts.append(f"perplexity of the reference {perplexity}")
     return Answer(column, show(record["prediction"]), flags, warnings, facts)
+
+
+def format_tokens(count: int) -> str:
+    """A number of tokens as text."""
+    return f"{count:,} token{'' if count == 1 else 's'}"
 
 
 def show(text: str) -> str:
@@ -223,6 +229,29 @@ def render_page(category: str, tests: dict[str, list[Record]], questions: dict[s
     asked = next(iter(questions.values()), [])
     if not chosen:
         columns = [column for column in columns if column.key != REFERENCE]
+    template, css, script = PARTS[0].name, *(path.read_text(encoding="utf-8") for path in PARTS[1:])
+    return render_template(
+        template,
+        css,
+        script,
+        category=category,
+        columns=columns,
+        questions=build_cards(questions, columns, asked, "question"),
+        tests=build_cards(tests, columns, chosen, "test"),
+        total=len(predictions),
+        has_unusable=any(not record["usable"] for records in tests.values() for record in records),
+    )
+
+
+def render_template(name: str, css: str, script: str = "", **values: Any) -> str:
+    """A page as HTML, with values that are escaped and a style and a script that are not.
+
+    Args:
+        name: template in `workflow/report/`.
+        css: style sheet.
+        script: JavaScript.
+        values: further variables of the template.
+    """
     environment = Environment(
         autoescape=True,
         loader=FileSystemLoader(TEMPLATES),
@@ -230,18 +259,12 @@ def render_page(category: str, tests: dict[str, list[Record]], questions: dict[s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template, css, script = PARTS[0].name, *(path.read_text(encoding="utf-8") for path in PARTS[1:])
-    return environment.get_template(template).render(
-        category=category,
-        columns=columns,
-        questions=build_cards(questions, columns, asked, "question"),
-        tests=build_cards(tests, columns, chosen, "test"),
-        total=len(predictions),
-        has_unusable=any(not record["usable"] for records in tests.values() for record in records),
+    return environment.get_template(name).render(
         language=guess_language,
         policy=build_policy(css, script),
         css=Markup(css),
         script=Markup(script),
+        **values,
     )
 
 

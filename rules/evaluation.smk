@@ -136,6 +136,8 @@ rule score_predictions:
         "logs/score_predictions/{model}/{category}.log",
     benchmark:
         "logs/score_predictions/{model}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(experiment.get_models(config)),
     conda:
         "../envs/data.yaml"
     resources:
@@ -149,3 +151,37 @@ rule score_predictions:
     shell:
         "python {params.script} {params.inputs} {params.options} --out {output.metrics:q}"
         " --answers-out {output.answers:q} --references-out {output.references:q} > {log:q} 2>&1"
+
+
+# The mean over the replicas of a student with several seeds.
+rule average_scores:
+    input:
+        predictions=collect(
+            "output/evaluation/{replica}/{member}.predictions.jsonl",
+            replica=from_config(experiment.get_replicas, "student"),
+            member=get_scored_categories,
+        ),
+        judged=collect(
+            "output/evaluation/teacher/{member}.judged.jsonl",
+            member=get_judged_categories,
+        ),
+    output:
+        metrics="output/evaluation/{student}/{category}.metrics.json",
+    log:
+        "logs/average_scores/{student}/{category}.log",
+    benchmark:
+        "logs/average_scores/{student}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        student="|".join(experiment.get_averaged_students(config)) or "(?!)",
+    conda:
+        "../envs/data.yaml"
+    resources:
+        group_slots=1,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        **job("average_scores"),
+        inputs=get_input_options,
+        options=from_config(command_lines.score_flags),
+    shell:
+        "python {params.script} {params.inputs} {params.options} --out {output.metrics:q} > {log:q} 2>&1"

@@ -75,6 +75,9 @@ def is_sharded():
 
 def get_training_categories(wildcards):
     """Categories whose records a training reads: its own, or all for a pooled student."""
+    if wildcards.student not in config["students"]:
+        names = experiment.get_replicas(config, wildcards.student) or config["students"]
+        raise WorkflowError(f"{wildcards.student}: expected a student that is trained, one of {', '.join(names)}")
     if wildcards.category not in experiment.get_training_categories(config, wildcards.student, CATEGORIES):
         raise WorkflowError(
             f"{wildcards.student} has no model for {wildcards.category}: see its `pool` and `categories`"

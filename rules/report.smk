@@ -4,7 +4,7 @@ rule tabulate_scores:
         metrics=expand(
             "output/evaluation/{model}/{category}.metrics.json",
             category=[*CATEGORIES, "all"],
-            model=experiment.get_models(config),
+            model=[*experiment.get_models(config), *experiment.get_averaged_students(config)],
         ),
     output:
         table=report(

@@ -385,7 +385,11 @@ ERRORS = [
         "expected full | nf4 | int8 | gguf | gguf_f16 | gguf_q4_k_m, found 'q4'",
     ),
     ("export: {language: [English]}", "export.language[0]", "expected text that matches ^[a-z]{2,3}$"),
-    ("export: [full]", "export", "expected the keys variants, license, datasets, language | null, found ['full']"),
+    (
+        "export: [full]",
+        "export",
+        "expected the keys variants, students, license, datasets, language | null, found ['full']",
+    ),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
     # paths
     ("source: {grpo: a.jsonl}", "source.grpo", "expected a path that contains {category}, found 'a.jsonl'"),

@@ -67,7 +67,7 @@ def test_students_are_ordinary_models(finished):
 def test_the_table_has_every_model_in_every_category(finished):
     with open(finished / "output/report/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["model", "category", "metric", "value", "ci_low", "ci_high", "n"]
+    assert list(rows[0]) == ["model", "category", "metric", "value", "ci_low", "ci_high", "n", "seeds", "seed_sd"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == MODELS
     assert {row["category"] for row in rows} == {"banks", "households", "all"}
     for metric in ("ppl", "bleu", "rougeL"):

@@ -1,7 +1,7 @@
 r"""Compare pairs of models on the same test records: score differences with a paired bootstrap.
 
-The columns of the table are category,model,other,metric,difference,ci_low,ci_high,p_value,n; a difference is
-model − other.
+The columns of the table are category,model,other,metric,difference,ci_low,ci_high,p_value,n,seeds,other_seeds,seed_sd;
+a difference is model − other. In a pair, the name of a student with several seeds stands for the mean of its replicas.
 
     python workflow/scripts/compare_models.py --predictions output/evaluation/*/*.predictions.jsonl \
         --pairs student_kd:student_kd_base student_kd:teacher --metrics ppl bleu rouge \

@@ -1,4 +1,4 @@
-r"""Gather metrics files into metrics.csv: model,category,metric,value,ci_low,ci_high,n.
+r"""Gather metrics files into metrics.csv: model,category,metric,value,ci_low,ci_high,n,seeds,seed_sd.
 
 Model and category come from the path; an undefined score is an empty cell.
 

@@ -249,7 +249,7 @@ def test_the_figure_has_a_line_per_pair(tmp_path):
     rows.append(Comparison("all", "a", "b", "bleu", None, None, None, None, 0))
     write_comparisons(tmp_path / "comparisons.csv", rows)
     with open(tmp_path / "comparisons.csv", newline="") as file:
-        assert next(csv.reader(file))[-3:] == ["ci_high", "p_value", "n"]
+        assert next(csv.reader(file))[-5:] == ["p_value", "n", "seeds", "other_seeds", "seed_sd"]
     for suffix in ("svg", "png"):
         out = tmp_path / f"comparisons.{suffix}"
         plot_comparisons.main(["--comparisons", str(tmp_path / "comparisons.csv"), "--out", str(out)])

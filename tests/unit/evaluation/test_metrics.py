@@ -112,11 +112,14 @@ def test_an_undeclared_metric_in_a_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match=rf"{path}: n: expected one of coverage, mae, .*, found vowels"):
         gather_scores([path])
     table = tmp_path / "metrics.csv"
-    table.write_text("model,category,metric,value,ci_low,ci_high,n\na,b,mae,1,,,3\na,b,vowels,1,,,3\n")
+    table.write_text(
+        "model,category,metric,value,ci_low,ci_high,n,seeds,seed_sd\na,b,mae,1,,,3,1,\na,b,vowels,1,,,3,1,\n"
+    )
     with pytest.raises(InputError, match=rf"{table}:3: metric: expected one of coverage, mae, .*, found 'vowels'"):
         read_scores(table)
     table = tmp_path / "comparisons.csv"
-    table.write_text("category,model,other,metric,difference,ci_low,ci_high,p_value,n\na,b,c,vowels,1,,,,3\n")
+    columns = "category,model,other,metric,difference,ci_low,ci_high,p_value,n,seeds,other_seeds,seed_sd"
+    table.write_text(f"{columns}\na,b,c,vowels,1,,,,3,1,1,\n")
     with pytest.raises(InputError, match=rf"{table}:2: metric: expected one of coverage, mae, .*, found 'vowels'"):
         read_comparisons(table)
     for select in (select_metrics, select_printed, select_drawn):

@@ -18,6 +18,8 @@ from distill.evaluation.score_table import (
 )
 from distill.report.score_text import format_markdown, format_text
 
+COLUMNS = "model,category,metric,value,ci_low,ci_high,n,seeds,seed_sd"
+
 
 def make_scores(models=("teacher", "small", "small_base"), categories=("banks", "all"), value=0.5):
     metrics = {"coverage": value, "mae": 0.01234, "ppl": 1.5, "bleu": 90.0, "rouge1": 80.0, "rougeL": 91.25}
@@ -58,11 +60,11 @@ def test_script_writes_the_long_form(tmp_path):
     out = tmp_path / "report" / "metrics.csv"
     tabulate_scores.main(["--metrics", *map(str, files), "--out", str(out)])
     assert out.read_text(encoding="utf-8").splitlines() == [
-        "model,category,metric,value,ci_low,ci_high,n",
-        "teacher,banks,coverage,1.0,1.0,1.0,20",
-        "small,banks,coverage,0.5,0.25,0.75,20",
-        "small,banks,mae,0.1,,,1",
-        "small_base,all,mae,,,,0",
+        COLUMNS,
+        "teacher,banks,coverage,1.0,1.0,1.0,20,1,",
+        "small,banks,coverage,0.5,0.25,0.75,20,1,",
+        "small,banks,mae,0.1,,,1,1,",
+        "small_base,all,mae,,,,0,1,",
     ]
     assert read_scores(out) == gather_scores(files)
 
@@ -99,9 +101,9 @@ def test_a_path_without_model_or_category(tmp_path):
     ("text", "message"),
     [
         ("model,metric\n", ":1: expected the columns"),
-        ("model,category,metric,value,ci_low,ci_high,n\na,b,mae,x,,,3\n", ":2: value: expected a number, found 'x'"),
-        ("model,category,metric,value,ci_low,ci_high,n\na,b,mae,1,,,\n", ":2: n: expected a number"),
-        ("model,category,metric,value,ci_low,ci_high,n\na,b,mae\n", ":2: value: expected a number, found None"),
+        (f"{COLUMNS}\na,b,mae,x,,,3,1,\n", ":2: value: expected a number, found 'x'"),
+        (f"{COLUMNS}\na,b,mae,1,,,,1,\n", ":2: n: expected a number"),
+        (f"{COLUMNS}\na,b,mae\n", ":2: value: expected a number, found None"),
     ],
 )
 def test_a_bad_table_is_named_by_line(tmp_path, text, message):

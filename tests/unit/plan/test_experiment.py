@@ -121,7 +121,7 @@ def test_exports_are_targets_scored_models_and_inputs():
     students = {"one": {"model": "s", "signal": "topk", "pool": True}, "two": {"model": "s"}}
     config, categories = make_config(students), ["banks", "funds"]
     assert experiment.get_exports(config, categories) == {}
-    config["export"] = {"variants": ["full", "gguf"]}
+    config["export"] = {"variants": ["full", "gguf"], "students": None}
     folders = [f"output/export/{name}/{variant}" for name in ("one/all", "two/banks", "two/funds")
                for variant in ("full", "gguf")]  # fmt: skip
     assert list(experiment.get_exports(config, categories)) == folders
@@ -139,7 +139,7 @@ def test_exports_are_targets_scored_models_and_inputs():
 def test_gguf_variants_share_a_rule_and_are_scored_by_their_whole_name():
     assert experiment.list_variants("model.gguf") == ["gguf", "gguf_f16", "gguf_q4_k_m"]
     config = make_config({"one": {"model": "s"}})
-    config["export"] = {"variants": ["gguf", "gguf_f16"]}
+    config["export"] = {"variants": ["gguf", "gguf_f16"], "students": None}
     assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_gguf", "one_gguf_f16"]
     folder = "output/export/one/banks/gguf_f16"
     assert experiment.get_predicting_models(config, "one_gguf_f16", "banks") == [folder]
@@ -154,7 +154,7 @@ def test_a_new_safetensors_variant_needs_no_rule(monkeypatch):
     monkeypatch.setitem(VARIANTS, "fp8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
     assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "fp8"]
     config = make_config({"one": {"model": "s"}})
-    config["export"] = {"variants": ["full", "fp8"]}
+    config["export"] = {"variants": ["full", "fp8"], "students": None}
     assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_fp8"]
     folder = "output/export/one/banks/fp8"
     assert experiment.get_predicting_models(config, "one_fp8", "banks") == [folder]

@@ -96,7 +96,7 @@ def test_settings_that_gguf_cannot_hold_are_named(config, tmp_path, settings, me
     path = "models/student/config.json"
     known = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 2}
     (tmp_path / path).write_text(json.dumps(known | settings))
-    config["export"] = {"variants": ["gguf"]}
+    config["export"] = {"variants": ["gguf"], "students": None}
     problems = find_model_problems(config, ["banks"])
     expected = f"students.kd.model: {path}: variant gguf: {message}; remove the gguf variants from export.variants"
     assert problems == ([expected] if message else [])
@@ -298,7 +298,7 @@ def test_other_ways_to_name_modules_are_left_to_peft(config, tmp_path, targets):
 def test_a_student_without_a_gguf_layout_is_named(config, tmp_path, name, is_known, variants):
     path = tmp_path / "models/student/config.json"
     path.write_text(json.dumps({"model_type": "qwen2"} | ({"architectures": [name]} if name else {})))
-    config["export"] = {"variants": variants}
+    config["export"] = {"variants": variants, "students": None}
     problems = find_model_problems(config, ["banks"])
     if is_known or "gguf_f16" not in variants:
         assert problems == []

@@ -97,13 +97,14 @@ def estimate_all(statistics: Mapping[str, Statistic], records: int, resamples: i
         resamples: number of resamples; 0 gives scores without intervals.
         seed: seed of the resamples.
     """
-    estimates = {}
-    for name, score in resample_all(statistics, records, resamples, seed).items():
-        if not np.isfinite(score.value):
-            estimates[name] = Estimate(None, None, None, score.n)
-            continue
-        # Resamples of a single record are all alike: an interval would have no width.
-        interval = percentile_interval(score.resampled) if score.n > 1 else None
-        low, high = interval or (None, None)
-        estimates[name] = Estimate(score.value, low, high, score.n)
-    return estimates
+    scores = resample_all(statistics, records, resamples, seed)
+    return {name: make_estimate(score) for name, score in scores.items()}
+
+
+def make_estimate(score: Resampled) -> Estimate:
+    """The score with its 95 % percentile interval, if it is defined."""
+    if not np.isfinite(score.value):
+        return Estimate(None, None, None, score.n)
+    # Resamples of a single record are all alike: an interval would have no width.
+    low, high = (percentile_interval(score.resampled) if score.n > 1 else None) or (None, None)
+    return Estimate(score.value, low, high, score.n)

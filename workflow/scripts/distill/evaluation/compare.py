@@ -1,7 +1,12 @@
-"""Paired comparison of models: differences between scores on the same records, by a paired bootstrap."""
+"""Paired comparison of models: differences between scores on the same records, by a paired bootstrap.
+
+A student with several seeds stands for the mean over its replicas.
+"""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ import numpy as np
 
 from distill.common.errors import InputError
 from distill.common.names import POOLED
+from distill.common.replicas import list_replicas
 from distill.evaluation.bootstrap import Floats, Resampled, percentile_interval, resample_all
 from distill.evaluation.comparison_table import Comparison
 from distill.evaluation.metrics import list_metrics, needs_likelihoods
@@ -17,6 +23,7 @@ from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import add_judgements, check_same_records, load_predictions
 from distill.evaluation.score_table import order_categories
 from distill.evaluation.scores import build_statistics
+from distill.evaluation.seed_means import SeedMean, average_all
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +76,12 @@ def compare_metric(model: Resampled, other: Resampled) -> tuple[float | None, fl
     if interval is None:
         return difference, None, None, None
     return difference, *interval, two_sided_p(resampled[np.isfinite(resampled)], difference)
+
+
+def combine_spreads(model: SeedMean, other: SeedMean) -> float | None:
+    """The standard deviation over seeds of a difference; None if neither side has several seeds. See `Comparison`."""
+    spreads = [mean.sd for mean in (model, other) if mean.sd is not None]
+    return math.hypot(*spreads) if spreads else None
 
 
 def sort_files(paths: Iterable[str | PathLike[str]]) -> Files:
@@ -160,7 +173,9 @@ def splits_equally(records: Mapping[str, Mapping[str, Sequence[Record]]], model:
 
 def select_compared(records: Mapping[str, Mapping[str, Sequence[Record]]], model: str, other: str) -> set[str]:
     """Names of the metrics by which two models can be compared; see `Metric.is_per_token`."""
-    if splits_equally(records, model, other):
+    models = list(next(iter(records.values())))
+    pairs = product(list_replicas(model, models), list_replicas(other, models))
+    if all(splits_equally(records, *pair) for pair in pairs):
         return set(list_metrics())
     compared = {name for name, metric in list_metrics().items() if not metric.is_per_token}
     left_out = ", ".join(sorted(list_metrics().keys() - compared))
@@ -182,7 +197,7 @@ def compare_models(
 
     Args:
         records: from `load_models`.
-        pairs: (model, other), in the order of the result.
+        pairs: (model, other), in the order of the result; the name of a student stands for all of its replicas.
         options: metrics and bootstrap.
         answer_key: key of the value in an answer; empty without an answer format.
 
@@ -191,7 +206,7 @@ def compare_models(
     """
     models = list(next(iter(records.values())))
     for model, other in pairs:
-        if unknown := [name for name in (model, other) if name not in models]:
+        if unknown := [name for name in (model, other) if not list_replicas(name, models)]:
             raise InputError(f"pair {model}:{other}: expected one of {', '.join(models)}, found {unknown[0]}")
     compared_by = {pair: select_compared(records, *pair) for pair in pairs}
     rows = []
@@ -199,9 +214,21 @@ def compare_models(
     for category in order_categories(records):
         scores = {model: score_once(found, options, answer_key, scored) for model, found in records[category].items()}
         for model, other in pairs:
-            names = scores[other].keys() & compared_by[model, other]
-            for metric in [name for name in scores[model] if name in names]:
-                first, second = scores[model][metric], scores[other][metric]
-                compared = compare_metric(first, second)
-                rows.append(Comparison(category, model, other, metric, *compared, min(first.n, second.n)))
+            means, others = (
+                average_all([scores[replica] for replica in list_replicas(name, models)]) for name in (model, other)
+            )
+            names = others.keys() & compared_by[model, other]
+            rows += [
+                compare_means(category, (model, other), metric, means[metric], others[metric])
+                for metric in means
+                if metric in names
+            ]
     return rows
+
+
+def compare_means(category: str, pair: Pair, metric: str, mean: SeedMean, other: SeedMean) -> Comparison:
+    """The row of one metric, from the means of both sides over their seeds; a single model is a mean over one."""
+    difference, low, high, p_value = compare_metric(mean.score, other.score)
+    spread = combine_spreads(mean, other) if difference is not None else None
+    n = min(mean.score.n, other.score.n)
+    return Comparison(category, *pair, metric, difference, low, high, p_value, n, mean.seeds, other.seeds, spread)

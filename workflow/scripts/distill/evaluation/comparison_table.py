@@ -8,7 +8,12 @@ from distill.evaluation.tables import read_rows, write_rows
 
 
 class Comparison(NamedTuple):
-    """One row of comparisons.csv; None is an empty cell: an undefined difference, or one without an interval."""
+    """One row of comparisons.csv; None is an empty cell: an undefined difference, or one without interval or spread.
+
+    `seeds` and `other_seeds` are the numbers of replicas that each side is the mean of, 1 for a single model. `seed_sd`
+    is how much the difference would vary between single trainings with other seeds: the root of the sum of the sample
+    variances over the seeds of both sides, of which one without several seeds adds nothing.
+    """
 
     category: str
     model: str
@@ -19,6 +24,9 @@ class Comparison(NamedTuple):
     ci_high: float | None
     p_value: float | None
     n: int
+    seeds: int = 1
+    other_seeds: int = 1
+    seed_sd: float | None = None
 
 
 def write_comparisons(path: str | PathLike[str], rows: Iterable[Comparison]) -> None:

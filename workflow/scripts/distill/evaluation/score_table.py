@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from distill.common.errors import InputError
 from distill.common.names import BASE, POOLED, TEACHER
+from distill.common.replicas import drop_seed, is_replica
 from distill.common.variants import split_name
 from distill.evaluation.metrics import list_metrics
 from distill.evaluation.tables import read_rows, write_rows
@@ -16,7 +17,11 @@ SUFFIX = ".metrics.json"
 
 
 class Score(NamedTuple):
-    """One row of metrics.csv; None is an empty cell: an undefined score, or one without an interval."""
+    """One row of metrics.csv; None is an empty cell: an undefined score, or one without an interval or spread.
+
+    `seeds` is the number of replicas that the score is the mean of, 1 for a single model, and `seed_sd` the sample
+    standard deviation of their scores.
+    """
 
     model: str
     category: str
@@ -25,27 +30,33 @@ class Score(NamedTuple):
     ci_low: float | None
     ci_high: float | None
     n: int
+    seeds: int = 1
+    seed_sd: float | None = None
 
 
 def order_models(models: Iterable[str]) -> list[str]:
-    """The teacher, then the students in order of first appearance, each followed by its `_base` and its variants."""
+    """The teacher, then the students in order of first appearance, each with its replicas, its `_base` and variants."""
     seen = list(dict.fromkeys(models))
     owners = {model: get_owner(model, seen) for model in seen}
     first: dict[str, int] = {}
     for position, model in enumerate(seen):
         first.setdefault(owners[model], position)
 
-    def place(model: str) -> tuple[bool, int, bool, bool]:
-        is_student = model == owners[model]
-        return model != TEACHER, first[owners[model]], not is_student, not (is_student or is_base_of(model, seen))
+    def place(model: str) -> tuple[bool, int, int]:
+        kinds = (model == owners[model], is_replica(model), is_base_of(model, seen))
+        return model != TEACHER, first[owners[model]], kinds.index(True) if any(kinds) else len(kinds)
 
     return sorted(seen, key=place)
 
 
 def get_owner(model: str, models: Iterable[str]) -> str:
-    """The student among `models` whose `_base` or variant the model is; else the model itself."""
+    """The student that the model belongs to: as a replica, or as `_base` or variant of one of `models`; else itself.
+
+    The owner of a replica need not be among `models`, since only means over replicas have its name.
+    """
     student, suffix = split_name(model)
-    return student if suffix and student in models else model
+    owner = drop_seed(student)
+    return owner if suffix is None or owner in map(drop_seed, models) else model
 
 
 def is_base_of(model: str, models: Iterable[str]) -> bool:
@@ -70,8 +81,9 @@ def read_metrics(path: str | PathLike[str]) -> list[Score]:
         raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{SUFFIX}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        seeds, spreads = content.get("seeds", 1), content.get("seed_sd", {})  # of replicas; see `score_replicas`
         scores = [
-            Score(model, category, metric, content[metric], low, high, n)
+            Score(model, category, metric, content[metric], low, high, n, seeds, spreads.get(metric))
             for metric, n in content["n"].items()
             for low, high in [content["intervals"][metric]]
         ]

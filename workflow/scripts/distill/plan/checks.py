@@ -5,6 +5,7 @@ from datetime import date
 from typing import Any
 
 from distill.common.names import POOLED, TEACHER
+from distill.common.replicas import get_replica_name, is_replica
 from distill.common.variants import list_suffixes
 from distill.generation.engine import ENGINES, PARALLEL_SIZES, EngineType
 from distill.generation.options import OWN_ARGUMENTS, find_longer_name
@@ -60,6 +61,40 @@ def check_names(config: Config, problems: Problems, pattern: str) -> None:
         elif name in RESERVED_STUDENTS or name.endswith(reserved_endings):
             taken = f"{', '.join(sorted(RESERVED_STUDENTS))} and names that end in {', '.join(reserved_endings)}"
             problems.setdefault(("students", name), f"expected another name, reserved are {taken}")
+        elif is_replica(name):
+            text = "expected another name: names that end in -seed and a number are those of replicas (train.seeds)"
+            problems.setdefault(("students", name), text)
+
+
+def check_seeds(config: Config, problems: Problems) -> None:
+    """Check that no student has both `seed` and `seeds`; `config` is as written, without defaults."""
+    students = get_value(config, problems, "students")
+    for name in students if isinstance(students, dict) else {}:
+        seed, seeds = (get_value(config, problems, "students", name, "train", key) for key in ("seed", "seeds"))
+        if seed is not None and seeds is not None:
+            text = f"expected no seeds beside seed, found {seeds} and {seed}: remove one of both keys"
+            problems.setdefault(("students", name, "train", "seeds"), text)
+
+
+def check_exported(config: Config, problems: Problems) -> None:
+    """Check that the students to export are trained, and that nobody has to guess which replica is meant."""
+    students, export = get_value(config, problems, "students"), get_value(config, problems, "export")
+    if not isinstance(students, dict) or not isinstance(export, dict):
+        return
+    seeds = {name: get_value(config, problems, "students", name, "train", "seeds") for name in students}
+    trained = [
+        model
+        for name, values in seeds.items()
+        for model in ([get_replica_name(name, seed) for seed in values] if isinstance(values, list) else [name])
+    ]
+    chosen = get_value(config, problems, "export", "students")
+    if chosen is None and (several := [name for name, values in seeds.items() if values and len(values) > 1]):
+        text = f"expected names of students to export, since {several[0]} has several seeds"
+        problems.setdefault(("export", "students"), f"{text}, found null: choose among {', '.join(trained)}")
+    for index, name in enumerate(chosen if isinstance(chosen, list) else []):
+        if name not in trained:
+            text = f"expected one of {', '.join(trained)}, found {name}"
+            problems.setdefault(("export", "students", index), text)
 
 
 def check_paths(config: Config, problems: Problems) -> None:
@@ -146,6 +181,7 @@ def check_together(config: Config, problems: Problems) -> None:
     check_questions(config, problems)
     check_teacher(config, problems)
     check_students(config, problems)
+    check_exported(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
         text = "expected at least one field name, since answer.key is set, found []"
         problems.setdefault(("answer", "label_fields"), text)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.common.names import POOLED, TEACHER
+from distill.common.replicas import drop_seed, list_replicas
 from distill.common.variants import VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
 from distill.generation.engine import ENGINES, EngineType
@@ -110,13 +111,31 @@ def get_teacher_models(config: Config, category: str) -> list[str]:
     return [model for model in (get_teacher(config), get_adapter(config, category)) if model]
 
 
+def list_students(config: Config) -> dict[str, list[str]]:
+    """Return the students as the configuration file names them, each with its replicas (`train.seeds`), or itself."""
+    students: dict[str, list[str]] = {}
+    for name in config["students"]:
+        students.setdefault(drop_seed(name), []).append(name)
+    return students
+
+
+def get_replicas(config: Config, student: str) -> list[str]:
+    """Return the replicas of a student with `train.seeds`; of any other, the student alone."""
+    return list_replicas(student, list(config["students"]))
+
+
+def get_averaged_students(config: Config) -> list[str]:
+    """Return the students with `train.seeds`, whose scores are averaged over their replicas."""
+    return [student for student, replicas in list_students(config).items() if replicas != [student]]
+
+
 def get_initial_model(config: Config, student: str, category: str) -> str:
     """Return the hub id or folder of a student before distillation.
 
     A student without a model of its own starts from a copy of the teacher's layers. There is one copy per category if
     each category has its own teacher adapter, and one copy for all categories otherwise.
     """
-    model = config["students"][student]["model"]
+    model = get_student(config, student)["model"]
     if isinstance(model, str):
         return get_folder(model)
     return f"artifacts/initial_students/{model['layers']}_layers/{category if has_adapters(config) else POOLED}"
@@ -185,14 +204,21 @@ def list_variants(weights_file: str | None = None) -> list[str]:
     return [name for name, variant in VARIANTS.items() if weights_file in (None, variant.weights_file)]
 
 
+def get_exported_variants(config: Config, student: str) -> list[str]:
+    """Return the variants in which a student is exported; none if it is not exported."""
+    export = config["export"]
+    if not export or student not in (export["students"] or config["students"]):
+        return []
+    return list(export["variants"])
+
+
 def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
     """Return the folders of all exported models, each with its variant."""
-    variants = config["export"]["variants"] if config["export"] else []
     return {
         get_export_folder(config, student, name, variant): variant
         for student in config["students"]
         for name in get_training_categories(config, student, categories)
-        for variant in variants
+        for variant in get_exported_variants(config, student)
     }
 
 
@@ -220,15 +246,33 @@ def get_made_files(config: Config, model: str) -> list[str]:
 
 
 def get_student(config: Config, model: str) -> dict[str, Any]:
-    """Return the configuration of the student that an evaluated model's name stands for."""
-    return config["students"][split_name(model)[0]]
+    """Return the configuration of the student that an evaluated model's name stands for.
+
+    A student with `train.seeds` has that of its first replica.
+    """
+    return config["students"][get_replicas(config, split_name(model)[0])[0]]
+
+
+def get_configured_students(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the students as the configuration file names them, with their configuration; see `get_student`."""
+    return {student: get_student(config, student) for student in list_students(config)}
 
 
 def get_models(config: Config) -> list[str]:
-    """Return the names of all evaluated models: the teacher, then each student, its `_base` and its variants."""
-    variants = config["export"]["variants"] if config["export"] else []
-    suffixes = ["", "_base", *(f"_{variant}" for variant in variants if VARIANTS[variant].is_quantized)]
-    return [TEACHER, *(f"{student}{suffix}" for student in config["students"] for suffix in suffixes)]
+    """Return the names of all evaluated models: the teacher, then each student, its `_base` and its variants.
+
+    The replicas of a student share one `_base`, which no seed affects.
+    """
+    models = [TEACHER]
+    for student, replicas in list_students(config).items():
+        models += [*replicas, f"{student}_base"]
+        models += [
+            get_evaluated_name(replica, variant)
+            for replica in replicas
+            for variant in get_exported_variants(config, replica)
+            if VARIANTS[variant].is_quantized
+        ]
+    return models
 
 
 def get_first_base(config: Config, model: str) -> str:
@@ -243,7 +287,7 @@ def get_first_base(config: Config, model: str) -> str:
         model = get_initial_model(config, student, "{category}")
         return model, settings["train"]["precision"], settings["template_arguments"]
 
-    return next(f"{student}_base" for student in config["students"] if identity(student) == identity(model))
+    return next(f"{student}_base" for student in list_students(config) if identity(student) == identity(model))
 
 
 def get_evaluated_models(config: Config) -> list[str]:
@@ -253,7 +297,7 @@ def get_evaluated_models(config: Config) -> list[str]:
 
 def get_sharing_students(config: Config) -> list[str]:
     """Return the students whose `_base` shares the answers of another student's `_base`."""
-    return [student for student in config["students"] if f"{student}_base" not in get_evaluated_models(config)]
+    return [student for student in list_students(config) if f"{student}_base" not in get_evaluated_models(config)]
 
 
 def get_questions_system(config: Config) -> str | None:
@@ -273,7 +317,7 @@ def get_asked_models(config: Config) -> list[str]:
 
 def get_card_models(config: Config, student: str, variant: str) -> list[str]:
     """Return the models in the score table of a model card: teacher, student, `_base`, and a variant that is scored."""
-    return list(dict.fromkeys([TEACHER, student, f"{student}_base", get_evaluated_name(student, variant)]))
+    return list(dict.fromkeys([TEACHER, student, f"{drop_seed(student)}_base", get_evaluated_name(student, variant)]))
 
 
 def has_page(config: Config) -> bool:
@@ -284,9 +328,10 @@ def has_page(config: Config) -> bool:
 def get_compared_models(config: Config) -> list[tuple[str, str]]:
     """Return the pairs of models whose scores are compared.
 
-    They are each student with its `_base`, the teacher and each later student, and each variant with its student.
+    They are each student with its `_base`, the teacher and each later student, and each variant with its student. A
+    student with `train.seeds` stands for the mean of its replicas.
     """
-    students = list(config["students"])
+    students = list(list_students(config))
     pairs = [
         (student, other)
         for place, student in enumerate(students, start=1)

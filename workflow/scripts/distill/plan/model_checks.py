@@ -15,7 +15,18 @@ from distill.models.fingerprint import read_shapes
 from distill.models.hub_names import get_folder
 from distill.models.template_variables import CHANNEL, find_syntax_error, find_unknown_variables
 from distill.models.vocabulary import shared_vocabulary_size
-from distill.plan.experiment import Config, get_adapter, get_engine, get_initial_model, get_made_files, get_teacher
+from distill.plan.experiment import (
+    Config,
+    get_adapter,
+    get_configured_students,
+    get_engine,
+    get_exported_variants,
+    get_initial_model,
+    get_made_files,
+    get_replicas,
+    get_student,
+    get_teacher,
+)
 from distill.student.divergences import METHODS
 
 ADAPTER = "adapter_config.json"
@@ -95,7 +106,7 @@ def find_vllm_problems(config: Config, adapters: Sequence[str]) -> list[str]:
 def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (folder, place in the configuration) of the user's own local folders of models."""
     named = [(get_teacher(config), "teacher.model")] if get_engine(config).loads_weights else []
-    for student, settings in config["students"].items():
+    for student, settings in get_configured_students(config).items():
         if isinstance(settings["model"], str):
             named.append((get_initial_model(config, student, categories[0]), f"students.{student}.model"))
     for folder, place in named:
@@ -106,7 +117,7 @@ def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str
 def get_owner(config: Config, place: str) -> Config:
     """Return the settings of the teacher or student at a place from `list_models`."""
     part, _, student = place.removesuffix(".model").partition(".")
-    found: Config = config["students"][student] if student else config[part]
+    found: Config = get_student(config, student) if student else config[part]
     return found
 
 
@@ -178,12 +189,13 @@ def check_stored_quantization(config: Config, folder: str, place: str) -> Iterat
     expected = f"none, since the weights are quantized already ({name})"
     wanted = {"teacher.quantization": config["teacher"]["quantization"]}
     wanted |= {
-        f"students.{one}.teacher_quantization": s["teacher_quantization"] for one, s in config["students"].items()
+        f"students.{one}.teacher_quantization": settings["teacher_quantization"]
+        for one, settings in get_configured_students(config).items()
     }
     for key, found in wanted.items():
         if found not in ("none", None):
             yield f"{key}: {path}: expected {expected}, found {found}"
-    for student, settings in config["students"].items():
+    for student, settings in get_configured_students(config).items():
         if not isinstance(settings["model"], str):
             yield f"students.{student}.model: {path}: expected a teacher with layers to copy, found {name} weights"
 
@@ -235,9 +247,12 @@ def check_architecture(folder: str, place: str) -> Iterator[str]:
 
 def check_gguf(config: Config, folder: str, place: str) -> Iterator[str]:
     """Yield a problem if a student's architecture has no GGUF layout and a GGUF variant is exported."""
-    variants = config["export"]["variants"] if config["export"] else []
+    if not place.startswith("students."):
+        return
+    replicas = get_replicas(config, place.removeprefix("students.").removesuffix(".model"))
+    variants = [variant for replica in replicas for variant in get_exported_variants(config, replica)]
     chosen = [name for name in variants if VARIANTS[name].library == "gguf"]
-    if not chosen or not place.startswith("students."):
+    if not chosen:
         return
     from distill.export.gguf_layouts import LAYOUTS, find_layout  # imports numpy
 
@@ -307,7 +322,7 @@ def read_tokenizer(folder: str) -> StoredTokenizer | None:
 def check_tokenizers(config: Config, models: dict[str, str], teacher: str) -> Iterator[str]:
     """Yield a problem for each student that needs the teacher's distribution and has another tokenizer."""
     theirs = read_tokenizer(teacher)
-    for student, settings in config["students"].items():
+    for student, settings in get_configured_students(config).items():
         folder = get_folder(settings["model"]) if isinstance(settings["model"], str) else None
         if theirs is None or folder not in models or not METHODS[settings["method"]].needs_teacher:
             continue

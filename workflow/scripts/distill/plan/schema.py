@@ -14,7 +14,8 @@ from jsonschema.exceptions import ValidationError
 
 from distill.common.errors import InputError, describe
 from distill.common.options import BOUNDS, Schema
-from distill.plan.checks import Place, Problems, check_names, check_paths, check_source, check_together
+from distill.common.replicas import get_replica_name
+from distill.plan.checks import Place, Problems, check_names, check_paths, check_seeds, check_source, check_together
 from distill.plan.json_schema import to_schema
 from distill.plan.settings import NAME_PATTERN, Config
 
@@ -175,6 +176,8 @@ def fill_defaults(value: Any, schema: Schema) -> Any:
         filled |= {key: child for key, child in value.items() if key not in known}
         children = {key: known.get(key, other if isinstance(other, dict) else {}) for key in filled}
         return {key: fill_defaults(child, children[key]) for key, child in filled.items()}
+    if isinstance(value, list):
+        return [fill_defaults(child, schema.get("items", {})) for child in value]
     if isinstance(value, float) and "integer" in schema.get("type", []) and value.is_integer():
         return int(value)
     return deepcopy(value)
@@ -193,8 +196,24 @@ def check_texts(value: Any, problems: Problems, place: tuple[Any, ...] = ()) -> 
         problems.setdefault(place, f"{text}, found {describe(value)}")
 
 
+def expand_seeds(students: dict[str, Any]) -> dict[str, Any]:
+    """Return the checked students with one replica for each seed in the place of a student with `train.seeds`."""
+    expanded: dict[str, Any] = {}
+    for name, student in students.items():
+        seeds = student["train"].pop("seeds", None)
+        for seed in seeds or []:
+            replica = deepcopy(student)
+            replica["train"]["seed"] = seed
+            expanded[get_replica_name(name, seed)] = replica
+        if not seeds:
+            expanded[name] = student
+    return expanded
+
+
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Check a configuration and return a copy with the defaults filled in; `answer: null` becomes a null key.
+    """Check a configuration and return a copy with the defaults filled in.
+
+    `answer: null` becomes a null key, and students with `train.seeds` become their replicas; see `expand_seeds`.
 
     Raises:
         InputError: lists all problems, each with its place, the allowed values, the value found and, for an unknown
@@ -208,6 +227,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     filled = fill_defaults(tidy, schema)
     check_texts(filled, problems)
     check_names(filled, problems, NAME_PATTERN)
+    check_seeds(tidy, problems)
     check_paths(filled, problems)
     check_together(filled, problems)
     check_source(filled, problems)
@@ -216,4 +236,5 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")
     if filled["answer"] is None:
         filled["answer"] = {"key": None, "label_fields": []}
+    filled["students"] = expand_seeds(filled["students"])
     return filled

@@ -6,7 +6,7 @@ config/README.md are made from this module.
 
 from dataclasses import dataclass
 
-from distill.common.options import COUNT, group, option, prefixed, same_as
+from distill.common.options import COUNT, SEED, group, option, prefixed, same_as
 from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
@@ -134,7 +134,17 @@ class StudentStart:
 
 @dataclass(frozen=True)
 class Training(LaunchOptions, TrainOptions):
-    """How a student is trained, and on how many devices."""
+    """How a student is trained, on how many devices, and how often."""
+
+    seeds: list[int] | None = option(
+        "Seeds to train the student with, in place of `seed`. Each gives a replica `NAME-seedN`, and the report adds "
+        "their mean with its spread.",
+        None,
+        minItems=1,
+        items=SEED,
+        when="Three or more, to tell a difference between students from the chance of a single training. Adding a seed "
+        "trains its replica alone.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +208,14 @@ class Variants:
         choices=VARIANTS,
         minItems=1,
         when="Only those that you deploy: each is loaded and scored.",
+    )
+    students: list[str] | None = option(
+        "Students to export; one with `train.seeds` is named by its replica, such as `student_kd-seed42`. null exports "
+        "all students, none of which may have several seeds.",
+        None,
+        minItems=1,
+        items={"minLength": 1},
+        when="Required if a student has several seeds.",
     )
 
 

@@ -14,9 +14,12 @@ from distill.memory_plan.stage import Generating, Loading, ModelShape, Reading, 
 from distill.plan.command_lines import get_dtype
 from distill.plan.experiment import (
     Config,
+    get_configured_students,
     get_engine,
     get_evaluated_models,
+    get_exported_variants,
     get_initial_model,
+    get_student,
     get_teacher,
     is_judging,
 )
@@ -95,7 +98,7 @@ class StageLister:
 
     def make_student(self, student: str) -> ModelShape:
         """A student, in the dtype in which it answers."""
-        model = self.config["students"][student]["model"]
+        model = get_student(self.config, student)["model"]
         if isinstance(model, str):
             category = self.config["categories"][0]
             found = find_config(self.config, get_initial_model(self.config, student, category), self.read_hub)
@@ -211,7 +214,7 @@ class StageLister:
 
     def sampling(self) -> Iterator[str]:
         """What is not planned: the answers that students sample while they train."""
-        for student, settings in self.config["students"].items():
+        for student, settings in get_configured_students(self.config).items():
             if settings["on_policy_fraction"]:
                 yield (
                     f"training of {student}: the answers that it samples (on_policy_fraction), which take fewer at a "
@@ -236,7 +239,7 @@ class StageLister:
     def exports(self) -> Iterator[Stage]:
         """The exported variants, each loaded beside its student."""
         for student in self.config["students"]:
-            for variant in self.config["export"]["variants"] if self.config["export"] else []:
+            for variant in get_exported_variants(self.config, student):
                 model = self.make_student(student)
                 quantization = variant if variant in QUANTIZED else "none"
                 work = Loading(models=(model, replace(model, quantization=quantization)))

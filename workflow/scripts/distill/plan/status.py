@@ -23,7 +23,7 @@ STEPS = {
     "init": ("copy_layers",),
     "train": ("train_student",),
     "predict": ("predict_answers", "share_base_answers", "answer_questions", "judge_answers"),
-    "score": ("score_predictions",),
+    "score": ("score_predictions", "average_scores"),
     "export": ("export_model", "export_gguf", "write_model_card"),
 }
 COLOURS = {"done": "32", "to do": "33", "missing input": "31", "–": "90"}

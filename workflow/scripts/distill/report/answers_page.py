@@ -19,8 +19,9 @@ from markupsafe import Markup
 from distill.common.errors import InputError, raise_problems
 from distill.common.files import read_jsonl, write_atomically
 from distill.common.names import TEACHER
+from distill.common.replicas import drop_seed
 from distill.evaluation.prediction_files import FIELDS, check_same_records, find_problems
-from distill.evaluation.score_table import is_base_of, order_models
+from distill.evaluation.score_table import get_owner, is_base_of, order_models
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 STYLE = TEMPLATES / "answers.css"
@@ -102,20 +103,18 @@ def read_answers(paths: Sequence[str | PathLike[str]], suffix: str) -> dict[str,
 
 
 def order_columns(models: Sequence[str]) -> list[Column]:
-    """The columns: reference, teacher, then the students, each preceded by its `_base`."""
+    """The columns: reference, teacher, then the students, each preceded by its `_base`; replicas share a colour."""
     models = order_models(models)
-    ordered: list[str] = []
-    for model in models:
-        if is_base_of(model, models):  # follows its student in `models`
-            ordered.insert(len(ordered) - 1, model)
-        else:
-            ordered.append(model)
-    students = [model for model in models if model != TEACHER and not is_base_of(model, models)]
+    owners = [get_owner(model, models) for model in models]
+    # sorted() keeps the order of equals: only a `_base` moves, to the start of its student's models.
+    ordered = sorted(models, key=lambda model: (owners.index(get_owner(model, models)), not is_base_of(model, models)))
+    students = [drop_seed(model) for model in models if model != TEACHER and not is_base_of(model, models)]
+    students = list(dict.fromkeys(students))
     columns = [Column(REFERENCE, "reference", "used for the scores", 0, False)]
     for model in ordered:
         is_base = is_base_of(model, models)
         role = "before distillation" if is_base else ""
-        student = model.removesuffix("_base") if is_base else model
+        student = drop_seed(model.removesuffix("_base") if is_base else model)
         tone = 0 if model == TEACHER else students.index(student) % TONES + 1
         columns.append(Column(model, model, role, tone, is_base))
     return columns

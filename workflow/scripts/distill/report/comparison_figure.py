@@ -11,7 +11,7 @@ from distill.evaluation.comparison_table import Comparison
 from distill.evaluation.metrics import Metric, select_drawn
 from distill.evaluation.score_table import order_categories
 from distill.report.figures import LOG_RATIO, TICK_STEPS
-from distill.report.panels import GREY, choose_colors, drawing, make_metric_panels
+from distill.report.panels import GREY, choose_colors, draw_spread, drawing, make_metric_panels
 
 # Powers of ten from which tick labels share a factor: longer labels of neighbouring ticks would overlap.
 POWER_LIMITS = (-3, 5)
@@ -19,7 +19,10 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def draw_comparisons(rows: Sequence[Comparison], path: str | PathLike[str]) -> None:
-    """Draw differences with 95 % intervals: a row per category, a column per metric, a line in each panel per pair."""
+    """Draw differences with 95 % intervals: a row per category, a column per metric, a line in each panel per pair.
+
+    A pale bar is the standard deviation over seeds on both sides of a difference; see `Comparison`.
+    """
     categories = order_categories(row.category for row in rows)
     pairs = list(dict.fromkeys((row.model, row.other) for row in rows))
     metrics = select_drawn(row.metric for row in rows)
@@ -48,6 +51,7 @@ def draw_difference(axes: Axes, place: int, row: Comparison, color: str) -> None
         )
         return
     excludes_0 = False
+    draw_spread(axes, row.difference, row.seed_sd, place, color)
     if row.ci_low is not None and row.ci_high is not None:
         axes.plot([row.ci_low, row.ci_high], [place, place], color=color, linewidth=1.4)
         excludes_0 = row.ci_low > 0 or row.ci_high < 0

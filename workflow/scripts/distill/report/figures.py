@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from distill.common.errors import InputError, format_problem
 from distill.common.files import read_jsonl
 from distill.common.names import TEACHER
+from distill.common.replicas import drop_seed, is_replica
 from distill.evaluation.metrics import Metric, select_drawn
 from distill.evaluation.score_table import Score, is_base_of, order_categories, order_models
 from distill.report.panels import (
@@ -26,6 +27,7 @@ from distill.report.panels import (
     GREY,
     add_legend,
     choose_colors,
+    draw_spread,
     drawing,
     make_metric_panels,
     make_panels,
@@ -118,13 +120,13 @@ def add_warnings(figure: Figure, logs: Sequence[TrainingLog]) -> None:
 
 
 def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> None:
-    """Draw the loss, its two terms and the validation loss over the steps: a row per category, a line per student.
+    """Draw the loss, its two terms and the validation loss over the steps: a row per category, a line per training.
 
-    The warnings of the logs stand below.
+    The replicas of a student share its colour. The warnings of the logs stand below.
     """
     categories = order_categories(log.category for log in logs)
-    students = order_models(log.student for log in logs)
-    colors = choose_colors(students)
+    trained = order_models(log.student for log in logs)
+    students, colors = list(dict.fromkeys(map(drop_seed, trained))), choose_colors(trained)
     fields = [field for field in CURVES if any(pick_curve(log, field)[0] for log in logs)]
     if not fields:
         raise InputError(f"no curve to draw: expected at least one of {', '.join(CURVES)} in the logs")
@@ -134,7 +136,8 @@ def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> Non
             for axes, field in zip(panels[categories.index(log.category)], fields, strict=True):
                 steps, values = pick_curve(log, field)
                 marker = "o" if field == "val_loss" or len(steps) < 3 else ""
-                axes.plot(steps, values, color=colors[log.student], marker=marker, markersize=3)
+                width = 0.7 if is_replica(log.student) else None
+                axes.plot(steps, values, color=colors[log.student], linewidth=width, marker=marker, markersize=3)
         for axes, field in zip(panels[0], fields, strict=True):
             axes.set_title(f"{CURVES[field]}\n(nats per token)")
             if all(min(pick_curve(log, field)[1], default=0) >= 0 for log in logs):
@@ -147,11 +150,15 @@ def draw_training(logs: Sequence[TrainingLog], path: str | PathLike[str]) -> Non
 
 
 def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
-    """Draw scores with 95 % intervals: a row per category, a column per metric, a line in each panel per model."""
+    """Draw scores with 95 % intervals: a row per category, a column per metric, a line in each panel per model.
+
+    The replicas of a student are small points on the line of their mean.
+    """
     categories = order_categories(score.category for score in scores)
-    models = order_models(score.model for score in scores)
+    every = order_models(score.model for score in scores)
+    models = [model for model in every if not is_averaged(model, every)]
     metrics = select_drawn(score.metric for score in scores)
-    colors = choose_colors(models)
+    colors = choose_colors(every)
     by_key = {(score.category, score.metric, score.model): score for score in scores}
     with drawing(path) as figure:
         panels = make_metric_panels(figure, categories, len(metrics), 0.5 + 0.15 * len(models))
@@ -159,6 +166,9 @@ def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
             for axes, metric in zip(row, metrics, strict=True):
                 cells = {model: by_key.get((category, metric.name, model)) for model in models}
                 draw_score_panel(axes, cells, colors)
+                for replica in [model for model in every if is_averaged(model, every)]:
+                    score = by_key.get((category, metric.name, replica))
+                    draw_replica(axes, score, models.index(drop_seed(replica)), colors[replica])
         panels[0, 0].set_yticks(range(len(models)), labels=models)
         panels[0, 0].set_ylim(len(models) - 0.4, -0.6)
         for column, metric in zip(panels.T, metrics, strict=True):
@@ -166,8 +176,22 @@ def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
             set_score_scale(column[0], metric, [score for score in scores if score.metric == metric.name])
 
 
+def is_averaged(model: str, models: Sequence[str]) -> bool:
+    """Whether the model is a replica, and the mean over its student's replicas is among `models`."""
+    return is_replica(model) and drop_seed(model) in models
+
+
+def draw_replica(axes: Axes, score: Score | None, place: int, color: str) -> None:
+    """Draw a replica's score as a small point below the mean on the line at `place`."""
+    if score is not None and score.value is not None:
+        axes.plot([score.value], [place + 0.34], "o", color=color, markersize=1.6, markeredgewidth=0, zorder=3)
+
+
 def draw_score_panel(axes: Axes, cells: Mapping[str, Score | None], colors: Mapping[str, str]) -> None:
-    """Draw one metric in one category; a dashed line marks the teacher's score, and base models are rings."""
+    """Draw one metric in one category; a dashed line marks the teacher's score, and base models are rings.
+
+    A pale bar is the standard deviation over seeds on both sides of a mean.
+    """
     for place, (model, score) in enumerate(cells.items()):
         if score is None or score.value is None:
             axes.annotate("undefined" if score else "none", (0.02, place), xycoords=("axes fraction", "data"),
@@ -175,6 +199,7 @@ def draw_score_panel(axes: Axes, cells: Mapping[str, Score | None], colors: Mapp
             continue
         if model == TEACHER:
             axes.axvline(score.value, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=1)
+        draw_spread(axes, score.value, score.seed_sd, place, colors[model])
         if score.ci_low is not None and score.ci_high is not None:
             axes.plot([score.ci_low, score.ci_high], [place, place], color=colors[model], linewidth=1.4)
         face = "white" if is_base_of(model, cells) else colors[model]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -77,11 +78,21 @@ def drawing(path: str | PathLike[str]) -> Iterator[Figure]:
 
 
 def choose_colors(models: Sequence[str]) -> dict[str, str]:
-    """Black for the teacher and a colour per student, which its `_base` and variants share."""
-    students = [model for model in order_models(models) if model != TEACHER and get_owner(model, models) == model]
+    """Black for the teacher and a colour per student, which its replicas, its `_base` and its variants share.
+
+    A student with replicas among `models` has a colour under its own name, too.
+    """
+    students = dict.fromkeys(get_owner(model, models) for model in order_models(models) if model != TEACHER)
     colors = {student: COLORS[i % len(COLORS)] for i, student in enumerate(students)}
     colors |= {model: colors[get_owner(model, models)] for model in models if model != TEACHER}
     return colors | {TEACHER: "black"}
+
+
+def draw_spread(axes: Axes, value: float, spread: float | None, place: float, color: str) -> None:
+    """Draw a pale bar of one standard deviation over seeds on both sides of a value, on the line at `place`."""
+    if spread is not None:
+        ends = [value - spread, value + spread]
+        axes.plot(ends, [place, place], color=color, linewidth=6, alpha=0.25, solid_capstyle="butt")
 
 
 def wrap_name(name: str, width: int) -> str:

@@ -40,10 +40,11 @@ def format_number(value: float | None, decimals: int) -> str:
 
 
 def format_score(score: Score, metric: Metric, decimals: int, with_interval: bool) -> str:
-    """A score as text, followed by its interval if `with_interval` is set and the metric shows it."""
+    """A score as text with its spread over seeds, and its interval if `with_interval` and the metric ask for it."""
     scale = 100 if metric.is_percentage else 1
-    numbers = [None if x is None else scale * x for x in (score.value, score.ci_low, score.ci_high)]
-    value, low, high = (format_number(number, decimals) for number in numbers)
+    numbers = [None if x is None else scale * x for x in (score.value, score.ci_low, score.ci_high, score.seed_sd)]
+    value, low, high, spread = (format_number(number, decimals) for number in numbers)
+    value += f" ± {spread}" if score.seed_sd is not None else ""
     has_interval = with_interval and metric.shows_interval and score.ci_low is not None
     return f"{value} [{low}, {high}]" if has_interval else value
 
@@ -58,7 +59,8 @@ def build_table(scores: Sequence[Score], metrics: Iterable[Metric], with_interva
 
     Returns:
         A row per category and model, a column per heading: the number of records, then the metrics. A metric with its
-        own number of records is followed by that number.
+        own number of records is followed by that number. The name of a mean over replicas is followed by the number
+        of seeds.
     """
     import pandas as pd
 
@@ -75,7 +77,9 @@ def build_table(scores: Sequence[Score], metrics: Iterable[Metric], with_interva
         if metric.has_own_n:
             table[f"n ({metric.heading})"] = cells["count", metric.name]
     models = frame.groupby("category")["model"].agg(order_models)
-    return table.loc[[(name, model) for name in order_categories(frame["category"]) for model in models[name]]]
+    table = table.loc[[(name, model) for name in order_categories(frame["category"]) for model in models[name]]]
+    seeds = {score.model: f"{score.model} ({score.seeds} seeds)" for score in scores if score.seeds > 1}
+    return table.rename(index=seeds, level="model")
 
 
 def list_layouts(metrics: Sequence[Metric]) -> Iterator[tuple[list[Metric], bool]]:

@@ -281,7 +281,10 @@ class TrainOptions:
         "Number of checkpoints to keep.", 3, **COUNT, changes_result=False, when="Lower if disk space is short."
     )
     seed: int = option(
-        "Seed of the record order and of dropout.", 42, **SEED, when="To measure how much scores vary between runs."
+        "Seed of all that is random in a training: record order, dropout, the start of LoRA weights, sampled answers.",
+        42,
+        **SEED,
+        when="To repeat a training with another seed; for several seeds see `seeds`.",
     )
     strategy: str = option(
         "Distributed strategy: `ddp` replicates the weights on every rank, `fsdp` shards weights and optimizer states.",

@@ -377,6 +377,38 @@ ERRORS = [
     ("students: {report: {model: s}}", "students.report", "expected another name"),
     ("students: {kd_base: {model: s}}", "students.kd_base", "expected another name"),
     ("students: {kd_gguf: {model: s}}", "students.kd_gguf", f"names that end in _{', _'.join(list_suffixes())}"),
+    ("students: {kd-seed1: {model: s}}", "students.kd-seed1", "names that end in -seed and a number are those of rep"),
+    (
+        "students: {kd: {train: {seed: 1, seeds: [2, 3]}}}",
+        "students.kd.train.seeds",
+        "expected no seeds beside seed, found [2, 3] and 1: remove one of both keys",
+    ),
+    ("students: {kd: {train: {seed: 42, seeds: null}}}", "", None),
+    ("students: {kd: {train: {seeds: [1, 2, 1]}}}", "students.kd.train.seeds", "expected each value once"),
+    ("students: {kd: {train: {seeds: []}}}", "students.kd.train.seeds", "expected at least 1, found []"),
+    (
+        "students: {kd: {train: {seeds: [-1]}}}",
+        "students.kd.train.seeds[0]",
+        "expected an integer >= 0 and <= 4294967295",
+    ),
+    (
+        "students: {kd: {train: {seeds: 3}}}",
+        "students.kd.train.seeds",
+        "expected a list of an integer >= 0 and <= 4294967295 | null",
+    ),
+    (
+        "export: {}\nstudents: {kd: {train: {seeds: [1, 2]}}}",
+        "export.students",
+        "since kd has several seeds, found null: choose among kd-seed1, kd-seed2",
+    ),
+    ("export: {}\nstudents: {kd: {train: {seeds: [1]}}}", "", None),
+    ("export: {students: [kd-seed2]}\nstudents: {kd: {train: {seeds: [1, 2]}}}", "", None),
+    (
+        "export: {students: [kd]}\nstudents: {kd: {train: {seeds: [1, 2]}}}",
+        "export.students[0]",
+        "expected one of kd-seed1, kd-seed2, found kd",
+    ),
+    ("export: {students: [other]}", "export.students[0]", "expected one of kd, found other"),
     ("export: {}", "", None),
     ("export: {variants: []}", "export.variants", "expected at least 1, found []"),
     (

@@ -116,6 +116,36 @@ def test_numbers_equal_those_of_drawn_records(tmp_path):
     assert rows["banks", "a:b", "mae"].n == min(sum(r["usable"] for r in records) for records in (first, second))
 
 
+def test_a_student_with_seeds_is_compared_by_the_mean_of_its_replicas(tmp_path):
+    """Against plain formulas: scores of each replica on the same drawn records, averaged, then subtracted."""
+    names = ["a-seed1", "a-seed2", "a-seed3", "b-seed1", "b-seed2", "teacher"]
+    found = {name: make_records(name) for name in names}
+    pairs = {
+        "a:b": (names[:3], names[3:5]),
+        "a:teacher": (names[:3], names[5:]),
+        "a-seed2:a-seed1": (["a-seed2"], ["a-seed1"]),
+    }
+    rows = compare(tmp_path, found.items(), "--answer-key", "delta", pairs=list(pairs))
+    (weights,) = draw_weights(25, RESAMPLES, SEED)
+    drawn = [np.repeat(np.arange(25), row.astype(int)) for row in weights]
+    whole = {name: plain_scores(records) for name, records in found.items()}
+    sampled = {
+        name: [plain_scores([records[i] for i in chosen]) for chosen in drawn] for name, records in found.items()
+    }
+    for pair, sides in pairs.items():
+        for metric in ("coverage", "mae", "ppl", "bleu"):
+            means = [np.mean([whole[name][metric] for name in side]) for side in sides]
+            resampled = [np.mean([[one[metric] for one in sampled[name]] for name in side], axis=0) for side in sides]
+            row = rows["banks", pair, metric]
+            low, high = np.quantile(resampled[0] - resampled[1], [0.025, 0.975])
+            assert row[4:7] == pytest.approx((means[0] - means[1], low, high), rel=1e-9), (pair, metric)
+            assert (row.seeds, row.other_seeds) == tuple(map(len, sides))
+            variances = [np.var([whole[name][metric] for name in side], ddof=1) for side in sides if len(side) > 1]
+            assert row.seed_sd == (pytest.approx(sum(variances) ** 0.5, rel=1e-9) if variances else None)
+    usable = {name: sum(record["usable"] for record in records) for name, records in found.items()}
+    assert rows["banks", "a:b", "mae"].n == min(usable[name] for name in names[:5])
+
+
 def test_equal_answers_have_no_difference_and_better_ones_a_significant_one(tmp_path):
     found = [
         ("a", make_records("a", skill=0.9)),

@@ -41,6 +41,11 @@ def make_scores(models=("teacher", "small", "small_base"), categories=("banks", 
         (["a", "a", "teacher"], ["teacher", "a"]),
         (["a_nf4", "a_gguf", "b", "a_base", "a"], ["a", "a_base", "a_nf4", "a_gguf", "b"]),
         (["x_nf4", "a"], ["x_nf4", "a"]),
+        (
+            ["a-seed1_int8", "a_base", "a-seed2", "b", "a-seed1", "a", "b_base"],
+            ["a", "a-seed2", "a-seed1", "a_base", "a-seed1_int8", "b", "b_base"],
+        ),
+        (["b", "a_base", "a-seed2", "a-seed1"], ["b", "a-seed2", "a-seed1", "a_base"]),
     ],
 )
 def test_order_of_models(models, expected):
@@ -168,6 +173,20 @@ def test_agreement_is_shown_without_coverage_only():
     assert "distinct-1 %" in format_markdown(scores)
     contract = [*scores, Score("teacher", "qa", "coverage", 1.0, None, None, 20)]
     assert "agreement" not in format_text(contract) + format_markdown(contract)
+
+
+def test_a_mean_over_seeds_has_its_spread_and_their_number():
+    scores = [
+        Score("kd", "banks", "coverage", 0.5, 0.4, 0.6, 20, 3, 0.0125),
+        Score("kd", "banks", "bleu", 31.25, 30.0, 33.0, 20, 3, 1.5),
+        Score("kd-seed7", "banks", "coverage", 0.5, 0.4, 0.6, 20),
+        Score("one", "banks", "bleu", 31.25, 30.0, 33.0, 20, 1, None),
+    ]
+    _, _, *lines = format_text(scores).splitlines()
+    rows = [re.split(r"  +", line) for line in lines]
+    assert rows[0] == ["kd (3 seeds)", "20", "50.0 ± 1.2 [40.0, 60.0]", "31.2 ± 1.5"]
+    assert rows[1:] == [["kd-seed7", "20", "50.0 [40.0, 60.0]", "–"], ["one", "20", "–", "31.2"]]
+    assert "| banks | kd (3 seeds) | 20 | 50.0 ± 1.2 [40.0, 60.0] | 31.2 ± 1.5 |" in format_markdown(scores)
 
 
 def test_markdown_is_one_table():

@@ -4,7 +4,8 @@ import pytest
 from model_cards import make_config, write_card
 
 from distill.common.errors import InputError
-from distill.export.model_card import is_hub_id, read_training
+from distill.evaluation.score_table import Score
+from distill.export.model_card import explain_means, format_scores, is_hub_id, read_training
 from distill.plan.command_lines import digest_settings
 
 
@@ -33,6 +34,16 @@ def test_variant_full_is_a_finetune_of_its_base_model(tmp_path):
     assert card.data.to_dict()["base_model_relation"] == "finetune"
     assert {one.metric_value for one in card.data.eval_results} == {25.0, 2.0}
     assert "license" not in card.data.to_dict()
+
+
+def test_the_card_of_a_replica_explains_the_mean_over_seeds():
+    figures = [
+        Score("kd", "banks", "bleu", 25.0, 24.0, 26.0, 20, 3, 0.75),
+        Score("kd-seed7", "banks", "bleu", 26, 25, 27, 20),
+    ]
+    assert "| `kd` | 25.0 ± 0.8 [24.0, 26.0] | 20 |" in format_scores(figures)
+    assert "`kd` is the mean over\n3 trainings of this student, each with another seed" in explain_means(figures)
+    assert explain_means(figures[1:]) == ""
 
 
 def test_a_folder_is_not_a_hub_id(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Which models a job loads, and which of them the workflow makes itself."""
 
+import copy
+
 import pytest
 import yaml
 from running import ROOT
 
 from distill.common.variants import VARIANTS, Variant
-from distill.plan import experiment
+from distill.plan import command_lines, experiment
 from distill.plan.schema import check_config
 
 DEMO = ROOT / "config/demo.yaml"
@@ -100,6 +102,55 @@ def test_a_pooled_student_is_one_model():
     targets = experiment.get_targets(config, categories)
     assert targets[:3] == [f"{folder}/model.safetensors" for folder in folders]
     assert "output/report/values/funds.svg" in targets
+
+
+def make_seeds(**more):
+    """A student with two seeds, and one with a seed of its own that starts from the same model."""
+    students = {"one": {"model": "s", "train": {"seeds": [7, 8]}}, "two": {"model": "s", "train": {"seed": 3}}}
+    config = {"categories": ["banks"], "teacher": {"model": "owner/t"}, "students": students}
+    return check_config(config | more)
+
+
+def test_a_student_with_seeds_is_replicas_that_share_a_base():
+    config = make_seeds()
+    seeds = {name: student["train"]["seed"] for name, student in config["students"].items()}
+    assert seeds == {"one-seed7": 7, "one-seed8": 8, "two": 3}
+    assert not any("seeds" in student["train"] for student in config["students"].values())
+    models = ["teacher", "one-seed7", "one-seed8", "one_base", "two", "two_base"]
+    assert experiment.get_models(config) == models
+    assert experiment.get_evaluated_models(config) == models[:-1]
+    assert experiment.get_sharing_students(config) == ["two"]
+    assert experiment.get_averaged_students(config) == ["one"]
+    assert experiment.get_replicas(config, "one") == ["one-seed7", "one-seed8"]
+    assert experiment.get_replicas(config, "two") == ["two"]
+    assert experiment.get_predicting_models(config, "one_base", "banks") == ["s"]
+    assert experiment.get_predicting_models(config, "one-seed8", "banks") == ["output/one-seed8/banks"]
+    targets = experiment.get_targets(config, ["banks"])
+    assert [target for target in targets if target.endswith(".safetensors")] == [
+        f"output/{name}/banks/model.safetensors" for name in ("one-seed7", "one-seed8", "two")
+    ]
+
+
+def test_means_over_seeds_are_compared_and_each_variant_with_its_own_replica():
+    config = make_seeds(export={"variants": ["full", "int8"], "students": ["one-seed8"]})
+    assert list(experiment.get_exports(config, ["banks"])) == [
+        f"output/export/one-seed8/banks/{variant}" for variant in ("full", "int8")
+    ]
+    pairs = [("one", "one_base"), ("one", "teacher"), ("one", "two"), ("two", "two_base"), ("two", "teacher")]
+    assert experiment.get_compared_models(config) == [*pairs, ("one-seed8_int8", "one-seed8")]
+    assert experiment.get_student(config, "one-seed8_int8")["train"]["seed"] == 8
+    card = ["teacher", "one-seed8", "one", "one_base", "one-seed8_int8"]
+    assert experiment.get_card_models(config, "one-seed8", "int8") == card
+
+
+def test_replicas_differ_in_the_seed_alone():
+    config = make_seeds()
+    flags = [command_lines.training_flags(config, f"one-seed{seed}", ["banks"]) for seed in (7, 8)]
+    assert flags[0] == flags[1].replace("--seed 8", "--seed 7") != flags[1]
+    more = copy.deepcopy(config)
+    del more["students"]["one-seed7"]
+    for digest in (command_lines.digest_settings, lambda *args: command_lines.training_flags(*args, ["banks"])):
+        assert digest(config, "one-seed8") == digest(more, "one-seed8")
 
 
 def test_a_servers_model_is_loaded_by_no_job(config):

@@ -154,6 +154,9 @@ def test_files_with_other_records_are_refused(tmp_path):
 
 
 def test_a_base_precedes_its_student_and_shares_its_colour():
+    columns = order_columns(["teacher", "a-seed1", "a-seed2", "a_base", "a-seed1_nf4", "b"])
+    names = ["reference", "teacher", "a_base", "a-seed1", "a-seed2", "a-seed1_nf4", "b"]
+    assert [(column.name, column.tone) for column in columns] == list(zip(names, [0, 0, 1, 1, 1, 2, 3], strict=True))
     columns = order_columns(["teacher", "a", "a_base", "b", "b_base", "c_base"])
     assert [column.name for column in columns] == [
         "reference", "teacher", "a_base", "a", "b_base", "b", "c_base"

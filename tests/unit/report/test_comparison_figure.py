@@ -44,3 +44,19 @@ def test_tick_labels_do_not_overlap(tmp_path, monkeypatch, largest):
     overlaps, count = find_overlaps(figures[0])
     assert count >= 2 * len(METRICS)
     assert overlaps == []
+
+
+def test_the_spread_over_seeds_is_a_bar_on_both_sides_of_the_difference(tmp_path, monkeypatch):
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1]
+    )
+    rows = [
+        Comparison("banks", "kd", "kd_base", "bleu", 5.0, 2.0, 9.0, 0.01, 20, 3, 1, 1.5),
+        Comparison("banks", "kd", "teacher", "bleu", -4.0, -6.0, -1.0, 0.01, 20),
+    ]
+    draw_comparisons(rows, tmp_path / "comparisons.png")
+    (panel,) = figures[0].axes
+    bars = [list(line.get_xdata()) for line in panel.get_lines() if line.get_marker() == "None"]
+    assert bars == [[0, 0], [3.5, 6.5], [2.0, 9.0], [-6.0, -1.0]]

@@ -212,6 +212,34 @@ def test_points_and_intervals_are_at_the_scores(tmp_path, drawn):
     assert points[1].get_markerfacecolor() == points[2].get_color() == points[1].get_color()
 
 
+def test_replicas_are_points_on_the_line_of_their_mean(tmp_path, drawn):
+    scores = [
+        Score("kd", "banks", "bleu", 40.0, 36.0, 45.0, 20, 2, 3.0),
+        Score("kd-seed1", "banks", "bleu", 37.0, 34.0, 42.0, 20),
+        Score("kd-seed2", "banks", "bleu", 43.0, 39.0, 47.0, 20),
+        Score("kd_base", "banks", "bleu", 10.0, 8.0, 12.0, 20),
+    ]
+    draw_scores(scores, tmp_path / "scores.svg")
+    (panel,) = drawn[0].axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["kd", "kd_base"]
+    bars = [list(line.get_xdata()) for line in panel.get_lines() if line.get_marker() == "None"]
+    assert bars == [[37.0, 43.0], [36.0, 45.0], [8.0, 12.0]]  # the spread over seeds, then the intervals
+    points = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    small = {line.get_xdata()[0]: line.get_ydata()[0] for line in points if line.get_markersize() < 4}
+    assert small.keys() == {37.0, 43.0}
+    assert all(0 < place < 0.5 for place in small.values())
+    assert len({line.get_color() for line in points}) == 1
+
+
+def test_trainings_of_a_students_seeds_share_a_colour_and_a_name(tmp_path, drawn):
+    logs = [read_training_log(write_log(tmp_path, name)) for name in ("kd-seed1", "kd-seed2", "other")]
+    draw_training(logs, tmp_path / "training.svg")
+    lines = next(axes for axes in drawn[0].axes if axes.get_title().startswith("training loss")).get_lines()
+    first, second, other = (line.get_color() for line in lines)
+    assert first == second != other
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["kd", "other"]
+
+
 def test_undefined_scores_are_marked(tmp_path):
     scores = [Score("teacher", "banks", "mae", 0.1, None, None, 5), Score("small", "banks", "mae", None, None, None, 0)]
     draw_scores([*scores, Score("other", "banks", "ppl", 2.0, 1.0, 3.0, 5)], tmp_path / "scores.svg")
@@ -252,6 +280,9 @@ def test_a_base_has_the_colour_of_its_student():
     colors = choose_colors(["teacher", "a", "a_base", "b", "b_base"])
     assert colors["teacher"] == "black"
     assert colors["a"] == colors["a_base"] != colors["b"] == colors["b_base"]
+    colors = choose_colors(["teacher", "a-seed1", "a-seed2", "a_base", "a-seed2_int8", "b"])
+    assert len({colors[name] for name in ("a", "a-seed1", "a-seed2", "a_base", "a-seed2_int8")}) == 1
+    assert colors["a"] != colors["b"]
 
 
 # Predicted against true

@@ -125,12 +125,24 @@ def format_scores(scores: Sequence[Score]) -> str:
 
 
 def format_cell(score: Score | None, decimals: int) -> str:
-    """A score with its confidence interval in brackets, if it has one."""
+    """A score with its spread over seeds, and its confidence interval in brackets, if it has them."""
     if score is None or score.value is None:
         return "–"
     places = 3 if list_metrics()[score.metric].is_percentage else decimals
-    value, low, high = (format_number(x, places) for x in (score.value, score.ci_low, score.ci_high))
+    numbers = (score.value, score.ci_low, score.ci_high, score.seed_sd)
+    value, low, high, spread = (format_number(x, places) for x in numbers)
+    value += f" ± {spread}" if score.seed_sd is not None else ""
     return value if score.ci_low is None else f"{value} [{low}, {high}]"
+
+
+def explain_means(scores: Sequence[Score]) -> str:
+    """A sentence, after a space, that explains a mean over seeds among the scores; empty without one."""
+    seeds = {score.model: score.seeds for score in scores if score.seeds > 1}
+    return "".join(
+        f" `{model}` is the mean over\n{number} trainings of this student, each with another seed, with their standard "
+        "deviation after ±."
+        for model, number in seeds.items()
+    )
 
 
 def format_usage(variant: Variant) -> str:
@@ -183,7 +195,7 @@ Variant `{exported.variant}`: {variant.summary}
 
 Scores on held-out prompts of {category}, with 95 % bootstrap confidence intervals in brackets. BLEU, chrF, ROUGE and
 perplexity are computed against the teacher's answers. `{exported.evaluated}` is this model. A name that ends in `_base`
-is that of a student before distillation. `n` is the number of prompts.
+is that of a student before distillation. `n` is the number of prompts.{explain_means(scores)}
 
 {format_scores(scores)}
 

@@ -316,8 +316,12 @@ def get_asked_models(config: Config) -> list[str]:
 
 
 def get_card_models(config: Config, student: str, variant: str) -> list[str]:
-    """Return the models in the score table of a model card: teacher, student, `_base`, and a variant that is scored."""
-    return list(dict.fromkeys([TEACHER, student, f"{drop_seed(student)}_base", get_evaluated_name(student, variant)]))
+    """Return the models in the score table of a model card: teacher, student, `_base`, and a variant that is scored.
+
+    A replica has the mean over the seeds of its student beside it.
+    """
+    owner = drop_seed(student)
+    return list(dict.fromkeys([TEACHER, student, owner, f"{owner}_base", get_evaluated_name(student, variant)]))
 
 
 def has_page(config: Config) -> bool:

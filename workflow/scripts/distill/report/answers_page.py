@@ -108,8 +108,8 @@ def order_columns(models: Sequence[str]) -> list[Column]:
     owners = [get_owner(model, models) for model in models]
     # sorted() keeps the order of equals: only a `_base` moves, to the start of its student's models.
     ordered = sorted(models, key=lambda model: (owners.index(get_owner(model, models)), not is_base_of(model, models)))
-    students = [drop_seed(model) for model in models if model != TEACHER and not is_base_of(model, models)]
-    students = list(dict.fromkeys(students))
+    trained = [model for model in models if model != TEACHER and not is_base_of(model, models)]
+    students = list(dict.fromkeys(map(drop_seed, trained)))
     columns = [Column(REFERENCE, "reference", "used for the scores", 0, False)]
     for model in ordered:
         is_base = is_base_of(model, models)

@@ -184,7 +184,7 @@ def is_averaged(model: str, models: Sequence[str]) -> bool:
 def draw_replica(axes: Axes, score: Score | None, place: int, color: str) -> None:
     """Draw a replica's score as a small point below the mean on the line at `place`."""
     if score is not None and score.value is not None:
-        axes.plot([score.value], [place + 0.34], "o", color=color, markersize=1.6, markeredgewidth=0, zorder=3)
+        axes.plot([score.value], [place + 0.34], "o", color=color, markersize=2, markeredgewidth=0, zorder=3)
 
 
 def draw_score_panel(axes: Axes, cells: Mapping[str, Score | None], colors: Mapping[str, str]) -> None:

@@ -92,7 +92,7 @@ def draw_spread(axes: Axes, value: float, spread: float | None, place: float, co
     """Draw a pale bar of one standard deviation over seeds on both sides of a value, on the line at `place`."""
     if spread is not None:
         ends = [value - spread, value + spread]
-        axes.plot(ends, [place, place], color=color, linewidth=6, alpha=0.25, solid_capstyle="butt")
+        axes.plot(ends, [place, place], color=color, linewidth=6, alpha=0.35, solid_capstyle="butt")
 
 
 def wrap_name(name: str, width: int) -> str:

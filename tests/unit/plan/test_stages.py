@@ -52,6 +52,19 @@ def test_the_stages_of_the_default_configuration():
     assert generating.batch_size is None
 
 
+def test_the_memory_of_replicas_is_measured_once():
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    raw["students"]["student_kd"]["train"]["seeds"] = [1, 2]
+    stages = list_stages(check_config(raw))
+    replicas = ["student_kd-seed1", "student_kd-seed2"]
+    for rule, wildcard in (("train_student", "student"), ("predict_answers", "model")):
+        alike = [stage for stage in stages if stage.rule == rule and stage.wildcards.get(wildcard) in replicas]
+        assert [stage.wildcards[wildcard] for stage in alike] == replicas
+        assert len({tuple(get_key(work, "a100-40") for work in stage.work) for stage in alike}) == 1
+    bases = [stage.wildcards["model"] for stage in stages if "base" in stage.wildcards.get("model", "")]
+    assert bases == ["student_kd_base"]
+
+
 def test_the_stages_of_question_answering():
     stages = list_stages(load("qa"))
     signal = next(stage for stage in stages if stage.rule == "compute_signal")

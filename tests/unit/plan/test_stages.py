@@ -54,7 +54,9 @@ def test_the_stages_of_the_default_configuration():
 
 def test_the_memory_of_replicas_is_measured_once():
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
-    raw["students"]["student_kd"]["train"]["seeds"] = [1, 2]
+    train = raw["students"]["student_kd"]["train"]
+    del train["seed"]
+    train["seeds"] = [1, 2]
     stages = list_stages(check_config(raw))
     replicas = ["student_kd-seed1", "student_kd-seed2"]
     for rule, wildcard in (("train_student", "student"), ("predict_answers", "model")):

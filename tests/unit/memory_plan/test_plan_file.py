@@ -148,3 +148,7 @@ def test_the_table_names_what_does_not_fit_and_what_helps():
     assert "training of s does not fit with a tenth to spare. It would take, with:" in lines
     assert "  optimizer: adamw_bnb_8bit: 30.0 GiB reserved, fits: yes" in lines
     assert "Not planned: models/x: the shape of the model is unknown" in lines
+    replicas = [Stage(rule="train_student", name=f"training of s-seed{seed}", work=(TRAINING,)) for seed in (1, 2)]
+    text = render_plan(make_plan(), replicas, find_device("a100-40"))
+    assert text.count("training of s-seed1 and 1 more do not fit with a tenth to spare. Each would take, with:") == 1
+    assert text.count("adamw_bnb_8bit") == 1

@@ -29,8 +29,8 @@ def render_plan(plan: Plan, stages: Sequence[Stage | str], device: Device) -> st
         "",
         *render_rows(list_rows([(stage, combine(found)) for stage, found in known])),
     ]
-    for stage, _ in known:
-        lines += render_changes(plan, stage)
+    for alike in group_alike(plan, [stage for stage, _ in known]):
+        lines += render_changes(plan, alike)
     lines += [f"\nNot planned: {problem}" for problem in list_problems(plan, stages)]
     return "\n".join(lines)
 
@@ -74,10 +74,20 @@ def list_problems(plan: Plan, stages: Sequence[Stage | str]) -> list[str]:
     return found
 
 
-def render_changes(plan: Plan, stage: Stage) -> list[str]:
-    """Render what each change would make of a stage that does not fit."""
+def group_alike(plan: Plan, stages: Sequence[Stage]) -> list[list[Stage]]:
+    """The stages of one rule with the same work, such as the trainings of one student with several seeds, together."""
+    groups: dict[tuple[str, ...], list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault((stage.rule, *(get_key(work, plan.device) for work in stage.work)), []).append(stage)
+    return list(groups.values())
+
+
+def render_changes(plan: Plan, stages: Sequence[Stage]) -> list[str]:
+    """Render what each change would make of stages with the same work that do not fit."""
     lines = []
-    for work in stage.work:
+    for work in stages[0].work:
         for text, found in plan.changes.get(get_key(work, plan.device), []):
             lines.append(f"  {text}: {format_gib(found.reserved)} reserved, fits: {found.fits}")
-    return [f"\n{stage.name} does not fit with a tenth to spare. It would take, with:", *lines] if lines else []
+    name = join_names([stage.name for stage in stages])
+    verb, subject = ("does", "It") if len(stages) == 1 else ("do", "Each")
+    return [f"\n{name} {verb} not fit with a tenth to spare. {subject} would take, with:", *lines] if lines else []

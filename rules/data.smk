@@ -40,6 +40,6 @@ rule make_prompts:
         runtime=60,
     params:
         **job("make_prompts"),
-        options=from_config(command_lines.prompt_flags),
+        options=from_config(command_lines.prompt_flags, "category"),
     shell:
         "python {params.script} --mix {input.mix:q} {params.options} --out {output.prompts:q} > {log:q} 2>&1"

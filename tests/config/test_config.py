@@ -689,6 +689,7 @@ ALPACA = "source: {format: alpaca, path: 'data/{category}.json', system: Be brie
         ("mix_targets: {teacher: 0.7, original: 0.3}", "mix_targets: expected null: only source.format alpaca"),
         (ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.2}", "mix_targets: expected shares that sum to 1"),
         (ALPACA + "\nmix_targets: {teacher: 0.7}", "original"),
+        (ALPACA.replace("{", "{targets: all, ", 1), "source.targets: expected last: records of source.format alpaca"),
         (ALPACA + "\ndemo: {}", "demo: expected no demo models with source.format alpaca: they train on SFT records"),
     ],
 )

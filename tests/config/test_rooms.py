@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "memory_plan": {"student", "teacher", "generation", "models", "records", "common"},
     "demo": {"student", "models", "records", "common"},
     "export": {"report", "evaluation", "student", "teacher", "generation", "models", "records", "common"},
-    "report": {"evaluation", "common"},
+    "report": {"evaluation", "records", "common"},
     "evaluation": {"generation", "models", "records", "common"},
     "student": {"teacher", "generation", "models", "records", "common"},
     "teacher": {"generation", "models", "records", "common"},

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import train_student as script
 from distill.common.files import dump_json, escape_line
+from distill.records.splits import get_lines
 from distill.student import train_student as student_module
 from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions
@@ -69,10 +70,9 @@ def write_splits(folder, train, val):
     """The files of a category's splits, as split_answers.py writes them."""
     folder.mkdir(parents=True)
     for name, records in (("train", train), ("val", val)):
-        texts = [[message["content"] for message in record["messages"]] for record in records]
-        sources = "".join(escape_line(f"{system}\n\n{prompt}") + "\n" for system, prompt, _ in texts)
-        (folder / f"{name}.source").write_text(sources, encoding="utf-8")
-        (folder / f"{name}.target").write_text("".join(escape_line(answer) + "\n" for *_, answer in texts))
+        lines = [get_lines(record) for record in records]
+        (folder / f"{name}.source").write_text("".join(escape_line(one) + "\n" for one, _ in lines), encoding="utf-8")
+        (folder / f"{name}.target").write_text("".join(escape_line(one) + "\n" for _, one in lines))
         (folder / f"{name}.jsonl").write_text("".join(dump_json(record) + "\n" for record in records))
     return folder
 

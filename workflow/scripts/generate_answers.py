@@ -22,7 +22,7 @@ from distill.generation.recommendation import recommend_vllm
 from distill.generation.sampling import Sampling
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat
-from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts
+from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts, to_request
 from distill.teacher.options import AnswerOptions, CacheOptions
 from distill.teacher.shards import parse_shard, select_shard
 
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         prompts = select_shard(prompts, args.shard)
     settings = read_options(args, AnswerSettings)
     engine = build_engine(args)
+    engine.check_requests([to_request(prompt, 0) for prompt in prompts], str(args.prompts))
     recommend_vllm(args)
     records, stats = answer_prompts(prompts, engine, settings, Path(args.cache))
     problems: Counter[str] = Counter()

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.common.errors import run_script
-from distill.common.options import add_options
-from distill.records.options import AnswerFormat
+from distill.common.options import add_options, read_options
+from distill.records.options import AnswerFormat, PromptOptions
 from distill.records.prompts import make_prompts
 
 
@@ -21,6 +21,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mix", required=True, type=Path, help="mixed records (JSONL)")
     add_options(parser, AnswerFormat, only=["label_fields"], defaults={"label_fields": []})
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
+    add_options(parser, PromptOptions)
     parser.add_argument("--out", required=True, type=Path, help="output: prompts (JSONL)")
     return parser.parse_args(argv)
 
@@ -28,7 +29,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the prompts of one category."""
     args = parse_args(argv)
-    make_prompts(args.mix, args.label_fields, args.answer_key or None, args.out)
+    make_prompts(args.mix, args.label_fields, args.answer_key or None, args.out, read_options(args, PromptOptions))
 
 
 if __name__ == "__main__":

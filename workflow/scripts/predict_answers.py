@@ -14,10 +14,10 @@ from distill.common.digest import code_digest
 from distill.common.errors import InputError, run_script
 from distill.common.files import write_jsonl
 from distill.common.options import add_options
-from distill.evaluation.predict import find_journal, forget_others, predict
+from distill.evaluation.predict import find_journal, forget_others, get_test, predict
 from distill.generation.engine import ENGINES, build_engine
 from distill.generation.options import add_engine_options
-from distill.generation.sampling import Sampling
+from distill.generation.sampling import Sampling, make_request
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.options import AnswerFormat
 from distill.records.splits import read_split
@@ -36,6 +36,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="measure the likelihood of the references",
+    )
+    parser.add_argument(
+        "--is-teacher", action="store_true", help="the model is the teacher, which sees the records' teacher_prompt"
     )
     parser.add_argument(
         "--journal",
@@ -62,8 +65,10 @@ def main(argv: list[str] | None = None) -> None:
         )
     records = read_split(args.test.parent, args.test.stem)
     engine = build_engine(args)
+    requests = [make_request(get_test(record), to_teacher=args.is_teacher) for record in records]
+    engine.check_requests(requests, str(args.test))
     journal = find_journal(args.journal, args.out, code_digest(Path(__file__)))
-    predictions = predict(records, engine, args.answer_key, args.likelihood, journal)
+    predictions = predict(records, engine, args.answer_key, args.likelihood, journal, args.is_teacher)
     write_jsonl(args.out, ({"category": args.category} | prediction for prediction in predictions))
     forget_others(journal, engine)
     usable = sum(prediction["usable"] for prediction in predictions)

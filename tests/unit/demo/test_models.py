@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from conversations import make_chat
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -222,6 +223,9 @@ def test_missing_and_malformed_files_are_named(folder, tmp_path):
     record = next(record for _, record in read_jsonl(folder / "artifacts/sft/sft_train_banks.jsonl"))
     write_jsonl(bad, [record, {"messages": "none"}])
     with pytest.raises(InputError, match=r"bad\.jsonl:2: messages: expected a list of messages"):
+        train_demo_tokenizer.main(["--sft", str(bad), "--out", str(tmp_path / "tokenizer")])
+    write_jsonl(bad, [record, make_chat()])
+    with pytest.raises(InputError, match=r"bad\.jsonl:2: messages: expected a single user text without tools"):
         train_demo_tokenizer.main(["--sft", str(bad), "--out", str(tmp_path / "tokenizer")])
     with pytest.raises(InputError, match="no tokenizer.json"):
         train_demo_model.main(["--tokenizer", str(tmp_path), "--sft", str(bad), "--out", str(tmp_path / "model")])

@@ -95,9 +95,9 @@ def test_a_killed_job_resumes_and_judges_changed_answers_only(judged, monkeypatc
     read = []
     measure = prediction.measure_likelihoods
 
-    def note(tests, field, engine):
+    def note(tests, *settings, **names):
         read.extend(test["uid"] for test in tests)
-        return measure(tests, field, engine)
+        return measure(tests, *settings, **names)
 
     monkeypatch.setattr(prediction, "measure_likelihoods", note)
     judge_answers.main(judged["argv"])

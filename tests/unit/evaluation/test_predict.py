@@ -8,6 +8,9 @@ from training_runs import write_splits
 import answer_questions
 import predict_answers
 from distill.common.files import read_jsonl
+from distill.evaluation.predict import predict
+from distill.generation.sampling import Sampling
+from distill.generation.transformers_engine import ModelSource, TransformersEngine
 
 FAST = ["--max-new-tokens", "9", "--dtype", "float32", "--device", "cpu"]
 
@@ -51,3 +54,19 @@ def test_answers_of_other_code_or_models_are_not_used_and_are_removed(script, ru
         ((folder,),) = [list(path.iterdir()) for path in (tmp_path / "kept/student").iterdir()]
         assert folder.name == digest
         assert len(list(folder.iterdir())) == 1
+
+
+def test_the_teacher_sees_its_own_text(tmp_path, models, records):
+    """The teacher's predictions are those for a system text that begins with it; a student's are not."""
+    own = [record | {"teacher_prompt": "Think of risk."} for record in records]
+    system = {"role": "system", "content": "Think of risk.\n\nYou are a manager."}
+    joined = [record | {"messages": [system, *record["messages"][1:]]} for record in records]
+    engine = TransformersEngine(ModelSource(models["teacher"], dtype="float32", device="cpu"), Sampling(9, 0.0), 4)
+
+    def answer(folder, asked, **settings):
+        found = predict(asked, engine, None, True, tmp_path / folder, **settings)
+        return [(one["prediction"], one["nll"]) for one in found]
+
+    plain = answer("plain", records)
+    assert answer("student", own) == plain
+    assert answer("teacher", own, is_teacher=True) == answer("joined", joined) != plain

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import yaml
+from conversations import make_chat, make_conversation
 from training_runs import write_splits
 
 import export_llamafactory as script
 import write_alpaca
+from distill.common.errors import InputError
 from distill.records.splits import read_split
 
 
@@ -40,6 +42,35 @@ def test_records_are_those_of_the_splits(export):
         wanted = [[m["content"] for m in record["messages"]] for record in read_split(folder, share)]
         texts = [[system, prompt, "", answer] for system, prompt, answer in wanted]
         assert get_texts(folder, f"banks_{share}") == texts
+
+
+def test_earlier_turns_are_the_history(tmp_path, records):
+    chat = records[0] | make_chat()
+    folder = write_splits(tmp_path / "data", [records[1], chat], records[7:])
+    write_alpaca.main(["--data", str(folder), "--name", "banks", "--out", str(tmp_path)])
+    plain, found = json.loads((tmp_path / "alpaca_train.json").read_text())
+    assert found == {
+        "instruction": "What is its price?",
+        "input": "",
+        "output": "It is 0.5.",
+        "system": "You are a manager.",
+        "history": [["me=0: what do you hold", "JORVR 0"]],
+    }
+    assert "history" not in plain
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert info["banks_train"]["columns"]["history"] == "history"
+
+
+def test_records_without_history_have_the_columns_that_they_had(export):
+    folder, _ = export()
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert set(info["banks_train"]["columns"]) == {"prompt", "query", "response", "system"}
+
+
+def test_tools_are_refused(tmp_path, records):
+    folder = write_splits(tmp_path / "data", [records[1], records[0] | make_conversation()], records[7:])
+    with pytest.raises(InputError, match=f"uid {records[0]['uid']}: expected no tools, which the Alpaca format"):
+        write_alpaca.main(["--data", str(folder), "--name", "banks", "--out", str(tmp_path)])
 
 
 def test_a_pooled_student_has_the_records_of_all_its_folders(tmp_path, records):

@@ -4,11 +4,13 @@ import logging
 import threading
 from argparse import ArgumentParser, Namespace
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
+from conversations import make_chat, make_conversation
 from running import run_python
 from serving import FakeServer, RealServer, completion
-from tiny import save_model
+from tiny import CHATML, build_tokenizer, save_model
 
 from distill.common.errors import InputError
 from distill.common.files import escape_line, read_jsonl, write_jsonl
@@ -19,9 +21,12 @@ from distill.generation.chat_client import ChatClient
 from distill.generation.engine import RefusedError, build_engine
 from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.options import EngineOptions
-from distill.generation.sampling import Request, Sampling
+from distill.generation.sampling import Request, Sampling, make_request
+from distill.generation.scoring_server import ScoringOpenAIEngine
+from distill.models.chat import ChatTemplate
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions
 from distill.records.answer_format import parse_answer
+from distill.records.raw_records import get_fields
 from distill.teacher.generate_answers import AnswerSettings, answer_prompts
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
@@ -150,6 +155,33 @@ def test_a_request_holds_prompt_and_sampling():
     (generated,) = answers.values()
     assert (generated.text, generated.finish_reason) == ("fine", "stop")
     assert (generated.tokens, generated.prompt_tokens) == (3, 7)
+
+
+def test_a_conversation_is_sent_as_messages_and_tools_are_refused():
+    chat, tools = (
+        make_request({"id": number, "uid": str(number)} | get_fields(record), to_teacher=True)
+        for number, record in enumerate((make_chat(teacher_prompt="Think."), make_conversation()))
+    )
+    with FakeServer() as fake:
+        engine = make_engine(fake.url)
+        engine.check_requests([chat], "prompts.jsonl")
+        collect(engine.generate([chat]))
+    (body,) = fake.bodies
+    system, *turns = make_chat()["messages"][:-1]
+    assert body["messages"] == [system | {"content": "Think.\n\nYou are a manager."}, *turns]
+    with pytest.raises(InputError, match=r"prompts.jsonl: id 1 \(uid 1\): expected no tools with engine openai"):
+        engine.check_requests([chat, tools], "prompts.jsonl")
+
+
+def test_with_a_tokenizer_the_template_must_show_earlier_turns():
+    chat = ChatTemplate(build_tokenizer(template=CHATML.replace("in messages %}", "in messages[-1:] %}")))
+    client = ChatClient("m", Sampling(), "http://localhost:1/v1")
+    engine = ScoringOpenAIEngine(client, 1, SimpleNamespace(chat=chat, concurrency=1))
+    request = make_request({"id": 0, "uid": "0"} | get_fields(make_chat()))
+    with pytest.raises(
+        InputError, match=r"p.jsonl: id 0 \(uid 0\): .*expected a chat template that shows earlier turns"
+    ):
+        engine.check_requests([request], "p.jsonl")
 
 
 @pytest.mark.parametrize("sampling", [Sampling(9, 0.0), Sampling(9, 1.0, top_k=5)], ids=["greedy", "sampled"])

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conversations import make_conversation
 from running import environment
 from safetensors.torch import save_file
+from tiny import TOOLS, build_tokenizer
 from vllm_runs import REQUESTS, find_processes, make_engine, make_models, make_source, misbehave
 from vllm_stand_in import ENGINE
 
@@ -22,11 +24,14 @@ from distill.common.errors import InputError
 from distill.generation import vllm_server
 from distill.generation.engine import count_gpus
 from distill.generation.options import VllmOptions, get_result_arguments
-from distill.generation.sampling import Sampling
-from distill.generation.token_client import TokenRequest
+from distill.generation.sampling import Sampling, make_request
+from distill.generation.token_client import TokenClient, TokenRequest
 from distill.generation.transformers_engine import TransformersEngine
 from distill.generation.vllm_engine import VllmSource
 from distill.generation.vllm_server import build_command, choose_rank, find_executable, format_arguments
+from distill.models.chat import ChatTemplate
+from distill.records.conversations import read_teacher_conversation
+from distill.records.raw_records import get_fields
 from distill.teacher.serving import describe_serving
 
 PROMPTS = [[1, 70, 81, 90], [1, 300, 310, 70, 2, 44]]
@@ -354,3 +359,12 @@ def test_an_older_vllm_is_refused(models, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="expected vLLM 0.33 or newer, found 0.32.0"):
         answer(make_engine(models, tmp_path))
     assert find_processes(tmp_path) == []
+
+
+def test_a_conversation_is_sent_as_the_tokens_of_all_its_turns():
+    chat = ChatTemplate(build_tokenizer(template=TOOLS))
+    fields = get_fields(make_conversation(teacher_prompt="Think."))
+    client = TokenClient(chat, [2], "m", Sampling(), "http://localhost:1/v1")
+    settings = client.build_settings(make_request({"id": 0, "uid": "0"} | fields, to_teacher=True))
+    assert settings["prompt"] == chat.encode_conversation(read_teacher_conversation(fields))
+    assert "messages" not in settings

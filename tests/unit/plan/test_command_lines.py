@@ -7,6 +7,7 @@ import pytest
 
 import copy_layers
 import generate_answers
+import make_prompts
 import mix_records
 import predict_answers
 import score_predictions
@@ -32,6 +33,30 @@ def parse(script, text, *more):
 def test_flags_write_each_kind_of_value():
     settings = {"batch_size": 2, "lora_rank": None, "fast": True, "slow": False, "names": ["a", "b c"], "key": "x;y"}
     assert commands.flags(settings) == "--batch-size 2 --fast --no-slow --names a 'b c' --key 'x;y'"
+
+
+def test_prompts_have_the_options_that_they_had_unless_more_is_configured():
+    answer = {"key": "v", "label_fields": ["a"]}
+    text = commands.prompt_flags(make_config(answer=answer), "banks")
+    assert text == "--label-fields a --answer-key v"
+    source = {"targets": "all", "teacher_prompt": "You know {category} and {others}."}
+    text = commands.prompt_flags(make_config(source=source), "banks")
+    args = parse(make_prompts, text, "--mix", "m", "--out", "o")
+    assert (args.targets, args.teacher_prompt) == ("all", "You know banks and {others}.")
+
+
+def test_the_teacher_alone_predicts_as_the_teacher():
+    config = make_config()
+    found = [commands.predict_flags(config, model, "banks") for model in ("teacher", "one", "one_base")]
+    assert ["--is-teacher" in text for text in found] == [True, False, False]
+
+
+def test_options_of_conversations_count_in_the_digest_of_a_card_once_they_are_used(monkeypatch):
+    """Cards of students that were made before these options are not written again."""
+    monkeypatch.setattr(commands, "digest_of", lambda settings: settings["source"])
+    assert not {"targets", "teacher_prompt"} & commands.digest_settings(make_config(), "one").keys()
+    used = {"targets": "all", "teacher_prompt": "Think."}
+    assert used.items() <= commands.digest_settings(make_config(source=used), "one").items()
 
 
 def test_training_options_are_those_of_the_configuration():

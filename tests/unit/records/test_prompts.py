@@ -48,7 +48,7 @@ def test_prompts_and_labels(tmp_path, caplog):
     ("change", "said"),
     [
         ({"origin": "web"}, "origin: expected grpo | sft | alpaca, found 'web'"),
-        ({"uid": "0" * 32}, "(hash of system and user text), found '00"),
+        ({"uid": "0" * 32}, "(hash of the prompt), found '00"),
         ({"messages": []}, "messages: expected one system message"),
         ({KEY: "x"}, "holding_log_delta: expected a finite number, found 'x'"),
     ],

@@ -203,3 +203,13 @@ def test_search_in_a_browser(tmp_path, query, shown):
     cards = [tags for _, tags in page.tags if tags.get("class") == "card"]
     assert (len(cards), sum("hidden" not in card for card in cards)) == (4, shown)
     assert f"{shown} of 4" in page.get_texts("line")[0]
+
+
+def test_a_conversation_is_shown_with_all_its_turns(tmp_path):
+    turns = [
+        {"role": "user", "content": "第一问"},
+        {"role": "assistant", "content": "第一答"},
+        {"role": "user", "content": "第二问"},
+    ]
+    shown = Page(render(tmp_path, make_tests(1, prompt="第二问", turns=turns))).get_texts("prompt")
+    assert shown == ["user: 第一问\n\nassistant: 第一答\n\nuser: 第二问"]

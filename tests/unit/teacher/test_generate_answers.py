@@ -1,23 +1,30 @@
 """Teacher answers: generated once, cached by content, parsed and counted."""
 
+import hashlib
 import json
 import shutil
+from fractions import Fraction
 
 import pytest
+from conversations import make_conversation, say
 from safetensors.torch import load_file, save_file
-from tiny import CHATML, SPECIAL, build_tokenizer, save_model
+from tiny import CHATML, SPECIAL, TOOLS, build_tokenizer, save_model
 
 import generate_answers
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl, write_jsonl
 from distill.evaluation.predict import predict
-from distill.generation.answer_cache import read_cache
+from distill.generation.answer_cache import CacheWriter, read_cache
 from distill.generation.sampling import Generated, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_tokenizer
-from distill.teacher.generate_answers import AnswerSettings, answer_prompts
+from distill.records.conversations import read_teacher_conversation
+from distill.records.mix import Labels, Source, mix_records
+from distill.records.prompts import make_prompts
+from distill.records.raw_records import get_fields
+from distill.teacher.generate_answers import AnswerSettings, answer_prompts, load_prompts, to_request
 
 
 @pytest.fixture
@@ -341,3 +348,42 @@ def test_predictions_go_on_where_they_were_stopped(records, tmp_path):
     predictions = predict(records, engine, "v", False, tmp_path)
     assert sorted([*kept, *engine.asked]) == sorted(record["uid"] for record in records)
     assert [(one["id"], one["parsed_value"]) for one in predictions] == [(r["id"], r["id"]) for r in records]
+
+
+def test_answers_to_single_turns_are_found_by_the_keys_of_earlier_versions(tmp_path):
+    """Their uid is the hash of both texts, so that a run of such records generates no answer again."""
+    messages = [say("system", "You are a manager."), say("user", "me=1 ↓"), say("assistant", "a")]
+    write_jsonl(tmp_path / "sft.jsonl", [{"messages": messages}])
+    source = Source("sft", tmp_path / "sft.jsonl", Fraction(1))
+    mix_records("banks", [source], 42, Labels([], None), tmp_path / "mix.jsonl")
+    make_prompts(tmp_path / "mix.jsonl", [], None, tmp_path / "prompts.jsonl")
+    uid = hashlib.sha256("You are a manager.\x1fme=1 ↓".encode()).hexdigest()[:32]
+    stored = {"uid": uid, "sample": 0, "raw_output": "me", "finish_reason": "stop", "generated_tokens": 2}
+    with CacheWriter(tmp_path / "cache") as writer:
+        writer.add([stored])
+    found = read_cache(tmp_path / "cache", [prompt["uid"] for prompt in load_prompts(tmp_path / "prompts.jsonl")])
+    assert list(found) == [(uid, 0)]
+
+
+def test_a_conversation_is_answered_with_its_history_and_the_teachers_text(model, tmp_path):
+    build_tokenizer(template=TOOLS).save_pretrained(model)
+    fields = get_fields(make_conversation(teacher_prompt="Think."))
+    prompt = {"id": 0, "uid": "a", "label": None, "origin": "sft"} | fields
+    engine = TransformersEngine(ModelSource(model, dtype="float32", device="cpu"), Sampling(4, 0.0), 1)
+    engine.check_requests([to_request(prompt, 0)], "prompts.jsonl")
+    records, stats = answer_prompts([prompt], engine, AnswerSettings(), tmp_path / "cache")
+    (found,) = records
+    assert {name: found[name] for name in fields} == fields
+    assert found["prompt"] == "0.5"
+    asked = engine.chat.encode_conversation(read_teacher_conversation(fields))
+    assert stats["prompt_tokens"] == len(asked)
+
+
+def test_a_template_that_lacks_tools_names_file_and_record(model, tmp_path):
+    prompt = {"id": 3, "uid": "a", "label": None, "origin": "sft"} | get_fields(make_conversation())
+    write_jsonl(tmp_path / "prompts.jsonl", [prompt])
+    argv = ["--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "out.jsonl", "--stats", tmp_path / "out.json"]
+    argv += ["--cache", tmp_path / "cache", "--model", model, "--device", "cpu"]
+    with pytest.raises(InputError, match=r"prompts.jsonl: id 3 \(uid a\): .*a chat template that renders tools"):
+        generate_answers.main(list(map(str, argv)))
+    assert not (tmp_path / "cache").exists()

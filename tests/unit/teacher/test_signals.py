@@ -760,3 +760,17 @@ def test_heads_that_differ_in_their_bias_only_are_told_apart():
     heads[2].bias.data[1] += 2.0
     with pytest.raises(InputError, match="2: expected the same head as in 0, found another one"):
         HiddenSignal(readers, torch.device("cpu"), torch.float32)
+
+
+# ---- What the teacher alone sees ----
+
+
+@pytest.mark.parametrize("kind", ["hidden", "topk"])
+def test_a_text_that_the_teacher_alone_sees_is_in_its_signal(cached, records, tokenizer, kind):
+    own = [record | {"teacher_prompt": "Think of risk."} for record in records]
+    run = cached(own, kind)
+    train_student(run, own, [])  # every record has its signal
+    reader = SignalReader(run.teacher.signal_folders[0])
+    system = {"role": "system", "content": "Think of risk.\n\nYou are a manager."}
+    joined = [record | {"messages": [system, *record["messages"][1:]]} for record in records]
+    assert set(reader.records) == {signal_key(*encode(record, tokenizer)) for record in joined}

@@ -9,9 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
-from distill.common.errors import InputError, raise_problems
+from distill.common.errors import InputError, format_problem, raise_problems
 from distill.common.files import read_jsonl, replace_directory
-from distill.records.raw_records import check_record, get_answer_text, get_texts
+from distill.records.conversations import pick_context
+from distill.records.raw_records import check_record, get_answer_text, get_fields, get_texts
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ def read_chats(paths: Sequence[Path]) -> Iterator[Chat]:
             raise InputError(f"{path}: no such file")
         for line, record in read_jsonl(path):
             raise_problems(check_record(record, path, line), "demo records")
+            if pick_context(get_fields(record)):
+                expected = "a single user text without tools, since the demo's models learn no conversations"
+                raise InputError(format_problem(path, line, "messages", expected, record["messages"]))
             yield *get_texts(record), get_answer_text(record)
 
 

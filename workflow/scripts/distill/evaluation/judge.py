@@ -10,6 +10,7 @@ from distill.common.errors import InputError
 from distill.common.journal import Journal, read_journal
 from distill.common.progress import Progress
 from distill.generation.engine import ScoringEngine
+from distill.records.conversations import pick_context
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,9 @@ BATCHES_PER_PART = 8  # answers are sorted by length within a part, then scored 
 
 def get_key(prediction: dict[str, Any]) -> str:
     """Digest of everything that determines the likelihood: prompt, answer, and whether the answer is truncated."""
-    return digest_of([prediction[name] for name in ("system", "prompt", "prediction", "finish_reason")])
+    parts = [prediction[name] for name in ("system", "prompt", "prediction", "finish_reason")]
+    context = pick_context(prediction)
+    return digest_of([*parts, context] if context else parts)
 
 
 def parse_judged(record: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -90,7 +93,7 @@ def judge_missing(
     for start in range(0, len(missing), size):
         part = missing[start : start + size]
         tests = [one | {"is_whole": one["finish_reason"] != "length"} for _, one in part]
-        likelihoods = measure_likelihoods(tests, "prediction", engine)
+        likelihoods = measure_likelihoods(tests, "prediction", engine, is_teacher=True)
         new = {key: likelihood for (key, _), likelihood in zip(part, likelihoods, strict=True)}
         with Journal(path) as file:
             file.append({"key": key} | likelihood for key, likelihood in new.items())

@@ -6,13 +6,19 @@ from typing import Any, cast
 
 from distill.generation.cached_engine import CachedEngine
 from distill.generation.engine import Engine, ScoringEngine
-from distill.generation.sampling import Request
+from distill.generation.sampling import Request, make_request
 from distill.records.answer_format import parse_answer
 from distill.records.raw_records import get_uid
+from distill.records.splits import read_chat
 
 
 def predict(
-    records: list[dict[str, Any]], engine: Engine, answer_key: str | None, likelihood: bool, journal: Path
+    records: list[dict[str, Any]],
+    engine: Engine,
+    answer_key: str | None,
+    likelihood: bool,
+    journal: Path,
+    is_teacher: bool = False,
 ) -> list[dict[str, Any]]:
     """Answer the prompts of a split, in its order.
 
@@ -22,6 +28,7 @@ def predict(
         answer_key: key of the value in an answer; None accepts any text.
         likelihood: also measure the likelihood of the references, which costs another forward pass.
         journal: folder that keeps the answers, so that a rerun resumes.
+        is_teacher: whether the model is the teacher, which sees `teacher_prompt`.
 
     Returns:
         Each record's fields with `reference` (the teacher's answer), `prediction` and the values parsed from it. With
@@ -29,8 +36,9 @@ def predict(
         `nll_hits` (tokens that the model ranks first).
     """
     tests = [get_test(record) for record in records]
-    answers = generate_answers(tests, engine, journal)
-    likelihoods = measure_likelihoods(tests, "reference", cast(ScoringEngine, engine)) if likelihood else []
+    answers = generate_answers([make_request(test, to_teacher=is_teacher) for test in tests], engine, journal)
+    scoring = cast(ScoringEngine, engine)
+    likelihoods = measure_likelihoods(tests, "reference", scoring, is_teacher) if likelihood else []
     predictions = []
     for position, test in enumerate(tests):
         answer = answers[test["uid"]]
@@ -64,28 +72,29 @@ def forget_others(journal: Path, engine: Engine) -> None:
 
 
 def get_test(record: dict[str, Any]) -> dict[str, Any]:
-    """A split's record with its messages as `system`, `prompt` and `reference`."""
-    system, prompt, reference = (message["content"] for message in record["messages"])
+    """A split's record with its messages as `system`, `prompt` and `reference`, see also `read_chat`."""
+    fields, reference = read_chat(record)
     kept = {name: record[name] for name in ("id", "uid", "origin", "label")}
     is_whole = record["finish_reason"] != "length"
-    return kept | {"system": system, "prompt": prompt, "reference": reference, "is_whole": is_whole}
+    return kept | fields | {"reference": reference, "is_whole": is_whole}
 
 
-def generate_answers(tests: list[dict[str, Any]], engine: Engine, journal: Path) -> dict[str, dict[str, Any]]:
+def generate_answers(requests: list[Request], engine: Engine, journal: Path) -> dict[str, dict[str, Any]]:
     """The engine's answers, as records of the cache by uid."""
-    requests = [Request(test["id"], test["uid"], test["system"], test["prompt"]) for test in tests]
     uids = {request.uid for request in requests}
     cached = CachedEngine(engine, journal / engine.fingerprint(), None, uids, "predictions")
     cached.generate(requests)
     return {uid: cached.get_answers(uid)[0] for uid in uids}
 
 
-def measure_likelihoods(tests: list[dict[str, Any]], field: str, engine: ScoringEngine) -> list[dict[str, Any]]:
+def measure_likelihoods(
+    tests: list[dict[str, Any]], field: str, engine: ScoringEngine, is_teacher: bool
+) -> list[dict[str, Any]]:
     """`nll`, `nll_tokens` and `nll_hits` of the given field of each test; see `predict`."""
     from distill.evaluation.likelihood import answer_likelihoods  # imports transformers
 
     answers = [test | {"answer": test[field]} for test in tests]
-    scores = answer_likelihoods(engine, answers)
+    scores = answer_likelihoods(engine, answers, is_teacher)
     return [{"nll": score.nll, "nll_tokens": score.tokens, "nll_hits": score.hits} for score in scores]
 
 
@@ -95,6 +104,6 @@ def answer_questions(questions: list[str], system: str, engine: Engine, journal:
         {"id": number, "uid": get_uid(system, question), "system": system, "prompt": question}
         for number, question in enumerate(questions, start=1)
     ]
-    answers = generate_answers(asked, engine, journal)
+    answers = generate_answers([make_request(one) for one in asked], engine, journal)
     names = {"raw_output": "prediction", "finish_reason": "finish_reason", "generated_tokens": "generated_tokens"}
     return [one | {new: answers[one["uid"]][old] for old, new in names.items()} for one in asked]

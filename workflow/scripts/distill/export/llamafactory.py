@@ -8,8 +8,11 @@ from typing import Any
 
 import yaml
 
+from distill.common.errors import InputError
 from distill.common.files import dump_json, write_atomically, write_json
 from distill.records.alpaca import read_array
+from distill.records.conversations import read_conversation
+from distill.records.splits import read_chat
 from distill.student.options import LoraOptions, TrainOptions
 from distill.student.student_run import StudentRun
 
@@ -17,13 +20,26 @@ from distill.student.student_run import StudentRun
 OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit"}
 SCHEDULERS = {"constant": "constant_with_warmup"}
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+HISTORY = {"history": "history"}
 SHARES = ("train", "val")
 
 
-def to_alpaca(record: dict[str, Any]) -> dict[str, str]:
-    """Convert a record of a split to Alpaca format, with the whole prompt as the instruction."""
-    system, prompt, answer = (message["content"] for message in record["messages"])
-    return {"instruction": prompt, "input": "", "output": answer, "system": system}
+def to_alpaca(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert a record of a split to Alpaca format, with the last user text as the instruction.
+
+    Earlier turns are the `history`, pairs of a user's and an assistant's text; a single user text has none.
+
+    Raises:
+        InputError: the record has tools, which the format cannot hold.
+    """
+    fields, answer = read_chat(record)
+    asked = read_conversation(fields)
+    if asked.has_tools:
+        expected = "expected no tools, which the Alpaca format of LLaMA-Factory cannot hold"
+        raise InputError(f"uid {record['uid']}: {expected}; train with this workflow, or leave such records out")
+    texts = [turn["content"] for turn in asked.turns[:-1]]
+    history = {"history": [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]} if texts else {}
+    return {"instruction": fields["prompt"], "input": "", "output": answer, "system": asked.system, **history}
 
 
 def write_array(path: Path, records: Iterable[dict[str, Any]]) -> int:
@@ -51,7 +67,9 @@ def write_datasets(name: str, splits: dict[str, list[dict[str, Any]]], out: Path
     """
     files = {share: f"alpaca_{share}.json" for share in SHARES}
     counts = {share: write_array(out / files[share], map(to_alpaca, splits[share])) for share in SHARES}
-    info = {f"{name}_{share}": {"file_name": files[share], "columns": COLUMNS} for share in SHARES if counts[share]}
+    has_history = any(len(record["messages"]) > 3 for records in splits.values() for record in records)
+    columns = COLUMNS | (HISTORY if has_history else {})
+    info = {f"{name}_{share}": {"file_name": files[share], "columns": columns} for share in SHARES if counts[share]}
     write_json(out / "dataset_info.json", info)
     return counts
 

@@ -159,10 +159,13 @@ class ChatClient:
         found: T | Problem = await attempts(attempt)
         return found
 
+    def build_prompt(self, request: Request) -> dict[str, Any]:
+        """Return the parameter that holds the prompt."""
+        return {"messages": request.conversation.messages}
+
     def build_settings(self, request: Request) -> dict[str, Any]:
         """Return the parameters of a request."""
-        messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.prompt}]
-        settings: dict[str, Any] = {"model": self.model, "messages": messages}
+        settings: dict[str, Any] = {"model": self.model, **self.build_prompt(request)}
         settings[self.limit_name] = self.sampling.max_new_tokens
         settings["temperature"] = self.sampling.temperature
         if self.sampling.temperature:  # greedy decoding needs none of these

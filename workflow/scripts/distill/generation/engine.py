@@ -65,6 +65,17 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return what `fingerprint` covers in readable form: names instead of digests."""
 
+    def check_requests(self, requests: Sequence[Request], where: str) -> None:
+        """Check that the model can be asked these conversations.
+
+        Args:
+            requests: what to answer.
+            where: file of the prompts.
+
+        Raises:
+            InputError: it cannot be asked some of them; names each.
+        """
+
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
         """Return the prompts that exceed the model's context: uid to a text with their length and the limit."""
 

@@ -24,6 +24,7 @@ from distill.generation.rolling_batch import NOT_FINITE, PREFILL_TOKENS, Job, Ro
 from distill.generation.sampling import Generated, Request, Sampling, drop_cut_character, record_uniforms
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
+from distill.models.control_tokens import list_texts
 from distill.models.memory import activation_bytes_per_token, keep_freed_memory, kv_bytes_by_layer
 from distill.models.placement import layer_devices
 from distill.models.rope import context_length, find_rope_switch
@@ -136,8 +137,8 @@ def generate_requests(
     """
     if not requests:
         return
-    prompts = [chat.encode_prompt(request.system, request.prompt) for request in requests]
-    chat.log_control_tokens([request.system, request.prompt] for request in requests)
+    prompts = [chat.encode_conversation(request.conversation) for request in requests]
+    chat.log_control_tokens(list_texts(request.conversation) for request in requests)
     context = context_length(model.config)
     for request, prompt in zip(requests, prompts, strict=True):
         if context and len(prompt) >= context:

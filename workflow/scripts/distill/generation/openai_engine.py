@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distill.common.digest import digest_of
+from distill.common.errors import raise_problems
 from distill.generation.chat_client import ChatClient
-from distill.generation.sampling import Generated, Request
+from distill.generation.sampling import Generated, Request, name_conversations
 from distill.generation.server_requests import ServerRequests
 
 
@@ -35,6 +36,12 @@ class OpenAIEngine:
     def describe(self) -> dict[str, Any]:
         """Return what `fingerprint` covers."""
         return {"engine": "openai", **self.client.describe()}
+
+    def check_requests(self, requests: Sequence[Request], where: str) -> None:
+        """Check that no conversation has tools: the server applies the template, and takes calls out of the answer."""
+        expected = "expected no tools with engine openai, whose server takes tool calls out of the text of an answer"
+        asked = name_conversations(requests, where)
+        raise_problems([f"{name}: {expected}" for name, one in asked if one.has_tools], "conversations")
 
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
         """Return nothing: only the server knows its context length, and it rejects prompts that are too long."""

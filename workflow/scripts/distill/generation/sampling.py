@@ -1,13 +1,21 @@
 """Sampling settings, requests and answers, and each answer's random numbers. Imports no torch."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
 from distill.common.options import SEED, option
+from distill.records.conversations import (
+    Conversation,
+    Message,
+    ask,
+    read_conversation,
+    read_teacher_conversation,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Request:
         uid: digest of the prompt's content.
         system, prompt: texts of the system and the user message.
         sample: which of the prompt's answers this is, from 0.
+        turns: all messages after the system text, if there are more than the user's.
+        tools: JSON schemas of the functions that the assistant may call.
     """
 
     id: int
@@ -65,11 +75,37 @@ class Request:
     system: str
     prompt: str
     sample: int = 0
+    turns: Sequence[Message] = field(default=(), hash=False)
+    tools: Sequence[dict[str, Any]] = field(default=(), hash=False)
+
+    @property
+    def conversation(self) -> Conversation:
+        """What the model is asked."""
+        plain = ask(self.system, self.prompt)
+        return Conversation(self.system, self.turns or plain.turns, self.tools)
 
     @property
     def key(self) -> str:
         """Name of the answer's random stream."""
         return f"{self.uid}#{self.sample}" if self.sample else self.uid
+
+
+def make_request(record: Mapping[str, Any], sample: int = 0, to_teacher: bool = False) -> Request:
+    """Return a record of a prompt as a request.
+
+    Args:
+        record: `id`, `uid` and the fields of `records/conversations.py`.
+        sample: which of the prompt's answers is requested.
+        to_teacher: whether `teacher_prompt` stands before the system text.
+    """
+    asked = (read_teacher_conversation if to_teacher else read_conversation)(record)
+    prompt, turns = record["prompt"], record.get("turns") or ()
+    return Request(record["id"], record["uid"], asked.system, prompt, sample, turns, asked.tools)
+
+
+def name_conversations(requests: Iterable[Request], where: str) -> Iterator[tuple[str, Conversation]]:
+    """Yield (name for messages, conversation) of each request in a file of prompts."""
+    return ((f"{where}: id {one.id} (uid {one.uid})", one.conversation) for one in requests)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from distill.common.options import read_options
 from distill.generation.chat_client import ChatClient
 from distill.generation.engine import CompletionScore
 from distill.generation.openai_engine import OpenAIEngine
-from distill.generation.sampling import Sampling
+from distill.generation.sampling import Request, Sampling
 from distill.generation.token_client import TokenClient
 from distill.generation.token_engine import TokenEngine
 from distill.models.chat import ChatTemplate
@@ -55,6 +55,11 @@ class ScoringOpenAIEngine(OpenAIEngine):
     def chat(self) -> ChatTemplate:
         """The served model's chat template."""
         return self.tokens.chat
+
+    def check_requests(self, requests: Sequence[Request], where: str) -> None:
+        """Check that no conversation has tools, and that the chat template shows all turns."""
+        super().check_requests(requests, where)
+        self.tokens.check_requests(requests, where)
 
     @property
     def score_batch_size(self) -> int:

@@ -113,16 +113,19 @@ class TokenClient(ChatClient):
         extra |= {"add_special_tokens": False}
         return {"model": self.model, "prompt": list(request.tokens), **fixed, "extra_body": extra}
 
+    def build_prompt(self, request: Request) -> dict[str, Any]:
+        """Return the parameter that holds the prompt, as token ids."""
+        return {"prompt": self.chat.encode_conversation(request.conversation)}
+
     def build_settings(self, request: Request) -> dict[str, Any]:
         """Return the parameters of a request for an answer."""
         settings = super().build_settings(request)
-        del settings["messages"]
         extra = settings.pop("extra_body", {})
         extra.pop("chat_template_kwargs", None)  # the template is applied here
         extra |= {"stop_token_ids": self.stops, "return_token_ids": True, "add_special_tokens": False}
         # Without ignore_eos, vLLM would also stop at the tokenizer's EOS token, which may not be among the stops.
         extra |= {"skip_special_tokens": False, "ignore_eos": True}
-        return settings | {"prompt": self.chat.encode_prompt(request.system, request.prompt), "extra_body": extra}
+        return settings | {"extra_body": extra}
 
     async def post(self, client: AsyncOpenAI, settings: Mapping[str, Any]) -> Any:
         """Send the parameters of a request and return the client library's object."""

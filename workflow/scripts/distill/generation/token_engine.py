@@ -6,10 +6,11 @@ from typing import Protocol
 
 from distill.common.errors import InputError
 from distill.generation.engine import CompletionScore
-from distill.generation.sampling import Generated, Request
+from distill.generation.sampling import Generated, Request, name_conversations
 from distill.generation.server_requests import ServerRequests
 from distill.generation.token_client import TokenClient, TokenReply, TokenRequest
-from distill.models.chat import ChatTemplate
+from distill.models.chat import ChatTemplate, check_conversations
+from distill.models.control_tokens import list_texts
 
 LARGEST_MASS = 1.001  # of the most likely tokens together; rounding may lift the sum a little above 1
 SCORED_TOGETHER = 64  # completions that `score_completions` is given at a time
@@ -51,9 +52,13 @@ class TokenEngine:
         """Completions per batch in `score_completions`."""
         return SCORED_TOGETHER
 
+    def check_requests(self, requests: Sequence[Request], where: str) -> None:
+        """Check that the chat template renders all conversations; see `Engine.check_requests`."""
+        check_conversations(self.chat, name_conversations(requests, where))
+
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:
         """Yield answers as they arrive, in any order; see `ServerRequests.send_all`."""
-        self.chat.log_control_tokens([request.system, request.prompt] for request in requests)
+        self.chat.log_control_tokens(list_texts(request.conversation) for request in requests)
         return ServerRequests(self.server.connect(), self.server.concurrency).send_all(requests)
 
     def read_tokens(self, requests: Sequence[TokenRequest]) -> list[TokenReply]:

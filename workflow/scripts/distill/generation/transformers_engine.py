@@ -11,9 +11,9 @@ import torch
 from distill.common.digest import digest_of
 from distill.generation.engine import CompletionScore
 from distill.generation.generate import generate_requests
-from distill.generation.sampling import Generated, Request, Sampling
+from distill.generation.sampling import Generated, Request, Sampling, name_conversations
 from distill.models.batches import AUTO_BATCH_SIZE, in_batches
-from distill.models.chat import ChatTemplate
+from distill.models.chat import ChatTemplate, check_conversations
 from distill.models.completions import collate, decoder_and_head, read_hidden, score_rows, take_rows, to_device
 from distill.models.control_tokens import find_special_tags
 from distill.models.fingerprint import fingerprint_model
@@ -122,10 +122,14 @@ class TransformersEngine:
         sampling = self.sampling.digest_parts()
         return {"engine": "transformers", **self.source.describe(), **template, "sampling": sampling}
 
+    def check_requests(self, requests: Sequence[Request], where: str) -> None:
+        """Check that the chat template renders all conversations; see `Engine.check_requests`."""
+        check_conversations(self.chat, name_conversations(requests, where))
+
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
         """Return prompts that leave no room for a token of answer: uid to a text with length and limit."""
         limit = context_length(self.source.config())
-        lengths = {r.uid: len(self.chat.encode_prompt(r.system, r.prompt)) for r in requests}
+        lengths = {r.uid: len(self.chat.encode_conversation(r.conversation)) for r in requests}
         return {uid: f"{n} tokens, the limit is {limit - 1}" for uid, n in lengths.items() if limit and n >= limit}
 
     def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Generated]]]:

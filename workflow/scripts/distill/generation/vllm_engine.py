@@ -196,7 +196,7 @@ class VllmEngine(TokenEngine):
     def find_overlong(self, requests: Sequence[Request]) -> dict[str, str]:
         """Return prompts that leave no room for a token of answer: uid to a text with length and limit."""
         limit = self.server.find_limit()
-        lengths = {r.uid: len(self.chat.encode_prompt(r.system, r.prompt)) for r in requests}
+        lengths = {r.uid: len(self.chat.encode_conversation(r.conversation)) for r in requests}
         return {uid: f"{n} tokens, the limit is {limit - 1}" for uid, n in lengths.items() if limit and n >= limit}
 
     def score_completions(

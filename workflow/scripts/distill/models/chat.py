@@ -15,10 +15,12 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils import chat_template_utils
 
-from distill.common.errors import InputError
+from distill.common.errors import InputError, raise_problems
 from distill.models.control_tokens import compile_control_tokens, log_control_tokens, mark, tokenize_marked
 from distill.models.options import TEMPLATE_DATE
+from distill.models.template_probes import find_history_problem, find_tool_problem
 from distill.models.template_variables import CHANNEL, find_unknown_variables
+from distill.records.conversations import Conversation, Message, ask
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,6 @@ OPENED = re.compile(r"(<[^<>/|\s]+>|\[[A-Z_]+\]|◁[^◁▷/\s]+▷|<\|[^<>|/]+\
 # What Qwen3's template writes at the end of a prompt with `enable_thinking: false`.
 NO_REASONING = re.compile(r"<think>\s*</think>\s*")
 REASONING = re.compile("think|thought|reason", re.IGNORECASE)
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ class ChatTemplate:
 
     # ---- Text ----
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """Render messages with the template.
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
+        """Render messages, and JSON schemas of tools, with the template.
 
         Raises:
             InputError: there is no template, or it rejects the messages.
@@ -106,7 +108,11 @@ class ChatTemplate:
         try:
             with fixed_date(self.date):
                 return self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self.arguments
+                    list(messages),
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **self.arguments,
                 )
         except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
@@ -125,18 +131,45 @@ class ChatTemplate:
         return found
 
     def render_prompt(self, system: str, prompt: str) -> str:
+        """Render the prompt of a single user text; see `render_conversation`."""
+        return self.render_conversation(ask(system, prompt))
+
+    def render_conversation(self, asked: Conversation) -> str:
         """Render a prompt up to the start of the answer, including what the template opens for it.
 
-        Without a system role in the template, the system text stands before the user's, with an empty line between.
+        Without a system role in the template, the system text stands before the first user text, with an empty line
+        between.
 
         Raises:
-            InputError: see `render`.
+            InputError: see `render` and `check_conversation`.
         """
-        if self.has_system_role:
-            messages = [message("system", system), message("user", prompt)]
-        else:
-            messages = [message("user", f"{system}\n\n{prompt}" if system else prompt)]
-        return self.render(messages, add_generation_prompt=True) + self.missing_header
+        self.check_conversation(asked)
+        messages = asked.messages
+        if not self.has_system_role:
+            first, *others = asked.turns
+            text = f"{asked.system}\n\n{first['content']}" if asked.system else first["content"]
+            messages = [message("user", text), *others]
+        return self.render(messages, add_generation_prompt=True, tools=asked.tools) + self.missing_header
+
+    def check_conversation(self, asked: Conversation) -> None:
+        """Check that the template shows several turns, and tools, where a conversation has them.
+
+        Raises:
+            InputError: it does not; says what is missing.
+        """
+        problem = self.history_problem if len(asked.turns) > 1 else None
+        if problem := problem or (self.tool_problem if asked.has_tools else None):
+            raise InputError(f"{self.name}: {problem}")
+
+    @cached_property
+    def history_problem(self) -> str | None:
+        """What the template leaves out of earlier turns; None if it shows them."""
+        return find_history_problem(self)
+
+    @cached_property
+    def tool_problem(self) -> str | None:
+        """Why conversations with tools are not possible with this template; None if they are."""
+        return find_tool_problem(self)
 
     @cached_property
     def missing_header(self) -> str:
@@ -199,20 +232,29 @@ class ChatTemplate:
     # ---- Token ids ----
 
     def encode_prompt(self, system: str, prompt: str, opened: str | None = None) -> list[int]:
-        """Tokenize a prompt; the template adds the special tokens.
+        """Tokenize the prompt of a single user text; see `encode_conversation`.
 
         Args:
             system, prompt: texts of the system and the user message.
+            opened: see `encode_conversation`.
+        """
+        return self.encode_conversation(ask(system, prompt), opened)
+
+    def encode_conversation(self, asked: Conversation, opened: str | None = None) -> list[int]:
+        """Tokenize a prompt; the template adds the special tokens.
+
+        Args:
+            asked: system text, turns and tools.
             opened: what stands at the start of the answer, in place of what this template opens.
 
         Raises:
-            InputError: see `render` and `check_ids`.
+            InputError: see `render_conversation` and `check_ids`.
         """
-        marked = mark(self.control_tokens, system, prompt)
-        text = self.render_prompt(*marked)
+        marked = Conversation(*mark(self.control_tokens, *asked))
+        text = self.render_conversation(marked)
         if opened is not None and opened != self.opened:
             text = text.removesuffix(self.opened) + opened
-        ids = self.tokenize(text, marked != (system, prompt))
+        ids = self.tokenize(text, marked != asked)
         self.check_ids(ids)
         return ids
 
@@ -351,9 +393,29 @@ class ChatTemplate:
             logger.warning("%s: the template ends turns with %s; %s ends them instead", self.name, found, token)
         return eos
 
-    def log_control_tokens(self, records: Iterable[Sequence[str]]) -> None:
+    def log_control_tokens(self, records: Iterable[Iterable[str]]) -> None:
         """Log how many records, given by their texts, have control tokens in a text, and which."""
         log_control_tokens(self.control_tokens, records)
+
+
+def check_conversations(chat: ChatTemplate, asked: Iterable[tuple[str, Conversation]]) -> None:
+    """Check that a template renders conversations of several turns or with tools.
+
+    Args:
+        chat: the template.
+        asked: name of each record, and its conversation.
+
+    Raises:
+        InputError: it does not render some of them; names each with what the template says.
+    """
+    problems = []
+    for name, conversation in asked:
+        try:
+            if not conversation.is_plain:
+                chat.render_conversation(conversation)
+        except InputError as error:
+            problems.append(f"{name}: {error}")
+    raise_problems(problems, "conversations")
 
 
 def message(role: str, content: str) -> Message:

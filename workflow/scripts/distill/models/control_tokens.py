@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from transformers.utils import chat_template_utils
@@ -51,11 +51,42 @@ def find_special_tags(tokenizer: Any) -> list[str]:
     return sorted(tag[0] for tag in found if tag and f"{tag[1]}/{tag[2]}" in special)
 
 
-def mark(pattern: re.Pattern[str], *texts: str) -> tuple[str, ...]:
-    """Return texts with marks around their control tokens, for `tokenize_marked`; as they are if they have none."""
-    if not any(map(pattern.search, texts)):
-        return texts
-    return tuple(chat_template_utils.mark_control_tokens(text, pattern) for text in texts)
+def mark(pattern: re.Pattern[str], *values: Any) -> tuple[Any, ...]:
+    """Return texts with marks around their control tokens, for `tokenize_marked`; as they are if they have none.
+
+    Args:
+        pattern: from `compile_control_tokens`.
+        values: texts, or lists and objects of texts such as messages.
+
+    Raises:
+        InputError: a name in an object, such as one of a tool's parameters, has a control token.
+    """
+    if not any(pattern.search(text) for text in list_texts(values)):
+        return values
+    if found := next((name for name in list_names(values) if pattern.search(name)), None):
+        raise InputError(f"expected names of parameters without control tokens, found {found!r}")
+    return tuple(chat_template_utils.mark_control_tokens(value, pattern) for value in values)
+
+
+def list_texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a value, with the names in its objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from list_texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from list_texts(one)
+
+
+def list_names(value: Any) -> Iterator[str]:
+    """Yield the names in all objects in a value."""
+    if isinstance(value, Mapping):
+        yield from value
+        yield from list_names([*value.values()])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from list_names(one)
 
 
 def tokenize_marked(tokenizer: Any, text: str) -> list[int]:
@@ -77,7 +108,7 @@ def tokenize_marked(tokenizer: Any, text: str) -> list[int]:
         raise InputError(f"{tokenizer.name_or_path}: a message contains a control token: {error}") from error
 
 
-def log_control_tokens(pattern: re.Pattern[str], records: Iterable[Sequence[str]]) -> None:
+def log_control_tokens(pattern: re.Pattern[str], records: Iterable[Iterable[str]]) -> None:
     """Log how many records have control tokens in their texts, and which."""
     counts: Counter[str] = Counter()
     affected = total = 0

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.common.errors import InputError
-from distill.models.chat import ChatTemplate
+from distill.models.chat import ChatTemplate, check_conversations
+from distill.models.control_tokens import list_texts
+from distill.records.conversations import read_conversation, read_teacher_conversation
+from distill.records.splits import read_chat
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,7 @@ def encode_examples(
     *,
     what: str = "records",
     may_be_empty: bool = False,
+    is_teacher: bool = False,
 ) -> list[Example]:
     """Tokenize records; leave out those that are too long or have an answer with a token that a model lacks.
 
@@ -28,53 +32,64 @@ def encode_examples(
     their positions correspond; what the student's template opens for the answer therefore stands in both prompts.
 
     Args:
-        records: records from `read_split`, each with `uid`, `finish_reason` and three `messages`.
+        records: records from `read_split`, each with `uid`, `finish_reason` and `messages`.
         student: the student's chat template.
         teacher: the online teacher's; None without an online teacher.
         max_length: maximum number of tokens of prompt and completion, in either template.
         vocabulary: size of the shared vocabulary, from `shared_vocabulary_size`; by default the student's embeddings.
         what: name of the records in messages.
         may_be_empty: warn instead of raising an error if no record is left.
+        is_teacher: whether `student` is the teacher itself, which sees `teacher_prompt`.
 
     Returns:
-        Examples with `uid` and the token ids of `prompt`, `completion` and, with a teacher, `teacher_prompt`.
+        Examples with `uid` and the token ids of `prompt`, `completion` and, with a teacher, `teacher_prompt`. Where the
+        teacher sees more than the student, `common_prompt` holds the teacher's ids of what both see.
 
     Raises:
-        InputError: no record is left; says why.
+        InputError: no record is left, or a template does not render some conversations; says why.
     """
+    for chat in (student, teacher):
+        if chat is not None:
+            asked = ((f"uid {record['uid']}", read_conversation(read_chat(record)[0])) for record in records)
+            check_conversations(chat, asked)
     limit = student.rows if vocabulary is None else vocabulary
     examples: list[Example] = []
     foreign: list[int] = []  # the first token of each answer that a model lacks
     for record in records:
-        example = encode_example(record, student, teacher)
+        example = encode_example(record, student, teacher, is_teacher)
         lacking = [token for token in example["completion"] if limit is not None and token >= limit]
         longest = max(len(example["prompt"]), len(example.get("teacher_prompt", [])))
         if lacking:
             foreign.append(lacking[0])
         elif longest + len(example["completion"]) <= max_length:
             examples.append(example)
-    student.log_control_tokens([message["content"] for message in record["messages"]] for record in records)
+    student.log_control_tokens(list_texts(record["messages"]) for record in records)
     check_opened(records, student, what)
     report_left_out(len(records), len(examples), foreign, student, max_length, what, may_be_empty, vocabulary is None)
     return examples
 
 
-def encode_example(record: dict[str, Any], student: ChatTemplate, teacher: ChatTemplate | None) -> Example:
+def encode_example(
+    record: dict[str, Any], student: ChatTemplate, teacher: ChatTemplate | None, is_teacher: bool
+) -> Example:
     """Tokenize a record; see `encode_examples`."""
-    system, prompt, answer = (message["content"] for message in record["messages"])
+    fields, answer = read_chat(record)
+    asked, asked_teacher = read_conversation(fields), read_teacher_conversation(fields)
     example = {
         "uid": record["uid"],
-        "prompt": student.encode_prompt(system, prompt),
+        "prompt": student.encode_conversation(asked_teacher if is_teacher else asked),
         "completion": student.encode_completion(answer, record["finish_reason"] != "length"),
     }
     if teacher is not None:
-        example["teacher_prompt"] = teacher.encode_prompt(system, prompt, student.opened)
+        example["teacher_prompt"] = teacher.encode_conversation(asked_teacher, student.opened)
+        if asked_teacher != asked:
+            example["common_prompt"] = teacher.encode_conversation(asked, student.opened)
     return example
 
 
 def check_opened(records: Sequence[dict[str, Any]], chat: ChatTemplate, what: str) -> None:
     """Warn of answers that do not begin with what the template opens."""
-    others = sum(not chat.has_opened(record["messages"][2]["content"]) for record in records)
+    others = sum(not chat.has_opened(record["messages"][-1]["content"]) for record in records)
     if others:
         logger.warning(
             "%d of %d %s have an answer that does not begin with %s, which the chat template of %s opens for each "

@@ -144,6 +144,8 @@ def check_source(config: Config, problems: Problems) -> None:
     has_demo = get_value(config, problems, "demo") is not None
     if has_demo and source_format and "sft" not in source_format.files:
         problems.setdefault(("demo",), f"expected no demo models with source.format {name}: they train on SFT records")
+    if source_format and not source_format.has_turns and get_value(config, problems, "source", "targets") == "all":
+        problems.setdefault(("source", "targets"), f"expected last: records of source.format {name} are single turns")
     targets = get_value(config, problems, "mix_targets")
     if not targets:
         return

@@ -89,10 +89,15 @@ def get_setting(config: Config, place: str) -> Any:
     return None if value == [] else value
 
 
-def prompt_flags(config: Config) -> str:
+def prompt_flags(config: Config, category: str) -> str:
     """Return the options of make_prompts.py."""
-    answer = config["answer"]
-    return flags({"label_fields": answer["label_fields"] or None, "answer_key": answer["key"]})
+    answer, source = config["answer"], config["source"]
+    options = {"label_fields": answer["label_fields"] or None, "answer_key": answer["key"]}
+    # The default is not named, so that prompts are not made again.
+    options |= pick(source, "targets") if source["targets"] != "last" else {}
+    if source["teacher_prompt"]:
+        options |= {"teacher_prompt": source["teacher_prompt"].replace("{category}", category)}
+    return flags(options)
 
 
 def split_flags(config: Config) -> str:
@@ -261,6 +266,7 @@ def predict_flags(config: Config, model: str, category: str) -> str:
     """Return the options of predict_answers.py for an evaluated model."""
     likelihood = needs_likelihoods(config["evaluation"]["metrics"]) and get_engine(config, model).gives_likelihoods
     settings = {"likelihood": likelihood, "answer_key": config["answer"]["key"]}
+    settings |= {"is_teacher": True} if model == TEACHER else {}
     return flags(evaluated_settings(config, model, category) | settings)
 
 
@@ -363,6 +369,9 @@ def digest_settings(config: Config, student: str) -> str:
         teacher["vllm"] = get_result_arguments(arguments)
     if teacher["tokenizer"] is None:
         del teacher["tokenizer"]
+    # Settings that came later are left out at their defaults, so that the digests of older students stay.
+    source = settings["source"]
+    remove(source, [name for name, value in (("targets", "last"), ("teacher_prompt", None)) if source[name] == value])
     for place, names in WITHOUT_RESULT.items():
         section = settings
         for key in filter(None, place.split(".")):

@@ -14,7 +14,7 @@ from distill.export.options import CardOptions
 from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
-from distill.records.options import AnswerFormat, MixOptions, SplitOptions
+from distill.records.options import AnswerFormat, MixOptions, PromptOptions, SplitOptions
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.report.options import PageOptions
 from distill.student.options import (
@@ -63,6 +63,8 @@ class Source:
         "artifacts/sft/sft_train_{category}.jsonl",
         when="Your files are elsewhere.",
     )
+    targets: str = same_as(PromptOptions, "targets")
+    teacher_prompt: str | None = same_as(PromptOptions, "teacher_prompt")
     missing: str = option(
         "What to do with a category whose raw file is missing: skip it with a warning, or stop with an error.",
         "skip",

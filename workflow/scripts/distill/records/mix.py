@@ -21,9 +21,9 @@ from distill.records.raw_records import (
     check_label,
     check_record,
     check_writable,
+    get_fields,
+    get_fields_uid,
     get_label,
-    get_texts,
-    get_uid,
 )
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def scan_source(database: sqlite3.Connection, source: Source, seed: int, labels:
         if found:
             problems += found if len(problems) < MOST_SHOWN else [""] * len(found)
             continue
-        uid = get_uid(*get_texts(record))
+        uid = get_fields_uid(get_fields(record))
         # SQLite integers are signed.
         row = (bytes.fromhex(uid), source.origin, hash_uid("mix", seed, uid) - HASHES // 2, line, offset)
         added = database.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?, ?)", row).rowcount
@@ -115,7 +115,7 @@ def read_chosen(source: Source, chosen: Iterable[tuple[int, int]]) -> Iterator[R
         for line, offset in chosen:
             file.seek(offset)
             record = parse_json_line(file.readline(), source.path, line)
-            yield {**record, "origin": source.origin, "uid": get_uid(*get_texts(record))}
+            yield {**record, "origin": source.origin, "uid": get_fields_uid(get_fields(record))}
 
 
 def count_taken(category: str, sources: Sequence[Source], distinct: Sequence[int]) -> list[int]:
@@ -138,8 +138,8 @@ def mix_records(category: str, sources: Sequence[Source], seed: int, labels: Lab
 
     From each source, int(n · fraction) records are taken, where n does not count duplicate prompts. These are the
     records with the smallest hashes of seed and uid, in file order; an additional record therefore changes the
-    selection by at most two records. Of records with the same system and user text, the first one in all sources is
-    kept. `origin` and `uid` are added to each record and replace fields of the same name.
+    selection by at most two records. Of records with the same prompt, the first one in all sources is kept. `origin`
+    and `uid` are added to each record and replace fields of the same name.
 
     Args:
         category: name for messages.

@@ -30,6 +30,26 @@ class MixOptions:
 
 
 @dataclass(frozen=True)
+class PromptOptions:
+    """What the teacher is asked for, and what it alone sees."""
+
+    targets: str = option(
+        "Which answers of a conversation are targets: the one after its last user or tool message (`last`), or each of "
+        "the assistant's turns (`all`), with the recorded turns before it as its history.",
+        "last",
+        choices=("last", "all"),
+        when="`all` if the student should learn every turn of recorded conversations.",
+    )
+    teacher_prompt: str | None = option(
+        "Text that stands before the system text in the teacher's prompt alone, for records without a `teacher_prompt` "
+        "of their own. `{category}` is the category's name.",
+        None,
+        minLength=1,
+        when="The student should answer as the teacher does with instructions, examples or rules that it does not see.",
+    )
+
+
+@dataclass(frozen=True)
 class SplitOptions:
     """Which usable answers are held out."""
 

@@ -19,6 +19,7 @@ class SourceFormat:
         origins: values of `origin` in the mixed records.
         needs_system: whether `source.system` is required.
         has_original_answers: whether a record holds an answer that `mix_targets` can take as the target.
+        has_turns: whether a record may have several turns, as `source.targets: all` requires.
         has_alpaca_targets: whether a run also writes the splits in Alpaca format.
     """
 
@@ -29,6 +30,7 @@ class SourceFormat:
     origins: tuple[str, ...]
     needs_system: bool = False
     has_original_answers: bool = False
+    has_turns: bool = False
     has_alpaca_targets: bool = False
 
     @property
@@ -50,6 +52,7 @@ SOURCE_FORMATS = {
             "answer_key": "answer.key",
         },
         origins=("grpo", "sft"),
+        has_turns=True,
     ),
     "alpaca": SourceFormat(
         description="A JSON array or JSONL of objects with `instruction`, `input` and `output`; all of them are used.",

@@ -12,6 +12,16 @@ from typing import IO, Any
 from distill.common.errors import InputError, describe, format_problem, raise_problems
 from distill.common.files import dump_json, escape_line, read_jsonl, unescape_line, write_atomically
 from distill.common.hashing import HASHES, hash_uid
+from distill.records.conversations import (
+    Fields,
+    find_answer_start,
+    find_order_problem,
+    format_turns,
+    pick_context,
+    read_conversation,
+    to_fields,
+)
+from distill.records.raw_records import check_context, check_message, get_split_key
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +40,13 @@ FIELDS = {
 }
 
 
-def get_split(uid: str, seed: int, val_fraction: Fraction, test_fraction: Fraction) -> str:
-    """Return a record's split. It depends on the hash of seed and uid alone, so other records never change it.
+def get_split(key: str, seed: int, val_fraction: Fraction, test_fraction: Fraction) -> str:
+    """Return a record's split. It depends on the hash of seed and key alone, so other records never change it.
 
     Test is the lower end of the hash range and val the upper end. A changed fraction therefore moves records between
     that split and train only.
     """
-    place = hash_uid("split", seed, uid)
+    place = hash_uid("split", seed, key)
     if place < test_fraction * HASHES:
         return "test"
     return "val" if place >= (1 - val_fraction) * HASHES else "train"
@@ -93,14 +103,20 @@ def get_chat(record: dict[str, Any], target: str | None = None) -> dict[str, Any
             None is like `teacher`, without a `target` field in the result.
     """
     answer = record["original_output"] if target == "original" else record["raw_output"]
-    texts = {"system": record["system"], "user": record["prompt"], "assistant": answer}
-    messages = [{"role": role, "content": text} for role, text in texts.items()]
+    messages = [*read_conversation(record).messages, {"role": "assistant", "content": answer}]
     known = {key: record[key] for key in ("id", "uid", "sample", "origin", "label", "finish_reason")}
     if target == "original":
         known["finish_reason"] = "stop"  # an original answer is never cut off
     mixed = {"target": target} if target else {}
     original = {"original_output": record["original_output"]} if "original_output" in record else {}
-    return {**known, **mixed, **original, "messages": messages}
+    context = {name: value for name, value in pick_context(record).items() if name != "turns"}
+    return {**known, **mixed, **original, "messages": messages, **context}
+
+
+def read_chat(chat: dict[str, Any]) -> tuple[Fields, str]:
+    """Return (fields of the prompt, answer) of a record of a split; see `records/conversations.py` for the fields."""
+    *messages, answer = chat["messages"]
+    return to_fields(messages, chat), answer["content"]
 
 
 def choose_target(record: dict[str, Any], split: str, original_fraction: Fraction, seed: int) -> str | None:
@@ -115,9 +131,9 @@ def choose_target(record: dict[str, Any], split: str, original_fraction: Fractio
 
 
 def get_lines(chat: dict[str, Any]) -> tuple[str, str]:
-    """Return (source, target) of a chat record, not escaped: system and user text with a blank line between; answer."""
-    system, user, assistant = (message["content"] for message in chat["messages"])
-    return f"{system}\n\n{user}", assistant
+    """Return (source, target) of a chat record, not escaped: system text and turns with blank lines between; answer."""
+    fields, answer = read_chat(chat)
+    return f"{fields['system']}\n\n{format_turns(fields)}", answer
 
 
 def write_chat(chat: dict[str, Any], files: dict[str, IO[str]]) -> None:
@@ -197,7 +213,7 @@ def split_answers(
     with open_splits(out) as files:
         last = ""
         for record in read_usable(answers, counts.unusable):
-            split = get_split(record["uid"], seed, val_fraction, test_fraction)
+            split = get_split(get_split_key(record), seed, val_fraction, test_fraction)
             target = choose_target(record, split, original_fraction, seed)
             if (split != "train" or target == "original") and record["uid"] == last:
                 counts.further += 1
@@ -238,16 +254,22 @@ def check_counts(answers: Path, counts: Counts, val_fraction: Fraction, test_fra
 
 
 def check_chat(chat: dict[str, Any], path: Path, line: int) -> None:
-    """Check that a record's messages are system, user and assistant, each with text.
+    """Check that a record's messages are system, user and assistant, each with text, with further turns between.
 
     Raises:
         InputError: they are not; names file and line.
     """
     messages = chat.get("messages")
-    turns = messages if isinstance(messages, list) and all(isinstance(m, dict) for m in messages) else []
-    roles = [turn.get("role") for turn in turns if isinstance(turn.get("content"), str)]
-    if roles != ["system", "user", "assistant"]:
+    is_valid = (
+        isinstance(messages, list)
+        and not any(check_message(message, "messages") for message in messages)
+        and find_answer_start(messages) == len(messages) - 1
+        and isinstance(messages[-1].get("content"), str)
+        and find_order_problem(messages) is None
+    )
+    if not is_valid:
         raise InputError(format_problem(path, line, "messages", "system, user and assistant with text", messages))
+    raise_problems([format_problem(path, line, *fault) for fault in check_context(chat)], "split")
 
 
 def read_line(file: IO[bytes], path: Path, line: int) -> str:
@@ -293,7 +315,7 @@ def stream_split(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 def read_split(folder: Path, name: str) -> list[dict[str, Any]]:
     """Read all records of a split, checked as in `stream_split`.
 
-    Each has `id`, `uid`, `sample`, `origin`, `label`, `finish_reason` and `messages`. Several records in train may have
-    the same uid, each with a different sample.
+    Each has `id`, `uid`, `sample`, `origin`, `label`, `finish_reason` and `messages`, and may have `tools` and
+    `teacher_prompt`. Several records in train may have the same uid, each with a different sample.
     """
     return list(stream_split(folder, name))

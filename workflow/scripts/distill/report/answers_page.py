@@ -22,6 +22,7 @@ from distill.common.names import TEACHER
 from distill.common.replicas import drop_seed
 from distill.evaluation.prediction_files import FIELDS, check_same_records, find_problems
 from distill.evaluation.score_table import get_owner, is_base_of, order_models
+from distill.records.conversations import format_turns
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 STYLE = TEMPLATES / "answers.css"
@@ -209,7 +210,7 @@ def build_cards(
             elif column.key == REFERENCE and is_tested:
                 answers.append(Answer(column, show(record["reference"]), [], [], []))
         anchor = f"{kind}-{record['uid'] if record['uid'].isalnum() else number}"
-        cards.append(Card(anchor, show(record["system"]), show(record["prompt"]), record.get("label"), answers))
+        cards.append(Card(anchor, show(record["system"]), show(format_turns(record)), record.get("label"), answers))
     return cards
 
 

@@ -35,8 +35,8 @@ def compare_templates(examples: Sequence[Example], student: ChatTemplate, teache
 
 
 def compare_prompts(examples: Sequence[Example], student: ChatTemplate, teacher: ChatTemplate) -> list[str]:
-    """A sentence with both texts if some prompts differ."""
-    different = [one for one in examples if one["prompt"] != one["teacher_prompt"]]
+    """A sentence with both texts if some prompts differ in more than what the teacher alone sees."""
+    different = [one for one in examples if one["prompt"] != get_common_prompt(one)]
     if not different:
         return []
     count = "all" if len(different) == len(examples) else f"{len(different)} of {len(examples)}"
@@ -48,9 +48,14 @@ def compare_prompts(examples: Sequence[Example], student: ChatTemplate, teacher:
     ]
 
 
+def get_common_prompt(example: Example) -> list[int]:
+    """The teacher's token ids of what both models see: its prompt without `teacher_prompt`."""
+    return list(example.get("common_prompt") or example["teacher_prompt"])
+
+
 def read_prompts(example: Example, student: Any, teacher: Any) -> list[str]:
     """The texts of an example's two prompts; their tokens if the same text is tokenized differently."""
-    prompts = ((student, example["prompt"]), (teacher, example["teacher_prompt"]))
+    prompts = ((student, example["prompt"]), (teacher, get_common_prompt(example)))
     texts = [tokenizer.decode(ids, skip_special_tokens=False) for tokenizer, ids in prompts]
     if texts[0] != texts[1]:
         return texts

@@ -53,7 +53,7 @@ def encode(records: Sequence[dict[str, Any]], chat: ChatTemplate, max_length: in
     Returns:
         Examples by key, and how many records were skipped because they are too long, as in training.
     """
-    examples = encode_examples(records, chat, None, max_length)
+    examples = encode_examples(records, chat, None, max_length, is_teacher=True)
     by_key = {signal_key(example["prompt"], example["completion"]): example for example in examples}
     return by_key, len(records) - len(examples)
 

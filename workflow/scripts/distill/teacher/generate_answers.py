@@ -11,8 +11,9 @@ from distill.common.errors import InputError
 from distill.common.files import read_jsonl
 from distill.generation.cached_engine import CachedEngine
 from distill.generation.engine import Engine, RefusedError
-from distill.generation.sampling import Request
+from distill.generation.sampling import Request, make_request
 from distill.records.answer_format import parse_answer
+from distill.records.conversations import pick_context
 from distill.teacher.options import AnswerOptions
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ def drop_overlong(prompts: list[Prompt], cached: CachedEngine, overlong: str) ->
 
 
 def to_request(prompt: Prompt, sample: int) -> Request:
-    """Return a prompt's record as a request."""
-    return Request(prompt["id"], prompt["uid"], prompt["system"], prompt["prompt"], sample)
+    """Return a prompt's record as a request to the teacher."""
+    return make_request(prompt, sample, to_teacher=True)
 
 
 def answer_prompts(
@@ -81,7 +82,7 @@ def answer_prompts(
     """Return the teacher's answers to all prompts, from the cache if possible.
 
     Args:
-        prompts: each with `id`, `uid`, `system`, `prompt`, `label`, `origin` and, if it has one, `original_output`.
+        prompts: from `load_prompts`, as `read_prompts` describes them.
         engine: the teacher.
         settings: how many answers are generated, and which are kept.
         cache: the answer cache's folder, with the answers of all teachers.
@@ -156,4 +157,5 @@ def to_output(prompt: Prompt, answer: dict[str, Any], answer_key: str | None) ->
         "finish_reason": answer["finish_reason"],
         "generated_tokens": answer["generated_tokens"],
         **({"original_output": prompt["original_output"]} if "original_output" in prompt else {}),
+        **pick_context(prompt),
     }

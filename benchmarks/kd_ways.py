@@ -262,7 +262,7 @@ def make_step(way: str, args: argparse.Namespace, device: torch.device, folder: 
     if way in ("hidden", "topk"):
         reader = SignalReader(folder / way)
         dtype = torch.float32 if args.precision == "fp32" else torch.bfloat16
-        signal = HiddenSignal([reader], device, dtype) if way == "hidden" else TopKSignal([reader], args.temperature)
+        signal = HiddenSignal([reader], device, [dtype]) if way == "hidden" else TopKSignal([reader], args.temperature)
         return student, make_ours(signal, student, examples, args, device)
     teacher = build_teacher(args, device, folder)
     if way == "online":

@@ -78,10 +78,10 @@ rule judge_answers:
         "logs/judge_answers/{category}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: job_resources.get_answering_threads(config)
+    threads: from_config(job_resources.get_answering_threads)
     resources:
         **serving_nodes(),
-        gpu=job_resources.get_answering_gpus(config),
+        gpu=from_config(job_resources.get_answering_gpus),
         group_slots=1,
         mem_mb=planned_memory("judge_answers", 64000),
         runtime=240,

@@ -22,11 +22,13 @@ def job(script):
 def from_config(function, *names):
     """An input function that returns function(config, …) with the values of the wildcards of these names.
 
-    Options with text from the configuration need it: Snakemake would format braces in a plain string.
+    The configuration is that of the job's category, whose teacher may be its own. Options with text from the
+    configuration need such a function: Snakemake would format braces in a plain string.
     """
 
     def call(wildcards):
-        return function(config, *(getattr(wildcards, name) for name in names))
+        own = experiment.get_category_config(config, getattr(wildcards, "category", experiment.POOLED))
+        return function(own, *(getattr(wildcards, name) for name in names))
 
     return call
 
@@ -91,8 +93,9 @@ def get_scored_categories(wildcards):
 
 
 def get_judged_categories(wildcards):
-    """Categories whose answers the teacher scores."""
-    return get_scored_categories(wildcards) if experiment.is_judging(config) else []
+    """Categories whose answers the teacher scores; none if one of several does not."""
+    categories = get_scored_categories(wildcards)
+    return categories if experiment.are_judged(config, categories) else []
 
 
 def get_training_options(wildcards):
@@ -146,7 +149,8 @@ def serving_nodes():
     def make(name):
         def call(wildcards):
             model = getattr(wildcards, "model", experiment.TEACHER)
-            return job_resources.get_serving_nodes(config, model)[name]
+            own = experiment.get_category_config(config, wildcards.category)
+            return job_resources.get_serving_nodes(own, model)[name]
 
         return call
 

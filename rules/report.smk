@@ -89,7 +89,11 @@ use rule tabulate_scores as tabulate_memory with:
         answers=ancient(
             expand(
                 "artifacts/distill_data/raw/teacher_outputs_{category}.stats.json",
-                category=CATEGORIES if experiment.get_engine(config).needs_gpu else [],
+                category=[
+                    category
+                    for category in CATEGORIES
+                    if experiment.get_engine(experiment.get_category_config(config, category)).needs_gpu
+                ],
             )
         ),
         signals=ancient(
@@ -176,7 +180,7 @@ use rule tabulate_scores as compare_models with:
         ),
         judged=expand(
             "output/evaluation/teacher/{category}.judged.jsonl",
-            category=CATEGORIES if experiment.is_judging(config) else [],
+            category=CATEGORIES if experiment.are_judged(config, CATEGORIES) else [],
         ),
     output:
         table=report(

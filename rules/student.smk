@@ -1,4 +1,4 @@
-# Initializes a student with evenly spaced layers of its teacher. {category} is `all` if all categories share a teacher.
+# Initializes a student with evenly spaced layers of its teacher. {category} is `all` for the categories that share one.
 rule copy_layers:
     input:
         teacher=model_files(experiment.get_teacher_models, "category"),

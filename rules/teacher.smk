@@ -28,10 +28,10 @@ rule generate_answers:
         )
     conda:
         "../envs/torch.yaml"
-    threads: job_resources.get_answering_threads(config)
+    threads: from_config(job_resources.get_answering_threads)
     resources:
         **serving_nodes(),
-        gpu=job_resources.get_answering_gpus(config),
+        gpu=from_config(job_resources.get_answering_gpus),
         mem_mb=planned_memory("generate_answers", 32000),
         runtime=2880,
     params:
@@ -103,10 +103,10 @@ rule compute_signal:
         "logs/compute_signal/{category}.{signal}.benchmark.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: job_resources.get_answering_threads(config)
+    threads: from_config(job_resources.get_answering_threads)
     resources:
         **serving_nodes(),
-        gpu=job_resources.get_answering_gpus(config),
+        gpu=from_config(job_resources.get_answering_gpus),
         mem_mb=planned_memory("compute_signal", 64000),
         runtime=2880,
     params:

@@ -1,5 +1,7 @@
 """Estimates of a memory plan: with few layers as with all, and refused where the plan would be of something else."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import AutoConfig
 
@@ -61,6 +63,13 @@ def test_few_layers_tell_of_many(what):
     assert few.live == pytest.approx(all_layers.live, rel=1e-3)
     assert few.live <= few.reserved
     assert few.where.partition(" (")[0] == all_layers.where.partition(" (")[0]
+
+
+def test_the_heads_of_several_teachers_are_in_memory():
+    training = replace(make_training(make_shape(**SIZES), make_shape(**SIZES)), signal="hidden")
+    wide = make_shape(**SIZES | {"hidden_size": 128})
+    one, two = (estimate(replace(training, more_heads=heads), GPU) for heads in ((), (wide,)))
+    assert two.weights - one.weights == 512 * 128 * 2
 
 
 def test_other_architectures_are_planned_with_their_attention_and_names():

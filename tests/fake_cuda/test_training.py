@@ -64,7 +64,7 @@ def build_signal(name):
     if name == "online":
         return build_teacher()
     readers = [FakeReader(64, make_examples())]
-    return HiddenSignal(readers, CUDA, torch.bfloat16) if name == "hidden" else TopKSignal(readers, 2.0)
+    return HiddenSignal(readers, CUDA, [torch.bfloat16]) if name == "hidden" else TopKSignal(readers, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from distill.plan import command_lines as commands
 from distill.plan.schema import check_config
 from distill.student.model_card import TrainingFacts, render_card
 
-FACTS = {"base_model": "owner/student", "teacher": "owner/teacher", "method": "jsd", "train_records": 90}
+FACTS = {"base_model": "owner/student", "teachers": ["owner/teacher"], "method": "jsd", "train_records": 90}
 FACTS |= {
     "val_records": 10,
     "options": {"beta": 0.3},

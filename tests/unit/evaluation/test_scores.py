@@ -341,6 +341,17 @@ def test_nll_is_needed_for_perplexity_only(tmp_path):
     assert len(load_predictions([path], needs_likelihoods(["bleu", "rouge", "answer"]))) == 1
 
 
+def test_likelihoods_of_some_files_alone_leave_perplexity_out(tmp_path):
+    """As of teachers with different engines; a file's own scores have what it has."""
+    measured = make_record(category="a", nll=1.0, nll_tokens=2, nll_hits=1)
+    other = {name: value for name, value in make_record(category="b").items() if not name.startswith("nll")}
+    paths = write(tmp_path / "a.jsonl", [measured]), write(tmp_path / "b.jsonl", [other])
+    options = ScoringOptions(metrics=["ppl", "bleu"], bootstrap=0)
+    found = [score_records(load_predictions(some, True), options, "") for some in (paths[:1], paths[1:], paths)]
+    assert ["ppl" in scores for scores in found] == [True, False, False]
+    assert all("bleu" in scores for scores in found)
+
+
 def test_scoring_loads_no_heavy_library():
     """The demo runs about twenty scoring jobs, and imports take most of their time."""
     code = "import sys, score_predictions; print(*{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"

@@ -1,6 +1,7 @@
 """What the files of local models show before anything runs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -329,6 +330,24 @@ def test_a_student_with_another_tokenizer_is_named(config, tmp_path, tokens, is_
         (problem,) = problems
         assert problem.startswith("students.kd.model: teacher (models/teacher) and student (models/student) must have")
         assert "2 of 7 token ids stand for different tokens, first 2 ('c' and 'd')" in problem
+
+
+def test_the_teacher_of_every_category_is_checked(config, tmp_path):
+    shutil.copytree(tmp_path / "models/teacher", tmp_path / "models/other")
+    config["teachers"] = {"funds": config["teacher"] | {"model": "models/other"}}
+    for name, tokens in (("teacher", "abcde"), ("student", "abcde"), ("other", "abdce")):
+        write_tokenizer(tmp_path / "models" / name, tokens)
+    assert find_model_problems(config, ["banks"]) == []
+    (tmp_path / "models/other/config.json").write_text(json.dumps({"model_type": "bert"}))
+    write_adapter(tmp_path / "adapters/funds", peft_type="P_TUNING")
+    problems = find_model_problems(config, ["banks", "funds"])
+    for part in (
+        f"teachers.funds.model: models/other/config.json: model_type: bert is not supported: {UNSUPPORTED['bert']}",
+        "students.kd.model: teacher (models/other) and student (models/student) must have the same tokenizer: 2 of 5",
+        "teachers.funds.adapter: adapters/funds/adapter_config.json: peft_type: expected an adapter of weights",
+    ):
+        assert sum(problem.startswith(part) for problem in problems) == 1
+    assert len(problems) == 3
 
 
 def test_a_student_of_the_teachers_layers_has_its_tokenizer(config, tmp_path):

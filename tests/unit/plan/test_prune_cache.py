@@ -19,6 +19,7 @@ from distill.generation.chat_client import ChatClient
 from distill.generation.openai_engine import OpenAIEngine
 from distill.generation.sampling import Sampling
 from distill.plan.command_lines import generate_flags, generate_run_flags
+from distill.plan.experiment import get_category_config
 from distill.plan.prune_cache import find_uses
 from distill.plan.schema import check_config
 
@@ -101,6 +102,18 @@ def test_a_jobs_folder_is_listed_with_the_configurations_that_use_it(configure, 
     assert other.startswith(f"{UNUSED}: 2 answers")
     assert other.endswith("not used by these configurations")
     assert no_description == "  no description"
+
+
+def test_the_folder_of_a_categorys_own_teacher_is_listed(configure, ask, run, directory):
+    config = configure()
+    common = ask(config)
+    text = (directory / "own.yaml").read_text() + "teachers: {households: {dtype: float16}}\n"
+    (directory / "own.yaml").write_text(text)
+    own = ask(get_category_config(check_config(yaml.safe_load(text)), "households"), "households")
+    lines = run("list").splitlines()
+    users = {folder: next(line for line in lines if line.startswith(folder)) for folder in (common, own)}
+    assert users[common].endswith("used by own.yaml (banks, pension_funds)")
+    assert users[own].endswith("used by own.yaml (households)")
 
 
 def test_an_answer_that_two_jobs_gave_counts_once(configure, directory, run):

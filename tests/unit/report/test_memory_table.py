@@ -80,6 +80,17 @@ def test_used_memory_beside_the_plan(tmp_path, files):
     ]
 
 
+def test_a_job_of_a_category_with_its_own_teacher_has_its_own_stage(tmp_path, files):
+    stages = [
+        make_stage("generate_answers", "teacher's answers"),
+        make_stage("generate_answers", "teacher's answers (banks)", category="banks"),
+        make_stage("generate_answers", "teacher's answers (funds)", category="funds"),
+    ]
+    plan = write(tmp_path / "plan.json", {"device": "a100-40", "stages": stages})
+    answers = run(tmp_path, {"answers": files["answers"]}, "--plan", plan)[0]
+    assert (answers["stage"], answers["used_mib"]) == ("teacher's answers (banks)", "700")
+
+
 def test_another_file_is_no_plan(tmp_path, files):
     plan = write(tmp_path / "plan.json", "{}")
     with pytest.raises(InputError, match=r"plan.json: expected a memory plan"):

@@ -12,7 +12,7 @@ from distill.models.completions import collate
 from distill.models.logits import LogitTransform
 from distill.student import fused_loss
 from distill.student.fused_loss import add_product, distillation_loss, try_mixed_product
-from distill.student.loss import ExactTeacher, Objective, TopKTeacher
+from distill.student.loss import ExactTeacher, MixedTeacher, Objective, TopKTeacher
 
 METHODS = list(FORMULAS)
 SHARED = 17
@@ -113,6 +113,33 @@ def test_scaled_and_capped_logits_match_float64(problem, method, top_k, cap, lor
     assert found.kd.item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
     for one, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [None, 0.25], ids=["late", "early"])
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_several_teachers_match_float64(problem, method, scale):
+    """Each row is compared with the logits of its own teacher: another width, vocabulary and transform."""
+    rows, head, targets, first = problem
+    second = ExactTeacher(torch.randn(11, 4), torch.nn.Linear(4, 30, bias=False), LogitTransform(0.5, None))
+    index = torch.tensor([0, 3, 4, 10]), torch.tensor([1, 2, 5, 6, 7, 8, 9])
+    parts = [one._replace(rows=one.rows[own]) for one, own in zip((first, second), index, strict=True)]
+    given = MixedTeacher(tuple(zip(index, parts, strict=True)))
+    objective = Objective(method, 2.0, 0.3, 0.4, SHARED)
+    found = distillation_loss(rows, head, targets, given, objective, chunk=3, scale=scale)
+    (found.loss * (scale or 1.0)).backward()
+
+    logits = torch.zeros(11, SHARED)
+    logits[index[0]] = logits_of(first)[index[0], :SHARED]
+    logits[index[1]] = 0.5 * logits_of(second)[index[1], :SHARED]
+    leaves = [one.detach().double().requires_grad_() for one in (rows, head.weight)]
+    ce, kd = reference(leaves[0] @ leaves[1].T, logits, targets, method, 2.0, 0.4, SHARED)
+    loss = 0.3 * 2.0**2 * kd + 0.7 * ce
+    (loss * (scale or 1.0)).backward()
+    assert found.ce.item() == pytest.approx(ce.item(), rel=1e-5)
+    assert found.kd.item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
+    assert found.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    for one, wanted in zip((rows, head.weight), leaves, strict=True):
+        torch.testing.assert_close(one.grad.double(), wanted.grad, rtol=1e-4, atol=1e-5)
 
 
 def change_logits(raw, scale, cap):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from training_runs import (
     weights,
     write_splits,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import check_signal
 import compute_signal as script
@@ -38,6 +39,7 @@ from distill.models.load import load_model
 from distill.models.logits import IDENTITY
 from distill.student import train_student as student_module
 from distill.student.divergences import METHODS
+from distill.student.student_run import TeacherSource
 from distill.student.teacher_signal import HiddenSignal
 from distill.teacher import compute_signal as signal_jobs
 from distill.teacher import signal_shards, signal_teacher
@@ -613,6 +615,49 @@ def test_of_a_pooled_student_each_category_has_its_own_adapters_signal(options, 
         )
 
 
+@pytest.mark.parametrize("kind", ["hidden", "topk"])
+def test_a_pooled_student_learns_each_record_from_its_own_teacher(options, signal, models, records, tmp_path, kind):
+    """Teachers of different widths; the divergence of the first step is that of a float64 formula."""
+    tokenizer = AutoTokenizer.from_pretrained(models["teacher"])
+    wide = save_model(tmp_path / "wide", tokenizer, vocabulary=400, hidden=48, seed=7, scale=4.0)
+    folders, sources, total, tokens = [], [], 0.0, 0
+    student = AutoModelForCausalLM.from_pretrained(models["student"]).double()
+    for number, name in enumerate((models["teacher"], wide)):
+        own = records[number::2]  # the records of a batch are of both
+        kept = signal(kind, f"signal_{number}", model=name)
+        compute_signal(kept, own, [])
+        folders.append(kept["out"])
+        sources.append(TeacherSource(model=name, dtype="float32"))
+        teacher = AutoModelForCausalLM.from_pretrained(name).double()
+        for record in own:
+            divergence, count = measure_divergence(student, teacher, encode(record, tokenizer), len(tokenizer), kind)
+            total, tokens = total + divergence, tokens + count
+    changes = {"signal": kind, "top_k": 8 if kind == "topk" else None, "signal_folders": folders}
+    run = options(epochs=1.0, gradient_accumulation_steps=5, logging_steps=1, **changes)
+    run = replace(run, teacher=replace(run.teacher, by_folder=tuple(sources)))
+    student_module.train_student(run, [records[::2], records[1::2]], [[], []])
+    assert log_lines(run)[0]["kd"] == pytest.approx(total / tokens, rel=2e-3)
+    card = (run.out / "README.md").read_text()
+    assert f"from `{models['teacher']}`, `{wide}`, on 10 training" in card
+    swapped = replace(run, teacher=replace(run.teacher, by_folder=tuple(sources[::-1])))
+    with pytest.raises(InputError, match="teacher weights"):
+        student_module.train_student(swapped, [records[::2], records[1::2]], [[], []])
+
+
+def measure_divergence(student, teacher, tokens, shared, kind):
+    """The sum of KL(p‖q) at temperature 2 over a completion, with `topk` over 8 + 1 buckets, and its length."""
+    prompt, completion = tokens
+    with torch.no_grad():
+        p, q = (
+            (model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1, :shared] / 2).softmax(-1)
+            for model in (teacher, student)
+        )
+    if kind == "topk":
+        top = p.topk(8).indices
+        p, q = (torch.cat([kept := one.gather(-1, top), 1 - kept.sum(-1, keepdim=True)], dim=-1) for one in (p, q))
+    return (p * (p / q).log()).sum().item(), len(completion)
+
+
 # ---- Storage ----
 
 
@@ -756,10 +801,10 @@ def test_heads_that_differ_in_their_bias_only_are_told_apart():
     for head in heads[1:]:
         head.load_state_dict(heads[0].state_dict())
     readers = [StoredHead(str(number), head) for number, head in enumerate(heads)]
-    HiddenSignal(readers, torch.device("cpu"), torch.float32)
+    assert len(HiddenSignal(readers, torch.device("cpu"), [torch.float32] * 3).heads) == 1
     heads[2].bias.data[1] += 2.0
-    with pytest.raises(InputError, match="2: expected the same head as in 0, found another one"):
-        HiddenSignal(readers, torch.device("cpu"), torch.float32)
+    signal = HiddenSignal(readers, torch.device("cpu"), [torch.float32] * 3)
+    assert (len(signal.heads), signal.numbers) == (2, [0, 0, 1])
 
 
 # ---- What the teacher alone sees ----

@@ -41,6 +41,8 @@ class Option:
         changes_result: whether another value gives another result. Options that only decide where or how fast a job
             runs rerun nothing.
         is_optional: the key may be missing although it has no default.
+        is_partial: the groups of a mapping by name contain only what differs from a common group: no key of theirs is
+            required or has a default.
         prefix: the field's dataclass is not a group of its own: its options stand in place of the field, each with
             this prefix.
     """
@@ -53,6 +55,7 @@ class Option:
     is_secret: bool = False
     changes_result: bool = True
     is_optional: bool = False
+    is_partial: bool = False
     prefix: str = ""
 
 
@@ -76,10 +79,18 @@ def group(
     when: str = "",
     changes_result: bool = True,
     is_optional: bool = False,
+    is_partial: bool = False,
     **bounds: Any,
 ) -> Any:
     """A dataclass field that holds further options: `default` is their dataclass, or None for a group left out."""
-    facts = Option(description, when, bounds=bounds, changes_result=changes_result, is_optional=is_optional)
+    facts = Option(
+        description,
+        when,
+        bounds=bounds,
+        changes_result=changes_result,
+        is_optional=is_optional,
+        is_partial=is_partial,
+    )
     metadata = {"option": facts}
     if default is MISSING:
         return field(metadata=metadata)

@@ -50,8 +50,8 @@ LIKELIHOOD_FIELDS: dict[str, Check] = {
 
 
 def has_likelihoods(records: Iterable[dict[str, Any]]) -> bool:
-    """Whether the likelihood of the references was measured; some engines cannot measure it."""
-    return any(field in record for record in records for field in LIKELIHOOD_FIELDS)
+    """Whether the likelihood of every reference was measured; some engines cannot measure it."""
+    return all(field in record for record in records for field in LIKELIHOOD_FIELDS)
 
 
 def is_judged(records: Iterable[dict[str, Any]]) -> bool:
@@ -64,16 +64,17 @@ def load_predictions(paths: Sequence[str | PathLike[str]], with_likelihoods: boo
 
     Args:
         paths: prediction files.
-        with_likelihoods: check the likelihoods too. All records have them, or none does; see `has_likelihoods`.
+        with_likelihoods: check the likelihoods too. All records of a file have them, or none does.
 
     Raises:
         InputError: a file has no records, or a field is missing or has another type; names every problem.
     """
     lines_by_path = {path: list(read_jsonl(path)) for path in paths}
     records = [record for lines in lines_by_path.values() for _, record in lines]
-    fields = FIELDS | LIKELIHOOD_FIELDS if with_likelihoods and has_likelihoods(records) else FIELDS
     problems: list[str] = []
     for path, lines in lines_by_path.items():
+        is_measured = any(field in record for _, record in lines for field in LIKELIHOOD_FIELDS)
+        fields = FIELDS | LIKELIHOOD_FIELDS if with_likelihoods and is_measured else FIELDS
         problems += find_problems(path, lines, fields)
         if not lines:
             problems.append(f"{path}: expected at least one prediction, found an empty file")

@@ -124,16 +124,22 @@ def make_signal(stage: Training, device: str, layers: int | None, live: LiveMemo
     if stage.signal == "online":
         return OnlineTeacher(build(stage.teacher, device, layers, live), 0, torch.device(device))
     config = make_config(stage.teacher.config)
-    text = config.get_text_config()
-    with torch.device(device):
-        head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False, dtype=DTYPES[stage.teacher.dtype])
-    head.requires_grad_(False)
+    text, head = config.get_text_config(), make_head(stage.teacher, device)
     settings = text.hidden_size, stage.answer_tokens, stage.top_k, stage.temperature, head, read_transform(config)
     reader: Any = FakeReader(*settings)
     if stage.signal == "topk":
         return TopKSignal([reader], stage.temperature)
-    live.hold(head)
-    return HiddenSignal([reader], torch.device(device), DTYPES[stage.teacher.dtype])
+    for one in (head, *(make_head(teacher, device) for teacher in stage.more_heads)):
+        live.hold(one)
+    return HiddenSignal([reader], torch.device(device), [DTYPES[stage.teacher.dtype]])
+
+
+def make_head(teacher: ModelShape, device: str) -> torch.nn.Linear:
+    """The head of a teacher, frozen."""
+    text = make_config(teacher.config).get_text_config()
+    with torch.device(device):
+        head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False, dtype=DTYPES[teacher.dtype])
+    return head.requires_grad_(False)
 
 
 def make_student(stage: Training, device: str, layers: int | None, live: LiveMemory) -> Any:

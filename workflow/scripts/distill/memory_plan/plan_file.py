@@ -69,7 +69,8 @@ class Plan:
 def get_key(work: Work, device: str) -> str:
     """Return a digest of what decides an estimate."""
     parts = asdict(work)
-    for model in (parts.get("student"), parts.get("teacher"), parts.get("model"), *parts.get("models", ())):
+    several = (*parts.get("models", ()), *parts.get("more_heads", ()))
+    for model in (parts.get("student"), parts.get("teacher"), parts.get("model"), *several):
         if model:
             del model["name"]
     return digest_of([type(work).__name__, parts, device])[:16]

@@ -29,6 +29,7 @@ class Training:
 
     Attributes:
         teacher: None without a divergence.
+        more_heads: further teachers of a pooled student with signal `hidden`, whose heads are in memory too.
         parameters: the method's own options.
         ranks: processes that train together.
         processes: those of one machine.
@@ -51,6 +52,7 @@ class Training:
     answer_tokens: int
     strategy: str = "ddp"
     fsdp_offload: bool = False
+    more_heads: tuple[ModelShape, ...] = ()
     ranks: int = 1
     processes: int = 1
 

@@ -1,6 +1,7 @@
 """Checks across the values of a configuration, beyond what the schema states about each value alone."""
 
 import re
+from collections.abc import Sequence, Set
 from datetime import date
 from typing import Any
 
@@ -19,6 +20,7 @@ from distill.teacher.options import CACHED_SIGNALS
 Place = tuple[str | int, ...]
 Problems = dict[Place, str]
 Config = dict[str, Any]
+TEACHER_WEIGHTS = ("engine", "model", "adapter", "dtype", "quantization", "template_arguments", "tokenizer")
 RESERVED_CATEGORIES = {POOLED}
 RESERVED_STUDENTS = {TEACHER, "evaluation", "export", "report"}  # the last three are folders under output/
 
@@ -38,6 +40,16 @@ def find_engine(config: Config, problems: Problems) -> EngineType | None:
     name = get_value(config, problems, "teacher", "engine")
     engine = ENGINES.get(name) if isinstance(name, str) else None
     return engine.configure(config["teacher"].get("tokenizer")) if engine else None
+
+
+def list_teachers(config: Config) -> dict[Place, Config]:
+    """The teachers of all categories by their places: the common one unless each category has its own, then these."""
+    own, categories, common = (get_value(config, {}, key) for key in ("teachers", "categories", "teacher"))
+    own = {name: one for name, one in own.items() if isinstance(one, dict)} if isinstance(own, dict) else {}
+    names = categories if isinstance(categories, list) else [None]
+    is_used = any(not isinstance(name, str) or name not in own for name in names)
+    teachers: dict[Place, Config] = {("teacher",): common} if is_used and isinstance(common, dict) else {}
+    return teachers | {("teachers", name): one for name, one in own.items()}
 
 
 def needs_teacher(student: Config) -> bool:
@@ -98,31 +110,48 @@ def check_exported(config: Config, problems: Problems) -> None:
 
 
 def check_paths(config: Config, problems: Problems) -> None:
-    """Check placeholders: paths of raw files contain {category}, those of adapters may, those of models must not."""
+    """Check placeholders: paths of raw files contain {category}, those of the students' models must not."""
     students = get_value(config, problems, "students")
-    models: list[tuple[str, ...]] = [("students", name, "model") for name in students or {}] if isinstance(
-        students, dict
-    ) else []  # fmt: skip
-    engine = find_engine(config, problems)
-    if engine is None or engine.loads_weights:
-        models.append(("teacher", "model"))
-    for place in [*models, ("teacher", "adapter")]:
-        path = get_value(config, problems, *place)
-        if isinstance(path, str) and (problem := find_source_problem(path)):
-            problems.setdefault(place, f"{problem}, found {path!r}")
-    raw = [("source", key) for source_format in SOURCE_FORMATS.values() for key in source_format.files.values()]
-    is_served = engine is not None and not engine.loads_weights
-    for place in [*raw, ("teacher", "adapter"), ("teacher", "model"), *models]:
-        path = get_value(config, problems, *place)
+    for name in students if isinstance(students, dict) else {}:
+        check_model_path(config, ("students", name, "model"), problems)
+    for key in (key for source_format in SOURCE_FORMATS.values() for key in source_format.files.values()):
+        path = get_value(config, problems, "source", key)
         if isinstance(path, str):
-            has_category = place[-1] != "model" or (is_served and place[0] == "teacher")
-            check_placeholders(path, place, problems, {"category"} if has_category else set())
+            check_placeholders(path, ("source", key), problems, {"category"})
     grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
     if grpo is not None and grpo == sft:
         problems.setdefault(("source", "sft"), "expected another file than source.grpo")
 
 
-def check_placeholders(path: str, place: tuple[str, ...], problems: Problems, allowed: set[str]) -> None:
+def check_teacher_model(config: Config, problems: Problems) -> None:
+    """Check the teacher's paths: that of an adapter may contain {category}, that of a model must not.
+
+    A model at a server may have {category} in its name.
+    """
+    engine = find_engine(config, problems)
+    is_served = engine is not None and not engine.loads_weights
+    check_model_path(config, ("teacher", "adapter"), problems, {"category"})
+    check_model_path(config, ("teacher", "model"), problems, {"category"} if is_served else set(), is_name=is_served)
+
+
+def check_model_path(
+    config: Config, place: tuple[str, ...], problems: Problems, allowed: Set[str] = frozenset(), is_name: bool = False
+) -> None:
+    """Check the path or hub id of a model or an adapter.
+
+    Args:
+        allowed: the placeholders that it may contain.
+        is_name: whether it is a name at a server, which needs no form.
+    """
+    path = get_value(config, problems, *place)
+    if not isinstance(path, str):
+        return
+    if not is_name and (problem := find_source_problem(path)):
+        problems.setdefault(place, f"{problem}, found {path!r}")
+    check_placeholders(path, place, problems, allowed)
+
+
+def check_placeholders(path: str, place: tuple[str, ...], problems: Problems, allowed: Set[str]) -> None:
     """Check the placeholders of one path or name."""
     unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
     if unknown or re.search(r"[{}]", path.replace("{category}", "")):
@@ -181,7 +210,6 @@ def check_together(config: Config, problems: Problems) -> None:
             problems.setdefault(("demo", model, "vocab_size"), text)
     check_date(config, problems)
     check_questions(config, problems)
-    check_teacher(config, problems)
     check_students(config, problems)
     check_exported(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
@@ -291,21 +319,30 @@ def check_vllm(teacher: Config, problems: Problems) -> None:
 
 
 def check_students(config: Config, problems: Problems) -> None:
-    """Check each student's settings against each other, the teacher's and the splits'."""
+    """Check each student's settings against each other, the teachers' and the splits'."""
     students = get_value(config, problems, "students")
-    adapter = get_value(config, problems, "teacher", "adapter")
-    has_adapters = isinstance(adapter, str) and "{category}" in adapter
-    has_models = "{category}" in str(get_value(config, problems, "teacher", "model"))
+    # The common teacher counts even if each category has its own: what concerns all categories is derived from it.
+    common = get_value(config, problems, "teacher")
+    teachers = [*([common] if isinstance(common, dict) else []), *list_teachers(config).values()]
     for name in students if isinstance(students, dict) else {}:
         student = get_value(config, problems, "students", name)
         if not isinstance(student, dict):
             continue
         known = {key: get_value(config, problems, "students", name, key) for key in student}
-        check_student_engine(config, name, known, problems)
         check_on_policy(name, known, problems)
-        check_pool(name, known, has_adapters, has_models, problems)
+        check_pool(name, known, teachers, problems)
+        check_quantization(name, known, teachers, problems)
         check_validation(config, name, problems)
         check_fsdp(config, name, problems)
+
+
+def check_student_engines(config: Config, problems: Problems) -> None:
+    """Check for each student that the teacher's engine gives what it learns from."""
+    students = get_value(config, problems, "students")
+    for name, student in students.items() if isinstance(students, dict) else ():
+        if isinstance(student, dict) and ("students", name) not in problems:
+            known = {key: get_value(config, problems, "students", name, key) for key in student}
+            check_student_engine(config, name, known, problems)
 
 
 def check_student_engine(config: Config, name: str, student: Config, problems: Problems) -> None:
@@ -374,25 +411,33 @@ def check_on_policy(name: str, student: Config, problems: Problems) -> None:
         problems.setdefault(place, f"{text}, found {fraction}")
 
 
-def check_pool(name: str, student: Config, has_adapters: bool, has_models: bool, problems: Problems) -> None:
-    """Check what a pooled student can learn from a teacher with an adapter per category."""
+def check_pool(name: str, student: Config, teachers: Sequence[Config], problems: Problems) -> None:
+    """Check what a pooled student can learn from teachers that differ between the categories."""
     if not student.get("pool"):
         if student.get("pool_balance") == "balanced":
             text = "expected proportional without pool: true, found balanced"
             problems.setdefault(("students", name, "pool_balance"), text)
         return
-    why = "with pool: true and a teacher.adapter per {category}"
-    if has_adapters and student.get("signal") == "online" and needs_teacher(student):
-        text = f"expected hidden | topk {why} (a training keeps one teacher in memory), found online"
+    weights = [[teacher.get(key) for key in TEACHER_WEIGHTS] for teacher in teachers]
+    are_different = any(other != weights[0] for other in weights)
+    has_category = any("{category}" in str(teacher.get(key)) for teacher in teachers for key in ("adapter", "model"))
+    if not (are_different or has_category):
+        return
+    why = f"with pool: true and {'`teachers` that differ' if are_different else 'a teacher per {category}'}"
+    if needs_teacher(student) and student.get("signal") == "online":
+        text = f"expected {' | '.join(CACHED_SIGNALS)} {why} (a training keeps one teacher in memory), found online"
         problems.setdefault(("students", name, "signal"), text)
-    if has_models and needs_teacher(student):
-        text = (
-            "expected false with {category} in teacher.model: a training reads the signals of one teacher, found true"
-        )
-        problems.setdefault(("students", name, "pool"), text)
-    if has_adapters and isinstance(student.get("model"), dict):
+    if isinstance(student.get("model"), dict):
         text = f"expected a hub id or local folder {why} (no single teacher can be copied), found {student['model']}"
         problems.setdefault(("students", name, "model"), text)
+
+
+def check_quantization(name: str, student: Config, teachers: Sequence[Config], problems: Problems) -> None:
+    """Check that a student's quantization of the teacher means the same for all categories."""
+    found = student.get("teacher_quantization")
+    if found is not None and len({str(teacher.get("quantization")) for teacher in teachers}) > 1:
+        text = "expected null where the quantizations of `teachers` differ (set teachers.NAME.quantization instead)"
+        problems.setdefault(("students", name, "teacher_quantization"), f"{text}, found {found}")
 
 
 def check_validation(config: Config, name: str, problems: Problems) -> None:

@@ -11,15 +11,17 @@ from copy import deepcopy
 from typing import Any
 
 from distill.common.digest import digest_of
-from distill.common.names import TEACHER
+from distill.common.names import POOLED, TEACHER
 from distill.common.options import list_options, list_run_options
 from distill.evaluation.metrics import needs_likelihoods
+from distill.generation.engine import ENGINES
 from distill.generation.options import EngineOptions, VllmOptions, get_result_arguments
 from distill.models.hub_names import get_public_name
 from distill.plan import settings as declared
 from distill.plan.experiment import (
     Config,
     get_adapter,
+    get_category_config,
     get_compared_models,
     get_engine,
     get_initial_model,
@@ -29,6 +31,7 @@ from distill.plan.experiment import (
     get_source_format,
     get_student,
     get_teacher,
+    get_training_categories,
     is_shared,
 )
 from distill.plan.signals import get_signal, get_signals
@@ -43,8 +46,6 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by train.
 # Settings that do not affect a student's weights and scores, by their place in the configuration.
 WITHOUT_RESULT = {
     "": list_run_options(declared.Config),
-    "teacher": list_run_options(declared.Teacher),
-    "teacher.generation": list_run_options(declared.Generation),
     "evaluation": list_run_options(declared.Evaluation),
 }
 
@@ -180,7 +181,8 @@ def signal_run_flags(config: Config) -> str:
 def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
     """Return the options of train_student.py for a training on these categories."""
     student = config["students"][name]
-    settings = {"model": get_initial_model(config, name, categories[0]), "method": student["method"]}
+    (training,) = get_training_categories(config, name, categories[:1])
+    settings = {"model": get_initial_model(config, name, training), "method": student["method"]}
     settings |= pick(student, "template_arguments") | pick(config, "template_date")
     settings |= pick(student, "pool_balance") if student["pool"] else {}
     if METHODS[student["method"]].needs_teacher:
@@ -194,22 +196,32 @@ def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
     return flags(settings | (sample_settings(config) if student["on_policy_runaway"] == "stop" else {}))
 
 
+def taught_settings(config: Config, name: str, category: str) -> dict[str, Any]:
+    """Return the teacher of a category's records, as a student learns from it."""
+    student, own = config["students"][name], get_category_config(config, category)
+    teacher = teacher_settings(own, category)
+    if get_engine(own).loads_weights:
+        teacher |= {"quantization": student["teacher_quantization"] or teacher["quantization"]}
+    if student["signal"] != "online":
+        options = own["teacher"]
+        teacher |= {"serving": describe_serving(options["engine"], options["vllm"]["arguments"])}
+    return teacher
+
+
 def divergence_settings(config: Config, name: str, categories: Sequence[str]) -> dict[str, Any]:
     """Return which teacher distribution a student learns from, and how.
 
-    If the categories have different teacher adapters, `teacher_adapter` lists them in the categories' order.
+    If the categories have different teacher adapters, `teacher_adapter` lists them in the categories' order. If their
+    teachers differ in more than that, `teachers` lists them as JSON objects.
     """
     student = config["students"][name]
-    teachers = [teacher_settings(config, category) for category in categories]
-    adapters = list(dict.fromkeys(teacher.get("adapter") for teacher in teachers))
-    teacher = teachers[0]
-    if get_engine(config).loads_weights:
-        teacher |= {"quantization": student["teacher_quantization"] or teacher["quantization"]}
-    if student["signal"] != "online":
-        options = config["teacher"]
-        teacher |= {"serving": describe_serving(options["engine"], options["vllm"]["arguments"])}
-    settings = {f"teacher_{option}": value for option, value in teacher.items()}
-    settings |= {"teacher_adapter": adapters} if len(adapters) > 1 else {}
+    teachers = [taught_settings(config, name, category) for category in categories]
+    adapters = [teacher.get("adapter") for teacher in teachers]
+    settings = {f"teacher_{option}": value for option, value in teachers[0].items()}
+    if None not in adapters and all(teacher | {"adapter": adapters[0]} == teachers[0] for teacher in teachers):
+        settings["teacher_adapter"] = adapters if len(set(adapters)) > 1 else adapters[0]
+    elif any(teacher != teachers[0] for teacher in teachers):
+        settings["teachers"] = [json.dumps(teacher, ensure_ascii=False) for teacher in teachers]
     settings |= pick(student, "temperature", "alpha")
     settings |= pick(student, *METHODS[student["method"]].options)
     settings |= pick(student, "signal")
@@ -333,12 +345,15 @@ def card_flags(config: Config, student: str, category: str) -> str:
     """Return the options of write_model_card.py."""
     export = config["export"] or {}
     base = config["students"][student]["model"]
+    is_pooled = category == POOLED
+    teachers = [config["teacher"], *(config["teachers"].values() if is_pooled else ())]
     models = {
         "base_model": get_public_name(base) if isinstance(base, str) else None,
-        "teacher": get_public_name(config["teacher"]["model"]),
+        "teacher": ", ".join(dict.fromkeys(get_public_name(teacher["model"]) for teacher in teachers)),
     }
     metadata = {name: export.get(name) or None for name in ("license", "datasets", "language")}
-    digest = {"config_digest": digest_settings(config, student)}
+    own = config if is_pooled else config | {"teachers": {}}
+    digest = {"config_digest": digest_settings(own, student)}
     return flags({"name": student, "category": category} | models | metadata | digest)
 
 
@@ -363,13 +378,11 @@ def digest_settings(config: Config, student: str) -> str:
     settings["students"] = {student: settings["students"][student]}
     train, runaway = (settings["students"][student][key] for key in ("train", "on_policy_runaway"))
     remove(train, get_run_options(train, runaway))
-    teacher = settings["teacher"]
-    arguments = teacher.pop("vllm")["arguments"]
-    if get_engine(config).starts_vllm:
-        teacher["vllm"] = get_result_arguments(arguments)
-    if teacher["tokenizer"] is None:
-        del teacher["tokenizer"]
+    for teacher in (settings["teacher"], *settings["teachers"].values()):
+        remove_run_settings(teacher)
     # Settings that came later are left out at their defaults, so that the digests of older students stay.
+    if not settings["teachers"]:
+        del settings["teachers"]
     source = settings["source"]
     remove(source, [name for name, value in (("targets", "last"), ("teacher_prompt", None)) if source[name] == value])
     for place, names in WITHOUT_RESULT.items():
@@ -378,6 +391,17 @@ def digest_settings(config: Config, student: str) -> str:
             section = section[key]
         remove(section, names)
     return digest_of(settings)
+
+
+def remove_run_settings(teacher: dict[str, Any]) -> None:
+    """Remove the settings of a teacher that do not affect its results in place."""
+    arguments = teacher.pop("vllm")["arguments"]
+    if ENGINES[teacher["engine"]].starts_vllm:
+        teacher["vllm"] = get_result_arguments(arguments)
+    if teacher["tokenizer"] is None:
+        del teacher["tokenizer"]
+    remove(teacher, list_run_options(declared.Teacher))
+    remove(teacher["generation"], list_run_options(declared.Generation))
 
 
 def remove(settings: dict[str, Any], names: Iterable[str]) -> None:

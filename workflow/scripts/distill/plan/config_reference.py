@@ -30,7 +30,8 @@ class Row(typing.NamedTuple):
 def list_keys(cls: type = Config, place: str = "") -> Iterator[Row]:
     """Yield every key of the configuration in the order of declaration; the name of a student is NAME.
 
-    A group is a key of its own if it may be null, or if a plain value may take its place.
+    A group is a key of its own if it may be null, or if a plain value may take its place. Groups that contain only what
+    differs from another have no keys of their own.
     """
     for name, (kind, one, facts) in list_options(cls).items():
         if facts.prefix:
@@ -39,11 +40,11 @@ def list_keys(cls: type = Config, place: str = "") -> Iterator[Row]:
         here, branches = place + name, get_branches(kind)
         groups = [branch for branch in branches if is_dataclass(branch)]
         is_named = typing.get_origin(kind) is dict and not is_mapping(kind)
-        if len(groups) < len(branches) and not is_named:
+        if (len(groups) < len(branches) and not is_named) or facts.is_partial:
             yield Row(here, describe_option(kind, one, facts), facts)
         for group in groups:
             yield from list_keys(typing.cast(type, group), f"{here}.")
-        if is_named:
+        if is_named and not facts.is_partial:
             yield from list_keys(typing.get_args(kind)[1], f"{here}.NAME.")
 
 
@@ -76,7 +77,8 @@ def render_section(place: str) -> str:
     """
     rows = list(list_keys())
     if place == "general":
-        rows = [row for row in rows if "." not in row.place and row.schema.get("type") != ["object", "null"]]
+        groups = ("object", ["object", "null"])
+        rows = [row for row in rows if "." not in row.place and row.schema.get("type") not in groups]
     else:
         rows = [row for row in rows if row.place == place or row.place.startswith(f"{place}.")]
     if not rows:

@@ -21,6 +21,18 @@ SERVER_PURPOSES = ("answers", "signals", "predictions", "judgements")
 SERVED_RULES = ("generate_answers", "compute_signal", "predict_answers", "answer_questions", "judge_answers")
 
 
+def get_category_config(config: Config, category: str) -> Config:
+    """Return the configuration of a category's jobs: `teacher` is the category's own teacher, where it has one."""
+    return config | {"teacher": config["teachers"].get(category, config["teacher"])}
+
+
+def group_by_teacher(config: Config, categories: Sequence[str]) -> dict[str, list[str]]:
+    """Return the categories by the place of their teacher in the configuration: `teacher`, then `teachers.banks` …"""
+    common = [category for category in categories if category not in config["teachers"]]
+    own = {f"teachers.{category}": [category] for category in categories if category in config["teachers"]}
+    return ({"teacher": common} if common else {}) | own
+
+
 def get_source_format(config: Config) -> SourceFormat:
     """Return the registry entry of `source.format`."""
     return SOURCE_FORMATS[config["source"]["format"]]
@@ -79,9 +91,14 @@ def get_teacher(config: Config, category: str = "{category}") -> str:
 
 
 def describe_teacher(config: Config) -> str:
-    """Return a line that names the teacher and the engine that runs it."""
+    """Return a line that names the teacher and the engine that runs it, and those of categories with their own."""
     shared = ", one vLLM server for all categories" if is_shared(config) else ""
-    return f"Teacher: {get_teacher(config)}, engine {config['teacher']['engine']}{shared}"
+    parts = []
+    for place, members in group_by_teacher(config, config["categories"]).items():
+        own = get_category_config(config, members[0])
+        name = "" if place == "teacher" else f"{members[0]}: "
+        parts.append(f"{name}{get_teacher(own)}, engine {own['teacher']['engine']}{shared}")
+    return f"Teacher: {'; '.join(parts)}"
 
 
 def is_shared(config: Config) -> bool:
@@ -132,13 +149,19 @@ def get_averaged_students(config: Config) -> list[str]:
 def get_initial_model(config: Config, student: str, category: str) -> str:
     """Return the hub id or folder of a student before distillation.
 
-    A student without a model of its own starts from a copy of the teacher's layers. There is one copy per category if
-    each category has its own teacher adapter, and one copy for all categories otherwise.
+    A student without a model of its own starts from a copy of the teacher's layers. A category with its own teacher or
+    its own adapter has a copy of its own; the others share one.
     """
     model = get_student(config, student)["model"]
     if isinstance(model, str):
         return get_folder(model)
-    return f"artifacts/initial_students/{model['layers']}_layers/{category if has_adapters(config) else POOLED}"
+    is_own = category in config["teachers"] or has_adapters(config)
+    return get_copy_folder(model["layers"], category if is_own else POOLED)
+
+
+def get_copy_folder(layers: int, category: str) -> str:
+    """Return the folder of a copy of some layers of a category's teacher; of the common one for `all`."""
+    return f"artifacts/initial_students/{layers}_layers/{category}"
 
 
 def get_training_categories(config: Config, student: str, categories: Sequence[str]) -> list[str]:
@@ -225,10 +248,10 @@ def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
 def get_made_files(config: Config, model: str) -> list[str]:
     """Return the files of a model that the workflow makes or downloads; none for the user's own model."""
     copies = {
-        get_initial_model(config, name, category)
-        for name, student in config["students"].items()
+        get_copy_folder(student["model"]["layers"], category)
+        for student in config["students"].values()
         if not isinstance(student["model"], str)
-        for category in config["categories"]
+        for category in (*config["categories"], POOLED)
     }
     if "demo" in config and model in ("models/teacher", "models/student"):
         names = ["config.json", "model.safetensors"]
@@ -308,6 +331,11 @@ def get_questions_system(config: Config) -> str | None:
 def is_judging(config: Config) -> bool:
     """Whether the teacher scores the other models' answers, which requires its weights."""
     return needs_judgements(config["evaluation"]["metrics"]) and get_engine(config).gives_likelihoods
+
+
+def are_judged(config: Config, categories: Sequence[str]) -> bool:
+    """Whether the teacher of every one of these categories scores the other models' answers."""
+    return all(is_judging(get_category_config(config, category)) for category in categories)
 
 
 def get_asked_models(config: Config) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from distill.common.options import Option, Schema, as_json, get_branches, get_default, list_options
 
+PARTIAL = "Only the keys that differ."  # marks the schema of such groups
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", Fraction: "number"}
 
 
@@ -63,8 +64,18 @@ def describe_type(kind: Any, facts: Option) -> Schema:
         values: Schema = {}
         for branch in get_branches(arguments[1]):
             merge_branch(values, describe_type(branch, facts))
+        if facts.is_partial:
+            values = make_partial(values) | {"$comment": PARTIAL}
         return {"type": "object", "additionalProperties": values}
     return {"type": JSON_TYPES[kind]}
+
+
+def make_partial(schema: Schema) -> Schema:
+    """The schema of a group without required keys and defaults, nested groups included."""
+    partial = {name: part for name, part in schema.items() if name not in ("required", "default")}
+    if "properties" in schema:
+        partial["properties"] = {name: make_partial(part) for name, part in schema["properties"].items()}
+    return partial
 
 
 def merge_branch(schema: Schema, branch: Schema) -> None:

@@ -54,7 +54,9 @@ class MemoryRequests:
         own = dict(wildcards)
         if rule in ALIKE and is_base(own["model"]):
             own["model"] = get_first_base(self.config, own["model"])
-        for (name, needed), request in self.requests.items():
-            if name == ALIKE.get(rule, rule) and needed <= own.items():
-                return request
-        return default
+        found = [
+            (len(needed), request)
+            for (name, needed), request in self.requests.items()
+            if name == ALIKE.get(rule, rule) and needed <= own.items()
+        ]
+        return max(found)[1] if found else default  # of the stage that is most specific

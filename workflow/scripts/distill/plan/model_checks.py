@@ -18,6 +18,7 @@ from distill.models.vocabulary import shared_vocabulary_size
 from distill.plan.experiment import (
     Config,
     get_adapter,
+    get_category_config,
     get_configured_students,
     get_engine,
     get_exported_variants,
@@ -26,6 +27,7 @@ from distill.plan.experiment import (
     get_replicas,
     get_student,
     get_teacher,
+    group_by_teacher,
 )
 from distill.student.divergences import METHODS
 
@@ -74,20 +76,37 @@ def find_model_problems(config: Config, categories: Sequence[str]) -> list[str]:
     ]
     problems += [problem for folder, place in models.items() for problem in check_architecture(folder, place)]
     problems += [problem for folder, place in models.items() for problem in check_gguf(config, folder, place)]
+    for place, members in group_by_teacher(config, categories).items():
+        problems += find_teacher_problems(get_category_config(config, members[0]), members, models, place)
+    return list(dict.fromkeys(problems))
+
+
+def find_teacher_problems(
+    config: Config, categories: Sequence[str], models: Mapping[str, str], place: str
+) -> Iterator[str]:
+    """Yield the problems of a teacher with the students' tokenizers, with its adapters and with vLLM.
+
+    Args:
+        config: the configuration of its categories.
+        categories: these categories.
+        models: places of the user's own local models in the configuration, by folder.
+        place: place of the teacher in the configuration.
+    """
     if not get_engine(config).loads_weights:
-        return problems
+        return
     teacher = get_teacher(config)
     if teacher in models:
-        problems += check_tokenizers(config, models, teacher)
+        yield from check_tokenizers(config, models, teacher)
     adapters = dict.fromkeys(filter(None, (get_adapter(config, category) for category in categories)))
     own = [
         adapter for adapter in adapters if (Path(adapter) / ADAPTER).is_file() and not get_made_files(config, adapter)
     ]
-    problems += find_vllm_problems(config, own)
+    yield from find_vllm_problems(config, own)
     base = read_shapes(teacher) if own and teacher in models else {}
     for adapter in own:
-        problems += [*check_adapter_fits(adapter, teacher, base), *check_adapter_weights(adapter, teacher, base)]
-    return problems
+        for check in (check_adapter_fits, check_adapter_weights):
+            for problem in check(adapter, teacher, base):
+                yield f"{place}.adapter: {problem}"
 
 
 def find_vllm_problems(config: Config, adapters: Sequence[str]) -> list[str]:
@@ -105,7 +124,11 @@ def find_vllm_problems(config: Config, adapters: Sequence[str]) -> list[str]:
 
 def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (folder, place in the configuration) of the user's own local folders of models."""
-    named = [(get_teacher(config), "teacher.model")] if get_engine(config).loads_weights else []
+    named = []
+    for place, members in group_by_teacher(config, categories).items():
+        own = get_category_config(config, members[0])
+        if get_engine(own).loads_weights:
+            named.append((get_teacher(own), f"{place}.model"))
     for student, settings in get_configured_students(config).items():
         if isinstance(settings["model"], str):
             named.append((get_initial_model(config, student, categories[0]), f"students.{student}.model"))
@@ -116,8 +139,12 @@ def list_models(config: Config, categories: Sequence[str]) -> Iterator[tuple[str
 
 def get_owner(config: Config, place: str) -> Config:
     """Return the settings of the teacher or student at a place from `list_models`."""
-    part, _, student = place.removesuffix(".model").partition(".")
-    found: Config = get_student(config, student) if student else config[part]
+    part, *names = place.removesuffix(".model").split(".")
+    if part == "students":
+        return get_student(config, names[0])
+    found: Config = config[part]
+    for name in names:
+        found = found[name]
     return found
 
 
@@ -187,7 +214,8 @@ def check_stored_quantization(config: Config, folder: str, place: str) -> Iterat
         yield f"{place}: {path}: quantization_config: expected {expected}, found {name}"
         return
     expected = f"none, since the weights are quantized already ({name})"
-    wanted = {"teacher.quantization": config["teacher"]["quantization"]}
+    owner = place.removesuffix(".model")
+    wanted = {f"{owner}.quantization": get_owner(config, place)["quantization"]}
     wanted |= {
         f"students.{one}.teacher_quantization": settings["teacher_quantization"]
         for one, settings in get_configured_students(config).items()
@@ -319,11 +347,11 @@ def read_tokenizer(folder: str) -> StoredTokenizer | None:
     return StoredTokenizer(folder, vocabulary | {one["content"]: one["id"] for one in stored.get("added_tokens", [])})
 
 
-def check_tokenizers(config: Config, models: dict[str, str], teacher: str) -> Iterator[str]:
+def check_tokenizers(config: Config, models: Mapping[str, str], teacher: str) -> Iterator[str]:
     """Yield a problem for each student that needs the teacher's distribution and has another tokenizer."""
     theirs = read_tokenizer(teacher)
     for student, settings in get_configured_students(config).items():
-        folder = get_folder(settings["model"]) if isinstance(settings["model"], str) else None
+        folder = get_folder(settings["model"]) if isinstance(settings["model"], str) else ""
         if theirs is None or folder not in models or not METHODS[settings["method"]].needs_teacher:
             continue
         if mine := read_tokenizer(folder):
@@ -350,7 +378,7 @@ def check_adapter_fits(adapter: str, model: str, base: Mapping[str, Sequence[int
     missing = find_missing_modules(targets, base)
     if targets and len(missing) == len(targets):
         yield (
-            f"teacher.adapter: {path}: target_modules: expected modules of {model}, found none of them there: "
+            f"{path}: target_modules: expected modules of {model}, found none of them there: "
             f"{', '.join(sorted(missing)[:3])}"
         )
 
@@ -364,10 +392,10 @@ def check_adapter_weights(adapter: str, model: str, base: Mapping[str, Sequence[
     path = Path(adapter) / ADAPTER
     settings = read_json(path)
     if (kind := settings.get("peft_type")) in PROMPT_TYPES:
-        yield f"teacher.adapter: {path}: peft_type: expected an adapter of weights, such as LORA, found {kind}"
+        yield f"{path}: peft_type: expected an adapter of weights, such as LORA, found {kind}"
         return
     if settings.get("alora_invocation_tokens"):
-        yield f"teacher.adapter: {path}: alora_invocation_tokens: expected none, since the adapter is merged"
+        yield f"{path}: alora_invocation_tokens: expected none, since the adapter is merged"
     shapes = read_shapes(adapter, "adapter_model*.safetensors")
     found = {name: LORA_B.match(name) for name in shapes}
     rows = {match[1]: shapes[name][0] for name, match in found.items() if match and shapes[name]}
@@ -378,9 +406,9 @@ def check_adapter_weights(adapter: str, model: str, base: Mapping[str, Sequence[
     # Models in several parts, experts and other names than these are renamed when transformers loads them.
     is_plain = "text_config" not in config and all(NAMED_ALIKE.match(name) for name in base)
     if rows and base and is_plain and not known and "lm_head" not in rows and settings.get("peft_type") == "LORA":
-        yield f"teacher.adapter: {adapter}: expected weights of modules of {model}, found none there named {min(rows)}"
+        yield f"{adapter}: expected weights of modules of {model}, found none there named {min(rows)}"
     for module in sorted(known):
         if rows[module] != known[module] and not settings.get("fan_in_fan_out"):
             expected = f"{known[module]} rows as in {model}, found {rows[module]}"
-            yield f"teacher.adapter: {adapter}: {module}: expected {expected}"
+            yield f"{adapter}: {module}: expected {expected}"
             return

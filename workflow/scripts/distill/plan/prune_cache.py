@@ -20,7 +20,14 @@ from distill.generation.answer_cache import DESCRIPTION, iterate_answers
 from distill.generation.engine import build_engine
 from distill.models.hub_names import MANIFEST, is_download
 from distill.plan.command_lines import generate_flags, generate_run_flags
-from distill.plan.experiment import Config, get_adapter, get_made_files, get_missing_files, get_teacher_models
+from distill.plan.experiment import (
+    Config,
+    get_adapter,
+    get_category_config,
+    get_made_files,
+    get_missing_files,
+    get_teacher_models,
+)
 from distill.plan.schema import check_config
 
 logger = logging.getLogger(__name__)
@@ -77,13 +84,14 @@ class Uses:
         try:
             config = read_config(path)
             self.caches |= {(directory / config["cache"]).resolve(): None for directory in directories}
-            places = {category: find_places(config, category, directories) for category in config["categories"]}
+            own = {category: get_category_config(config, category) for category in config["categories"]}
+            places = {category: find_places(own[category], category, directories) for category in own}
             places = {category: found for category, found in places.items() if found}
             if not places:
                 raise InputError(f"no category has its raw files in {' or '.join(map(str, directories))}")
             for category, found in places.items():
                 name = f"{path.name} ({category})"
-                for folder in find_folders(config, category, found, parse_args):
+                for folder in find_folders(own[category], category, found, parse_args):
                     self.folders.setdefault(folder, {}).setdefault(path.name, []).append(category)
         except (InputError, OSError) as error:
             self.problems.append(f"{name}: {error}")

@@ -16,8 +16,9 @@ from distill.common.errors import InputError, describe
 from distill.common.options import BOUNDS, Schema
 from distill.common.replicas import get_replica_name
 from distill.plan.checks import Place, Problems, check_names, check_paths, check_seeds, check_source, check_together
-from distill.plan.json_schema import to_schema
+from distill.plan.json_schema import PARTIAL, to_schema
 from distill.plan.settings import NAME_PATTERN, Config
+from distill.plan.teachers import check_entries, check_teachers, merge_teachers
 
 TYPES = {"string": "text", "boolean": "true | false", "null": "null", "object": "a mapping of keys"}
 FLOAT_WITHOUT_POINT_OR_SIGN = re.compile(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)")
@@ -93,11 +94,11 @@ def find_hint(value: Any, schema: Schema) -> str:
 def walk_schema(schema: Schema, place: Place = ()) -> Iterator[tuple[Place, Schema]]:
     """Yield (place, schema) of every key in the schema; NAME stands for a student's name.
 
-    A mapping of names to plain values is one key.
+    A mapping of names to plain values is one key, and so is one of names to groups of keys that are elsewhere.
     """
     children = dict(schema.get("properties", {}))
     other = schema.get("additionalProperties")
-    if isinstance(other, dict) and "properties" in other:
+    if isinstance(other, dict) and "properties" in other and other.get("$comment") != PARTIAL:
         children["NAME"] = other
     for key, child in children.items():
         yield (*place, key), child
@@ -213,7 +214,8 @@ def expand_seeds(students: dict[str, Any]) -> dict[str, Any]:
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """Check a configuration and return a copy with the defaults filled in.
 
-    `answer: null` becomes a null key, and students with `train.seeds` become their replicas; see `expand_seeds`.
+    `answer: null` becomes a null key, each category's own teacher has all keys, and students with `train.seeds` become
+    their replicas; see `expand_seeds`.
 
     Raises:
         InputError: lists all problems, each with its place, the allowed values, the value found and, for an unknown
@@ -226,11 +228,14 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
         note_error(problems, error)
     filled = fill_defaults(tidy, schema)
     check_texts(filled, problems)
+    check_entries(filled, problems)
+    merge_teachers(filled)
     check_names(filled, problems, NAME_PATTERN)
     check_seeds(tidy, problems)
     check_paths(filled, problems)
     check_together(filled, problems)
     check_source(filled, problems)
+    check_teachers(filled, problems)
     if problems:
         listed = "\n".join(f"  {format_place(place)}: {text}" for place, text in problems.items())
         raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")

@@ -257,6 +257,12 @@ class Config:
         when="The original annotations are worth learning from, too.",
     )
     teacher: Teacher = group("The model that is distilled.")
+    teachers: dict[str, Teacher] = group(
+        "Categories with a teacher of their own: by category, the keys of `teacher` that differ.",
+        dict,
+        is_partial=True,
+        when="Categories have different base models, engines or generation settings. See below.",
+    )
     answer: AnswerFormat | None = group(
         "What a usable answer contains; null accepts any text and reads no labels.", AnswerFormat
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distill.plan.experiment import Config, get_teacher
+from distill.plan.experiment import Config, get_category_config, get_teacher
 from distill.student.divergences import METHODS
 
 
@@ -46,18 +46,19 @@ def get_signals(config: Config) -> dict[str, dict[str, Any]]:
 
 def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
     """Describe the disk space of the cached signals, one line per signal and category."""
-    signals, lines = get_signals(config), []
-    if not signals:
-        return []
+    lines: list[str] = []
+    if not get_signals(config):
+        return lines
     from distill.teacher.signal_size import count_tokens, describe_storage, get_hidden_width
 
-    width = get_hidden_width(get_teacher(config))
-    longest = config["teacher"]["generation"]["max_new_tokens"]
     for category in categories:
+        own = get_category_config(config, category)
+        width = get_hidden_width(get_teacher(own))
+        longest = own["teacher"]["generation"]["max_new_tokens"]
         answers = f"artifacts/distill_data/raw/teacher_outputs_{category}.jsonl"
         prompts = f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl"
         tokens, qualifier = count_tokens(answers, prompts, longest)
-        for name, signal in signals.items():
+        for name, signal in get_signals(own).items():
             shape = signal["kind"], width, signal["top_k"], signal["temperatures"] or []
             lines.append(describe_storage(f"{name} of {category}", *shape, tokens, qualifier))
     return lines

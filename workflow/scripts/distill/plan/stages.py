@@ -14,6 +14,7 @@ from distill.memory_plan.stage import Generating, Loading, ModelShape, Reading, 
 from distill.plan.command_lines import get_dtype
 from distill.plan.experiment import (
     Config,
+    get_category_config,
     get_configured_students,
     get_engine,
     get_evaluated_models,
@@ -21,6 +22,7 @@ from distill.plan.experiment import (
     get_initial_model,
     get_student,
     get_teacher,
+    group_by_teacher,
     is_judging,
 )
 from distill.plan.model_shapes import Reader, find_config, keep_layers, read_cached_config
@@ -55,6 +57,13 @@ def get_batch_size(settings: dict[str, Any]) -> int | None:
     return None if size == "auto" else int(size)
 
 
+def name_category(stage: Stage | str, category: str) -> Stage | str:
+    """Return a stage as that of one category; a text stays as it is."""
+    if isinstance(stage, str):
+        return stage
+    return replace(stage, name=f"{stage.name} ({category})", wildcards=stage.wildcards | {"category": category})
+
+
 @dataclass(frozen=True)
 class StageLister:
     """Lists the stages of an experiment.
@@ -70,7 +79,26 @@ class StageLister:
     read_hub: Reader = read_cached_config
 
     def list_stages(self) -> Iterator[Stage | str]:
-        """Yield the stages in the order of the workflow; a text for each model whose shape is unknown."""
+        """Yield the stages in the order of the workflow; a text for each model whose shape is unknown.
+
+        Stages that take other memory in a category with its own teacher follow, with the category as a wildcard.
+        """
+        listed: list[Stage | str] = []
+        for members in group_by_teacher(self.config, self.config["categories"]).values():
+            own = replace(self, config=get_category_config(self.config, members[0]))
+            new = [stage for stage in own.list_with_teacher() if stage not in listed]
+            if listed:
+                new = [name_category(stage, members[0]) for stage in new if not self.is_pooled(stage)]
+            yield from new
+            listed += new
+
+    def is_pooled(self, stage: Stage | str) -> bool:
+        """Whether a stage is of a student that is trained on all categories."""
+        student = stage.wildcards.get("student") if isinstance(stage, Stage) else None
+        return student is not None and self.config["students"][student]["pool"]
+
+    def list_with_teacher(self) -> Iterator[Stage | str]:
+        """Yield the stages of the common teacher; see `list_stages`."""
         problems: dict[str, None] = {}
         for make in (
             self.answers,
@@ -95,6 +123,16 @@ class StageLister:
         settings = self.config["teacher"]
         found = find_config(self.config, get_teacher(self.config), self.read_hub)
         return ModelShape(name="teacher", config=found, dtype=settings["dtype"], quantization=settings["quantization"])
+
+    def list_other_heads(self) -> tuple[ModelShape, ...]:
+        """The teachers of other categories, each different model and dtype once."""
+        first = self.teacher
+        found: list[ModelShape] = []
+        for members in group_by_teacher(self.config, self.config["categories"]).values():
+            other = replace(self, config=get_category_config(self.config, members[0])).teacher
+            other = replace(other, quantization=first.quantization)  # heads are not quantized
+            found += [] if other in (first, *found) else [other]
+        return tuple(found)
 
     def make_student(self, student: str) -> ModelShape:
         """A student, in the dtype in which it answers."""
@@ -194,10 +232,12 @@ class StageLister:
             prompt, answer = self.lengths.split(train["max_length"], self.answer_tokens)
             quantization = settings["teacher_quantization"] or self.config["teacher"]["quantization"]
             method = METHODS[settings["method"]]
+            has_heads = method.needs_teacher and settings["pool"] and settings["signal"] == "hidden"
             same = ("method", "signal", "top_k", "temperature", "alpha")
             work = Training(
                 student=self.make_student(student),
                 teacher=replace(self.teacher, quantization=quantization) if method.needs_teacher else None,
+                more_heads=self.list_other_heads() if has_heads else (),
                 lora=LoraOptions(**settings["lora"]) if settings["lora"] else None,
                 parameters={name: settings[name] for name in method.options},
                 prompt_tokens=prompt,

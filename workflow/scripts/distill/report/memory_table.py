@@ -79,11 +79,22 @@ def list_rows(files: dict[str, Sequence[Path]], plan: Path | None) -> Iterator[d
     for rule, paths in files.items():
         for path in paths:
             wildcards, category, used = read_used(rule, path)
-            stage = next((one for one in stages if one["rule"] == rule and one["wildcards"] == wildcards), None)
+            stage = find_stage(stages, rule, wildcards, category)
             name = stage["name"] if stage else " ".join([rule, *wildcards.values()])
             yield make_row(name, category, used, stage, device)
             shown += [stage] if stage else []
     yield from (make_row(stage["name"], "", (None, None), stage, device) for stage in stages if stage not in shown)
+
+
+def find_stage(
+    stages: Sequence[dict[str, Any]], rule: str, wildcards: dict[str, str], category: str
+) -> dict[str, Any] | None:
+    """The stage of a job: that of its category, if the category's teacher takes other memory; None if unknown."""
+    for wanted in (wildcards | {"category": category}, wildcards):
+        for stage in stages:
+            if stage["rule"] == rule and stage["wildcards"] == wanted:
+                return stage
+    return None
 
 
 def make_row(name: str, category: str, used: Used, stage: dict[str, Any] | None, device: str) -> dict[str, Any]:

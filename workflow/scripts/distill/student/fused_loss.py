@@ -17,7 +17,16 @@ from torch import Tensor
 
 from distill.models.completions import Head, decoder_and_head, project, read_hidden, take_rows
 from distill.models.logits import IDENTITY, LogitTransform, read_transform
-from distill.student.loss import BlockTeacher, ExactTeacher, Objective, Teacher, Terms, TopKTeacher, compute_terms
+from distill.student.loss import (
+    BlockTeacher,
+    ExactTeacher,
+    MixedTeacher,
+    Objective,
+    Teacher,
+    Terms,
+    TopKTeacher,
+    compute_terms,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +318,7 @@ def distillation_loss(
     rows: Tensor,
     head: Head,
     targets: Tensor,
-    teacher: Teacher,
+    teacher: Teacher | MixedTeacher,
     objective: Objective,
     chunk: int | None = None,
     transform: LogitTransform = IDENTITY,
@@ -335,6 +344,12 @@ def distillation_loss(
     Raises:
         RuntimeError: in the backward pass, if the loss was not multiplied by `scale`. On a GPU the kernel fails.
     """
+    if isinstance(teacher, MixedTeacher):
+        parts = [
+            distillation_loss(rows[index], head, targets[index], one, objective, chunk, transform, scale)
+            for index, one in teacher.parts
+        ]
+        return Terms(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
     weights = [one for one in head.parameters() if one.requires_grad] if isinstance(head, torch.nn.Module) else []
     kind = rows.device.type
     is_autocast = torch.is_autocast_enabled(kind)

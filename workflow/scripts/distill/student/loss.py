@@ -91,6 +91,16 @@ class TopKTeacher(NamedTuple):
     log_tail: Tensor
 
 
+class MixedTeacher(NamedTuple):
+    """The hidden states of several teachers, each with a head of its own.
+
+    Attributes:
+        parts: for each teacher the (rows,) indices of its rows, and the teacher; every row belongs to one of them.
+    """
+
+    parts: tuple[tuple[Tensor, ExactTeacher], ...]
+
+
 Teacher = ExactTeacher | TopKTeacher | None
 BlockTeacher = Tensor | TopKTeacher | None  # the teacher's logits in place of its hidden states
 

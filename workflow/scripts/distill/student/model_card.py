@@ -17,7 +17,7 @@ class TrainingFacts:
 
     Attributes:
         base_model: the student before distillation.
-        teacher: the teacher; None for a method without a divergence.
+        teachers: the teachers whose distributions were learned; none for a method without a divergence.
         method: key of METHODS.
         train_records: number of training records.
         val_records: number of validation records.
@@ -27,7 +27,7 @@ class TrainingFacts:
     """
 
     base_model: str
-    teacher: str | None
+    teachers: list[str]
     method: str
     train_records: int
     val_records: int
@@ -51,7 +51,7 @@ def render_card(student: str, category: str, facts: TrainingFacts) -> str:
         "tags": ["distillation", facts.method, "stillhouse"],
     }
     records = "all categories" if category == POOLED else f"the category `{category}`"
-    source = f"`{facts.teacher}`" if facts.teacher else "the answers of its teacher"
+    source = ", ".join(f"`{teacher}`" for teacher in facts.teachers) or "the answers of its teacher"
     settings = "\n".join(f"| `{name}` | `{format_option(value)}` |" for name, value in facts.options.items())
     results = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in facts.final.items())
     return f"""---

@@ -5,7 +5,10 @@ Importing this module does not import torch, so that the script rejects a bad co
 
 import argparse
 import dataclasses
-from dataclasses import MISSING, dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,12 @@ from distill.student.run_options import get_run_options
 
 # Where a run reads and writes, and its name: they do not change the trained weights.
 PLACES = ("data", "out", "checkpoints", "device", "name")
+
+# The options of each teacher in `--teachers`, with the types of their values.
+TEACHER_OPTIONS = {
+    "model": str, "adapter": str, "dtype": str, "quantization": str, "tokenizer": str, "template_arguments": dict,
+    "serving": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +42,8 @@ class TeacherSource:
         template_arguments: further variables of its chat template.
         serving: what a server changes about a cached signal, see `describe_serving`.
         tokenizer: hub id or folder of its tokenizer, if that is not in `model`.
+        by_folder: with a cached signal, the teachers of the data folders if they differ in more than their adapters;
+            the attributes above are those of the first.
     """
 
     model: str
@@ -43,6 +54,27 @@ class TeacherSource:
     template_arguments: dict[str, Any] = field(default_factory=dict)
     serving: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    by_folder: "tuple[TeacherSource, ...]" = ()
+
+    def list_by_folder(self) -> "list[TeacherSource]":
+        """The teachers of the cached signals, each with its own signal folder and at most one adapter."""
+        adapters = cycle([(adapter,) for adapter in self.adapters] or [()])
+        sources = self.by_folder or [replace(self, adapters=next(adapters)) for _ in self.signal_folders]
+        return [
+            replace(source, signal_folders=(folder,))
+            for source, folder in zip(sources, self.signal_folders, strict=True)
+        ]
+
+    def list_models(self) -> list[str]:
+        """The models of all teachers, each once."""
+        return list(dict.fromkeys(source.model for source in self.by_folder or (self,)))
+
+
+def make_source(options: Mapping[str, Any], **others: Any) -> TeacherSource:
+    """The source of a teacher with these options, by names of TEACHER_OPTIONS; None stands for the default."""
+    given = {name: value for name, value in options.items() if value is not None}
+    adapter = given.pop("adapter", None)
+    return TeacherSource(adapters=(adapter,) if adapter else (), **given, **others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +167,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     teacher.add_argument("--teacher-tokenizer", metavar="MODEL", help="Tokenizer of a teacher without local weights.")
     teacher.add_argument(
+        "--teachers",
+        nargs="+",
+        type=parse_teacher,
+        metavar="JSON",
+        help="With a cached signal, teachers that differ between the --data folders: for each a JSON object of "
+        f"{', '.join(TEACHER_OPTIONS)}. They replace the options above.",
+    )
+    teacher.add_argument(
         "--signal-folders", nargs="+", metavar="FOLDER", help="Output of compute_signal.py for each --data."
     )
     add_options(parser.add_argument_group("on-policy training"), OnPolicyOptions, "on_policy_")
@@ -143,6 +183,27 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     add_options(training, TrainOptions)
     add_options(training, Sampling, "validation_", only=["max_new_tokens"])
+
+
+def parse_teacher(text: str) -> dict[str, Any]:
+    """The options of a teacher from a JSON object.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else, or has other options.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object ({error}), found {text!r}") from None
+    if not isinstance(found, dict) or not found.get("model"):
+        raise argparse.ArgumentTypeError(f"expected a JSON object with a model, found {text!r}")
+    for name, value in found.items():
+        if name not in TEACHER_OPTIONS:
+            raise argparse.ArgumentTypeError(f"expected {', '.join(TEACHER_OPTIONS)}, found {name!r}")
+        if value is not None and not isinstance(value, TEACHER_OPTIONS[name]):
+            kind = "text" if TEACHER_OPTIONS[name] is str else "an object"
+            raise argparse.ArgumentTypeError(f"{name}: expected {kind} or null, found {value!r}")
+    return found
 
 
 def check_run(args: argparse.Namespace) -> str | None:
@@ -159,6 +220,8 @@ def check_run(args: argparse.Namespace) -> str | None:
         return "--on-policy-start and --on-policy-runaway stop need --on-policy-fraction"
     if args.on_policy_runaway == "stop" and not args.validation_samples:
         return "--on-policy-runaway stop needs --validation-samples"
+    if args.teachers and (is_online or len(args.teachers) != len(args.data)):
+        return "--teachers needs --signal hidden or topk, and one teacher for each --data"
     if args.on_policy_fraction and args.strategy == "fsdp":
         return "--on-policy-fraction needs --strategy ddp"
     if args.on_policy_fraction and not (needs_teacher and is_online):
@@ -177,6 +240,7 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         template_arguments=args.teacher_template_arguments,
         serving=args.teacher_serving,
         tokenizer=args.teacher_tokenizer,
+        by_folder=tuple(map(make_source, args.teachers or ())),
     )
     return StudentRun(
         data=tuple(args.data),
@@ -209,9 +273,12 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
         del settings[name]
     for name in list_unused_objective(run.objective):
         del settings["objective"][name]
-    if settings["teacher"]:
-        for name in ("signal_folders", "serving", "tokenizer"):  # the signal's fingerprint covers them
-            del settings["teacher"][name]
+    if teacher := settings["teacher"]:
+        for source in (teacher, *teacher["by_folder"]):
+            for name in ("signal_folders", "serving", "tokenizer"):  # the signal's fingerprint covers them
+                del source[name]
+        if not teacher["by_folder"]:
+            del teacher["by_folder"]
     train = settings["train"]
     for name in get_run_options(train, run.on_policy.runaway):
         del train[name]
@@ -233,9 +300,7 @@ def list_card_settings(run: StudentRun) -> dict[str, Any]:
     if run.teacher:
         others = {"method", *list_unused_objective(run.objective)}
         settings |= {name: value for name, value in dataclasses.asdict(run.objective).items() if name not in others}
-        settings |= {"teacher_adapter": run.teacher.adapters or None}
-        settings |= {"teacher_dtype": run.teacher.dtype, "teacher_quantization": run.teacher.quantization}
-        settings |= {"teacher_template_arguments": run.teacher.template_arguments or None}
+        settings |= list_teacher_settings(run.teacher)
     if run.on_policy.fraction:
         settings |= {f"on_policy_{name}": value for name, value in dataclasses.asdict(run.on_policy).items()}
     if run.lora:
@@ -244,3 +309,23 @@ def list_card_settings(run: StudentRun) -> dict[str, Any]:
     settings |= dataclasses.asdict(run.train)
     unused = get_run_options(settings, run.on_policy.runaway)
     return {name: value for name, value in settings.items() if value is not None and name not in unused}
+
+
+def list_teacher_settings(teacher: TeacherSource) -> dict[str, Any]:
+    """The options of a teacher for a card; of teachers that differ, one text each."""
+    if teacher.by_folder:
+        return {"teachers": list(dict.fromkeys(map(describe_source, teacher.by_folder)))}
+    return {
+        "teacher_adapter": teacher.adapters or None,
+        "teacher_dtype": teacher.dtype,
+        "teacher_quantization": teacher.quantization,
+        "teacher_template_arguments": teacher.template_arguments or None,
+    }
+
+
+def describe_source(teacher: TeacherSource) -> str:
+    """A teacher as one text: `models/teacher (adapter models/lora, bfloat16, quantization none)`."""
+    parts = [f"adapter {adapter}" for adapter in teacher.adapters]
+    parts += [teacher.dtype, f"quantization {teacher.quantization}"]
+    parts += [f"{name}={value}" for name, value in teacher.template_arguments.items()]
+    return f"{teacher.model} ({', '.join(parts)})"

@@ -5,11 +5,10 @@ from typing import Any, Protocol
 
 import torch
 
-from distill.common.errors import InputError
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows, to_device
 from distill.models.examples import Example
-from distill.models.logits import read_transform
-from distill.student.loss import ExactTeacher, TopKTeacher
+from distill.models.logits import LogitTransform, read_transform
+from distill.student.loss import ExactTeacher, MixedTeacher, TopKTeacher
 from distill.teacher.signal_files import SignalReader, topk_at
 
 
@@ -24,7 +23,7 @@ class Signal(Protocol):
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
-    ) -> ExactTeacher | TopKTeacher:
+    ) -> ExactTeacher | MixedTeacher | TopKTeacher:
         """The teacher at each completion position, in the order of the examples.
 
         Args:
@@ -65,38 +64,61 @@ class OnlineTeacher:
 
 
 class HiddenSignal:
-    """Cached hidden states, and the teacher's head.
+    """Cached hidden states, and the teachers' heads; equal heads are loaded once.
 
     Args:
         readers: one per data folder; the first item of an example's `signal` is the index of its reader.
-        device: device of the head.
-        dtype: data type of the head.
+        device: device of the heads.
+        dtypes: data type of each reader's head.
 
-    Raises:
-        InputError: the readers have different heads.
+    Attributes:
+        heads: different heads, each with what its teacher does to the logits behind it.
+        numbers: index of each reader's head.
     """
 
     is_sharded = False
 
-    def __init__(self, readers: Sequence[SignalReader], device: torch.device, dtype: torch.dtype):
+    def __init__(self, readers: Sequence[SignalReader], device: torch.device, dtypes: Sequence[torch.dtype]):
         self.readers = readers
-        self.head, self.transform = readers[0].head(device, dtype), readers[0].transform
-        for reader in readers[1:]:
-            other = reader.head(device, dtype)
-            mine, theirs = self.head.state_dict(), other.state_dict()
-            if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine):
-                raise InputError(
-                    f"{reader.folder}: expected the same head as in {readers[0].folder}, found another one; if the "
-                    "adapters change the head, a pooled student needs signal: topk"
-                )
+        self.heads: list[tuple[torch.nn.Linear, LogitTransform]] = []
+        self.numbers: list[int] = []
+        for reader, dtype in zip(readers, dtypes, strict=True):
+            own = reader.head(device, dtype), reader.transform
+            known = [number for number, other in enumerate(self.heads) if are_equal(own, other)]
+            self.numbers.append(known[0] if known else len(self.heads))
+            self.heads += [] if known else [own]
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
-    ) -> ExactTeacher:
-        """The cached hidden states."""
-        parts = [self.readers[reader].read(key)["hidden"] for reader, key in (one["signal"] for one in examples)]
-        rows = to_device({"rows": torch.cat(parts)}, device)["rows"]
-        return ExactTeacher(rows, self.head, self.transform)
+    ) -> ExactTeacher | MixedTeacher:
+        """The cached hidden states; of several teachers if the examples belong to several heads."""
+        states = [self.readers[reader].read(key)["hidden"] for reader, key in (one["signal"] for one in examples)]
+        numbers = [self.numbers[one["signal"][0]] for one in examples]
+        if len(set(numbers)) == 1:
+            return self.make_teacher(numbers[0], states, device)
+        # (rows,) index of the head of each row
+        heads = torch.tensor(numbers).repeat_interleave(torch.tensor([len(one) for one in states]))
+        parts = []
+        for number in sorted(set(numbers)):
+            own = [one for one, other in zip(states, numbers, strict=True) if other == number]
+            index = to_device({"index": (heads == number).nonzero().flatten()}, device)["index"]
+            parts.append((index, self.make_teacher(number, own, device)))
+        return MixedTeacher(tuple(parts))
+
+    def make_teacher(self, number: int, states: Sequence[torch.Tensor], device: torch.device) -> ExactTeacher:
+        """The (rows, width) hidden states of several records with the same head."""
+        rows = to_device({"rows": torch.cat([*states])}, device)["rows"]
+        return ExactTeacher(rows, *self.heads[number])
+
+
+def are_equal(one: tuple[torch.nn.Linear, LogitTransform], other: tuple[torch.nn.Linear, LogitTransform]) -> bool:
+    """Whether two heads give the same logits: equal weights of the same data type, and the same transform."""
+    mine, theirs = one[0].state_dict(), other[0].state_dict()
+    return (
+        one[1] == other[1]
+        and mine.keys() == theirs.keys()
+        and all(mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name]) for name in mine)
+    )
 
 
 class TopKSignal:

@@ -32,7 +32,6 @@ from distill.student.on_policy import SampleBuffer
 from distill.student.options import TrainOptions
 from distill.student.step_batches import StepBatches
 from distill.student.student_run import StudentRun, list_result_settings
-from distill.student.template_check import compare_templates
 from distill.student.trainer import OUT_OF_MEMORY, DistillTrainer
 from distill.student.trainer_arguments import make_trainer_arguments
 from distill.student.training_examples import (
@@ -40,6 +39,7 @@ from distill.student.training_examples import (
     Record,
     balance,
     check_positions,
+    compare_teachers,
     encode_folders,
     load_teacher,
     local_device,
@@ -79,7 +79,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     teacher = load_teacher(run, chat, device)
     examples = make_examples(run, {"train": train, "val": val}, chat, teacher)
     check_positions(run, chain(*examples.values()))
-    warnings = compare_templates(examples["train"], chat, teacher.chat) if teacher else []
+    warnings = compare_teachers(examples["train"], chat, teacher) if teacher else []
     set_seed(run.train.seed)  # before the LoRA weights are initialised
     model = load_student(run, device)
     if run.train.strategy == "fsdp":

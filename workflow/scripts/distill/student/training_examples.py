@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from distill.student.fsdp import shard_teacher
 from distill.student.options import TrainOptions
 from distill.student.student_run import StudentRun, TeacherSource
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
-from distill.student.template_check import compare_ends
+from distill.student.template_check import compare_ends, compare_templates
 from distill.teacher.signal_files import SignalReader, check_signal_fits, signal_key
 
 Record = dict[str, Any]
@@ -31,18 +30,22 @@ class LoadedTeacher:
     """The teacher of a training run.
 
     Attributes:
-        chat: its chat template.
-        vocabulary: number of token ids that it shares with the student.
+        chats: its chat template, or that of each data folder if these have different teachers.
+        vocabulary: number of token ids that it shares with the student; of several teachers, the smallest.
         signal: its side of a micro-batch.
         readers: its cached signals, one per data folder; empty for a teacher in memory.
         fingerprints: digests of its weights or signals, for the digest of the run.
     """
 
-    chat: ChatTemplate
+    chats: list[ChatTemplate]
     vocabulary: int
     signal: Signal
     readers: list[SignalReader]
     fingerprints: list[str]
+
+    def get_chat(self, folder: int) -> ChatTemplate:
+        """The chat template of the teacher of a data folder."""
+        return self.chats[folder if len(self.chats) > 1 else 0]
 
 
 def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -> LoadedTeacher | None:
@@ -60,42 +63,71 @@ def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -
     source = run.teacher
     if source is None:
         return None
-    chat = load_chat(source.tokenizer or source.model, source.template_arguments, run.template_date)
-    rows = [one.rows for one in (chat, student) if one.rows is not None]
-    vocabulary = shared_vocabulary_size(chat.tokenizer, student.tokenizer, min(rows, default=None))
+    sources = [source] if run.objective.signal == "online" else source.list_by_folder()
+    chats = load_chats(sources, run.template_date)
+    vocabulary = min(share_vocabulary(chat, student) for chat in chats)
     if run.objective.signal == "online":
+        (chat,) = chats
         online = load_online(source, run.train, chat.tokenizer.pad_token_id, device)
         fingerprint = fingerprint_model(source.model, next(iter(source.adapters), None))
-        return LoadedTeacher(chat, vocabulary, online, [], [fingerprint])
-    readers = open_signals(run, source, chat, device)
-    if ends := compare_ends(student, chat):
+        return LoadedTeacher(chats, vocabulary, online, [], [fingerprint])
+    readers = open_signals(run, sources, chats, device)
+    if ends := [end for chat in chats for end in compare_ends(student, chat)]:
         problem = f"{ends[0]} A cached signal has the teacher's token there: use signal online"
         raise InputError(f"signal {run.objective.signal}: {problem}")
     cached: Signal = (
-        HiddenSignal(readers, local_device(device), select_dtype(source.dtype, device))
+        HiddenSignal(readers, local_device(device), [select_dtype(one.dtype, device) for one in sources])
         if run.objective.signal == "hidden"
         else TopKSignal(readers, run.objective.temperature)
     )
-    return LoadedTeacher(chat, vocabulary, cached, readers, [reader.fingerprint for reader in readers])
+    return LoadedTeacher(chats, vocabulary, cached, readers, [reader.fingerprint for reader in readers])
+
+
+def load_chats(sources: Sequence[TeacherSource], date: str) -> list[ChatTemplate]:
+    """The chat templates of the teachers; teachers with the same one share it."""
+    loaded: list[tuple[Any, ChatTemplate]] = []
+    found = []
+    for source in sources:
+        key = source.tokenizer or source.model, source.template_arguments
+        chat = next((chat for other, chat in loaded if other == key), None)
+        if chat is None:
+            chat = load_chat(*key, date)
+            loaded.append((key, chat))
+        found.append(chat)
+    return found
+
+
+def share_vocabulary(teacher: ChatTemplate, student: ChatTemplate) -> int:
+    """The size of the vocabulary that a teacher shares with the student; see `shared_vocabulary_size`."""
+    rows = [one.rows for one in (teacher, student) if one.rows is not None]
+    return shared_vocabulary_size(teacher.tokenizer, student.tokenizer, min(rows, default=None))
 
 
 def open_signals(
-    run: StudentRun, source: TeacherSource, chat: ChatTemplate, device: torch.device
+    run: StudentRun, sources: Sequence[TeacherSource], chats: Sequence[ChatTemplate], device: torch.device
 ) -> list[SignalReader]:
     """The cached signals of all data folders.
+
+    Args:
+        run: the options.
+        sources: the teacher of each folder.
+        chats: their chat templates.
+        device: device of the training.
 
     Raises:
         InputError: a signal belongs to another teacher.
     """
-    readers = [SignalReader(folder) for folder in source.signal_folders]
-    for reader, adapter in zip(readers, cycle(source.adapters or [None]), strict=False):
+    readers = []
+    for source, chat in zip(sources, chats, strict=True):
+        reader = SignalReader(*source.signal_folders)
+        readers.append(reader)
         check_signal_fits(
             reader,
             kind=run.objective.signal,
             top_k=run.objective.top_k,
             temperature=run.objective.temperature,
             model=source.model,
-            adapter=adapter,
+            adapter=next(iter(source.adapters), None),
             dtype=select_dtype(source.dtype, device),
             quantization=source.quantization,
             chat=chat,
@@ -157,11 +189,29 @@ def encode_folders(
     """
     found = []
     for number, records in enumerate(folders):
-        chat, vocabulary = (teacher.chat, teacher.vocabulary) if teacher else (None, None)
+        chat, vocabulary = (teacher.get_chat(number), teacher.vocabulary) if teacher else (None, None)
         examples = encode_examples(records, student, chat, max_length, vocabulary, what=what, may_be_empty=may_be_empty)
         if teacher and teacher.readers:
             add_signals(examples, teacher.readers[number], number)
         found += [example | {"folder": number} for example in examples]
+    return found
+
+
+def compare_teachers(examples: Sequence[Example], student: ChatTemplate, teacher: LoadedTeacher) -> list[str]:
+    """What differs between the chat templates of the student and of each teacher, see `compare_templates`.
+
+    Args:
+        examples: from `encode_folders` with the teacher.
+        student: the student's chat template.
+        teacher: the teacher, or the teachers of several data folders.
+    """
+    found = []
+    for number, chat in enumerate(teacher.chats):
+        if any(other is chat for other in teacher.chats[:number]):
+            continue
+        members = [example for example in examples if teacher.get_chat(example["folder"]) is chat]
+        warnings = compare_templates(members, student, chat)
+        found += warnings if len(members) == len(examples) else [f"{chat.name}: {warning}" for warning in warnings]
     return found
 
 

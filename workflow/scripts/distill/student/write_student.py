@@ -79,7 +79,7 @@ def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, ex
         final["on_policy_steps"] = sum(line.get("on_policy_steps", 0) for line in history)
     return TrainingFacts(
         base_model=get_public_name(run.model),
-        teacher=get_public_name(run.teacher.model) if run.teacher else None,
+        teachers=[get_public_name(model) for model in run.teacher.list_models()] if run.teacher else [],
         method=run.objective.method,
         train_records=len(examples["train"]),
         val_records=len(examples["val"]),

@@ -21,6 +21,7 @@ from distill.models.logits import read_transform
 from distill.student.fused_loss import distillation_loss, score_completions
 from distill.student.loss import ExactTeacher, Objective
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
+from distill.teacher.compute_signal import make_shape
 from distill.teacher.signal_files import HEAD, INDEX, SignalReader, fingerprint_parts, signal_key
 from distill.teacher.signal_shards import ShardWriter, save_whole
 from distill.teacher.signal_teacher import SignalTeacher, read_head
@@ -218,7 +219,8 @@ def write_signal(kind: str, teacher: Any, examples: list[Example], args: argpars
     out = folder / kind
     data = out / "data/benchmark"
     data.mkdir(parents=True)
-    writer = ShardWriter(data)
+    width = teacher.config.hidden_size if kind == "hidden" else None
+    writer = ShardWriter(data, make_shape(signal_teacher.options, width, SHAPES[args.shape][2]))
     for example, tensors in zip(examples, signal_teacher.compute(examples), strict=True):
         writer.add(example["signal"][1], tensors)
     writer.flush()
@@ -233,7 +235,6 @@ def write_signal(kind: str, teacher: Any, examples: list[Example], args: argpars
         quantization=args.teacher_quantization,
         chat=ChatTemplate(Tokenizer(SHAPES[args.shape][2])),
     )
-    width = teacher.config.hidden_size if kind == "hidden" else None
     index = {"fingerprint": "benchmark", "parts": parts, "names": {}, "width": width, "records": writer.places}
     write_json(out / INDEX, index)
 

@@ -38,7 +38,7 @@ from distill.records.splits import read_split
 from distill.student.fused_loss import distillation_loss
 from distill.student.loss import ExactTeacher, Objective, TopKTeacher
 from distill.teacher.signal_files import topk_at
-from distill.teacher.signal_size import bytes_per_token
+from distill.teacher.signal_size import SignalShape
 from distill.teacher.signal_teacher import top_log_probabilities
 
 TOP_KS = (16, 64, 256)
@@ -143,7 +143,7 @@ def measure_gap(student: Path, args: argparse.Namespace, examples: Rows, device:
     return [
         {
             "top_k": k,
-            "bytes_per_token": bytes_per_token("topk", top_k=k, temperatures=[args.temperature]),
+            "bytes_per_token": SignalShape("topk", None, k, [args.temperature], vocabulary).bytes_per_token,
             "probability_of_the_rest": round(tails[k] / tokens, 4),
             "exact_nats": round(sums[0] / tokens, 4),
             "bucketed_nats": round(sums[k] / tokens, 4),

@@ -37,9 +37,8 @@ from distill.models.memory import memory_mb
 from distill.models.options import TEMPLATE_DATE
 from distill.models.vocabulary import vocabulary_size
 from distill.records.raw_records import get_texts
-from distill.teacher.compute_signal import load_teacher
+from distill.teacher.compute_signal import load_teacher, make_shape
 from distill.teacher.served_teacher import ServedTeacher, make_request
-from distill.teacher.signal_size import bytes_per_token
 
 SIGNALS = ("hidden", "topk")
 WAYS = ("transformers", "vllm")
@@ -60,7 +59,7 @@ def make_examples(args: argparse.Namespace, chat: ChatTemplate, vocabulary: int)
 def list_options(way: str, kind: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the options of compute_signal.py for an engine and a signal."""
     shared = ("model", "dtype", "device", "batch_size", "vllm_executable", "vllm_arguments", "vllm_start_timeout")
-    topk = {"top_k": args.top_k, "temperatures": [1.0]} if kind == "topk" else {"top_k": None, "temperatures": None}
+    topk = {"top_k": args.top_k, "temperatures": [1.0]} if kind == "topk" else {"top_k": None, "temperatures": []}
     return {
         **{name: getattr(args, name) for name in shared}, **topk, "kind": kind, "engine": way, "adapter": None,
         "quantization": "none", "template_arguments": {}, "template_date": TEMPLATE_DATE, "tokenizer": None,
@@ -106,7 +105,7 @@ def measure(way: str, kind: str, args: argparse.Namespace, pipe: Any) -> None:
             "records": sum(sizes),
             "positions_per_second": round(positions / seconds, 1),
             "completion_tokens_per_second": round(completions / seconds, 1),
-            "disk_bytes_per_token": bytes_per_token(kind, width, options["top_k"], options["temperatures"] or ()),
+            "disk_bytes_per_token": make_shape(options, width, vocabulary).bytes_per_token,
             "reply_bytes_per_token": reply,
             "peak_memory_mb": None if is_served else memory_mb(device),
         }

@@ -61,6 +61,6 @@ def test_signals_by_vllm_are_measured(arguments, kind):
     (found,) = sent
     assert found["records"] == 2
     assert found["positions_per_second"] > found["completion_tokens_per_second"] > 0
-    # An element of the hidden states takes 2 bytes; of the k tokens each takes 6, and all others 2; the id takes 4.
-    assert found["disk_bytes_per_token"] == (2 * WIDTH + 4 if kind == "hidden" else 6 * 4 + 2 + 4)
+    # Of 4 tokens, ids of 9 bits, the lower 13 bits of log-probabilities and a map of 7; the tail; the id of the token.
+    assert found["disk_bytes_per_token"] == (2 * WIDTH + 4 if kind == "hidden" else 5 + 7 + 1 + 2 + 2)
     assert found["reply_bytes_per_token"] > 10

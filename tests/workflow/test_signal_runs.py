@@ -69,13 +69,13 @@ def test_signals_copied_layers_and_students_are_made(trained):
 def test_the_size_of_a_signal_is_logged_before_it_is_computed(trained, dry_run, fresh, tmp_path):
     """With and without answers whose tokens can be counted."""
     for category in CATEGORIES:
-        for signal, size in (("hidden", 68), ("topk_8_t2", 54)):
+        for signal, size in (("hidden", 68), ("topk_8_t2", 28)):
             assert re.search(
                 rf"teacher signal {signal} of {category}: {size} bytes per token, about [\d,]+ tokens, .* GB", dry_run
             )
     new = fresh.copy(tmp_path / "new")
     new.configure(STUDENTS_CONFIG)
-    assert "teacher signal topk_8_t2 of banks: 54 bytes per completion token" in new.run("--dry-run")
+    assert "teacher signal topk_8_t2 of banks: 28 bytes per completion token" in new.run("--dry-run")
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ from distill.teacher import compute_signal as signal_jobs
 from distill.teacher import signal_shards, signal_teacher
 from distill.teacher.compute_signal import compare_signal, compute_signal
 from distill.teacher.signal_files import SignalReader, signal_key, topk_at
-from distill.teacher.signal_size import bytes_per_token, count_tokens, describe_storage, get_hidden_width
+from distill.teacher.signal_size import SignalShape, count_tokens, describe_storage, read_sizes
 from distill.teacher.signal_teacher import read_head, top_log_probabilities
 
 # Largest relative difference of gradients that is rounding; total variation has steps where p = q.
@@ -418,6 +418,18 @@ def test_the_template_alone_decides_the_fingerprint_by_default(signal, tokenizer
     assert found["template"] == digest_of(tokenizer.chat_template)[:16]
 
 
+def age_index(path):
+    index = json.loads(path.read_text())
+    index["parts"]["format"] -= 1
+    path.write_text(json.dumps(index))
+
+
+def age_shard(path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata | {"format": str(int(metadata["format"]) - 1)})
+
+
 def shorten(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -428,7 +440,9 @@ def shorten(path):
         ("index.json", Path.unlink, "expected the index of a teacher signal, found none"),
         ("index.json", lambda path: path.write_text("[]"), "expected the index of a teacher signal"),
         ("index.json", lambda path: path.write_text("{"), "expected the index of a teacher signal"),
-        ("index.json", lambda path: path.write_text('{"parts": {"format": 9}, "records": {}}'), "expected format 1"),
+        ("index.json", lambda path: path.write_text('{"parts": {"format": 9}, "records": {}}'), "expected the index"),
+        ("index.json", age_index, "expected format 1 of signal hidden, found format 0"),
+        ("00000.safetensors", age_shard, "expected a shard.* of signal hidden, found 0"),
         ("00000.safetensors", Path.unlink, "expected a shard of the teacher signal"),
         ("00000.safetensors", shorten, "expected a shard of the teacher signal"),
         ("head.safetensors", Path.unlink, "expected the teacher's head, found none"),
@@ -668,7 +682,8 @@ def test_bytes_a_token_are_those_of_the_shards(signal, records, kind, width):
     found = stats(kept)
     tensors = load_file(data_folder(kept) / "00000.safetensors")
     assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
-    assert found["bytes_per_token"] == bytes_per_token(kind, width, 8, [1.0, 2.0])
+    shape = SignalShape(kind, width, 8, [1.0, 2.0], SignalReader(kept["out"]).vocabulary)
+    assert found["bytes_per_token"] == shape.bytes_per_token
     assert found["tokens"] == len(tensors["completion"])
 
 
@@ -691,8 +706,10 @@ def test_what_the_kept_tokens_leave_out_is_measured_and_said(signal, models, rec
 
 
 def test_bytes_a_token_of_a_7b_teacher():
-    assert bytes_per_token("hidden", width=3584) == 7168 + 4
-    assert bytes_per_token("topk", top_k=64, temperatures=[2.0]) == 64 * (4 + 2) + 2 + 4
+    """Ids take 18 bits. The lower 9 bits of 64 log-probabilities lie beside a bit map of 64 + 63 bits."""
+    assert SignalShape("hidden", 3584).bytes_per_token == 7168 + 4
+    topk = SignalShape("topk", None, 64, [2.0], 151_665)
+    assert topk.bytes_per_token == 64 * 18 // 8 + (64 * 9 // 8 + 16) + 2 + 3 == 237
 
 
 def test_a_disk_that_is_too_small_is_said_before_a_teacher_is_loaded(signal, records, monkeypatch):
@@ -712,13 +729,14 @@ def test_tokens_are_counted_from_what_there_is(tmp_path):
 
 
 def test_storage_is_said_in_one_line(models, tmp_path):
-    line = describe_storage("topk_64 of banks", "topk", None, 64, [2.0], 1_000_000, "about ")
-    assert line == "teacher signal topk_64 of banks: 390 bytes per token, about 1,000,000 tokens, 0.39 GB"
-    assert "7,172 bytes per completion token" in describe_storage("hidden", "hidden", 3584, None, [], 0)
-    assert "unknown until" in describe_storage("hidden", "hidden", None, None, [], 5)
-    assert get_hidden_width(models["teacher"]) == 32
-    assert get_hidden_width(str(tmp_path / "nothing")) is None
-    assert get_hidden_width("not an id: //") is None
+    line = describe_storage("topk_64 of banks", SignalShape("topk", None, 64, [2.0], 151_665), 1_000_000, "about ")
+    assert line == "teacher signal topk_64 of banks: 237 bytes per token, about 1,000,000 tokens, 0.237 GB"
+    assert "7,172 bytes per completion token" in describe_storage("hidden", SignalShape("hidden", 3584), 0)
+    assert "unknown until" in describe_storage("hidden", SignalShape("hidden"), 5)
+    assert "unknown until" in describe_storage("topk", SignalShape("topk", 3584, 64, [2.0]), 5)
+    assert read_sizes(models["teacher"]) == (32, 352)
+    assert read_sizes(str(tmp_path / "nothing")) == (None, None)
+    assert read_sizes("not an id: //") == (None, None)
 
 
 def test_storage_imports_no_torch():
@@ -743,8 +761,10 @@ def test_check_finds_what_is_right_and_what_is_wrong(signal, records, tmp_path, 
     printed = capsys.readouterr().out
     assert "4 records: largest divergence" in printed
     (path,) = data_folder(kept).glob("0*.safetensors")
-    shard = path.read_bytes()
-    path.write_bytes(shard[: -len(shard) // 2] + bytes(len(shard[-len(shard) // 2 :])))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors, name = load_file(path), "hidden" if kind == "hidden" else "log_tail"
+    save_file(tensors | {name: torch.zeros_like(tensors[name])}, path, metadata)
     with pytest.raises(SystemExit) as ended:
         check(kept, data, "--records", "10")
     assert ended.value.code == 1

@@ -49,16 +49,17 @@ def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
     lines: list[str] = []
     if not get_signals(config):
         return lines
-    from distill.teacher.signal_size import count_tokens, describe_storage, get_hidden_width
+    from distill.teacher.signal_size import SignalShape, count_tokens, describe_storage, read_sizes
 
     for category in categories:
         own = get_category_config(config, category)
-        width = get_hidden_width(get_teacher(own))
+        width, vocabulary = read_sizes(get_teacher(own))
         longest = own["teacher"]["generation"]["max_new_tokens"]
         answers = f"artifacts/distill_data/raw/teacher_outputs_{category}.jsonl"
         prompts = f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl"
         tokens, qualifier = count_tokens(answers, prompts, longest)
         for name, signal in get_signals(own).items():
-            shape = signal["kind"], width, signal["top_k"], signal["temperatures"] or []
-            lines.append(describe_storage(f"{name} of {category}", *shape, tokens, qualifier))
+            settings = {"kind": signal["kind"], "top_k": signal["top_k"], "temperatures": signal["temperatures"] or ()}
+            shape = SignalShape(**settings, width=width, vocabulary=vocabulary)
+            lines.append(describe_storage(f"{name} of {category}", shape, tokens, qualifier))
     return lines

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from distill.common.digest import digest_of
@@ -33,12 +32,13 @@ from distill.teacher.signal_files import (
     check_signal_fits,
     fingerprint_parts,
     fingerprint_teacher,
+    open_shard,
     read_signal,
     signal_key,
     stat_files,
 )
 from distill.teacher.signal_shards import ShardWriter, save_whole, scan_shards
-from distill.teacher.signal_size import bytes_per_token, describe_storage
+from distill.teacher.signal_size import SignalShape, describe_storage
 from distill.teacher.signal_teacher import TOLERANCE, Options, SignalTeacher
 
 logger = logging.getLogger(__name__)
@@ -68,26 +68,25 @@ def remove_unused(out: Path, fingerprint: str, used: set[str]) -> None:
             path.unlink()
 
 
-def check_storage(options: Options, width: int | None, tokens: int, missing: int) -> None:
+def check_storage(out: Path, shape: SignalShape, tokens: int, missing: int) -> None:
     """Log the size of the signal, and check that the disk has room for the missing part.
 
     Args:
-        options: options of compute_signal.py by name.
-        width: size of the hidden states; None for `topk`.
+        out: folder of the signal.
+        shape: what it stores of each token.
         tokens: completion tokens of all records.
         missing: completion tokens of the records that are not cached.
 
     Raises:
         InputError: the disk is too full.
     """
-    layout = options["kind"], width, options["top_k"], options["temperatures"]
-    logger.info("%s", describe_storage(str(options["out"]), *layout, tokens))
-    needed = bytes_per_token(*layout) * missing
-    free = shutil.disk_usage(options["out"]).free
+    logger.info("%s", describe_storage(str(out), shape, tokens))
+    needed = shape.bytes_per_token * missing
+    free = shutil.disk_usage(out).free
     logger.info("%.3g GB to compute, %.3g GB free on the disk", needed / 1e9, free / 1e9)
     if needed > free:
         raise InputError(
-            f"{options['out']}: expected {needed / 1e9:.3g} GB of free disk for the teacher signal, found "
+            f"{out}: expected {needed / 1e9:.3g} GB of free disk for the teacher signal, found "
             f"{free / 1e9:.3g}; choose signal topk with a smaller top_k, or another disk"
         )
 
@@ -95,6 +94,7 @@ def check_storage(options: Options, width: int | None, tokens: int, missing: int
 def compute_missing(
     options: Options,
     chat: ChatTemplate,
+    shape: SignalShape,
     vocabulary: int,
     examples: dict[str, Example],
     data: Path,
@@ -105,7 +105,8 @@ def compute_missing(
     Args:
         options: options of compute_signal.py by name.
         chat: the teacher's chat template.
-        vocabulary: size of its tokenizer's vocabulary.
+        shape: what the signal stores of each token.
+        vocabulary: size of the teacher's tokenizer's vocabulary.
         examples: all records by key.
         data: folder of the shards.
         cached: places of the cached records by key.
@@ -117,12 +118,13 @@ def compute_missing(
     if not missing and (options["kind"] == "topk" or (data / HEAD).exists()):
         return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0, "peak_reserved_mb": 0}
     with closing(load_teacher(options, chat, vocabulary)) as teacher:
-        return compute_records(options, teacher, missing, examples, data, cached)
+        return compute_records(options, teacher, shape, missing, examples, data, cached)
 
 
 def compute_records(
     options: Options,
     teacher: SignalTeacher | ServedTeacher,
+    shape: SignalShape,
     missing: Sequence[str],
     examples: dict[str, Example],
     data: Path,
@@ -131,11 +133,12 @@ def compute_records(
     """Compute the signals of the records with these keys by a loaded teacher; see `compute_missing`."""
     if options["kind"] == "hidden" and not (data / HEAD).exists():
         save_whole(data / HEAD, teacher.read_head())
-    check_cached(options, teacher, examples, data, cached)
+    check_cached(shape, teacher, examples, data, cached)
     lengths = {key: len(examples[key]["prompt"]) + len(examples[key]["completion"]) for key in missing}
     teacher.check_lengths(list(lengths.values()))
     order = sorted(missing, key=lambda key: -lengths[key])
-    writer, progress = ShardWriter(data), Progress(len(examples), "teacher signals", done=len(examples) - len(missing))
+    writer = ShardWriter(data, shape)
+    progress = Progress(len(examples), "teacher signals", done=len(examples) - len(missing))
 
     def work(rows: list[int]) -> list[tuple[str, dict[str, Tensor]]]:
         keys = [order[row] for row in rows]
@@ -165,7 +168,7 @@ def load_teacher(options: Options, chat: ChatTemplate, vocabulary: int) -> Signa
 
 
 def check_cached(
-    options: Options,
+    shape: SignalShape,
     teacher: SignalTeacher | ServedTeacher,
     examples: dict[str, Example],
     data: Path,
@@ -178,8 +181,8 @@ def check_cached(
     """
     for key in sorted(set(cached) & set(examples))[:COMPARED]:
         shard, start, rows = cached[key]
-        with safe_open(str(data / shard), framework="pt") as file:
-            signal = read_signal(file, options["kind"], start, rows)
+        with open_shard(data / shard, shape.kind) as file:
+            signal = read_signal(file, shape, start, rows)
         found, _ = teacher.compare(examples[key], signal)
         if not found <= TOLERANCE:
             raise InputError(
@@ -223,12 +226,13 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     data = out / "data" / fingerprint
     data.mkdir(parents=True, exist_ok=True)
     examples, left_out = encode([*train, *val], chat, options["max_length"])
-    cached = scan_shards(data)
+    cached = scan_shards(data, options["kind"])
     config = load_config(options["model"]) if ENGINES[options["engine"]].loads_weights else None
     width = config.get_text_config().hidden_size if config and options["kind"] == "hidden" else None
+    shape = make_shape(options, width, parts["vocabulary"])
     sizes = {key: len(example["completion"]) for key, example in examples.items()}
-    check_storage(options, width, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
-    new, figures = compute_missing(options, chat, parts["vocabulary"], examples, data, cached)
+    check_storage(out, shape, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
+    new, figures = compute_missing(options, chat, shape, parts["vocabulary"], examples, data, cached)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
     records = {key: [*places[key], examples[key]["uid"]] for key in sorted(places)}
@@ -238,7 +242,7 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     remove_unused(out, fingerprint, {place[0] for place in places.values()})
     counts = {"records": len(examples), "from_cache": len(examples) - len(new), "computed": len(new)}
     logger.info("%d records = %d from the cache + %d computed; %d skipped", *counts.values(), left_out)
-    stored = measure_storage(options, width, sum(sizes.values()))
+    stored = measure_storage(SignalReader(out), sum(sizes.values()))
     write_json(out / "stats.json", counts | {"left_out": left_out} | stored | figures)
 
 
@@ -260,12 +264,18 @@ def get_parts(options: Options, chat: ChatTemplate) -> dict[str, Any]:
     )
 
 
-def measure_storage(options: Options, width: int | None, tokens: int) -> dict[str, Any]:
+def make_shape(options: Options, width: int | None, vocabulary: int) -> SignalShape:
+    """Return what a signal stores of each token, from the options of compute_signal.py."""
+    settings = {name: options[name] for name in ("kind", "top_k", "temperatures")}
+    return SignalShape(**settings, width=width, vocabulary=vocabulary)
+
+
+def measure_storage(reader: SignalReader, tokens: int) -> dict[str, Any]:
     """Return the counts of stats.json that describe the signal's size and, for `topk`, its tails."""
-    size = bytes_per_token(options["kind"], width, options["top_k"], options["temperatures"])
+    size = reader.shape.bytes_per_token
     stored: dict[str, Any] = {"tokens": tokens, "bytes_per_token": size, "bytes": size * tokens}
-    if options["kind"] == "topk":
-        stored["tail_probability"] = measure_tails(SignalReader(options["out"]))
+    if reader.kind == "topk":
+        stored["tail_probability"] = measure_tails(reader)
     return stored
 
 

@@ -272,10 +272,12 @@ def make_request(number: int, example: Example, top: int) -> TokenRequest:
 def make_topk(positions: Sequence[Position]) -> dict[str, Tensor]:
     """Return the tensors of a `topk` signal at temperature 1; see `top_log_probabilities`."""
     ids = torch.tensor([list(position.top) for position in positions], dtype=torch.int32)
-    logprobs = torch.tensor([list(position.top.values()) for position in positions], dtype=torch.float64)
+    values = torch.tensor([list(position.top.values()) for position in positions], dtype=torch.float64)
+    # Ranks are the server's; of equal numbers, and rounded ones above 0, the order may be another.
+    logprobs, order = values.clamp(max=0).sort(dim=-1, descending=True, stable=True)
     tail = (1 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=0).log()
     return {
-        "ids": ids,
+        "ids": ids.gather(1, order),
         "logprobs": logprobs.clamp(min=LEAST_LOG).half(),
         "log_tail": tail.clamp(min=LEAST_LOG).half(),
     }

@@ -22,8 +22,10 @@ from distill.models.chat import ChatTemplate
 from distill.models.fingerprint import fingerprint_model, list_model_files
 from distill.models.logits import LogitTransform
 from distill.models.vocabulary import vocabulary_size
+from distill.teacher.signal_packing import unpack_signal
+from distill.teacher.signal_size import SignalShape
 
-FORMAT = 1
+FORMATS = {"hidden": 1, "topk": 2}  # of the shards, by kind; another number has another layout
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
 NAMES = {"hidden": ("hidden",), "topk": ("ids", "logprobs", "log_tail")}
 RECOMPUTE = "recompute it with snakemake --forcerun {path}, or with compute_signal.py and the same --out"
@@ -79,7 +81,7 @@ def fingerprint_parts(
     """
     is_topk = kind == "topk"
     return {
-        "format": FORMAT,
+        "format": FORMATS[kind],
         "kind": kind,
         "top_k": top_k if is_topk else None,
         "temperatures": sorted(temperatures) if is_topk else [],
@@ -93,13 +95,29 @@ def fingerprint_parts(
     }
 
 
-def read_signal(shard: Any, kind: str, start: int, rows: int) -> dict[str, Tensor]:
+def read_signal(shard: Any, shape: SignalShape, start: int, rows: int) -> dict[str, Tensor]:
     """Return a record's tensors from an open shard.
 
     Returns:
         `hidden` (rows, width), or `ids` and `logprobs` (rows, k) and `log_tail` (rows, temperatures).
+
+    Raises:
+        ValueError: the record's bytes are damaged.
     """
-    return {name: shard.get_slice(name)[start : start + rows] for name in NAMES[kind]}
+    return unpack_signal({name: shard.get_slice(name)[start : start + rows] for name in NAMES[shape.kind]}, shape)
+
+
+def open_shard(path: Path, kind: str) -> Any:
+    """Open a shard, memory-mapped.
+
+    Raises:
+        OSError, SafetensorError, ValueError: it is missing, damaged, or of another format.
+    """
+    shard = safe_open(str(path), framework="pt")
+    found = (shard.metadata() or {}).get("format", "1")  # the first format had no number
+    if found != str(FORMATS[kind]):
+        raise ValueError(f"expected format {FORMATS[kind]} of signal {kind}, found {found}")
+    return shard
 
 
 class SignalReader:
@@ -113,7 +131,7 @@ class SignalReader:
         fingerprint: digest of the parts.
         names: the teacher's `model` and `adapter`.
         kind, top_k, temperatures, vocabulary: taken from the parts.
-        width: size of the hidden states; None for `topk`.
+        shape: what the signal stores of each token.
         transform: what the teacher does to its logits after the head.
         records: [shard, start, rows, uid] of each record by key.
 
@@ -131,7 +149,7 @@ class SignalReader:
         self.top_k: int | None = self.parts["top_k"]
         self.temperatures: list[float] = self.parts["temperatures"]
         self.vocabulary: int = self.parts["vocabulary"]
-        self.width: int | None = index["width"]
+        self.shape = SignalShape(self.kind, index["width"], self.top_k, tuple(self.temperatures), self.vocabulary)
         self.transform = LogitTransform(**index.get("logits", {}))
         self.fingerprint: str = index["fingerprint"]
         self.records: dict[str, list[Any]] = index["records"]
@@ -145,38 +163,53 @@ class SignalReader:
             raise InputError(f"{self.path}: expected the index of a teacher signal, found none; {advice}")
         try:
             index = json.loads(self.path.read_text(encoding="utf-8"))
-            is_known = index["parts"]["format"] == FORMAT and isinstance(index["records"], dict)
+            kind, found = index["parts"].get("kind"), index["parts"]["format"]
+            is_whole = kind in FORMATS and isinstance(index["records"], dict)
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(
                 f"{self.path}: expected the index of a teacher signal, found {describe(error)}; {advice}"
             ) from None
-        if not is_known:
-            raise InputError(f"{self.path}: expected format {FORMAT} of a teacher signal, found another one; {advice}")
+        if not is_whole:
+            raise InputError(f"{self.path}: expected the index of a teacher signal, found another file; {advice}")
+        if found != FORMATS[kind]:
+            raise InputError(
+                f"{self.path}: expected format {FORMATS[kind]} of signal {kind}, found format {found}; {advice}"
+            )
         return index
 
     def __contains__(self, key: str) -> bool:
         return key in self.records
 
     def open_shard(self, name: str) -> Any:
-        """Open a shard, memory-mapped; a shard is opened once.
+        """Open a shard; a shard is opened once.
 
         Raises:
-            InputError: the shard is missing or damaged; names the file.
+            InputError: the shard is missing, damaged or of another format; names the file.
         """
         if name not in self.files:
-            path = self.data / name
             try:
-                self.files[name] = safe_open(str(path), framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise InputError(
-                    f"{path}: expected a shard of the teacher signal ({error}); {RECOMPUTE.format(path=self.path)}"
-                ) from None
+                self.files[name] = open_shard(self.data / name, self.kind)
+            except (OSError, SafetensorError, ValueError) as error:
+                raise self.make_error(name, error) from None
         return self.files[name]
 
+    def make_error(self, name: str, error: Exception) -> InputError:
+        """Return the error of a shard that cannot be read."""
+        path, advice = self.data / name, RECOMPUTE.format(path=self.path)
+        return InputError(f"{path}: expected a shard of the teacher signal ({error}); {advice}")
+
     def read(self, key: str) -> dict[str, Tensor]:
-        """Return a record's tensors; see `read_signal`."""
-        shard, start, rows = self.records[key][:3]
-        return read_signal(self.open_shard(shard), self.kind, start, rows)
+        """Return a record's tensors; see `read_signal`.
+
+        Raises:
+            InputError: the shard cannot be read; names the file.
+        """
+        name, start, rows = self.records[key][:3]
+        shard = self.open_shard(name)
+        try:
+            return read_signal(shard, self.shape, start, rows)
+        except ValueError as error:
+            raise self.make_error(name, error) from None
 
     def head(self, device: torch.device, dtype: torch.dtype | None = None) -> torch.nn.Linear:
         """Load the teacher's head, frozen; only for `hidden`.

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.common.errors import InputError
 from distill.common.files import remove_leftovers
+from distill.teacher.signal_files import FORMATS, open_shard
+from distill.teacher.signal_packing import pack_signal
+from distill.teacher.signal_size import SignalShape
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +44,15 @@ def save_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
         aside.unlink(missing_ok=True)
 
 
-def scan_shards(folder: Path) -> dict[str, list[Any]]:
-    """Return [shard, start, rows] of each record that earlier runs computed, by key; torn shards are skipped."""
+def scan_shards(folder: Path, kind: str) -> dict[str, list[Any]]:
+    """Return [shard, start, rows] of each record that earlier runs computed, by key.
+
+    Shards of a signal of this kind that are torn or of another format are skipped with a warning.
+    """
     found: dict[str, list[Any]] = {}
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         try:
-            with safe_open(str(path), framework="pt") as file:
+            with open_shard(path, kind) as file:
                 records = json.loads(file.metadata()["records"])
                 rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
@@ -65,10 +71,11 @@ class ShardWriter:
 
     Args:
         folder: folder of the shards; new ones continue its numbering.
+        shape: what the signal stores.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, shape: SignalShape):
+        self.folder, self.shape = folder, shape
         self.pending: list[tuple[str, dict[str, Tensor]]] = []
         self.size, self.since = 0, time.monotonic()
         self.places: dict[str, list[Any]] = {}
@@ -76,9 +83,17 @@ class ShardWriter:
         self.number = max(numbers, default=-1) + 1
 
     def add(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Add a record's signal; write a shard if it is large enough or the last one is old enough."""
-        self.pending.append((key, tensors))
-        self.size += sum(tensor.nbytes for tensor in tensors.values())
+        """Add a record's signal; write a shard if it is large enough or the last one is old enough.
+
+        Raises:
+            InputError: the signal is not one of a distribution, for example because logits are not finite.
+        """
+        try:
+            packed = pack_signal(tensors, self.shape)
+        except ValueError as error:
+            raise InputError(f"teacher signal {key} in {self.folder}: {error}") from None
+        self.pending.append((key, packed))
+        self.size += sum(tensor.nbytes for tensor in packed.values())
         if self.size >= SHARD_BYTES or time.monotonic() - self.since >= SHARD_SECONDS:
             self.flush()
 
@@ -92,7 +107,8 @@ class ShardWriter:
                 records.append((key, start, rows))
                 start += rows
             joined = {part: torch.cat([tensors[part] for _, tensors in self.pending]) for part in self.pending[0][1]}
-            save_whole(self.folder / name, joined, {"records": json.dumps(records)})
+            metadata = {"format": str(FORMATS[self.shape.kind]), "records": json.dumps(records)}
+            save_whole(self.folder / name, joined, metadata)
             self.places |= {key: [name, first, rows] for key, first, rows in records}
             self.number += 1
         self.pending, self.size, self.since = [], 0, time.monotonic()

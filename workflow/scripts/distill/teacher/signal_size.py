@@ -1,31 +1,78 @@
-"""Disk space of a cached teacher signal, estimated before it is computed. Imports no torch."""
+"""What a cached teacher signal stores of a token, and the disk space that it takes. Imports no torch."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.common.files import read_jsonl
 
 ID_BYTES, HALF_BYTES = 4, 2  # int32, and bfloat16 or float16
+LOG_BITS = 15  # of a negative float16 number, without its sign
+MAX_BITS = 24  # of a packed number
 
 
-def bytes_per_token(
-    kind: str, width: int | None = None, top_k: int | None = None, temperatures: Sequence[float] = ()
-) -> int:
-    """Return the bytes that a signal takes per completion token, including the token's id.
+@dataclass(frozen=True)
+class SignalShape:
+    """What a signal stores of each completion token.
 
-    `hidden` takes 2 bytes per element of the hidden state. `topk` takes 4 bytes for an id and 2 for a log-probability,
-    k times, and 2 for the tail at each temperature.
-
-    Args:
+    Attributes:
         kind: `hidden` or `topk`.
         width: size of the teacher's hidden states, for `hidden`.
         top_k, temperatures: settings of `topk`.
+        vocabulary: size of the teacher's vocabulary, for `topk`; it may be larger than needed in an estimate.
     """
-    if kind == "hidden":
-        return HALF_BYTES * (width or 0) + ID_BYTES
-    return (ID_BYTES + HALF_BYTES) * (top_k or 0) + HALF_BYTES * len(temperatures) + ID_BYTES
+
+    kind: str
+    width: int | None = None
+    top_k: int | None = None
+    temperatures: Sequence[float] = ()
+    vocabulary: int | None = None
+
+    @property
+    def kept(self) -> int:
+        """Number of tokens that `topk` stores exactly."""
+        return min(self.top_k or 0, self.vocabulary or 0)
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of a token id of `topk`."""
+        return max(1, ((self.vocabulary or 0) - 1).bit_length())
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the model's sizes that decide the signal's size are known."""
+        return (self.width if self.kind == "hidden" else self.vocabulary) is not None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes per completion token, including the token's id.
+
+        `hidden` takes 2 bytes per element of the hidden state and 4 for the id. `topk` takes the bits of its ids, its
+        log-probabilities as ascending numbers (see `bit_packing`), and 2 bytes for the tail at each temperature.
+        """
+        if self.kind == "hidden":
+            return HALF_BYTES * (self.width or 0) + ID_BYTES
+        tokens = count_bytes(self.kept, self.id_bits) + count_ascending_bytes(self.kept, LOG_BITS)
+        return tokens + HALF_BYTES * len(self.temperatures) + count_bytes(1, self.id_bits)
+
+
+def count_bytes(count: int, bits: int) -> int:
+    """Return the bytes that numbers take without gaps between them."""
+    return (count * bits + 7) // 8
+
+
+def split_bits(count: int, bits: int) -> tuple[int, int]:
+    """Return how ascending numbers are packed: lower bits of each, and bits of the map of the upper ones."""
+    low = max(0, bits - (count - 1).bit_length())
+    return low, 2 ** (bits - low) + count - 1
+
+
+def count_ascending_bytes(count: int, bits: int) -> int:
+    """Return the bytes that ascending numbers below 2^bits take, see `pack_ascending` of bit_packing.py."""
+    low, marks = split_bits(count, bits)
+    return count_bytes(count, low) + count_bytes(marks, 1)
 
 
 def count_tokens(answers: str | Path, prompts: str | Path, max_new_tokens: int) -> tuple[int, str]:
@@ -49,8 +96,11 @@ def count_tokens(answers: str | Path, prompts: str | Path, max_new_tokens: int) 
     return 0, ""
 
 
-def get_hidden_width(model: str) -> int | None:
-    """Return the size of a model's hidden states; None if the model is neither a local folder nor downloaded."""
+def read_sizes(model: str) -> tuple[int | None, int | None]:
+    """Return the size of a model's hidden states and its number of logits.
+
+    Both are None if the model is neither a local folder nor downloaded.
+    """
     path: Any = Path(model) / "config.json"
     if not path.exists():
         from huggingface_hub import try_to_load_from_cache
@@ -61,35 +111,28 @@ def get_hidden_width(model: str) -> int | None:
         except HFValidationError:
             path = None
     if not isinstance(path, str | Path):
-        return None
+        return None, None
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # the job that loads the model reports the error
-    width = config.get("text_config", config).get("hidden_size") if isinstance(config, dict) else None
-    return width if isinstance(width, int) else None
+        return None, None  # the job that loads the model reports the error
+    text = config.get("text_config", config) if isinstance(config, dict) else {}
+    width, vocabulary = (text.get(name) for name in ("hidden_size", "vocab_size"))
+    return width if isinstance(width, int) else None, vocabulary if isinstance(vocabulary, int) else None
 
 
-def describe_storage(
-    name: str,
-    kind: str,
-    width: int | None,
-    top_k: int | None,
-    temperatures: Sequence[float],
-    tokens: int,
-    qualifier: str = "",
-) -> str:
+def describe_storage(name: str, shape: SignalShape, tokens: int, qualifier: str = "") -> str:
     """Return a line with bytes per token, tokens and gigabytes (10⁹ bytes).
 
     Args:
         name: name of the signal in the line.
-        kind, width, top_k, temperatures: see `bytes_per_token`.
+        shape: what it stores.
         tokens: number of completion tokens; 0 if it is unknown.
         qualifier: text before the number of tokens, with a space: `about `, `at most `.
     """
-    if kind == "hidden" and width is None:
-        return f"teacher signal {name}: 2 bytes per element of a hidden state (its size is unknown until the download)"
-    size = bytes_per_token(kind, width, top_k, temperatures)
+    if not shape.is_known:
+        return f"teacher signal {name}: its bytes per token are unknown until the teacher's config.json is there"
+    size = shape.bytes_per_token
     if not tokens:
         return f"teacher signal {name}: {size:,} bytes per completion token (total unknown until the prompts exist)"
     total = f"{qualifier}{tokens:,} tokens, {size * tokens / 1e9:.3g} GB"

@@ -209,7 +209,7 @@ def make_signal_teacher(kind: str, teacher: Any, args: argparse.Namespace) -> Si
     signal_teacher.model, signal_teacher.pad_id, signal_teacher.vocabulary = teacher, 0, SHAPES[args.shape][2]
     signal_teacher.decoder, signal_teacher.head = decoder_and_head(teacher)
     signal_teacher.transform = read_transform(teacher.config)
-    signal_teacher.options = {"kind": kind, "top_k": args.top_k, "temperatures": [args.temperature]}
+    signal_teacher.options = {"kind": kind, "top_k": args.top_k, "temperatures": [args.temperature], "tail_samples": 0}
     return signal_teacher
 
 

@@ -62,9 +62,9 @@ def list_options(way: str, kind: str, args: argparse.Namespace, folder: Path) ->
     topk = {"top_k": args.top_k, "temperatures": [1.0]} if kind == "topk" else {"top_k": None, "temperatures": []}
     return {
         **{name: getattr(args, name) for name in shared}, **topk, "kind": kind, "engine": way, "adapter": None,
-        "quantization": "none", "template_arguments": {}, "template_date": TEMPLATE_DATE, "tokenizer": None,
-        "concurrency": None, "timeout": EngineOptions().timeout, "vllm_nodes": 1, "vllm_share": False,
-        "vllm_server": None, "out": folder / kind,
+        "quantization": "none", "tail_samples": 0, "template_arguments": {}, "template_date": TEMPLATE_DATE,
+        "tokenizer": None, "concurrency": None, "timeout": EngineOptions().timeout, "vllm_nodes": 1,
+        "vllm_share": False, "vllm_server": None, "out": folder / kind,
     }  # fmt: skip
 
 

@@ -215,6 +215,11 @@ ERRORS = [
     (TOKENS.replace("topk", "hidden"), "students.kd.signal", "expected topk with engine openai, found hidden"),
     (TOKENS.replace("topk", "online"), "students.kd.signal", "expected topk with engine openai, found online"),
     (
+        TOKENS.replace("topk", "topk, tail_samples: 8"),
+        "students.kd.tail_samples",
+        "expected 0 with engine openai, whose server gives the most likely tokens alone; use a larger top_k, found 8",
+    ),
+    (
         TOKENS.replace("temperature: 1", "temperature: 2"),
         "students.kd.temperature",
         "expected 1 with signal topk and engine openai, whose server gives log-probabilities at 1 alone, found 2",
@@ -262,6 +267,20 @@ ERRORS = [
         "{teacher: {engine: vllm}, students: {kd: {signal: topk, temperature: 2}}}",
         "students.kd.temperature",
         "whose server gives log-probabilities at 1 alone; use signal hidden, found 2",
+    ),
+    (
+        "{teacher: {engine: vllm}, students: {kd: {signal: topk, temperature: 1, tail_samples: 8}}}",
+        "students.kd.tail_samples",
+        "expected 0 with engine vllm",
+    ),
+    ("students: {kd: {signal: topk, tail_samples: 8}}", "", None),
+    ("students: {kd: {method: seqkd, signal: hidden, tail_samples: 8}}", "", None),
+    ("students: {kd: {signal: topk, tail_samples: -1}}", "students.kd.tail_samples", "expected an integer >= 0"),
+    ("students: {kd: {tail_samples: 8}}", "students.kd.tail_samples", "than topk, which alone has sampled tokens"),
+    (
+        "students: {kd: {signal: topk, method: jsd, tail_samples: 8}}",
+        "students.kd.tail_samples",
+        "expected 0 with method jsd: a sampled tail is unbiased for forward_kl only, found 8",
     ),
     (
         "{teacher: {engine: vllm}, students: {kd: {signal: hidden, teacher_quantization: int8}}}",

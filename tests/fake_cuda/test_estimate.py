@@ -49,14 +49,16 @@ def make_generation(model):
     return Generating(model=model, batch_size=4, temperature=0.7, top_p=1.0, **LENGTHS)
 
 
-@pytest.mark.parametrize("what", ["training", "generation", "reading"])
+@pytest.mark.parametrize("what", ["training", "sampled training", "generation", "reading", "sampled reading"])
 def test_few_layers_tell_of_many(what):
     """Student and teacher have different numbers of layers."""
     student, teacher = make_shape(layers=7, **SIZES), make_shape(layers=9, **SIZES)
     work = {
         "training": make_training(student, teacher),
+        "sampled training": replace(make_training(student, teacher), signal="topk", tail_samples=4),
         "generation": make_generation(student),
         "reading": Reading(model=teacher, kind="topk", batch_size=4, top_k=8, **LENGTHS),
+        "sampled reading": Reading(model=teacher, kind="topk", batch_size=4, top_k=8, tail_samples=4, **LENGTHS),
     }[what]
     few, all_layers = estimate(work, GPU), estimate(work, GPU, exact=True)
     assert few.weights == all_layers.weights

@@ -58,11 +58,11 @@ def test_requests_are_answered(make_engine):
 
 
 @MODELS
-@pytest.mark.parametrize(("kind", "tensors"), [("hidden", 2), ("topk", 4)])
-def test_a_signal_is_copied_once_a_batch(monkeypatch, kind, tensors, quantization):
+@pytest.mark.parametrize(("kind", "samples", "tensors"), [("hidden", 0, 2), ("topk", 0, 4), ("topk", 3, 6)])
+def test_a_signal_is_copied_once_a_batch(monkeypatch, kind, samples, tensors, quantization):
     monkeypatch.setattr(signal_teacher, "load_model", lambda *_, **__: build(quantization))
     options = {"model": "unused", "adapter": None, "device": "cuda", "dtype": "bfloat16", "quantization": quantization}
-    options |= {"kind": kind, "top_k": 4, "temperatures": [1.0, 2.0]}
+    options |= {"kind": kind, "top_k": 4, "temperatures": [1.0, 2.0], "tail_samples": samples}
     teacher = SignalTeacher(options, build_tokenizer(), VOCABULARY)
     examples = make_examples()
     with Synchronisations() as waits:

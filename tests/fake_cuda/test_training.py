@@ -63,7 +63,7 @@ def build_teacher(quantization="none"):
 def build_signal(name):
     if name == "online":
         return build_teacher()
-    readers = [FakeReader(64, make_examples())]
+    readers = [FakeReader(64, make_examples(), tail_samples=3 if name == "topk, sampled" else 0)]
     return HiddenSignal(readers, CUDA, [torch.bfloat16]) if name == "hidden" else TopKSignal(readers, 2.0)
 
 
@@ -73,7 +73,8 @@ def build_signal(name):
         (method, signal)
         for method, one in METHODS.items()
         for signal in (("online", "hidden", "topk") if one.needs_teacher else (None,))
-    ],
+    ]
+    + [(method, "topk, sampled") for method, one in METHODS.items() if one.is_linear],
 )
 def test_methods_and_signals(tmp_path, method, signal):
     train(make_trainer(tmp_path, build_student(), signal and build_signal(signal), method))

@@ -130,14 +130,15 @@ class FakeReader:
     Args:
         width: size of the hidden states.
         examples: the records that it has signals of.
+        tail_samples: number of tokens that are sampled.
     """
 
     temperatures = (2.0,)
     folder = Path("signal")
     transform = IDENTITY
 
-    def __init__(self, width, examples):
-        self.width = width
+    def __init__(self, width, examples, tail_samples=0):
+        self.width, self.tail_samples = width, tail_samples
         self.rows = {one["signal"][1]: len(one["completion"]) for one in examples}
 
     def read(self, key):
@@ -147,7 +148,14 @@ class FakeReader:
             "ids": torch.zeros(rows, 4, dtype=torch.int32),
             "logprobs": torch.empty(rows, 4, dtype=torch.float16),
             "log_tail": torch.empty(rows, 1, dtype=torch.float16),
-        }
+        } | (
+            {
+                "tail_ids": torch.zeros(rows, 1, self.tail_samples, dtype=torch.int32),
+                "tail_entropy": torch.empty(rows, 1, dtype=torch.float16),
+            }
+            if self.tail_samples
+            else {}
+        )
 
     def head(self, device, dtype=None):
         return torch.nn.Linear(self.width, 352, bias=False, device=device, dtype=dtype).requires_grad_(False)

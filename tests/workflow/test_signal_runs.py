@@ -12,6 +12,7 @@ from running import CONFIG, merge, planned
 KD = CONFIG["students"]["student_kd"]
 STUDENTS = {
     "topk": KD | {"signal": "topk", "top_k": 8},
+    "sampled": KD | {"signal": "topk", "top_k": 8, "tail_samples": 4},
     "copied": KD | {"model": {"init": "copy_layers", "layers": 1}, "signal": "hidden"},
     "pooled": KD | {"pool": True, "signal": "topk", "top_k": 8},
 }
@@ -54,10 +55,10 @@ def read_stats(directory, category, signal):
 @pytest.mark.slow
 def test_signals_copied_layers_and_students_are_made(trained):
     for category in CATEGORIES:
-        for signal in ("hidden", "topk_8_t2"):
+        for signal in ("hidden", "topk_8_t2", "topk_8_s4_t2"):
             stats = read_stats(trained, category, signal)
             assert stats["records"] == stats["computed"] > 10
-        for student in ("topk", "copied"):
+        for student in ("topk", "sampled", "copied"):
             assert (trained / f"output/{student}/{category}/model.safetensors").exists()
         copied = json.loads((trained / f"artifacts/initial_students/1_layers/{category}/config.json").read_text())
         assert copied["num_hidden_layers"] == 1
@@ -69,7 +70,7 @@ def test_signals_copied_layers_and_students_are_made(trained):
 def test_the_size_of_a_signal_is_logged_before_it_is_computed(trained, dry_run, fresh, tmp_path):
     """With and without answers whose tokens can be counted."""
     for category in CATEGORIES:
-        for signal, size in (("hidden", 68), ("topk_8_t2", 28)):
+        for signal, size in (("hidden", 68), ("topk_8_t2", 28), ("topk_8_s4_t2", 35)):
             assert re.search(
                 rf"teacher signal {signal} of {category}: {size} bytes per token, about [\d,]+ tokens, .* GB", dry_run
             )
@@ -119,11 +120,12 @@ def test_one_more_student_of_a_signal_computes_none(copy):
 
 @pytest.mark.slow
 def test_another_k_and_another_adapter_compute_what_they_change(copy):
-    """Top-4 for both categories; for the category of the adapter also the other two signals and the copied layers."""
+    """Top-4 for both categories; for the category of the adapter also the other three signals and the copied layers."""
     copy.configure(merge(copy.config, {"students": {"topk": {"top_k": 4}}}))
     shutil.rmtree(copy / "models/adapters/banks")
     shutil.copytree(copy / "models/adapters/households", copy / "models/adapters/banks")
     assert [job for job in plan(copy) if job[0] in ("compute_signal", "copy_layers")] == [
+        ("compute_signal", "banks"),
         ("compute_signal", "banks"),
         ("compute_signal", "banks"),
         ("compute_signal", "banks"),

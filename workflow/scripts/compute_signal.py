@@ -28,6 +28,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--temperatures", type=float, nargs="+", default=[], help="with --kind topk: temperatures that students use"
     )
+    parser.add_argument(
+        "--tail-samples", type=count, default=0, help="with --kind topk: tokens to sample from all others"
+    )
     add_options(parser, ModelOptions)
     add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
@@ -38,6 +41,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.kind == "topk" and not (args.top_k and args.temperatures):
         parser.error("--kind topk needs --top-k and --temperatures")
+    if args.kind != "topk" and args.tail_samples:
+        parser.error("--tail-samples needs --kind topk")
     args.temperatures = sorted(set(args.temperatures)) if args.kind == "topk" else []
     return args
 

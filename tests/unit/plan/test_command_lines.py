@@ -95,7 +95,7 @@ def test_students_with_a_cached_signal_get_its_folders():
     students = {"topk": topk, "hidden": {"model": "owner/s", "signal": "hidden", "top_k": 16}}
     config = make_config(students=students, teacher={"model": "owner/t", "adapter": "lora/{category}"})
     args = parse_training(config, "topk", ["banks"])
-    assert (args.signal, args.top_k) == ("topk", 16)
+    assert (args.signal, args.top_k, args.tail_samples) == ("topk", 16, 0)
     assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/topk_16_t2_int8"]
     assert (args.teacher_model, args.teacher_quantization) == ("owner/t", "int8")
     args = parse_training(config, "hidden", ["banks"])

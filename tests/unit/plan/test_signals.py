@@ -21,6 +21,7 @@ def make_config(students, quantization="none"):
         ({"signal": "topk"}, "none", "topk_64_t2"),
         ({"signal": "topk", "top_k": 8, "teacher_quantization": "int8"}, "none", "topk_8_t2_int8"),
         ({"signal": "topk", "temperature": 1.5, "teacher_quantization": "int8"}, "int8", "topk_64_t1_5"),
+        ({"signal": "topk", "top_k": 32, "tail_samples": 12}, "none", "topk_32_s12_t2"),
         ({"signal": "hidden", "teacher_quantization": "none"}, "nf4", "hidden_none"),
     ],
 )
@@ -41,7 +42,9 @@ def test_a_signal_serves_all_students_of_its_name():
     }
     found = signals.get_signals(make_config(students, quantization="int8"))
     assert list(found) == ["topk_64_t2", "topk_64_t1", "topk_8_t2"]
-    assert found["topk_64_t1"] == {"kind": "topk", "top_k": 64, "temperatures": [1.0], "quantization": "int8"}
+    assert found["topk_64_t1"] == {
+        "kind": "topk", "top_k": 64, "temperatures": [1.0], "tail_samples": None, "quantization": "int8",
+    }  # fmt: skip
     # No student's setting changes what another one's signal is.
     alone = signals.get_signals(make_config({"one": topk}, quantization="int8"))
     assert alone == {"topk_64_t2": found["topk_64_t2"]}

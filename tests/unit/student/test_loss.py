@@ -10,9 +10,17 @@ from fake_cuda_runs import run_on_fake_cuda
 from distill.models import completions
 from distill.models.completions import collate
 from distill.models.logits import LogitTransform
-from distill.student import fused_loss
+from distill.student import divergences, fused_loss
 from distill.student.fused_loss import add_product, distillation_loss, try_mixed_product
-from distill.student.loss import ExactTeacher, MixedTeacher, Objective, TopKTeacher
+from distill.student.loss import (
+    ExactTeacher,
+    MixedTeacher,
+    Objective,
+    SampledTeacher,
+    TopKTeacher,
+    sampled_divergence,
+)
+from distill.teacher.tail_sampling import sample_tail
 
 METHODS = list(FORMULAS)
 SHARED = 17
@@ -513,6 +521,127 @@ def test_no_tensor_has_the_logits_of_all_rows(monkeypatch):
             rows, head, torch.zeros(count, dtype=torch.long), teacher, Objective("jsd", parameters=PARAMETERS["jsd"])
         ).loss.backward()
     assert largest == 64 * vocabulary
+
+
+# ---- A sampled tail ----
+
+LINEAR = [name for name in METHODS if divergences.METHODS[name].is_linear]
+
+
+def sample(teacher_logits, k, tau, numbers, samples=4, vocabulary=SHARED):
+    """The signal of the project's code with these random numbers, (rows,), but in float64 instead of float16."""
+    logits = teacher_logits[:, :vocabulary].double()
+    kept = top_k_teacher(logits, k, tau, vocabulary)
+    tail = (logits / tau).scatter(1, kept.ids.long(), -math.inf)
+    ids, _ = sample_tail(tail, (numbers[:, None] + torch.arange(samples)) / samples)
+    r = tail.softmax(-1)
+    entropy = -torch.special.xlogy(r, r).sum(-1)
+    return SampledTeacher(kept.ids, kept.logprobs.double(), kept.log_tail.double(), ids, entropy)
+
+
+def plain_estimate(student_logits, teacher_logits, given, tau):
+    """KL in float64 with the drawn counts in the place of the tail's probabilities, and their gradient by autograd."""
+    kd = torch.zeros((), dtype=torch.float64)
+    for s, t, top, drawn in zip(student_logits, teacher_logits, given.ids.long(), given.tail_ids.long(), strict=True):
+        log_q, p = (s / tau).log_softmax(0), (t / tau).softmax(0)
+        rest = torch.ones(len(p), dtype=torch.bool).index_fill(0, top, False)
+        weights = p[rest].sum() / len(drawn) * torch.bincount(drawn, minlength=len(p))
+        kd = kd + (p * p.log()).sum() - (p[top] * log_q[top]).sum() - (weights * log_q).sum()
+    return kd
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+@pytest.mark.parametrize("k", [1, 5, 16])
+def test_value_and_gradient_of_a_sampled_tail_match_float64(problem, method, tau, k):
+    rows, head, targets, teacher = problem
+    numbers = torch.rand(11, dtype=torch.float64)
+    given = sample(logits_of(teacher), k, tau, numbers)
+    single = SampledTeacher(*(one.float() if one.is_floating_point() else one for one in given))
+    objective = Objective(method, tau, 0.3, vocabulary=SHARED)
+    found = distillation_loss(rows, head, targets, single, objective, chunk=4)
+    gradients = torch.autograd.grad(found.loss, [rows, head.weight])
+
+    leaves = [one.detach().double().requires_grad_() for one in (rows, head.weight)]
+    logits = leaves[0] @ leaves[1].T
+    ce, _ = reference(logits, logits_of(teacher), targets, method, tau, 0.5, SHARED)
+    kd = plain_estimate(logits[:, :SHARED], logits_of(teacher)[:, :SHARED].double(), given, tau)
+    expected = torch.autograd.grad(0.3 * tau**2 * kd + 0.7 * ce, leaves)
+    assert found.kd.item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-5)
+    for one, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_the_mean_over_draws_is_the_exact_value_and_gradient_which_those_of_buckets_are_not(problem, method, tau):
+    rows, head, targets, teacher = problem
+    objective = Objective(method, tau, 1.0, vocabulary=SHARED)
+
+    def measure(given):
+        leaf = rows.detach().double().requires_grad_()
+        terms = distillation_loss(leaf, head.double(), targets, given, objective)
+        return torch.cat([terms.kd[None].detach(), torch.autograd.grad(terms.loss, leaf)[0].flatten()])
+
+    logits = logits_of(teacher)
+    exact = measure(ExactTeacher(teacher.rows.double(), teacher.head.double()))
+    generator, draws = torch.Generator().manual_seed(1), 1000
+    numbers = torch.rand(draws, 11, generator=generator, dtype=torch.float64)
+    found = torch.stack([measure(sample(logits, 2, tau, number)) for number in numbers])
+    errors = found.std(0) / math.sqrt(draws)
+    assert (errors > 0).all()
+    deviations = (found.mean(0) - exact) / errors
+    assert deviations.abs().max() < 4.5  # of 67 numbers
+    assert deviations.square().mean() < 2
+    bucket = measure(top_k_teacher(logits, 2, tau))
+    assert bucket[0] < exact[0] - 20 * errors[0]
+    assert ((bucket - exact).abs() / errors).median() > 5
+
+
+def test_tokens_of_the_teacher_alone_are_left_out_of_a_sampled_tail():
+    """The probabilities of the others are those of the exact divergence, which is over the shared tokens."""
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, 3.0, 0.5]])
+    student = torch.tensor([[0.3, -0.2, 0.1]], dtype=torch.float64, requires_grad=True)
+    p = logits.double().softmax(-1)[0]
+    # The three most likely tokens are 4, 0 and 1; of the sample 2, 3, 5 and 5 only 2 is shared.
+    tail = p[[2, 3, 5]].sum().log()[None]
+    given = SampledTeacher(
+        torch.tensor([[4, 0, 1]]), p[[4, 0, 1]].log()[None], tail, torch.tensor([[2, 3, 5, 5]]), torch.tensor([0.9])
+    )
+    value, gradient = sampled_divergence(student.detach(), given, Objective("forward_kl", 1.0))
+    weights = torch.stack([p[0], p[1], tail.exp()[0] / 4])
+    weights = weights / weights.sum()
+    torch.testing.assert_close(gradient[0], student.detach().softmax(-1)[0] - weights)
+    assert math.isfinite(value.item())
+
+
+@pytest.mark.parametrize("method", LINEAR)
+def test_a_sample_of_a_tail_of_nearly_nothing_is_finite(method):
+    rows = torch.tensor([[0.0, 300.0, 0.0]], requires_grad=True)
+    given = SampledTeacher(
+        torch.tensor([[1]]),
+        torch.tensor([[0.0]]),
+        torch.tensor([-60000.0]),
+        torch.tensor([[0, 2]]),
+        torch.tensor([0.7]),
+    )
+    found = distillation_loss(rows, torch.nn.Identity(), torch.tensor([1]), given, Objective(method))
+    assert abs(found.kd.item()) < 1e-5
+    assert torch.autograd.grad(found.loss, rows)[0].abs().max() < 1.0
+
+
+@pytest.mark.parametrize("method", LINEAR)
+def test_chunks_and_blocks_of_a_sampled_tail_do_not_change_the_result(problem, monkeypatch, method):
+    rows, head, targets, teacher = problem
+    given = sample(logits_of(teacher), 5, 2.0, torch.rand(11, dtype=torch.float64))
+    found = []
+    for chunk, block in ((3, 1), (11, 4), (None, None)):
+        if block:
+            monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
+        terms = distillation_loss(rows, head, targets, given, Objective(method, 2.0, vocabulary=SHARED), chunk)
+        found.append([*(one.detach() for one in terms), *torch.autograd.grad(terms.loss, [rows, head.weight])])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 def test_completion_rows_predict_the_next_token():

@@ -188,6 +188,8 @@ def test_any_server_with_prompt_logprobs_gives_topk(signal, records, teacher, tm
         assert SignalReader(options["out"]).parts["serving"] == {"engine": "openai", "weights": "served"}
         with pytest.raises(InputError, match="expected topk with --engine openai, found hidden"):
             compute_signal(signal("hidden", engine="openai", **served), records, [])
+        with pytest.raises(InputError, match="--tail-samples: expected none with --engine openai(?s:.*)found 4"):
+            compute_signal(signal(engine="openai", tail_samples=4, **served), records, [])
         with pytest.raises(InputError, match="Requested prompt logprobs of 9, which is greater than max allowed: 8"):
             compute_signal(signal(engine="openai", out="more", top_k=9, **served), records, [])
     finally:

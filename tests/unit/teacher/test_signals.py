@@ -280,6 +280,40 @@ def test_topk_comes_nearer_to_online_with_k_and_from_below(options, cached, reco
     assert losses[-1] <= line["kd"] * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_tail_of_many_samples_gives_the_loss_and_gradients_of_online(options, signal, records, temperature):
+    """A bucket of the same tail does not."""
+    settings = {"alpha": 1.0, "temperature": temperature}
+    online, line = step(options(out="online", **settings), records)
+    gaps = {}
+    for samples in (0, 1024):
+        kept = signal(out=f"signal_{samples}", temperatures=[temperature], tail_samples=samples)
+        compute_signal(kept, records, [])
+        cached = {"signal": "topk", "top_k": 8, "tail_samples": samples, "signal_folders": [kept["out"]]}
+        found, other = step(options(out=f"out_{samples}", **settings, **cached), records)
+        gaps[samples] = (found - online).norm().item() / online.norm().item()
+        assert stats(kept)["bytes_per_token"] == SignalReader(kept["out"]).shape.bytes_per_token
+    assert other["kd"] == pytest.approx(line["kd"], abs=1e-3)  # entropies are rounded to float16
+    assert gaps[1024] < 0.1
+    assert gaps[0] > 0.5
+
+
+def test_a_sample_does_not_depend_on_the_batch_or_the_order(signal, records):
+    """Of a teacher in float64, whose rounding moves no token over the end of a sampled interval."""
+    made = []
+    for number, (order, batch_size) in enumerate(((1, 1), (-1, 4))):
+        kept = signal(out=f"signal_{number}", tail_samples=16, batch_size=batch_size)
+        compute_signal(kept, records[::order], [])
+        made.append(SignalReader(kept["out"]))
+    assert made[0].records.keys() == made[1].records.keys()
+    pairs = [[reader.read(key)["tail_ids"] for reader in made] for key in made[0].records]
+    same = torch.cat([(one == other).flatten() for one, other in pairs]).float().mean()
+    assert same > 0.999
+    # Other random numbers of the same distributions would draw others.
+    spread = torch.cat([one.roll(1, 0).flatten() == other.flatten() for one, other in pairs]).float().mean()
+    assert spread < 0.5
+
+
 @pytest.mark.parametrize("kind", ["hidden", "topk"])
 def test_signals_belong_to_records_not_to_places(cached, signal, records, kind):
     """Another computing order, other micro-batches and several epochs give the same weights."""
@@ -366,6 +400,7 @@ def change_template(models):
         (None, {"teacher_quantization": "int8"}, "quantization: expected int8, found none"),
         (None, {"teacher_dtype": "bfloat16"}, "dtype: expected bfloat16, found float32"),
         (None, {"top_k": 16}, "top_k: expected 16, found 8"),
+        (None, {"tail_samples": 4}, "tail_samples: expected 4, found 0"),
         (None, {"temperature": 3.0}, "temperature: expected 3.0 among those stored, found 2.0"),
         (None, {"signal": "hidden", "top_k": None}, "kind: expected hidden, found topk"),
     ],
@@ -779,6 +814,12 @@ def test_check_refuses_other_teachers_and_other_data(signal, records, tmp_path, 
     change_weights(models)
     with pytest.raises(InputError, match="this signal is from another teacher"):
         check(kept, write_splits(tmp_path / "data", records[:5], []))
+
+
+def test_a_sampled_tail_needs_topk(capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["--data", "x", "--kind", "hidden", "--tail-samples", "8", "--model", "m", "--out", "o"])
+    assert "--tail-samples needs --kind topk" in capsys.readouterr().err
 
 
 def test_topk_needs_k_and_temperatures(capsys):

@@ -128,7 +128,8 @@ class EngineType:
         needs_base_url: a running server answers. `base_url` is required, and the connection options apply.
         has_adapter_per_request: one running engine serves several LoRA adapters.
         signals: the cached signals that it computes.
-        has_temperatures: the signal `topk` is computed for any temperature, not for 1 alone.
+        has_all_logits: the signal `topk` is computed from the logits of all tokens: for any temperature, not for 1
+            alone, and with a sampled tail.
         needs_tokenizer: it gives likelihoods and signals only if `tokenizer` names the model's tokenizer.
         starts_vllm: the job starts a vLLM server; `vllm` applies, and `quantization` is an argument of vLLM.
     """
@@ -141,7 +142,7 @@ class EngineType:
     needs_base_url: bool = False
     has_adapter_per_request: bool = False
     signals: tuple[str, ...] = ()
-    has_temperatures: bool = False
+    has_all_logits: bool = False
     needs_tokenizer: bool = False
     starts_vllm: bool = False
 
@@ -209,7 +210,7 @@ ENGINES: dict[str, EngineType] = {
         gives_likelihoods=True,
         needs_gpu=True,
         signals=("hidden", "topk"),
-        has_temperatures=True,
+        has_all_logits=True,
     ),
     "vllm": EngineType(
         description="Starts a vLLM server in the job, from an environment of its own. The fastest on a GPU.",

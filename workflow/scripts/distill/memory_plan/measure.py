@@ -98,19 +98,23 @@ class FakeReader:
 
     folder = Path()
 
-    def __init__(self, width: int, rows: int, top_k: int, temperature: float, head: Any, transform: Any):
-        self.width, self.rows, self.top_k, self.linear, self.transform = width, rows, top_k, head, transform
-        self.temperatures = [temperature]
+    def __init__(self, stage: Training, width: int, head: Any, transform: Any):
+        self.stage, self.width, self.linear, self.transform = stage, width, head, transform
+        self.temperatures = [stage.temperature]
 
     def read(self, key: str) -> dict[str, Tensor]:
         """The tensors of a record, on the CPU."""
-        make = partial(torch.empty, device="cpu")
-        return {
-            "hidden": make(self.rows, self.width, dtype=torch.bfloat16),
-            "ids": torch.zeros(self.rows, self.top_k, dtype=torch.int32, device="cpu"),
-            "logprobs": make(self.rows, self.top_k, dtype=torch.float16),
-            "log_tail": make(self.rows, 1, dtype=torch.float16),
+        make, rows = partial(torch.empty, device="cpu"), self.stage.answer_tokens
+        tensors = {
+            "hidden": make(rows, self.width, dtype=torch.bfloat16),
+            "ids": torch.zeros(rows, self.stage.top_k, dtype=torch.int32, device="cpu"),
+            "logprobs": make(rows, self.stage.top_k, dtype=torch.float16),
+            "log_tail": make(rows, 1, dtype=torch.float16),
         }
+        if self.stage.tail_samples:
+            tensors["tail_ids"] = torch.zeros(rows, 1, self.stage.tail_samples, dtype=torch.int32, device="cpu")
+            tensors["tail_entropy"] = make(rows, 1, dtype=torch.float16)
+        return tensors
 
     def head(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The teacher's head."""
@@ -125,8 +129,7 @@ def make_signal(stage: Training, device: str, layers: int | None, live: LiveMemo
         return OnlineTeacher(build(stage.teacher, device, layers, live), 0, torch.device(device))
     config = make_config(stage.teacher.config)
     text, head = config.get_text_config(), make_head(stage.teacher, device)
-    settings = text.hidden_size, stage.answer_tokens, stage.top_k, stage.temperature, head, read_transform(config)
-    reader: Any = FakeReader(*settings)
+    reader: Any = FakeReader(stage, text.hidden_size, head, read_transform(config))
     if stage.signal == "topk":
         return TopKSignal([reader], stage.temperature)
     for one in (head, *(make_head(teacher, device) for teacher in stage.more_heads)):
@@ -363,4 +366,7 @@ def read_rows(stage: Reading, hidden: Tensor, head: Any, transform: Any, targets
         hidden.bfloat16().cpu()
     else:
         for part in hidden.split(CHUNK_ROWS):
-            top_log_probabilities(project(part, head, transform).float(), stage.top_k, stage.temperatures)
+            shape = len(part), len(stage.temperatures), stage.tail_samples
+            places = torch.zeros(shape, dtype=torch.float64, device=part.device) if stage.tail_samples else None
+            logits = project(part, head, transform).float()
+            top_log_probabilities(logits, stage.top_k, stage.temperatures, places)

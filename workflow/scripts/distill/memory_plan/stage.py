@@ -50,6 +50,7 @@ class Training:
     gradient_checkpointing: bool
     prompt_tokens: int
     answer_tokens: int
+    tail_samples: int = 0
     strategy: str = "ddp"
     fsdp_offload: bool = False
     more_heads: tuple[ModelShape, ...] = ()
@@ -91,12 +92,13 @@ class Reading(Inference):
 
     Attributes:
         kind: `likelihood`, `hidden` or `topk`.
-        temperatures: temperatures of a `topk` signal.
+        top_k, temperatures, tail_samples: settings of a `topk` signal.
     """
 
     kind: str
     top_k: int = 64
     temperatures: tuple[float, ...] = (1.0,)
+    tail_samples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

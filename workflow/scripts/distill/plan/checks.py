@@ -329,6 +329,7 @@ def check_students(config: Config, problems: Problems) -> None:
         if not isinstance(student, dict):
             continue
         known = {key: get_value(config, problems, "students", name, key) for key in student}
+        check_tail_samples(name, known, problems)
         check_on_policy(name, known, problems)
         check_pool(name, known, teachers, problems)
         check_quantization(name, known, teachers, problems)
@@ -382,7 +383,11 @@ def check_student_signal(engine: EngineType, engine_name: str, name: str, studen
     ):
         text = f"expected {' | '.join(engine.signals)} with engine {engine_name}, found {signal}"
         problems.setdefault((*place, "signal"), text)
-    elif signal == "topk" and student.get("temperature") != 1 and not engine.has_temperatures:
+    elif signal == "topk" and student.get("tail_samples") and not engine.has_all_logits:
+        text = f"expected 0 with engine {engine_name}, whose server gives the most likely tokens alone"
+        found = student["tail_samples"]
+        problems.setdefault((*place, "tail_samples"), f"{text}; use a larger top_k, found {found}")
+    elif signal == "topk" and student.get("temperature") != 1 and not engine.has_all_logits:
         text = f"expected 1 with signal topk and engine {engine_name}, whose server gives log-probabilities at 1 alone"
         remedy = "; use signal hidden" if "hidden" in engine.signals else ""
         problems.setdefault((*place, "temperature"), f"{text}{remedy}, found {student.get('temperature')}")
@@ -392,6 +397,20 @@ def check_student_signal(engine: EngineType, engine_name: str, name: str, studen
             f"expected null with engine {engine_name} and signal {signal}: the server quantizes, found {quantization}"
         )
         problems.setdefault((*place, "teacher_quantization"), text)
+
+
+def check_tail_samples(name: str, student: Config, problems: Problems) -> None:
+    """Check that sampled tokens are part of the signal, and of use to the method."""
+    place, samples = ("students", name, "tail_samples"), student.get("tail_samples")
+    if not samples or not needs_teacher(student):
+        return
+    if student.get("signal") != "topk":
+        text = "expected 0 with another signal than topk, which alone has sampled tokens"
+        problems.setdefault(place, f"{text}, found {samples} with {student.get('signal')}")
+    elif not METHODS[student["method"]].is_linear:
+        linear = " | ".join(method for method, entry in METHODS.items() if entry.is_linear)
+        text = f"expected 0 with method {student['method']}: a sampled tail is unbiased for {linear} only"
+        problems.setdefault(place, f"{text}, found {samples}")
 
 
 def check_on_policy(name: str, student: Config, problems: Problems) -> None:

@@ -226,7 +226,8 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
     settings |= pick(student, *METHODS[student["method"]].options)
     settings |= pick(student, "signal")
     if signal := get_signal(config, name):
-        settings |= pick(student, "top_k") if student["signal"] == "topk" else {}
+        if student["signal"] == "topk":
+            settings |= pick(student, "top_k") | {"tail_samples": student["tail_samples"] or None}
         folders = [f"artifacts/distill_data/teacher_signal/{category}/{signal}" for category in categories]
         settings["signal_folders"] = folders
     if student["on_policy_fraction"]:

@@ -10,14 +10,16 @@ from distill.student.divergences import METHODS
 def get_signal(config: Config, student: str) -> str | None:
     """Return the name of the cached teacher signal that a student learns from: `hidden`, `topk_64_t2`; None without.
 
-    `t2` is the student's temperature (`t1_5` for 1.5). The quantization is part of the name (`hidden_int8`) if it
-    differs from that of the teacher that generates the answers. Students with the same name share the signal.
+    `t2` is the student's temperature (`t1_5` for 1.5); `topk_32_s12_t2` has 12 sampled tokens. The quantization is
+    part of the name (`hidden_int8`) if it differs from that of the teacher that generates the answers. Students with
+    the same name share the signal.
     """
     settings = config["students"][student]
     if not METHODS[settings["method"]].needs_teacher or settings["signal"] == "online":
         return None
     temperature = f"{settings['temperature']:g}".replace(".", "_")
-    topk = f"_{settings['top_k']}_t{temperature}" if settings["signal"] == "topk" else ""
+    samples = f"_s{settings['tail_samples']}" if settings["tail_samples"] else ""
+    topk = f"_{settings['top_k']}{samples}_t{temperature}" if settings["signal"] == "topk" else ""
     quantization = settings["teacher_quantization"]
     suffix = f"_{quantization}" if quantization not in (None, config["teacher"]["quantization"]) else ""
     return f"{settings['signal']}{topk}{suffix}"
@@ -39,6 +41,7 @@ def get_signals(config: Config) -> dict[str, dict[str, Any]]:
                 "kind": settings["signal"],
                 "top_k": settings["top_k"] if is_topk else None,
                 "temperatures": [float(settings["temperature"])] if is_topk else None,
+                "tail_samples": settings["tail_samples"] or None if is_topk else None,
                 "quantization": settings["teacher_quantization"] or config["teacher"]["quantization"],
             }
     return signals
@@ -59,7 +62,7 @@ def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
         prompts = f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl"
         tokens, qualifier = count_tokens(answers, prompts, longest)
         for name, signal in get_signals(own).items():
-            settings = {"kind": signal["kind"], "top_k": signal["top_k"], "temperatures": signal["temperatures"] or ()}
-            shape = SignalShape(**settings, width=width, vocabulary=vocabulary)
+            settings = signal["top_k"], signal["temperatures"] or (), vocabulary, signal["tail_samples"] or 0
+            shape = SignalShape(signal["kind"], width, *settings)
             lines.append(describe_storage(f"{name} of {category}", shape, tokens, qualifier))
     return lines

@@ -210,6 +210,7 @@ class StageLister:
                 prompt_tokens=prompt,
                 answer_tokens=answer,
                 top_k=signal["top_k"] or 0,
+                tail_samples=signal["tail_samples"] or 0,
                 temperatures=tuple(signal["temperatures"] or ()),
             )
             yield Stage(rule="compute_signal", name=f"signal {name}", work=(work,), wildcards={"signal": name})
@@ -233,7 +234,7 @@ class StageLister:
             quantization = settings["teacher_quantization"] or self.config["teacher"]["quantization"]
             method = METHODS[settings["method"]]
             has_heads = method.needs_teacher and settings["pool"] and settings["signal"] == "hidden"
-            same = ("method", "signal", "top_k", "temperature", "alpha")
+            same = ("method", "signal", "top_k", "tail_samples", "temperature", "alpha")
             work = Training(
                 student=self.make_student(student),
                 teacher=replace(self.teacher, quantization=quantization) if method.needs_teacher else None,

@@ -47,6 +47,8 @@ class Method:
         divergence: computes D from (rows, n) log-probabilities p and q, and from the method's own options as keyword
             arguments; None for cross-entropy alone.
         options: names of the options that such methods alone use; each is a field of `ObjectiveOptions`.
+        is_linear: whether the gradient with respect to the student's logits is linear in p, so that it has the right
+            expectation where unlikely tokens are sampled (`tail_samples`).
     """
 
     description: str
@@ -54,6 +56,7 @@ class Method:
     paper: str
     divergence: Callable[..., Divergence] | None = None
     options: tuple[str, ...] = ()
+    is_linear: bool = False
 
     @property
     def details(self) -> str:
@@ -161,6 +164,7 @@ METHODS: dict[str, Method] = {
         formula="KL(p‖q)",
         paper="Hinton et al. 2015, arXiv 1503.02531",
         divergence=forward_kl,
+        is_linear=True,
     ),
     "reverse_kl": Method(
         description="Reverse KL divergence; the student keeps to what the teacher finds likely. "

@@ -19,12 +19,12 @@ from distill.models.completions import Head, decoder_and_head, project, read_hid
 from distill.models.logits import IDENTITY, LogitTransform, read_transform
 from distill.student.loss import (
     BlockTeacher,
+    CachedTeacher,
     ExactTeacher,
     MixedTeacher,
     Objective,
     Teacher,
     Terms,
-    TopKTeacher,
     compute_terms,
 )
 
@@ -72,9 +72,9 @@ def split_teacher(teacher: Teacher, chunk: int) -> Iterator[BlockTeacher]:
     if teacher is None:
         while True:
             yield None
-    elif isinstance(teacher, TopKTeacher):
+    elif isinstance(teacher, CachedTeacher):
         for parts in zip(*(tensor.split(chunk) for tensor in teacher), strict=True):
-            yield TopKTeacher(*parts)
+            yield type(teacher)(*parts)
     elif is_plain(teacher.head):
         head: Any = teacher.head
         projection = Projection(head, head.weight.dtype, min(chunk, len(teacher.rows)))
@@ -93,8 +93,8 @@ def take_block(teacher: BlockTeacher, block: slice, transform: LogitTransform, e
         transform: of the teacher's logits.
         exact: data type in which it is applied.
     """
-    if isinstance(teacher, TopKTeacher):
-        return TopKTeacher(*(tensor[block] for tensor in teacher))
+    if isinstance(teacher, CachedTeacher):
+        return type(teacher)(*(tensor[block] for tensor in teacher))
     if teacher is None or transform.is_identity:
         return teacher[block] if teacher is not None else None
     return transform.apply(teacher[block].to(exact))

@@ -101,8 +101,25 @@ class MixedTeacher(NamedTuple):
     parts: tuple[tuple[Tensor, ExactTeacher], ...]
 
 
-Teacher = ExactTeacher | TopKTeacher | None
-BlockTeacher = Tensor | TopKTeacher | None  # the teacher's logits in place of its hidden states
+class SampledTeacher(NamedTuple):
+    """The teacher's k most likely tokens, and a sample of all others; see `distill.teacher.tail_sampling`.
+
+    Attributes:
+        ids, logprobs, log_tail: as in TopKTeacher.
+        tail_ids: (rows, samples) token ids outside the k, drawn from their own distribution; they may repeat.
+        tail_entropy: (rows,) entropy of that distribution in nats.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    log_tail: Tensor
+    tail_ids: Tensor
+    tail_entropy: Tensor
+
+
+CachedTeacher = TopKTeacher | SampledTeacher
+Teacher = ExactTeacher | CachedTeacher | None
+BlockTeacher = Tensor | CachedTeacher | None  # the teacher's logits in place of its hidden states
 
 
 class Terms(NamedTuple):
@@ -163,11 +180,38 @@ def topk_divergence(logits: Tensor, teacher: TopKTeacher, objective: Objective) 
     return value.sum(), gradient.div_(objective.temperature)
 
 
-def compute_divergence(logits: Tensor, teacher: Tensor | TopKTeacher, objective: Objective) -> tuple[Tensor, Tensor]:
+def sampled_divergence(logits: Tensor, teacher: SampledTeacher, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Estimate of `exact_divergence` from the k most likely tokens and a sample of all others.
+
+    Over the draws of the sample, value and gradient of `forward_kl` have the expectation of the exact ones. The value
+    of a row may be negative. If the teacher has tokens that the student lacks, the probabilities of the others are
+    normalised without them, by the share of them in the sample: the gradient is then consistent, not unbiased, and the
+    value takes the entropy of the whole tail.
+    """
+    width, samples = logits.shape[-1], teacher.tail_ids.shape[-1]
+    ids = torch.cat([teacher.ids, teacher.tail_ids], dim=-1).long()
+    weights = (teacher.log_tail - math.log(samples))[:, None].expand(-1, samples)
+    p = torch.cat([teacher.logprobs, weights], dim=-1).to(logits.dtype)
+    p = p.masked_fill(ids >= width, -math.inf)  # special tokens of the teacher alone
+    ids = ids.clamp(max=width - 1)
+    log_shared = p.logsumexp(dim=-1, keepdim=True)
+    p = (p - log_shared).clamp(min=math.log(MIN_PROBABILITY))
+    log_q = (logits / objective.temperature).log_softmax(dim=-1)
+    value, slope, total = objective.compare(p, log_q.gather(1, ids))
+    # The value has the entropy of the sample, log(samples), in the place of the tail's.
+    tail = (teacher.log_tail - log_shared[:, 0]).exp()
+    value = value + tail * (math.log(samples) - teacher.tail_entropy.to(p.dtype))
+    gradient = log_q.exp_().mul_(-total).scatter_add_(1, ids, slope)
+    return value.sum(), gradient.div_(objective.temperature)
+
+
+def compute_divergence(logits: Tensor, teacher: Tensor | CachedTeacher, objective: Objective) -> tuple[Tensor, Tensor]:
     """The unweighted divergence of a block, and the gradient of the weighted one; see `compute_terms`."""
     shared = logits[:, : objective.vocabulary]
     if isinstance(teacher, TopKTeacher):
         kd, gradient = topk_divergence(shared, teacher, objective)
+    elif isinstance(teacher, SampledTeacher):
+        kd, gradient = sampled_divergence(shared, teacher, objective)
     else:
         kd, gradient = exact_divergence(shared, teacher.to(logits.dtype)[:, : objective.vocabulary], objective)
     return kd, gradient.mul_(objective.kd_weight)

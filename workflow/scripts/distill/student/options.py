@@ -33,6 +33,14 @@ class ObjectiveOptions:
         **COUNT,
         when="Lower to save disk space, higher for a divergence closer to the exact one.",
     )
+    tail_samples: int = option(
+        "With signal `topk`: tokens sampled per position from those outside the top k, so that the gradient of "
+        "`forward_kl` has the expectation of the exact one. 0 treats them as one bucket. Only with engine "
+        "`transformers`.",
+        0,
+        minimum=0,
+        when="12 to 32, with a smaller `top_k`, for an unbiased gradient in fewer bytes.",
+    )
     temperature: float = option(
         "Temperature of both distributions in the divergence. Not used by `seqkd`.",
         2.0,

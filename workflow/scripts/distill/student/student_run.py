@@ -214,6 +214,9 @@ def check_run(args: argparse.Namespace) -> str | None:
         return f"--method {args.method} needs --teacher-model"
     if needs_teacher and not is_online and len(args.signal_folders or []) != len(args.data):
         return f"--signal {args.signal} needs --signal-folders, one for each --data"
+    if needs_teacher and args.tail_samples and not (args.signal == "topk" and METHODS[args.method].is_linear):
+        linear = " or ".join(name for name, method in METHODS.items() if method.is_linear)
+        return f"--tail-samples needs --signal topk and --method {linear}"
     if len(args.teacher_adapter or []) not in ({0, 1} if is_online else {0, 1, len(args.data)}):
         return "--teacher-adapter: expected one, or one for each --data with --signal hidden or topk"
     if (args.on_policy_start or args.on_policy_runaway == "stop") and not args.on_policy_fraction:
@@ -291,7 +294,9 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
 def list_unused_objective(objective: ObjectiveOptions) -> set[str]:
     """The names of the options of other methods, and of other signals."""
     names = {name for method in METHODS.values() for name in method.options}
-    return names - set(METHODS[objective.method].options) | ({"top_k"} if objective.signal != "topk" else set())
+    return names - set(METHODS[objective.method].options) | (
+        {"top_k", "tail_samples"} if objective.signal != "topk" else set()
+    )
 
 
 def list_card_settings(run: StudentRun) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.logits import LogitTransform, read_transform
-from distill.student.loss import ExactTeacher, MixedTeacher, TopKTeacher
+from distill.student.loss import CachedTeacher, ExactTeacher, MixedTeacher, SampledTeacher, TopKTeacher
 from distill.teacher.signal_files import SignalReader, topk_at
 
 
@@ -23,7 +23,7 @@ class Signal(Protocol):
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
-    ) -> ExactTeacher | MixedTeacher | TopKTeacher:
+    ) -> ExactTeacher | MixedTeacher | CachedTeacher:
         """The teacher at each completion position, in the order of the examples.
 
         Args:
@@ -122,7 +122,7 @@ def are_equal(one: tuple[torch.nn.Linear, LogitTransform], other: tuple[torch.nn
 
 
 class TopKSignal:
-    """Cached log-probabilities of the teacher's k most likely tokens.
+    """Cached log-probabilities of the teacher's k most likely tokens, and a sample of the others if it is cached.
 
     Args:
         readers: see HiddenSignal; `temperature` is one of the temperatures that each has cached.
@@ -136,13 +136,25 @@ class TopKSignal:
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
-    ) -> TopKTeacher:
+    ) -> CachedTeacher:
         """The cached log-probabilities at the temperature."""
         found = []
         for number, key in (one["signal"] for one in examples):
             reader = self.readers[number]
             record = reader.read(key)
-            tail = record["log_tail"][:, reader.temperatures.index(self.temperature)]
-            found.append({"ids": record["ids"], "logprobs": record["logprobs"], "log_tail": tail})
+            place = reader.temperatures.index(self.temperature)
+            tail = {name: record[name][:, place] for name in record if "tail" in name}
+            found.append({"ids": record["ids"], "logprobs": record["logprobs"]} | tail)
         parts = to_device({name: torch.cat([one[name] for one in found]) for name in found[0]}, device)
-        return TopKTeacher(parts["ids"], *topk_at(parts["logprobs"], parts["log_tail"], self.temperature))
+        return make_cached_teacher(parts, self.temperature)
+
+
+def make_cached_teacher(parts: dict[str, torch.Tensor], temperature: float) -> CachedTeacher:
+    """The teacher of cached log-probabilities.
+
+    Args:
+        parts: `ids`, `logprobs` and, at the temperature alone, `log_tail` and the sample of a `topk` signal, if any.
+        temperature: the temperature.
+    """
+    top = TopKTeacher(parts["ids"], *topk_at(parts["logprobs"], parts["log_tail"], temperature))
+    return SampledTeacher(*top, parts["tail_ids"], parts["tail_entropy"]) if "tail_ids" in parts else top

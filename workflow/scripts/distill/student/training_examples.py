@@ -125,6 +125,7 @@ def open_signals(
             reader,
             kind=run.objective.signal,
             top_k=run.objective.top_k,
+            tail_samples=run.objective.tail_samples,
             temperature=run.objective.temperature,
             model=source.model,
             adapter=next(iter(source.adapters), None),

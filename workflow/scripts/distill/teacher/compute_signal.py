@@ -198,10 +198,11 @@ def measure_tails(reader: SignalReader) -> dict[str, float]:
     tails = torch.cat(parts).double().exp().mean(0).tolist()
     found = {f"{at:g}": round(tail, 4) for at, tail in zip(reader.temperatures, tails, strict=True)}
     for at, tail in found.items():
-        if tail > LARGE_TAIL:
+        if tail > LARGE_TAIL and not reader.tail_samples:
             logger.warning(
                 "at temperature %s, the %d most likely tokens have %.0f %% of the probability; students see the rest "
-                "as one bucket. A lower temperature, a larger top_k or signal hidden is closer to the teacher.",
+                "as one bucket. A lower temperature, tail_samples, a larger top_k or signal hidden is closer to the "
+                "teacher.",
                 at,
                 reader.top_k,
                 100 * (1 - tail),
@@ -256,7 +257,7 @@ def get_parts(options: Options, chat: ChatTemplate) -> dict[str, Any]:
     """Return everything except the records that determines the signal; see `fingerprint_parts`."""
     serving = describe_serving(options["engine"], options.get("vllm_arguments") or {})
     return fingerprint_parts(
-        **{name: options[name] for name in ("kind", "top_k", "temperatures", "quantization")},
+        **{name: options[name] for name in ("kind", "top_k", "temperatures", "tail_samples", "quantization")},
         weights=fingerprint_teacher(options["model"], options["adapter"], serving),
         serving=serving,
         dtype=select_dtype(options["dtype"], select_device(options["device"])),
@@ -266,7 +267,7 @@ def get_parts(options: Options, chat: ChatTemplate) -> dict[str, Any]:
 
 def make_shape(options: Options, width: int | None, vocabulary: int) -> SignalShape:
     """Return what a signal stores of each token, from the options of compute_signal.py."""
-    settings = {name: options[name] for name in ("kind", "top_k", "temperatures")}
+    settings = {name: options[name] for name in ("kind", "top_k", "temperatures", "tail_samples")}
     return SignalShape(**settings, width=width, vocabulary=vocabulary)
 
 
@@ -296,11 +297,12 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
     chat = load_options_chat(options)
     source = {name: options[name] for name in ("model", "adapter", "quantization")}
     source["serving"] = describe_serving(options["engine"], options.get("vllm_arguments") or {})
-    layout = {"kind": reader.kind, "top_k": reader.top_k, "temperatures": reader.temperatures}
+    layout = {name: getattr(reader, name) for name in ("kind", "top_k", "temperatures", "tail_samples")}
     check_signal_fits(
         reader,
         kind=reader.kind,
         top_k=reader.top_k,
+        tail_samples=reader.tail_samples,
         temperature=(reader.temperatures or [1.0])[0],
         dtype=select_dtype(options["dtype"], select_device(options["device"])),
         chat=chat,

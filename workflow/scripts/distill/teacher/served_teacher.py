@@ -256,7 +256,14 @@ def check_kind(options: Options) -> None:
     if options["kind"] not in engine.signals:
         raise InputError(f"--kind: expected {' | '.join(engine.signals) or 'none'} with --engine {name}, found "
                          f"{options['kind']}")  # fmt: skip
-    if options["kind"] == "topk" and options["temperatures"] != [1.0] and not engine.has_temperatures:
+    if options["kind"] != "topk" or engine.has_all_logits:
+        return
+    if options["tail_samples"]:
+        raise InputError(
+            f"--tail-samples: expected none with --engine {name}, whose server gives the most likely tokens alone, "
+            f"found {options['tail_samples']}; use a larger --top-k"
+        )
+    if options["temperatures"] != [1.0]:
         raise InputError(
             f"--temperatures: expected 1 with --engine {name}, whose server gives log-probabilities at temperature 1 "
             f"alone, found {', '.join(map(str, options['temperatures']))}; use signal hidden or temperature 1"

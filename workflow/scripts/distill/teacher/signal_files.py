@@ -27,7 +27,6 @@ from distill.teacher.signal_size import SignalShape
 
 FORMATS = {"hidden": 1, "topk": 2}  # of the shards, by kind; another number has another layout
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
-NAMES = {"hidden": ("hidden",), "topk": ("ids", "logprobs", "log_tail")}
 RECOMPUTE = "recompute it with snakemake --forcerun {path}, or with compute_signal.py and the same --out"
 
 
@@ -63,6 +62,7 @@ def fingerprint_parts(
     kind: str,
     top_k: int | None,
     temperatures: Sequence[float],
+    tail_samples: int = 0,
     weights: str,
     dtype: torch.dtype,
     quantization: str,
@@ -73,7 +73,7 @@ def fingerprint_parts(
 
     Args:
         kind: `hidden` or `topk`.
-        top_k, temperatures: settings of `topk`; ignored for `hidden`.
+        top_k, temperatures, tail_samples: settings of `topk`; ignored for `hidden`.
         weights: digest of the teacher's weights, from `fingerprint_model`.
         dtype, quantization: how the teacher is loaded.
         chat: the teacher's chat template.
@@ -85,6 +85,7 @@ def fingerprint_parts(
         "kind": kind,
         "top_k": top_k if is_topk else None,
         "temperatures": sorted(temperatures) if is_topk else [],
+        **({"tail_samples": tail_samples} if is_topk else {}),
         "weights": weights,
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
@@ -99,12 +100,13 @@ def read_signal(shard: Any, shape: SignalShape, start: int, rows: int) -> dict[s
     """Return a record's tensors from an open shard.
 
     Returns:
-        `hidden` (rows, width), or `ids` and `logprobs` (rows, k) and `log_tail` (rows, temperatures).
+        `hidden` (rows, width); or `ids` and `logprobs` (rows, k), `log_tail` (rows, temperatures) and with a sampled
+        tail `tail_ids` (rows, temperatures, samples) and `tail_entropy` (rows, temperatures).
 
     Raises:
         ValueError: the record's bytes are damaged.
     """
-    return unpack_signal({name: shard.get_slice(name)[start : start + rows] for name in NAMES[shape.kind]}, shape)
+    return unpack_signal({name: shard.get_slice(name)[start : start + rows] for name in shape.names}, shape)
 
 
 def open_shard(path: Path, kind: str) -> Any:
@@ -130,7 +132,7 @@ class SignalReader:
         parts: what determines the signal; see `fingerprint_parts`.
         fingerprint: digest of the parts.
         names: the teacher's `model` and `adapter`.
-        kind, top_k, temperatures, vocabulary: taken from the parts.
+        kind, top_k, temperatures, tail_samples, vocabulary: taken from the parts.
         shape: what the signal stores of each token.
         transform: what the teacher does to its logits after the head.
         records: [shard, start, rows, uid] of each record by key.
@@ -149,7 +151,9 @@ class SignalReader:
         self.top_k: int | None = self.parts["top_k"]
         self.temperatures: list[float] = self.parts["temperatures"]
         self.vocabulary: int = self.parts["vocabulary"]
-        self.shape = SignalShape(self.kind, index["width"], self.top_k, tuple(self.temperatures), self.vocabulary)
+        self.tail_samples: int = self.parts.get("tail_samples", 0)
+        settings = self.top_k, tuple(self.temperatures), self.vocabulary, self.tail_samples
+        self.shape = SignalShape(self.kind, index["width"], *settings)
         self.transform = LogitTransform(**index.get("logits", {}))
         self.fingerprint: str = index["fingerprint"]
         self.records: dict[str, list[Any]] = index["records"]
@@ -264,6 +268,7 @@ def check_signal_fits(
     kind: str,
     top_k: int | None,
     temperature: float,
+    tail_samples: int = 0,
     model: str,
     adapter: str | None,
     dtype: torch.dtype,
@@ -275,7 +280,7 @@ def check_signal_fits(
 
     Args:
         reader: the signal.
-        kind, top_k: the configured signal.
+        kind, top_k, tail_samples: the configured signal.
         temperature: the student's temperature; a `topk` signal must contain it.
         model, adapter, dtype, quantization: the configured teacher.
         chat: the teacher's chat template.
@@ -288,6 +293,7 @@ def check_signal_fits(
         kind=kind,
         top_k=top_k,
         temperatures=reader.temperatures,
+        tail_samples=tail_samples,
         weights=find_weights_digest(reader, model, adapter, serving),
         dtype=dtype,
         quantization=quantization,

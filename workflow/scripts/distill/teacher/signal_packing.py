@@ -29,11 +29,19 @@ def pack_signal(tensors: dict[str, Tensor], shape: SignalShape) -> dict[str, Ten
     if not ((logprobs <= 0).all() and (logprobs[:, 1:] <= logprobs[:, :-1]).all()):  # also for NaN
         raise ValueError("expected log-probabilities that descend from at most 0, found others")
     numbers = logprobs.contiguous().view(torch.int16).int() & (2**LOG_BITS - 1)
-    return tensors | {
-        "ids": pack_bits(tensors["ids"], shape.id_bits),
-        "logprobs": pack_ascending(numbers, LOG_BITS),
-        "completion": pack_bits(tensors["completion"][:, None], shape.id_bits),
-    }
+    packed = {}
+    if shape.tail_samples:
+        flat = pack_ascending(tensors["tail_ids"].flatten(0, 1), shape.id_bits)
+        packed["tail_ids"] = flat.unflatten(0, (-1, len(shape.temperatures)))
+    return (
+        tensors
+        | packed
+        | {
+            "ids": pack_bits(tensors["ids"], shape.id_bits),
+            "logprobs": pack_ascending(numbers, LOG_BITS),
+            "completion": pack_bits(tensors["completion"][:, None], shape.id_bits),
+        }
+    )
 
 
 def unpack_signal(tensors: dict[str, Tensor], shape: SignalShape) -> dict[str, Tensor]:
@@ -45,7 +53,15 @@ def unpack_signal(tensors: dict[str, Tensor], shape: SignalShape) -> dict[str, T
     if shape.kind == "hidden":
         return tensors
     numbers = unpack_ascending(tensors["logprobs"], shape.kept, LOG_BITS)
-    return tensors | {
-        "ids": unpack_bits(tensors["ids"], shape.kept, shape.id_bits),
-        "logprobs": (numbers | SIGN).to(torch.int16).view(torch.float16),
-    }
+    unpacked = {}
+    if shape.tail_samples:
+        flat = unpack_ascending(tensors["tail_ids"].flatten(0, 1), shape.tail_samples, shape.id_bits)
+        unpacked["tail_ids"] = flat.unflatten(0, (-1, len(shape.temperatures)))
+    return (
+        tensors
+        | unpacked
+        | {
+            "ids": unpack_bits(tensors["ids"], shape.kept, shape.id_bits),
+            "logprobs": (numbers | SIGN).to(torch.int16).view(torch.float16),
+        }
+    )

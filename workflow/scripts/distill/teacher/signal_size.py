@@ -22,6 +22,7 @@ class SignalShape:
         width: size of the teacher's hidden states, for `hidden`.
         top_k, temperatures: settings of `topk`.
         vocabulary: size of the teacher's vocabulary, for `topk`; it may be larger than needed in an estimate.
+        tail_samples: tokens of `topk` that are sampled from all others, for each temperature.
     """
 
     kind: str
@@ -29,6 +30,14 @@ class SignalShape:
     top_k: int | None = None
     temperatures: Sequence[float] = ()
     vocabulary: int | None = None
+    tail_samples: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of a record's tensors, without the tokens themselves."""
+        if self.kind == "hidden":
+            return ("hidden",)
+        return ("ids", "logprobs", "log_tail", *(("tail_ids", "tail_entropy") if self.tail_samples else ()))
 
     @property
     def kept(self) -> int:
@@ -50,12 +59,16 @@ class SignalShape:
         """Bytes per completion token, including the token's id.
 
         `hidden` takes 2 bytes per element of the hidden state and 4 for the id. `topk` takes the bits of its ids, its
-        log-probabilities as ascending numbers (see `bit_packing`), and 2 bytes for the tail at each temperature.
+        log-probabilities as ascending numbers (see `bit_packing`), and 2 bytes for the tail at each temperature; with
+        a sampled tail also 2 bytes for its entropy, and its ids as ascending numbers.
         """
         if self.kind == "hidden":
             return HALF_BYTES * (self.width or 0) + ID_BYTES
         tokens = count_bytes(self.kept, self.id_bits) + count_ascending_bytes(self.kept, LOG_BITS)
-        return tokens + HALF_BYTES * len(self.temperatures) + count_bytes(1, self.id_bits)
+        tail = HALF_BYTES
+        if self.tail_samples:
+            tail += HALF_BYTES + count_ascending_bytes(self.tail_samples, self.id_bits)
+        return tokens + tail * len(self.temperatures) + count_bytes(1, self.id_bits)
 
 
 def count_bytes(count: int, bits: int) -> int:

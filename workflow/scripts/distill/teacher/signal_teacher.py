@@ -1,5 +1,6 @@
 """The loaded teacher: computes the signal of its distribution, and compares a cached signal with the live one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from distill.models.load import load_model, select_device, select_dtype
 from distill.models.logits import read_transform
 from distill.models.memory import memory_mb, reserved_mb
 from distill.models.rope import check_lengths
-from distill.teacher.signal_files import NAMES, topk_at
+from distill.teacher.signal_files import topk_at
+from distill.teacher.tail_sampling import draw_places, sample_tail
 
 # Divergence in nats per token that 16-bit rounding in a batch of another shape can cause. Single log-probabilities may
 # then differ by some tenths; the signal of another record or teacher diverges by whole nats.
@@ -29,17 +31,21 @@ LEAST = -100.0  # clamp floor of compared log-probabilities; smaller values are 
 Options = dict[str, Any]
 
 
-def top_log_probabilities(logits: Tensor, top_k: int, temperatures: Sequence[float]) -> dict[str, Tensor]:
-    """Return the k most likely tokens of each row.
+def top_log_probabilities(
+    logits: Tensor, top_k: int, temperatures: Sequence[float], places: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the k most likely tokens of each row and, on request, a sample of the others.
 
     Args:
         logits: (rows, vocabulary), float32.
         top_k: number of tokens per row.
         temperatures: temperatures that students use.
+        places: (rows, temperatures, samples) from `draw_places`; None samples nothing.
 
     Returns:
         `ids` (rows, k) int32 and `logprobs` (rows, k) float16 at temperature 1, in descending order; `log_tail`
-        (rows, temperatures) float16, the log-probability of all other tokens together.
+        (rows, temperatures) float16, the log-probability of all other tokens together. With `places` also `tail_ids`
+        (rows, temperatures, samples) int32 and `tail_entropy` (rows, temperatures) float16 from `sample_tail`.
     """
     found = logits.log_softmax(-1).topk(min(top_k, logits.shape[-1]))
     others = logits.scatter(1, found.indices, -torch.inf)
@@ -47,11 +53,16 @@ def top_log_probabilities(logits: Tensor, top_k: int, temperatures: Sequence[flo
         torch.logsumexp(others / temperature, -1) - torch.logsumexp(logits / temperature, -1)
         for temperature in temperatures
     ]
-    return {
+    kept = {
         "ids": found.indices.int(),
         "logprobs": found.values.clamp(min=LEAST_LOG).half(),
         "log_tail": torch.stack(tails, -1).clamp(min=LEAST_LOG).half(),
     }
+    if places is None:
+        return kept
+    pairs = zip(temperatures, places.unbind(1), strict=True)
+    ids, entropies = zip(*(sample_tail(others / temperature, at) for temperature, at in pairs), strict=True)
+    return kept | {"tail_ids": torch.stack(ids, 1), "tail_entropy": torch.stack(entropies, 1)}
 
 
 @torch.inference_mode()
@@ -151,19 +162,25 @@ class SignalTeacher:
         """Return the signal of each example, on the CPU."""
         completions = [example["completion"] for example in examples]
         rows, targets = self.read_rows(examples)
-        if self.options["kind"] == "hidden":
-            found = {"hidden": rows.bfloat16()}
-        else:
-            parts = [
-                top_log_probabilities(self.project(part), self.options["top_k"], self.options["temperatures"])
-                for part in rows.split(CHUNK_ROWS)
-            ]
-            found = {name: torch.cat([part[name] for part in parts]) for name in NAMES["topk"]}
+        found = {"hidden": rows.bfloat16()} if self.options["kind"] == "hidden" else self.compute_topk(rows, examples)
         found["completion"] = targets.int()
         sizes = list(map(len, completions))
         split = {name: tensor.cpu().split(sizes) for name, tensor in found.items()}
         # Cloned, because a view would keep the whole batch in memory.
         return [{name: split[name][row].clone() for name in split} for row in range(len(examples))]
+
+    def compute_topk(self, rows: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return the most likely tokens of hidden states, (rows, width), of these examples' completions."""
+        top_k, temperatures, samples = (self.options[name] for name in ("top_k", "temperatures", "tail_samples"))
+        places: Sequence[Tensor | None] = [None] * math.ceil(len(rows) / CHUNK_ROWS)
+        if samples:
+            drawn = {"places": draw_places(examples, len(temperatures), samples)}
+            places = to_device(drawn, rows.device)["places"].split(CHUNK_ROWS)
+        parts = [
+            top_log_probabilities(self.project(part), top_k, temperatures, at)
+            for part, at in zip(rows.split(CHUNK_ROWS), places, strict=True)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def read_rows(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Return the hidden states that predict the completions' tokens, (rows, width), and these tokens, (rows,)."""

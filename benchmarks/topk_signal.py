@@ -44,7 +44,7 @@ from distill.teacher.signal_teacher import top_log_probabilities
 from distill.teacher.tail_sampling import draw_places
 
 # (k, samples of the tail); without samples the tail is one bucket.
-SETTINGS = ((16, 0), (64, 0), (256, 0), (8, 8), (16, 16), (32, 12), (32, 32), (64, 64))
+SETTINGS = ((16, 0), (64, 0), (256, 0), (12, 12), (32, 32), (64, 64))
 TEMPERATURES = (1.0, 2.0)
 STORED_K = 64
 REPEATS = 5  # of which the median is reported
@@ -241,9 +241,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark, print the results and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a chat model")
-    parser.add_argument("--prompts", type=int, default=64, help="number of questions, up to 400")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--step-tokens", type=int, default=512)
+    parser.add_argument("--prompts", type=int, default=32, help="number of questions, up to 400")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--step-tokens", type=int, default=128)
     parser.add_argument("--stored-tokens", type=int, default=50_000, help="tokens that are written and read at least")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)

@@ -623,6 +623,14 @@ def test_rounding_of_16_bits_is_no_other_teacher(signal, records, tokenizer, tmp
         assert largest > 0.25
 
 
+def test_a_teacher_whose_logits_are_not_numbers_is_refused(signal, models, records):
+    path = Path(models["teacher"]) / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] * torch.nan}, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="teacher signal .*: expected log-probabilities that descend from at most 0"):
+        compute_signal(signal(), records, [])
+
+
 def test_what_no_record_uses_is_removed(signal, records, models):
     kept = signal()
     compute_signal(kept, records[:5], [])

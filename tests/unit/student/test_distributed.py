@@ -120,6 +120,7 @@ def assert_same_run(folder, other, rel=1e-5):
 
 
 FSDP = ["--strategy", "fsdp"]
+ON_POLICY = ["--on-policy-fraction=1", "--on-policy-start=0.4", "--on-policy-max-new-tokens=4"]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +128,11 @@ FSDP = ["--strategy", "fsdp"]
     [
         ("jsd", False, []),
         pytest.param("jsd", False, ["--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
+        pytest.param("jsd", False, ON_POLICY, marks=pytest.mark.slow),
         pytest.param("forward_kl", True, [*FSDP, "--fsdp-offload", "--gradient-checkpointing"], marks=pytest.mark.slow),
         pytest.param("jsd", False, [*FSDP, "--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
     ],
-    ids=["ddp", "ddp, lora", "fsdp, tied", "fsdp, lora"],
+    ids=["ddp", "ddp, lora", "ddp, on-policy", "fsdp, tied", "fsdp, lora"],
 )
 def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, tokenizer, method, tied, more):
     """9 records in steps of 4: in the last step of an epoch only one rank has a record. DDP answers prompts, too."""
@@ -141,6 +143,8 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     settings = {"learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
     if "--lora-rank" in more:
         settings |= {"lora_rank": 4, "lora_dropout": 0.0}
+    if more == ON_POLICY:
+        settings |= {"on_policy_fraction": 1.0, "on_policy_start": 0.4, "on_policy_max_new_tokens": 4}
     if "fsdp" not in more:
         settings |= {"validation_samples": 2, "validation_max_new_tokens": 8}
     one = make_run(tmp_path, models, method, "one")
@@ -155,6 +159,8 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
     assert samples[0] == samples[1]
     assert samples[0].count("\n") == (0 if "fsdp" in more else 2 * 2)  # two prompts after each of two epochs
+    if more == ON_POLICY:  # of 6 steps, the first 2 are off-policy
+        assert [line["on_policy_steps"] for line in read_log(tmp_path / "two") if "loss" in line] == [0, 0, 1, 1, 1, 1]
     before = load_file(Path(models["student"]) / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert (load_file(tmp_path / "one/model.safetensors")[name] - before[name]).abs().max() > 1e-4

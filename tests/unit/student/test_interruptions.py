@@ -389,6 +389,36 @@ def test_one_round_of_sampling_serves_several_steps(options, records, monkeypatc
     assert filled == [(0, 12), (5, 12), (10, 12)]
 
 
+def test_a_rank_without_records_in_a_step_samples_with_the_others(tmp_path, monkeypatch):
+    """The round begins at step 1, the last of an epoch, whose only record the first rank has."""
+    rounds = []
+
+    def generate(self, model, places):
+        rounds.append(places)
+        return [[step, index] for step, index in places]
+
+    monkeypatch.setattr(SampleBuffer, "generate", generate)
+    examples, model = [{"index": index} for index in range(3)], torch.nn.Identity()
+
+    def make():
+        batches = StepBatches([1] * 3, 1, 2, 0, rank=1, ranks=2)
+        options = OnPolicyOptions(fraction=1.0, steps=4)
+        return SampleBuffer(options, examples, batches, None, seed=1, max_length=100, vocabulary=300)
+
+    sampler = make()
+    assert sampler.batches.find_step(1) == []
+    assert sampler.sample(model, 1, 8, []) == []
+    assert [step for step, _ in rounds[0]] == [2, 4]
+    sampler.save(tmp_path, 1)
+    resumed = make()
+    resumed.load(tmp_path)
+    for one in (sampler, resumed):
+        (index,) = one.batches.find_step(2)
+        assert one.sample(model, 2, 8, [examples[index]])[0]["completion"] == [2, index]
+        assert one.sample(model, 3, 8, []) == []
+    assert len(rounds) == 1
+
+
 def test_a_sampled_answer_follows_the_students_distribution(models, tokenizer):
     """Frequencies of sampled first tokens, compared with the model's probabilities."""
     model = AutoModelForCausalLM.from_pretrained(models["student"])

@@ -52,6 +52,7 @@ class SampleBuffer:
         self.options, self.examples, self.batches, self.tokenizer = options, examples, batches, tokenizer
         self.seed, self.max_length, self.vocabulary = seed, max_length, vocabulary
         self.answers: dict[str, list[int]] = {}  # token ids by `answer_key`
+        self.end = 0  # answers have been sampled for the steps before this one, also if this rank has no records there
 
     def find_first_step(self, last_step: int) -> int:
         """The step, counted from 0, from which steps can be on-policy: `options.start` of all steps, rounded down.
@@ -74,12 +75,12 @@ class SampleBuffer:
         """The examples of an on-policy step, with the student's answers as completions.
 
         Args:
-            model: the student, sampled from if the buffer has no answers for this step.
+            model: the student, sampled from if the buffer ends before this step.
             step: optimizer step, counted from 0.
             last_step: number of steps of the whole training.
-            batch: examples with the teacher's answers.
+            batch: examples with the teacher's answers; may be empty on one of several ranks.
         """
-        if any(answer_key(step, example["index"]) not in self.answers for example in batch):
+        if step >= self.end:
             self.fill(model, step, last_step)
         return [
             example | {"completion": self.answers[answer_key(step, example["index"])], "is_sampled": True}
@@ -88,8 +89,8 @@ class SampleBuffer:
 
     def fill(self, model: Any, first: int, last_step: int) -> None:
         """Sample answers for the on-policy steps among the next `options.steps` steps from `first`."""
-        end = min(first + self.options.steps, last_step)
-        steps = [step for step in range(first, end) if self.is_on_policy(step, last_step)]
+        self.end = min(first + self.options.steps, last_step)
+        steps = [step for step in range(first, self.end) if self.is_on_policy(step, last_step)]
         places = [(step, index) for step in steps for index in self.batches.find_step(step)]
         was_training = model.training
         model.eval()
@@ -125,13 +126,15 @@ class SampleBuffer:
 
     def save(self, folder: Path, rank: int) -> None:
         """Write the buffer of a rank to a checkpoint."""
-        write_json(folder / FILE.format(rank=rank), self.answers)
+        write_json(folder / FILE.format(rank=rank), {"end": self.end, "answers": self.answers})
 
     def load(self, folder: Path) -> None:
         """Read the buffers of all ranks from a checkpoint, however many ranks there are now."""
         self.answers = {}
         for path in folder.glob(FILE.format(rank="*")):
-            self.answers |= json.loads(path.read_text())
+            saved = json.loads(path.read_text())
+            self.answers |= saved["answers"]
+            self.end = saved["end"]  # the same on all ranks
 
 
 def answer_key(step: int, index: int) -> str:

@@ -131,7 +131,7 @@ class DistillTrainer(Trainer):
         if sampler is not None and sampler.is_on_policy(step, last_step):
             model = self.accelerator.unwrap_model(self.model)
             with self.accelerator.autocast(AutocastKwargs()):
-                batches = [sampler.sample(model, step, last_step, batch) if batch else [] for batch in batches]
+                batches = [sampler.sample(model, step, last_step, batch) for batch in batches]
         tokens = sum(len(example["completion"]) for batch in batches for example in batch)
         if self.args.world_size > 1:
             tokens = int(self.accelerator.gather(torch.tensor([tokens], device=device)).sum())

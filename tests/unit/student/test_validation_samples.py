@@ -256,6 +256,7 @@ def test_a_warning_where_answers_begin_to_run_away(options, records, monkeypatch
     card = (run.out / "README.md").read_text()
     assert f"- {warning}" in card.replace("&lt;", "<")
     assert "| `val_truncated` | 1 |" in card
+    assert "`val_repetition` the share of their 4-grams that are repetitions." in card
 
 
 STOP = {"on_policy_runaway": "stop", "on_policy_start": 0.25, **ON_POLICY}  # of 12 steps, the first 3 are off-policy

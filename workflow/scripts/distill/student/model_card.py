@@ -1,6 +1,6 @@
 """The README.md of a student's folder: a Hugging Face model card."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -73,12 +73,22 @@ def render_card(student: str, category: str, facts: TrainingFacts) -> str:
 ## Training results
 
 The last values of the training log. Losses are in nats per completion token: `ce` is the cross-entropy and `kd` the
-divergence, both before their weights.
+divergence, both before their weights.{describe_samples(facts.final)}
 
 | value | |
 | --- | ---: |
 {results}
 """
+
+
+def describe_samples(final: Mapping[str, float]) -> str:
+    """A sentence about the shares of the answers to validation prompts; empty without them."""
+    if "val_truncated" not in final:
+        return ""
+    return (
+        " `val_truncated` is the share of the\nanswers to validation prompts that reach the maximum length without an "
+        "end of turn, and\n`val_repetition` the share of their 4-grams that are repetitions."
+    )
 
 
 def list_warnings(warnings: Sequence[str]) -> str:

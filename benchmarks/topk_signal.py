@@ -3,10 +3,11 @@
     python benchmarks/topk_signal.py --model SMOLLM2_FOLDER --out benchmarks/results/topk_signal.json
 
 The teacher answers questions. The student is the same model, but it reads the answers without the questions. With one
-bucket for all tokens outside the top k, and with a sample of them, the mean forward KL and the gradient of the head are
-compared with those of the exact distribution: of steps of --step-tokens, and of all tokens together, where the noise of
-a sample averages out and a bias remains. Then the signal of k = 64 is written and read, packed and as plain
-int32 and float16 numbers. Prints Markdown tables; --out writes all results as JSON.
+bucket for all tokens outside the top k, and with a sample of them, the mean forward KL is compared with the exact one.
+So is the sum over tokens of its gradient with respect to the logits, which is the gradient of a bias in the head: in
+steps of --step-tokens, and over all tokens, where the noise of a sample averages out and a bias remains. Then the
+signal of k = 64 is written and read, packed and as plain int32 and float16 numbers. Prints Markdown tables; --out
+writes all results as JSON.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ from distill.models.chat import ChatTemplate
 from distill.models.completions import decoder_and_head
 from distill.models.load import load_model, load_tokenizer
 from distill.models.vocabulary import vocabulary_size
-from distill.student.fused_loss import distillation_loss
-from distill.student.loss import ExactTeacher, Objective, Teacher
+from distill.student.loss import Objective, compute_divergence
 from distill.student.teacher_signal import make_cached_teacher
 from distill.teacher.signal_files import open_shard, read_signal
 from distill.teacher.signal_packing import pack_signal, unpack_signal
@@ -47,7 +47,7 @@ from distill.teacher.tail_sampling import draw_places
 SETTINGS = ((16, 0), (64, 0), (256, 0), (12, 12), (32, 32), (64, 64))
 TEMPERATURES = (1.0, 2.0)
 STORED_K = 64
-REPEATS = 5  # of which the median is reported
+REPEATS = 3  # of which the median is reported
 
 Rows = list[dict[str, Any]]
 
@@ -69,13 +69,14 @@ def make_examples(args: argparse.Namespace, folder: Path) -> Rows:
     ]
 
 
+@torch.inference_mode()
+def read_logits(model: Any, examples: Rows, vocabulary: int) -> Tensor:
+    """Return the (completion tokens of all records, vocabulary) logits."""
+    _, head = decoder_and_head(model)
+    return torch.cat([head(read_rows(model, one))[:, :vocabulary] for one in examples])
+
+
 # ---- How close the signal is ----
-
-
-def measure_head(rows: Tensor, head: Any, targets: Tensor, teacher: Teacher, objective: Objective) -> Any:
-    """Return the divergence of some tokens in nats, and the gradient of the head's weight."""
-    terms = distillation_loss(rows, head, targets, teacher, objective)
-    return terms.kd.item(), torch.autograd.grad(terms.loss, head.weight)[0]
 
 
 def store(logits: Tensor, places: Tensor | None, top_k: int, temperature: float) -> tuple[Any, int]:
@@ -89,45 +90,43 @@ def store(logits: Tensor, places: Tensor | None, top_k: int, temperature: float)
     return make_cached_teacher(parts, temperature), shape.bytes_per_token
 
 
-def compare_settings(examples: Rows, args: argparse.Namespace, temperature: float) -> list[dict[str, Any]]:
-    """Compare each setting with the exact divergence at a temperature."""
-    model = load_model(args.model, torch.device("cpu"), torch.float32, for_generation=False)
-    _, head = decoder_and_head(model)
-    teacher_head = torch.nn.Linear(head.in_features, head.out_features, bias=False)
-    teacher_head.load_state_dict({"weight": head.weight.detach()})
-    head.weight.requires_grad_()
-    vocabulary = vocabulary_size(load_tokenizer(args.model))
-    of_teacher = torch.cat([read_rows(model, one) for one in examples])
-    of_student = torch.cat([read_rows(model, one | {"prompt": one["prompt"][-1:]}) for one in examples])
-    targets = torch.cat([torch.tensor(one["completion"]) for one in examples])
-    objective = Objective("forward_kl", temperature, 1.0, vocabulary=vocabulary)
-    steps = [slice(start, start + args.step_tokens) for start in range(0, len(targets), args.step_tokens)]
-    exact = []
-    for step in steps:
-        teacher = ExactTeacher(of_teacher[step].clone(), teacher_head)
-        exact.append(measure_head(of_student[step].clone(), head, targets[step], teacher, objective))
-    value = sum(kd for kd, _ in exact)
-    whole = torch.stack([gradient for _, gradient in exact]).sum(0)
+def compare_settings(
+    logits: Tensor, teacher_logits: Tensor, examples: Rows, temperature: float, step_tokens: int
+) -> list[dict[str, Any]]:
+    """Compare each setting with the exact divergence at a temperature.
+
+    Args:
+        logits, teacher_logits: (tokens, vocabulary) of the student and the teacher.
+        examples: the records of these tokens, in this order.
+        temperature: the temperature.
+        step_tokens: tokens of a step.
+
+    Returns:
+        The figures of each setting.
+    """
+    objective = Objective("forward_kl", temperature, 1.0)
+    steps = [slice(start, start + step_tokens) for start in range(0, len(logits), step_tokens)]
+    exact = [measure_step(logits[step], teacher_logits[step].clone(), objective) for step in steps]
+    value, whole = sum(kd for kd, _ in exact), sum_tensors(gradient for _, gradient in exact)
     found = []
     for top_k, samples in SETTINGS:
         places = draw_places(examples, 1, samples) if samples else None
-        nats, difference, errors = 0.0, torch.zeros_like(whole), []
-        for step, (_, expected) in zip(steps, exact, strict=True):
-            with torch.no_grad():
-                logits = teacher_head(of_teacher[step])[:, :vocabulary]
-            teacher, size = store(logits, None if places is None else places[step], top_k, temperature)
-            kd, gradient = measure_head(of_student[step].clone(), head, targets[step], teacher, objective)
-            nats += kd
-            difference += gradient - expected
-            errors.append(((gradient - expected).norm() / expected.norm()).item())
+        estimates, size = [], 0
+        for step in steps:
+            teacher, size = store(teacher_logits[step], None if places is None else places[step], top_k, temperature)
+            estimates.append(measure_step(logits[step], teacher, objective))
+        nats = sum(kd for kd, _ in estimates)
+        pairs = zip(estimates, exact, strict=True)
+        errors = [((mine - right).norm() / right.norm()).item() for (_, mine), (_, right) in pairs]
+        difference = sum_tensors(gradient for _, gradient in estimates) - whole
         found.append(
             {
                 "temperature": temperature,
                 "top_k": top_k,
                 "tail_samples": samples,
                 "bytes_per_token": size,
-                "exact_nats": round(value / len(targets), 4),
-                "nats": round(nats / len(targets), 4),
+                "exact_nats": round(value / len(logits), 4),
+                "nats": round(nats / len(logits), 4),
                 "value_error_percent": round(100 * (nats / value - 1), 2),
                 "step_gradient_error_percent": round(100 * statistics.mean(errors), 2),
                 "whole_gradient_error_percent": round(100 * (difference.norm() / whole.norm()).item(), 2),
@@ -135,6 +134,17 @@ def compare_settings(examples: Rows, args: argparse.Namespace, temperature: floa
         )
         print(found[-1], flush=True)
     return found
+
+
+def measure_step(logits: Tensor, teacher: Any, objective: Objective) -> tuple[float, Tensor]:
+    """Return the divergence of a step's tokens in nats, and the sum over them of its gradient, (vocabulary,)."""
+    value, gradient = compute_divergence(logits, teacher, objective)
+    return value.item(), gradient.double().sum(0)
+
+
+def sum_tensors(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors of the same shape."""
+    return torch.stack(list(tensors)).sum(0)
 
 
 # ---- How it is stored ----
@@ -150,18 +160,20 @@ def time_median(work: Callable[[], Any]) -> float:
     return statistics.median(seconds)
 
 
-def measure_storage(examples: Rows, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Write and read the signal of the records, as often as --stored-tokens needs, packed and plain."""
-    model = load_model(args.model, torch.device("cpu"), torch.float32, for_generation=False)
-    _, head = decoder_and_head(model)
-    vocabulary = vocabulary_size(load_tokenizer(args.model))
+def measure_storage(teacher_logits: Tensor, examples: Rows, stored_tokens: int, folder: Path) -> dict[str, Any]:
+    """Write and read the signal of the records, repeated up to a number of tokens, packed and plain.
+
+    Raises:
+        InputError: the numbers that are read differ.
+    """
+    vocabulary = teacher_logits.shape[-1]
     signals = []
-    for example in examples:
-        with torch.inference_mode():
-            tensors = top_log_probabilities(head(read_rows(model, example))[:, :vocabulary], STORED_K, [1.0])
+    parts = teacher_logits.split([len(example["completion"]) for example in examples])
+    for example, logits in zip(examples, parts, strict=True):
+        tensors = top_log_probabilities(logits, STORED_K, [1.0])
         signals.append(tensors | {"completion": torch.tensor(example["completion"], dtype=torch.int32)})
     tokens = sum(len(signal["completion"]) for signal in signals)
-    signals *= -(-args.stored_tokens // tokens)
+    signals *= -(-stored_tokens // tokens)
     tokens = sum(len(signal["completion"]) for signal in signals)
     shape = SignalShape("topk", None, STORED_K, (1.0,), vocabulary)
     sizes = [len(signal["completion"]) for signal in signals]
@@ -211,6 +223,25 @@ def measure_storage(examples: Rows, args: argparse.Namespace, folder: Path) -> d
     return found
 
 
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure how close the signal is and how it is stored."""
+    examples = make_examples(args, args.work or folder)
+    model = load_model(args.model, torch.device("cpu"), torch.float32, for_generation=False)
+    vocabulary = vocabulary_size(load_tokenizer(args.model))
+    teacher_logits = read_logits(model, examples, vocabulary)
+    logits = read_logits(model, [one | {"prompt": one["prompt"][-1:]} for one in examples], vocabulary)
+    accuracy = [compare_settings(logits, teacher_logits, examples, at, args.step_tokens) for at in TEMPERATURES]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(torch.device("cpu")),
+        "model": Path(args.model).name,
+        "settings": {name: value for name, value in vars(args).items() if name not in ("model", "work", "out")},
+        "tokens": len(logits),
+        "accuracy": [one for found in accuracy for one in found],
+        "storage": measure_storage(teacher_logits, examples, args.stored_tokens, folder),
+    }
+
+
 def tables(result: dict[str, Any]) -> str:
     """Format the results as Markdown tables."""
     lines = [
@@ -244,22 +275,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=32, help="number of questions, up to 400")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--step-tokens", type=int, default=128)
-    parser.add_argument("--stored-tokens", type=int, default=50_000, help="tokens that are written and read at least")
+    parser.add_argument("--stored-tokens", type=int, default=20_000, help="tokens that are written and read at least")
+    parser.add_argument("--work", type=Path, help="folder for the teacher's answers; default: a temporary folder")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        examples = make_examples(args, folder)
-        result = {
-            "date": datetime.date.today().isoformat(),
-            "machine": describe_machine(torch.device("cpu")),
-            "model": Path(args.model).name,
-            "settings": {name: value for name, value in vars(args).items() if name not in ("model", "out")},
-            "tokens": sum(len(one["completion"]) for one in examples),
-            "accuracy": [one for at in TEMPERATURES for one in compare_settings(examples, args, at)],
-            "storage": measure_storage(examples, args, folder),
-        }
+        result = measure(args, Path(name))
     print(tables(result))
     if args.out:
         write_json(args.out, result)

@@ -74,6 +74,15 @@ def test_the_heads_of_several_teachers_are_in_memory():
     assert two.weights - one.weights == 512 * 128 * 2
 
 
+def test_packed_rows_are_planned_full_of_answers():
+    plain = make_training(make_shape(layers=7, **SIZES), make_shape(layers=9, **SIZES))
+    packed = replace(plain, row_length=sum(LENGTHS.values()))
+    assert packed.records == (4, 1, 39)
+    few, all_layers = estimate(packed, GPU), estimate(packed, GPU, exact=True)
+    assert few.live == pytest.approx(all_layers.live, rel=1e-3)
+    assert few.live > estimate(plain, GPU).live
+
+
 def test_other_architectures_are_planned_with_their_attention_and_names():
     gpt2 = make_shape("gpt2", n_embd=64, n_head=4, vocab_size=512)
     assert estimate(make_training(gpt2), GPU).fits == "yes"

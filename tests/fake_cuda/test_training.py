@@ -95,6 +95,20 @@ def test_a_teacher_with_its_own_chat_template(tmp_path):
     train(trainer)
 
 
+@pytest.mark.parametrize("row_length", [16, 40], ids=["rows of one record", "rows of two records"])
+@pytest.mark.parametrize("own_template", [False, True])
+def test_packed_rows(tmp_path, own_template, row_length):
+    """Two records fill both micro-batches of a step, or share the only row of one."""
+    trainer = make_trainer(
+        tmp_path, build_student(), build_teacher(), "forward_kl", own_template=own_template,
+        packing=True, max_length=row_length,
+    )  # fmt: skip
+    calls = []
+    trainer.model.model.register_forward_pre_hook(lambda module, inputs: calls.append(1))
+    assert not train(trainer)
+    assert len(calls) - 2 == STEPS * (2 if row_length == 16 else 1)  # two are of the validation
+
+
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_a_quantized_teacher(tmp_path, quantization):
     train(make_trainer(tmp_path, build_student(), build_teacher(quantization), "forward_kl"))

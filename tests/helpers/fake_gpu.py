@@ -102,7 +102,8 @@ def make_trainer(folder, model, signal=None, method="seqkd", sampler=None, own_t
     examples = make_examples(own_template=own_template)
     batches = StepBatches([len(one["prompt"]) + len(one["completion"]) for one in examples], 1, 2, seed=0)
     options = TrainOptions(epochs=1, batch_size=1, gradient_accumulation_steps=2, logging_steps=1, save_steps=1000)
-    arguments = make_trainer_arguments(Path(folder), replace(options, **train), CUDA, batches, True)
+    options = replace(options, **train)
+    arguments = make_trainer_arguments(Path(folder), options, CUDA, batches, True)
     arguments.save_strategy = "no"  # there are no values to save
     return DistillTrainer(
         model=model,
@@ -115,6 +116,7 @@ def make_trainer(folder, model, signal=None, method="seqkd", sampler=None, own_t
         objective=Objective(method, 2.0, 0.5, vocabulary=VOCABULARY),
         sampler=sampler(examples, batches) if sampler else None,
         samples=samples,
+        row_length=options.row_length,
     )
 
 

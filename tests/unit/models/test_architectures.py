@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import PAGE, VOCABULARY, build, list_types, read_unbuilt, update_page
+from architectures import PAGE, UNPACKED, VOCABULARY, build, list_types, read_unbuilt, update_page
 from divergence_formulas import FORMULAS
 from tiny import build_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -14,6 +14,7 @@ from distill.models.architectures import UNGENERATED, UNSAVED, UNSUPPORTED
 from distill.models.chat import ChatTemplate
 from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows
 from distill.models.logits import read_transform
+from distill.models.packing_check import check_packing
 from distill.models.split_check import check_split
 from distill.student.fused_loss import score_completions
 from distill.student.loss import ExactTeacher, Objective
@@ -78,6 +79,21 @@ def test_losses_and_answers_equal_the_plain_models(model_type, chat):
 def test_a_saved_model_is_one_that_transformers_loads(model_type):
     config = build_or_skip(model_type).config
     assert (type(config) not in AutoModelForCausalLM._model_mapping) == (model_type in UNSAVED)
+
+
+@pytest.mark.parametrize("model_type", list_types())
+def test_packed_records_are_kept_apart_or_refused(model_type):
+    """Attention by torch where the model has it, as a student is loaded."""
+    if model_type in UNSUPPORTED:
+        pytest.skip("not supported")
+    model = build_or_skip(model_type)
+    if model._supports_sdpa:
+        model.set_attn_implementation("sdpa")
+    if model_type in UNPACKED.split():
+        with pytest.raises(InputError, match="set train.packing to false"):
+            check_packing("model", model, 32)
+    else:
+        check_packing("model", model, 32)
 
 
 @pytest.mark.parametrize("model_type", list_types())

@@ -163,5 +163,5 @@ def test_batches_that_cannot_be_split_are_refused(model):
     check_lengths(model.config, [SWITCH + 1, SWITCH + 9], "the student", can_split=False)
     check_lengths(model.config, [1, SWITCH], "the student", can_split=False)
     check_lengths(model.config, [1, SWITCH + 1], "the student")
-    with pytest.raises(InputError, match=f"max_length: expected at most {SWITCH} tokens, or batch_size 1"):
+    with pytest.raises(InputError, match=f"max_length: expected at most {SWITCH} tokens with packing"):
         check_lengths(model.config, [1, SWITCH + 1], "the student", can_split=False)

@@ -121,18 +121,22 @@ def assert_same_run(folder, other, rel=1e-5):
 
 FSDP = ["--strategy", "fsdp"]
 ON_POLICY = ["--on-policy-fraction=1", "--on-policy-start=0.4", "--on-policy-max-new-tokens=4"]
+# The records of a rank's two micro-batches fit one row, so that the first micro-batch is left out.
+PACKED = ["--packing", "--max-length", "150", "--batch-size", "1", "--gradient-accumulation-steps", "4"]
 
 
 @pytest.mark.parametrize(
     ("method", "tied", "more"),
     [
         ("jsd", False, []),
+        ("jsd", False, PACKED),
         pytest.param("jsd", False, ["--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
         pytest.param("jsd", False, ON_POLICY, marks=pytest.mark.slow),
         pytest.param("forward_kl", True, [*FSDP, "--fsdp-offload", "--gradient-checkpointing"], marks=pytest.mark.slow),
         pytest.param("jsd", False, [*FSDP, "--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
+        pytest.param("jsd", False, [*FSDP, *PACKED], marks=pytest.mark.slow),
     ],
-    ids=["ddp", "ddp, lora", "ddp, on-policy", "fsdp, tied", "fsdp, lora"],
+    ids=["ddp", "ddp, packed", "ddp, lora", "ddp, on-policy", "fsdp, tied", "fsdp, lora", "fsdp, packed"],
 )
 def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, tokenizer, method, tied, more):
     """9 records in steps of 4: in the last step of an epoch only one rank has a record. DDP answers prompts, too."""

@@ -104,7 +104,7 @@ class FakeReader:
 
     def read(self, key: str) -> dict[str, Tensor]:
         """The tensors of a record, on the CPU."""
-        make, rows = partial(torch.empty, device="cpu"), self.stage.answer_tokens
+        make, rows = partial(torch.empty, device="cpu"), self.stage.records[2]
         tensors = {
             "hidden": make(rows, self.width, dtype=torch.bfloat16),
             "ids": torch.zeros(rows, self.stage.top_k, dtype=torch.int32, device="cpu"),
@@ -126,7 +126,8 @@ def make_signal(stage: Training, device: str, layers: int | None, live: LiveMemo
     if stage.teacher is None:
         return None
     if stage.signal == "online":
-        return OnlineTeacher(build(stage.teacher, device, layers, live), 0, torch.device(device))
+        model = build(stage.teacher, device, layers, live)
+        return OnlineTeacher(model, 0, torch.device(device), row_length=stage.row_length)
     config = make_config(stage.teacher.config)
     text, head = config.get_text_config(), make_head(stage.teacher, device)
     reader: Any = FakeReader(stage, text.hidden_size, head, read_transform(config))
@@ -208,9 +209,10 @@ def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Meas
         optimizer = make_optimizer(stage.optimizer, model)
         rows = [count_vocabulary(shape) for shape in (stage.student, stage.teacher) if shape]
         objective = Objective(stage.method, stage.temperature, stage.alpha, stage.parameters, min(rows))
-        prompt, completion = [1] * stage.prompt_tokens, [1] * stage.answer_tokens
+        count, prompt_tokens, answer_tokens = stage.records
+        prompt, completion = [1] * prompt_tokens, [1] * answer_tokens
         example: Any = {"prompt": prompt, "teacher_prompt": prompt, "completion": completion, "signal": (0, "")}
-        examples = [example] * stage.batch_size
+        examples = [example] * count
         place = torch.device(device)
         scale = None if stage.precision == "fp16" or stage.strategy == "fsdp" else 0.5  # as in `DistillTrainer`
         scope: Any = nullcontext()
@@ -220,7 +222,7 @@ def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Meas
             for _ in range(STEPS):
                 for _ in range(MICRO_BATCHES):
                     live.phase = "teacher's forward pass"
-                    batch = collate([one["prompt"] for one in examples], [one["completion"] for one in examples], 0)
+                    batch = collate([prompt] * count, [completion] * count, 0, stage.row_length)
                     batch = to_device(batch, place)
                     teacher = signal(examples, batch, place) if signal else None
                     live.phase = "student's forward pass"

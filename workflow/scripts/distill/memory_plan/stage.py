@@ -31,6 +31,7 @@ class Training:
         teacher: None without a divergence.
         more_heads: further teachers of a pooled student with signal `hidden`, whose heads are in memory too.
         parameters: the method's own options.
+        row_length: tokens of a row that records share; None without packing.
         ranks: processes that train together.
         processes: those of one machine.
     """
@@ -51,6 +52,7 @@ class Training:
     prompt_tokens: int
     answer_tokens: int
     tail_samples: int = 0
+    row_length: int | None = None
     strategy: str = "ddp"
     fsdp_offload: bool = False
     more_heads: tuple[ModelShape, ...] = ()
@@ -61,6 +63,16 @@ class Training:
     def models(self) -> tuple[ModelShape, ...]:
         """The models whose layers are in memory."""
         return (self.student, self.teacher) if self.teacher and self.signal == "online" else (self.student,)
+
+    @property
+    def records(self) -> tuple[int, int, int]:
+        """Records of a micro-batch, and tokens of each one's prompt and answer.
+
+        With packing, rows are full, and may have answers alone: two of them with the shortest prompts.
+        """
+        if self.row_length is None:
+            return self.batch_size, self.prompt_tokens, self.answer_tokens
+        return 2 * self.batch_size, 1, max(self.row_length // 2 - 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,8 +51,9 @@ def check_lengths(config: Any, lengths: Sequence[int], what: str, can_split: boo
     switch = find_rope_switch(config)
     if not can_split and switch is not None and shortest <= switch < longest:
         raise InputError(
-            f"max_length: expected at most {switch} tokens, or batch_size 1, with strategy fsdp, because the position "
-            f"embeddings of {what} change there for all records of a batch, found longer and shorter records"
+            f"max_length: expected at most {switch} tokens with packing, or with strategy fsdp and a batch_size above "
+            f"1, because the position embeddings of {what} change there for all records of a batch, found longer and "
+            "shorter records"
         )
     limit = context_length(config) or 0
     if config.get_text_config(decoder=True).model_type in COMPUTED:

@@ -60,10 +60,10 @@ def check_split(name: str, model: Any) -> None:
         )
 
 
-def compare(found: Tensor, expected: Tensor) -> str | None:
-    """Describe the largest difference of two tensors; None if it is rounding."""
+def compare(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> str | None:
+    """Describe the largest difference of two tensors; None if it is rounding, at most `tolerance` times the largest."""
     difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
-    if difference <= TOLERANCE * largest:
+    if difference <= tolerance * largest:
         return None
     return f"up to {difference:.3g} (the largest is {largest:.3g})"  # also for NaN
 

@@ -243,6 +243,7 @@ class StageLister:
                 parameters={name: settings[name] for name in method.options},
                 prompt_tokens=prompt,
                 answer_tokens=answer,
+                row_length=train["max_length"] if train["packing"] else None,
                 ranks=train["nodes"] * train["gpus_per_node"],
                 processes=train["gpus_per_node"],
                 **{name: settings[name] for name in same},

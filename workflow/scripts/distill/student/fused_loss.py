@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.models.completions import Head, decoder_and_head, project, read_hidden, take_rows
+from distill.models.completions import Head, decoder_and_head, project, read_batch, take_rows
 from distill.models.logits import IDENTITY, LogitTransform, read_transform
 from distill.student.loss import (
     BlockTeacher,
@@ -376,15 +376,13 @@ def score_completions(self: Any, *args: Any, objective: Objective | None = None,
     """The `Terms` of a micro-batch, as the forward method of a causal model, so that DDP and FSDP see all gradients.
 
     Args:
-        inputs: `input_ids`, `lengths`, `positions` and `targets` from `collate`, and `teacher` and optionally `scale`
-            for `distillation_loss`.
+        inputs: the tensors from `collate`, and `teacher` and optionally `scale` for `distillation_loss`.
         objective: None runs the model's own forward, which `generate` calls.
     """
     if objective is None:
         return type(self).forward(self, *args, **inputs)
     decoder, head = decoder_and_head(self)
-    hidden = read_hidden(decoder, inputs["input_ids"], inputs["lengths"])
-    rows = take_rows(hidden, inputs["positions"])
+    rows = take_rows(read_batch(decoder, inputs), inputs["positions"])
     transform, scale = read_transform(self.config), inputs.get("scale")
     return tuple(
         distillation_loss(rows, head, inputs["targets"], inputs["teacher"], objective, transform=transform, scale=scale)

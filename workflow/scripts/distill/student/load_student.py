@@ -13,6 +13,7 @@ from distill.common.errors import InputError
 from distill.models.adapters import untie_adapted_head
 from distill.models.load import load_config, load_model
 from distill.models.memory import build_skeleton, stored_quantization
+from distill.models.packing_check import check_packing
 from distill.models.split_check import ERRORS, check_split
 from distill.student.fsdp import list_layers
 from distill.student.options import LoraOptions
@@ -50,14 +51,17 @@ def load_student(run: StudentRun, device: torch.device) -> Any:
     """The student with float32 weights, and a LoRA adapter if configured.
 
     Raises:
-        InputError: see `add_lora`.
+        InputError: see `add_lora` and, with packing, `check_packing`.
     """
     model = load_model(run.model, device, torch.float32, trainable=True)
-    if not run.lora:
-        return model
-    adapted = add_lora(model, run.lora)
-    check_split(run.model, adapted)
-    return adapted
+    if run.lora:
+        model = add_lora(model, run.lora)
+        check_split(run.model, model)
+    if run.train.row_length is not None:
+        if run.train.strategy != "fsdp":
+            model.to(device)  # where the Trainer places it: whole rows take long on a CPU
+        check_packing(run.model, model, run.train.row_length)
+    return model
 
 
 # ---- LoRA ----

@@ -251,6 +251,16 @@ class TrainOptions:
         False,
         when="`true` if lengths differ much. Records are always sorted by length within a step.",
     )
+    packing: bool = option(
+        "Put several short records into one row of up to `max_length` tokens, each with its own positions and without "
+        "attention to the others. A micro-batch then has `batch_size` rows instead of records; an optimizer step keeps "
+        "its `batch_size · gradient_accumulation_steps` records, in as few micro-batches as they fill. Results differ "
+        "by rounding only. Models that do not keep the records apart are refused, such as state-space models.",
+        False,
+        changes_result=False,
+        when="`true` for speed if records are much shorter than `max_length`; with short records lower `max_length`, "
+        "too, to what the longest one needs.",
+    )
     best_checkpoint: bool = option(
         "Keep the model with the lowest validation loss instead of the last one.",
         False,
@@ -307,6 +317,11 @@ class TrainOptions:
         changes_result=False,
         when="`true` if even the shards do not fit; slower.",
     )
+
+    @property
+    def row_length(self) -> int | None:
+        """Maximum number of tokens in a row that records share; None without packing."""
+        return self.max_length if self.packing else None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.models.examples import Example
+from distill.models.packing import pack
 
 GROUPED_STEPS = 16  # optimizer steps whose records are sorted together with `group_by_length`
 
@@ -91,6 +92,18 @@ class StepBatches:
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps(self.epoch):
             yield from self.split_step(step)
+
+
+def pack_step(examples: Sequence[Example], row_length: int, rows: int) -> list[list[Example]]:
+    """The micro-batches of a step whose records share rows; `collate` packs each of them into the same rows again.
+
+    Args:
+        examples: the records of this rank.
+        row_length: maximum number of tokens in a row.
+        rows: maximum number of rows in a micro-batch.
+    """
+    packed = pack([len(example["prompt"]) + len(example["completion"]) for example in examples], row_length)
+    return [[examples[index] for row in packed[at : at + rows] for index in row] for at in range(0, len(packed), rows)]
 
 
 class EpochLoader(DataLoader):

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from distill.models.completions import collate, decoder_and_head, read_hidden, take_rows, to_device
+from distill.models.completions import collate, decoder_and_head, read_batch, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.logits import LogitTransform, read_transform
 from distill.student.loss import CachedTeacher, ExactTeacher, MixedTeacher, SampledTeacher, TopKTeacher
@@ -41,12 +41,21 @@ class OnlineTeacher:
         pad_id: its padding token id.
         device: where it computes; by default where its weights are.
         is_sharded: whether its weights are sharded over the ranks.
+        row_length: see `collate`.
     """
 
-    def __init__(self, model: Any, pad_id: int, device: torch.device | None = None, is_sharded: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        pad_id: int,
+        device: torch.device | None = None,
+        is_sharded: bool = False,
+        row_length: int | None = None,
+    ):
         self.decoder, self.head = decoder_and_head(model)
         self.transform = read_transform(model.config)
         self.device, self.pad_id, self.is_sharded = device or model.device, pad_id, is_sharded
+        self.row_length = row_length
 
     @torch.no_grad()
     def __call__(
@@ -56,11 +65,11 @@ class OnlineTeacher:
         prompts = [example["teacher_prompt"] for example in examples]
         if prompts != [example["prompt"] for example in examples]:
             completions = [example["completion"] for example in examples]
-            batch = to_device(collate(prompts, completions, self.pad_id), self.device)
+            batch = to_device(collate(prompts, completions, self.pad_id, self.row_length), self.device)
         with torch.autocast(device.type, enabled=False):  # mixed precision is for the student only
-            ids, lengths = batch["input_ids"].to(self.device), batch["lengths"].to(self.device)
-            hidden = read_hidden(self.decoder, ids, lengths)
-        return ExactTeacher(take_rows(hidden, batch["positions"].to(self.device)), self.head, self.transform)
+            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            rows = take_rows(read_batch(self.decoder, batch), batch["positions"])
+        return ExactTeacher(rows, self.head, self.transform)
 
 
 class HiddenSignal:

@@ -183,6 +183,7 @@ def build_trainer(
         signal=teacher.signal if teacher else None,
         objective=make_objective(run, teacher),
         sampler=make_sampler(run, teacher, examples["train"], batches, tokenizer),
+        row_length=run.train.row_length,
         keep_best=run.train.best_checkpoint,
         patience=run.train.early_stopping_patience,
         warnings=warnings,

@@ -27,7 +27,7 @@ from distill.student.checkpoints import find_best
 from distill.student.fused_loss import score_completions
 from distill.student.loss import Objective, Terms
 from distill.student.on_policy import SampleBuffer
-from distill.student.step_batches import EpochLoader, StepBatches, split_validation
+from distill.student.step_batches import EpochLoader, StepBatches, pack_step, split_validation
 from distill.student.teacher_signal import Signal
 from distill.student.training_meter import (
     TrainingMeter,
@@ -62,6 +62,7 @@ class DistillTrainer(Trainer):
         signal: the teacher's side of a micro-batch; None for a method without a divergence.
         objective: the objective to minimise.
         sampler: the student's own answers for on-policy steps; None trains on the teacher's answers only.
+        row_length: maximum number of tokens in a row that records share; None gives each record a row.
         keep_best: whether to keep the model with the lowest validation loss.
         patience: validations without a lower loss after which training stops; None never stops early.
         warnings: sentences that the log's first line reports, and with it the model card and the report.
@@ -84,6 +85,7 @@ class DistillTrainer(Trainer):
         signal: Signal | None,
         objective: Objective,
         sampler: SampleBuffer | None = None,
+        row_length: int | None = None,
         keep_best: bool = False,
         patience: int | None = None,
         warnings: Sequence[str] = (),
@@ -95,6 +97,7 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.batches, self.pad_id, self.signal, self.sampler = batches, pad_id, signal, sampler
         self.objective: Objective = objective
+        self.row_length = row_length
         self.keep_best, self.patience, self.warnings = keep_best, patience, warnings
         self.samples, self.stops_runaway, self.has_run_away = samples, stops_runaway, False
         model: Any = self.model
@@ -120,7 +123,7 @@ class DistillTrainer(Trainer):
         return EpochLoader(examples, batch_sampler=self.batches, collate_fn=list)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The micro-batches of a step, and its completion tokens over all ranks."""
+        """The micro-batches of a step, None for those that no rank needs, and its completion tokens over all ranks."""
         self.step_batches = []
         self.meter.save()
         batches = list(islice(epoch_iterator, num_batches))
@@ -132,9 +135,16 @@ class DistillTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model)
             with self.accelerator.autocast(AutocastKwargs()):
                 batches = [sampler.sample(model, step, last_step, batch) for batch in batches]
+        if self.row_length is not None:
+            examples = [example for batch in batches for example in batch]
+            batches = pack_step(examples, self.row_length, self.args.per_device_train_batch_size)
         tokens = sum(len(example["completion"]) for batch in batches for example in batch)
+        most = len(batches)
         if self.args.world_size > 1:
-            tokens = int(self.accelerator.gather(torch.tensor([tokens], device=device)).sum())
+            counts = self.accelerator.gather(torch.tensor([[tokens, most]], device=device)).cpu()
+            tokens, most = int(counts[:, 0].sum()), int(counts[:, 1].max())
+        # Gradients are exchanged in the last micro-batch of a step, so those that no rank needs come first.
+        batches = [*[None] * (num_batches - most), *batches, *([] for _ in range(most - len(batches)))]
         return batches, max(tokens, 1)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -158,7 +168,7 @@ class DistillTrainer(Trainer):
         # A rank without examples runs the first one with an empty completion, since the others wait for its gradients.
         shown = examples or all_examples[:1]
         completions = [example["completion"] if examples else [] for example in shown]
-        batch = collate([example["prompt"] for example in shown], completions, self.pad_id)
+        batch = collate([example["prompt"] for example in shown], completions, self.pad_id, self.row_length)
         batch = to_device(batch, self.args.device)
         teacher = None
         if self.signal is not None and (examples or self.signal.is_sharded):
@@ -172,6 +182,8 @@ class DistillTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradients of a micro-batch; out of memory, repeat the step so far with half as many records."""
+        if inputs is None:
+            return torch.zeros((), device=self.args.device)
         if isinstance(model, DistributedDataParallel):
             # Gradients are views of DDP's buckets from the first step on. Set to None, those of the next micro-batches
             # would stand beside the buckets.

@@ -13,6 +13,7 @@ from distill.models.chat import ChatTemplate
 from distill.models.examples import Example, encode_examples
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, load_model, select_dtype
+from distill.models.packing_check import check_packing
 from distill.models.rope import check_lengths
 from distill.models.vocabulary import shared_vocabulary_size
 from distill.student.fsdp import shard_teacher
@@ -152,9 +153,11 @@ def load_online(source: TeacherSource, train: TrainOptions, pad_id: int, device:
         next(iter(source.adapters), None),
         for_generation=False,
     )
+    if train.row_length is not None:
+        check_packing(source.model, model, train.row_length)
     if is_sharded:
         shard_teacher(model, place, train.fsdp_offload)
-    return OnlineTeacher(model, pad_id, place if is_sharded else model.device, is_sharded)
+    return OnlineTeacher(model, pad_id, place if is_sharded else model.device, is_sharded, train.row_length)
 
 
 def is_distributed(device: torch.device) -> bool:
@@ -222,8 +225,8 @@ def check_positions(run: StudentRun, examples: Iterable[Example]) -> None:
     Raises:
         InputError: see `check_lengths`.
     """
-    # With fsdp, all ranks call the model equally often.
-    can_split = run.train.strategy != "fsdp" or run.train.batch_size == 1
+    # With fsdp, all ranks call the model equally often; a packed row has records of any length.
+    can_split = not run.train.packing and (run.train.strategy != "fsdp" or run.train.batch_size == 1)
     models = {"prompt": ("the student", run.model)}
     if run.teacher and run.objective.signal == "online":
         models["teacher_prompt"] = ("the teacher", run.teacher.model)

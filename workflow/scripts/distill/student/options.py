@@ -39,7 +39,8 @@ class ObjectiveOptions:
         "`transformers`.",
         0,
         minimum=0,
-        when="12 to 32, with a smaller `top_k`, for an unbiased gradient in fewer bytes.",
+        when="32 with `top_k: 32` at temperature 1, for an unbiased gradient in fewer bytes. Its noise needs steps of "
+        "a thousand tokens or more, at higher temperatures of many more.",
     )
     temperature: float = option(
         "Temperature of both distributions in the divergence. Not used by `seqkd`.",

@@ -201,8 +201,7 @@ def measure_tails(reader: SignalReader) -> dict[str, float]:
         if tail > LARGE_TAIL and not reader.tail_samples:
             logger.warning(
                 "at temperature %s, the %d most likely tokens have %.0f %% of the probability; students see the rest "
-                "as one bucket. A lower temperature, tail_samples, a larger top_k or signal hidden is closer to the "
-                "teacher.",
+                "as one bucket. A lower temperature, a larger top_k or signal hidden is closer to the teacher.",
                 at,
                 reader.top_k,
                 100 * (1 - tail),

@@ -63,6 +63,14 @@ def test_cached_signals(options, records, models, tmp_path, device, kind):
     assert_same_run(on_gpu, on_cpu, rel=1e-2)  # signals are stored in 16 bits
 
 
+def test_packed_rows(options, records, device):
+    """The CPU trains on a row for each record."""
+    on_cpu, on_gpu = both(options, device, max_length=150)
+    train_student(on_cpu, records, records[:3])
+    train_student(change_run(on_gpu, packing=True), records, records[:3])
+    assert_same_run(on_gpu, on_cpu)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointing"])
 @pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
 def test_lora_and_gradient_checkpointing(options, records, device, lora, checkpointing):

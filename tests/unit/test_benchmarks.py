@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from running import ROOT
+from tiny import build_tokenizer, save_model
 
 from distill.common.errors import InputError
 from distill.models.load import load_model
@@ -26,6 +27,7 @@ import gpu_parts  # noqa: E402
 import job  # noqa: E402
 import kd_step  # noqa: E402
 import limited_process  # noqa: E402
+import packing  # noqa: E402
 import planned_peak  # noqa: E402
 from kd_ways import count_operations, expected_losses  # noqa: E402
 from shapes import SHAPES, build, quantize_int8  # noqa: E402
@@ -69,6 +71,17 @@ def test_ratios_and_table_are_of_what_was_measured():
     assert kd_step.ratios(ways) == {"online": {"plain": {"speed": 3.0, "memory": 0.25}}}
     assert "| online | 2.00 | 30 | 1.0 | 3.0 × |" in kd_step.table({"ways": ways})
     assert "| liger | no GPU |" in kd_step.table({"ways": ways})
+
+
+def test_packed_and_plain_steps_have_the_same_losses_in_fewer_micro_batches(tmp_path, monkeypatch):
+    model = save_model(tmp_path / "model", build_tokenizer(), vocabulary=352, hidden=16)
+    args = packing.parse_args(["--model", model, "--steps", "2", "--device", "cpu"])
+    plain, packed = (packing.summarize(steps) for steps in packing.measure(args).values())
+    assert packed["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert packed["micro_batches"] < plain["micro_batches"] == args.accumulation
+    monkeypatch.setattr(packing, "pack_step", lambda examples, *sizes: [examples[1:]])
+    with pytest.raises(InputError, match="expected the same loss in both ways"):
+        packing.measure(args)
 
 
 def test_operations_are_those_of_the_matrix_products():

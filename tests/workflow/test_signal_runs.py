@@ -14,7 +14,7 @@ STUDENTS = {
     "topk": KD | {"signal": "topk", "top_k": 8},
     "sampled": KD | {"signal": "topk", "top_k": 8, "tail_samples": 4},
     "copied": KD | {"model": {"init": "copy_layers", "layers": 1}, "signal": "hidden"},
-    "pooled": KD | {"pool": True, "signal": "topk", "top_k": 8},
+    "pooled": KD | {"pool": True, "signal": "topk", "top_k": 8, "train": KD["train"] | {"packing": True}},
 }
 STUDENTS_CONFIG = CONFIG | {"categories": ["banks", "households"], "students": STUDENTS}
 TRAINED = ["--until", "train_student"]

@@ -163,14 +163,14 @@ def test_a_server_gets_the_template_arguments():
     assert "--template-arguments think=true" in commands.generate_flags(config, "banks")
 
 
-def test_number_of_processes_and_strategy_are_untracked():
-    train = {"nodes": 2, "gpus_per_node": 4, "strategy": "fsdp", "fsdp_offload": True}
+def test_processes_strategy_and_packing_are_untracked():
+    train = {"nodes": 2, "gpus_per_node": 4, "strategy": "fsdp", "fsdp_offload": True, "packing": True}
     plain, other = (make_config(students={"one": {"model": "owner/s", "train": changes}}) for changes in ({}, train))
     tracked = commands.training_flags(other, "one", ["banks"])
     assert tracked == commands.training_flags(plain, "one", ["banks"])
     pace = commands.training_run_flags(other, "one")
     args = parse(train_student, f"{tracked} {pace}", "--data", "d", "--out", "o", "--name", "one", "--category", "c")
-    assert (args.strategy, args.fsdp_offload) == ("fsdp", True)
+    assert (args.strategy, args.fsdp_offload, args.packing) == ("fsdp", True, True)
     # The command that launches the processes has these.
     assert "nodes" not in tracked + pace
     assert "gpus" not in tracked + pace

@@ -249,6 +249,15 @@ def test_hidden_gives_the_loss_and_gradients_of_online(options, cached, records,
     assert online.norm() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["hidden", "topk"])
+def test_a_signal_reaches_its_records_in_packed_rows(cached, records, kind):
+    """Rows of 150 tokens hold two of the records, in another order than that of the micro-batch."""
+    plain, line = step(cached(records, kind, max_length=150), records)
+    packed, other = step(cached(records, kind, out="packed", max_length=150, packing=True), records)
+    assert other["kd"] == pytest.approx(line["kd"], rel=1e-4)
+    assert (packed - plain).norm() < 1e-4 * plain.norm()
+
+
 @pytest.mark.parametrize("method", DIVERGENCES)
 def test_hidden_of_a_bfloat16_teacher_is_online_bit_for_bit(options, cached, signal, records, method):
     """One record at a time, because other batches round differently."""

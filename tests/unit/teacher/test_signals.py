@@ -303,7 +303,7 @@ def test_a_tail_of_many_samples_gives_the_loss_and_gradients_of_online(options, 
         gaps[samples] = (found - online).norm().item() / online.norm().item()
         assert stats(kept)["bytes_per_token"] == SignalReader(kept["out"]).shape.bytes_per_token
     assert other["kd"] == pytest.approx(line["kd"], abs=1e-3)  # entropies are rounded to float16
-    assert gaps[1024] < 0.1
+    assert gaps[1024] < 0.25
     assert gaps[0] > 0.5
 
 
@@ -632,12 +632,11 @@ def test_rounding_of_16_bits_is_no_other_teacher(signal, records, tokenizer, tmp
         assert largest > 0.25
 
 
-def test_a_teacher_whose_logits_are_not_numbers_is_refused(signal, models, records):
-    path = Path(models["teacher"]) / "model.safetensors"
-    tensors = load_file(path)
-    save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] * torch.nan}, path, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="teacher signal .*: expected log-probabilities that descend from at most 0"):
-        compute_signal(signal(), records, [])
+def test_a_signal_of_logits_that_are_not_numbers_is_refused(tmp_path):
+    found = top_log_probabilities(torch.full((2, 30), torch.nan), 4, [1.0])
+    writer = signal_shards.ShardWriter(tmp_path, SignalShape("topk", None, 4, [1.0], 30))
+    with pytest.raises(InputError, match="teacher signal abc in .*: expected log-probabilities that descend from"):
+        writer.add("abc", found | {"completion": torch.zeros(2, dtype=torch.int32)})
 
 
 def test_what_no_record_uses_is_removed(signal, records, models):

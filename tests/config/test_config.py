@@ -518,6 +518,23 @@ ERRORS = [
         "expected one of init, layers; did you mean layers?",
     ),
     # a student's settings beside each other
+    ("students: {kd: {cross_tokenizer: true}}", "", None),
+    ("students: {kd: {cross_tokenizer: yes please}}", "students.kd.cross_tokenizer", "expected true | false"),
+    (
+        "students: {kd: {cross_tokenizer: true, method: seqkd}}",
+        "students.kd.cross_tokenizer",
+        "expected false with method seqkd, which works across tokenizers by itself, found true",
+    ),
+    (
+        "students: {kd: {cross_tokenizer: true, on_policy_fraction: 0.5}}",
+        "students.kd.cross_tokenizer",
+        "expected false with on_policy_fraction above 0",
+    ),
+    (
+        "students: {kd: {cross_tokenizer: true, model: {init: copy_layers, layers: 2}}}",
+        "students.kd.cross_tokenizer",
+        "expected false with a copy of the teacher's layers",
+    ),
     ("students: {kd: {on_policy_fraction: 0.5}}", "", None),
     (
         "students: {kd: {on_policy_fraction: 0.5, method: seqkd}}",

@@ -83,6 +83,17 @@ def test_packed_rows_are_planned_full_of_answers():
     assert few.live > estimate(plain, GPU).live
 
 
+@pytest.mark.parametrize("signal", ["online", "hidden", "topk"])
+def test_a_teacher_with_another_tokenizer_is_planned(signal):
+    """Its distribution is read over its whole vocabulary, instead of the part that both models share."""
+    student, teacher = make_shape(**SIZES), make_shape(**SIZES | {"vocab_size": 50_000})
+    same = replace(make_training(student, teacher), signal=signal)
+    found = [estimate(one, GPU) for one in (same, replace(same, cross_tokenizer=True))]
+    assert [one.fits for one in found] == ["yes", "yes"]
+    if signal != "topk":
+        assert found[1].live > found[0].live
+
+
 def test_other_architectures_are_planned_with_their_attention_and_names():
     gpt2 = make_shape("gpt2", n_embd=64, n_head=4, vocab_size=512)
     assert estimate(make_training(gpt2), GPU).fits == "yes"

@@ -16,6 +16,8 @@ from synchronisations import Synchronisations
 from tiny import build_tokenizer
 
 from distill.models.chat import ChatTemplate
+from distill.models.token_alignment import TokenGroups
+from distill.student.cross_tokenizer import CrossTokenizerSignal
 from distill.student.divergences import METHODS
 from distill.student.load_student import add_lora
 from distill.student.on_policy import SampleBuffer
@@ -78,6 +80,20 @@ def build_signal(name):
 )
 def test_methods_and_signals(tmp_path, method, signal):
     train(make_trainer(tmp_path, build_student(), signal and build_signal(signal), method))
+
+
+class Aligned(CrossTokenizerSignal):
+    """Answers have the same tokens in both tokenizers, in spans of two."""
+
+    def __call__(self, examples, batch, device):
+        own = ({"teacher_completion": one["completion"], "spans": [(0, 0), (2, 2)]} for one in examples)
+        return super().__call__([one | other for one, other in zip(examples, own, strict=True)], batch, device)
+
+
+@pytest.mark.parametrize("signal", ["online", "hidden", "topk"])
+def test_another_tokenizer(tmp_path, signal):
+    groups = TokenGroups([2 + token % 60 for token in range(VOCABULARY)], [2 + token % 50 for token in range(300)], 62)
+    train(make_trainer(tmp_path, build_student(), Aligned(build_signal(signal), groups, 2.0), "forward_kl"))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointing"])

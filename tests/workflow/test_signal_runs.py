@@ -155,3 +155,33 @@ def test_status_has_a_column_for_each_step(trained, dry_run):
 @pytest.mark.slow
 def test_a_pooled_student_has_no_model_of_a_category(trained):
     assert "pooled has no model for banks" in trained.run("output/pooled/banks/config.json", "--dry-run", check=False)
+
+
+@pytest.mark.slow
+def test_a_student_with_another_tokenizer_learns_from_cached_signals(fresh, tmp_path):
+    directory = fresh.copy(tmp_path / "run")
+    write_student(directory)
+    learning = {"alpha": 1.0, "train": {"learning_rate": 1.0e-2, "logging_steps": 1}}
+    student = merge(KD, {"model": "models/other", "cross_tokenizer": True, **learning})
+    students = {"hidden": student | {"signal": "hidden"}, "topk": student | {"signal": "topk", "top_k": 16}}
+    directory.configure(CONFIG | {"categories": ["banks"], "students": students})
+    directory.run(*TRAINED)
+    for name in students:
+        lines = [json.loads(line) for line in (directory / f"output/{name}/banks/training_log.jsonl").open()]
+        kd = [line["kd"] for line in lines if "kd" in line]
+        assert 0 < kd[-1] < 0.9 * kd[0]
+    directory.configure(CONFIG | {"categories": ["banks"], "students": {"topk": student | {"cross_tokenizer": False}}})
+    assert "set cross_tokenizer: true" in directory.run("--dry-run", check=False)
+
+
+def write_student(directory):
+    """Write a tiny random student with a smaller tokenizer than the teacher's."""
+    from tiny import build_model
+    from transformers import AutoTokenizer
+
+    import train_demo_tokenizer
+
+    records = sorted(map(str, (directory / "artifacts/sft").glob("*.jsonl")))
+    train_demo_tokenizer.main(["--sft", *records, "--out", str(directory / "models/smaller"), "--size", "400"])
+    build_model(416, 16).save_pretrained(directory / "models/other")
+    AutoTokenizer.from_pretrained(directory / "models/smaller").save_pretrained(directory / "models/other")

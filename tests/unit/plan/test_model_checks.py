@@ -330,6 +330,21 @@ def test_a_student_with_another_tokenizer_is_named(config, tmp_path, tokens, is_
         (problem,) = problems
         assert problem.startswith("students.kd.model: teacher (models/teacher) and student (models/student) must have")
         assert "2 of 7 token ids stand for different tokens, first 2 ('c' and 'd')" in problem
+        assert "set cross_tokenizer: true" in problem
+
+
+@pytest.mark.parametrize(("tokens", "is_shared"), [("abcde", True), ("abdce", False)])
+def test_a_tokenizer_that_does_not_differ_is_named(config, tmp_path, tokens, is_shared):
+    config["students"]["kd"]["cross_tokenizer"] = True
+    write_tokenizer(tmp_path / "models/teacher", "abcde", added="fg")
+    write_tokenizer(tmp_path / "models/student", tokens, added="fg")
+    problems = find_model_problems(config, ["banks"])
+    if not is_shared:
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert problem.startswith("students.kd.cross_tokenizer: expected cross_tokenizer: false, since teacher")
+        assert "have the same tokenizer: all of their 7 shared token ids stand for the same tokens" in problem
 
 
 def test_the_teacher_of_every_category_is_checked(config, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from running import SCRIPTS, environment
 from safetensors.torch import load_file
-from tiny import ZEPHYR, build_tokenizer, save_model
+from tiny import SPECIAL, ZEPHYR, build_tokenizer, save_model
 from training_runs import (
     assert_same_weights,
     change_run,
@@ -135,13 +135,26 @@ PACKED = ["--packing", "--max-length", "150", "--batch-size", "1", "--gradient-a
         pytest.param("forward_kl", True, [*FSDP, "--fsdp-offload", "--gradient-checkpointing"], marks=pytest.mark.slow),
         pytest.param("jsd", False, [*FSDP, "--lora-rank", "4", "--lora-dropout", "0"], marks=pytest.mark.slow),
         pytest.param("jsd", False, [*FSDP, *PACKED], marks=pytest.mark.slow),
+        pytest.param("jsd", False, [*FSDP, "--cross-tokenizer"], marks=pytest.mark.slow),
     ],
-    ids=["ddp", "ddp, packed", "ddp, lora", "ddp, on-policy", "fsdp, tied", "fsdp, lora", "fsdp, packed"],
+    ids=[
+        "ddp",
+        "ddp, packed",
+        "ddp, lora",
+        "ddp, on-policy",
+        "fsdp, tied",
+        "fsdp, lora",
+        "fsdp, packed",
+        "fsdp, another tokenizer",
+    ],
 )
 def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, tokenizer, method, tied, more):
     """9 records in steps of 4: in the last step of an epoch only one rank has a record. DDP answers prompts, too."""
     if tied:
         models |= {"student": save_model(tmp_path / "tied", tokenizer, vocabulary=336, hidden=16, seed=2, tied=True)}
+    if "--cross-tokenizer" in more:
+        other = build_tokenizer(size=300, special=SPECIAL[::-1])
+        models |= {"teacher": save_model(tmp_path / "other", other, vocabulary=320, hidden=32, seed=1, scale=4.0)}
     train, val = records[:9], records[:3]
     data = write_splits(tmp_path / "data", train, val)
     settings = {"learning_rate": 0.5, "max_grad_norm": 0.5, "logging_steps": 1}
@@ -151,7 +164,7 @@ def test_two_ranks_train_the_same_student_as_one(tmp_path, models, records, toke
         settings |= {"on_policy_fraction": 1.0, "on_policy_start": 0.4, "on_policy_max_new_tokens": 4}
     if "fsdp" not in more:
         settings |= {"validation_samples": 2, "validation_max_new_tokens": 8}
-    one = make_run(tmp_path, models, method, "one")
+    one = change_run(make_run(tmp_path, models, method, "one"), cross_tokenizer="--cross-tokenizer" in more)
     train_student(change_run(one, optimizer="sgd", **settings), train, val)
     written = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     arguments = make_arguments(tmp_path, models, method, "two", data)

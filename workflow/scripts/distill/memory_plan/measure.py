@@ -36,6 +36,8 @@ from distill.models.completions import (
 )
 from distill.models.load import DTYPES, checkpoint_activations
 from distill.models.logits import read_transform
+from distill.models.token_alignment import TokenGroups
+from distill.student.cross_tokenizer import CrossTokenizerSignal
 from distill.student.fsdp import list_layers
 from distill.student.fused_loss import score_completions
 from distill.student.load_student import add_lora
@@ -208,10 +210,16 @@ def measure_training(stage: Training, device: str, layers: Layers = ALL) -> Meas
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = make_optimizer(stage.optimizer, model)
         rows = [count_vocabulary(shape) for shape in (stage.student, stage.teacher) if shape]
-        objective = Objective(stage.method, stage.temperature, stage.alpha, stage.parameters, min(rows))
+        vocabulary = rows[0] if stage.cross_tokenizer else min(rows)
+        objective = Objective(stage.method, stage.temperature, stage.alpha, stage.parameters, vocabulary)
         count, prompt_tokens, answer_tokens = stage.records
         prompt, completion = [1] * prompt_tokens, [1] * answer_tokens
         example: Any = {"prompt": prompt, "teacher_prompt": prompt, "completion": completion, "signal": (0, "")}
+        if stage.cross_tokenizer:
+            groups = TokenGroups([0] * rows[0], [0] * rows[1], size=min(rows))
+            signal = CrossTokenizerSignal(signal, groups, stage.temperature)
+            spans = [(start, start) for start in range(0, answer_tokens, 2)]
+            example |= {"teacher_completion": completion, "spans": spans}
         examples = [example] * count
         place = torch.device(device)
         scale = None if stage.precision == "fp16" or stage.strategy == "fsdp" else 0.5  # as in `DistillTrainer`

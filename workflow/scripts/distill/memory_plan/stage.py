@@ -58,6 +58,7 @@ class Training:
     more_heads: tuple[ModelShape, ...] = ()
     ranks: int = 1
     processes: int = 1
+    cross_tokenizer: bool = False
 
     @property
     def models(self) -> tuple[ModelShape, ...]:

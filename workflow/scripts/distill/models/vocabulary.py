@@ -18,6 +18,23 @@ def find_unused_ids(tokenizer: Any) -> list[int]:
     return sorted(set(range(vocabulary_size(tokenizer))) - set(tokenizer.get_vocab().values()))
 
 
+def check_tokenizers_differ(teacher: Any, student: Any, rows: int | None = None) -> None:
+    """Check that two tokenizers need `cross_tokenizer`; for the arguments see `shared_vocabulary_size`.
+
+    Raises:
+        InputError: token ids stand for the same tokens.
+    """
+    try:
+        size = shared_vocabulary_size(teacher, student, rows)
+    except InputError:
+        return
+    raise InputError(
+        f"expected cross_tokenizer: false, since teacher ({teacher.name_or_path}) and student "
+        f"({student.name_or_path}) have the same tokenizer: all of their {size} shared token ids stand for the same "
+        "tokens"
+    )
+
+
 def shared_vocabulary_size(teacher: Any, student: Any, rows: int | None = None) -> int:
     """Return the size of the vocabulary that teacher and student share: ids below it stand for the same tokens.
 
@@ -41,6 +58,7 @@ def shared_vocabulary_size(teacher: Any, student: Any, rows: int | None = None) 
             f"teacher ({teacher.name_or_path}) and student ({student.name_or_path}) must have the same tokenizer: "
             f"{len(different)} of {size} token ids stand for different tokens, first {first} "
             f"({by_id[0].get(first)!r} and {by_id[1].get(first)!r}). Methods other than seqkd compare next-token "
-            "probabilities; use method seqkd, or a student of the teacher's model family"
+            "probabilities; set cross_tokenizer: true, which compares those of equal texts, use method seqkd, or a "
+            "student of the teacher's model family"
         )
     return size

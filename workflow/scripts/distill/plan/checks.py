@@ -331,6 +331,7 @@ def check_students(config: Config, problems: Problems) -> None:
         known = {key: get_value(config, problems, "students", name, key) for key in student}
         check_tail_samples(name, known, problems)
         check_on_policy(name, known, problems)
+        check_cross_tokenizer(config, name, known, teachers, problems)
         check_pool(name, known, teachers, problems)
         check_quantization(name, known, teachers, problems)
         check_validation(config, name, problems)
@@ -428,6 +429,30 @@ def check_on_policy(name: str, student: Config, problems: Problems) -> None:
     elif student.get("signal") in CACHED_SIGNALS:
         text = f"expected 0 with signal {student['signal']}: only a teacher in memory (online) can score new answers"
         problems.setdefault(place, f"{text}, found {fraction}")
+
+
+def check_cross_tokenizer(
+    config: Config, name: str, student: Config, teachers: Sequence[Config], problems: Problems
+) -> None:
+    """Check that a student that learns from a teacher with another tokenizer can do so."""
+    if student.get("cross_tokenizer") is not True:
+        return
+    models = {str(teacher.get("model")) for teacher in teachers}
+    if student.get("method") in METHODS and not needs_teacher(student):
+        reason = f"with method {student['method']}, which works across tokenizers by itself"
+    elif isinstance(student.get("model"), dict):
+        reason = "with a copy of the teacher's layers, which has the teacher's tokenizer"
+    elif student.get("on_policy_fraction"):
+        reason = "with on_policy_fraction above 0: sampled answers are not read in the teacher's tokens"
+    elif student.get("tail_samples"):
+        reason = "with tail_samples above 0: sampled tokens are not compared across tokenizers"
+    elif get_value(config, problems, "students", name, "train", "packing") is True:
+        reason = "with train.packing: true, whose rows have the same tokens for both models"
+    elif student.get("pool") and len(models) > 1:
+        reason = "with pool: true and `teachers` that differ: tokens are aligned with one teacher's"
+    else:
+        return
+    problems.setdefault(("students", name, "cross_tokenizer"), f"expected false {reason}, found true")
 
 
 def check_pool(name: str, student: Config, teachers: Sequence[Config], problems: Problems) -> None:

@@ -225,6 +225,7 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
     settings |= pick(student, "temperature", "alpha")
     settings |= pick(student, *METHODS[student["method"]].options)
     settings |= pick(student, "signal")
+    settings |= pick(student, "cross_tokenizer") if student["cross_tokenizer"] else {}
     if signal := get_signal(config, name):
         if student["signal"] == "topk":
             settings |= pick(student, "top_k") | {"tail_samples": student["tail_samples"] or None}

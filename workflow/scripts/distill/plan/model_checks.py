@@ -14,7 +14,7 @@ from distill.models.architectures import UNGENERATED, UNSAVED, UNSUPPORTED
 from distill.models.fingerprint import read_shapes
 from distill.models.hub_names import get_folder
 from distill.models.template_variables import CHANNEL, find_syntax_error, find_unknown_variables
-from distill.models.vocabulary import shared_vocabulary_size
+from distill.models.vocabulary import check_tokenizers_differ, shared_vocabulary_size
 from distill.plan.experiment import (
     Config,
     get_adapter,
@@ -348,7 +348,10 @@ def read_tokenizer(folder: str) -> StoredTokenizer | None:
 
 
 def check_tokenizers(config: Config, models: Mapping[str, str], teacher: str) -> Iterator[str]:
-    """Yield a problem for each student that needs the teacher's distribution and has another tokenizer."""
+    """Yield a problem for each student that needs the teacher's distribution, and has another tokenizer.
+
+    With `cross_tokenizer` it is a problem if the student has the same one.
+    """
     theirs = read_tokenizer(teacher)
     for student, settings in get_configured_students(config).items():
         folder = get_folder(settings["model"]) if isinstance(settings["model"], str) else ""
@@ -357,10 +360,12 @@ def check_tokenizers(config: Config, models: Mapping[str, str], teacher: str) ->
         if mine := read_tokenizer(folder):
             sizes = [read_json(Path(model) / "config.json").get("vocab_size") for model in (teacher, folder)]
             rows = [size for size in sizes if isinstance(size, int)]
+            key = "cross_tokenizer" if settings["cross_tokenizer"] else "model"
+            check: Any = check_tokenizers_differ if settings["cross_tokenizer"] else shared_vocabulary_size
             try:
-                shared_vocabulary_size(theirs, mine, min(rows, default=None))
+                check(theirs, mine, min(rows, default=None))
             except InputError as error:
-                yield f"students.{student}.model: {error}"
+                yield f"students.{student}.{key}: {error}"
 
 
 def check_adapter_fits(adapter: str, model: str, base: Mapping[str, Sequence[int]]) -> Iterator[str]:

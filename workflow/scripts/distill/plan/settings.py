@@ -129,8 +129,8 @@ class StudentStart:
         "Model to train: `hf:OWNER/NAME`, `modelscope:OWNER/NAME`, a local folder or a Hugging Face hub id; or "
         "`{init: copy_layers, layers: N}`, a copy of some layers of the teacher.",
         minLength=1,
-        when="Always. The model needs the teacher's tokenizer unless the method is `seqkd`. Copy layers if the family "
-        "has no small model.",
+        when="Always. A model with another tokenizer than the teacher's needs `seqkd` or `cross_tokenizer`. Copy "
+        "layers if the family has no small model.",
     )
 
 

@@ -234,7 +234,7 @@ class StageLister:
             quantization = settings["teacher_quantization"] or self.config["teacher"]["quantization"]
             method = METHODS[settings["method"]]
             has_heads = method.needs_teacher and settings["pool"] and settings["signal"] == "hidden"
-            same = ("method", "signal", "top_k", "tail_samples", "temperature", "alpha")
+            same = ("method", "signal", "top_k", "tail_samples", "temperature", "alpha", "cross_tokenizer")
             work = Training(
                 student=self.make_student(student),
                 teacher=replace(self.teacher, quantization=quantization) if method.needs_teacher else None,

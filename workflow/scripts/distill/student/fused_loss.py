@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.models.completions import Head, decoder_and_head, project, read_batch, take_rows
 from distill.models.logits import IDENTITY, LogitTransform, read_transform
+from distill.student.aligned_loss import AlignedTeacher, score_observed
 from distill.student.loss import (
     BlockTeacher,
     CachedTeacher,
@@ -72,6 +73,12 @@ def split_teacher(teacher: Teacher, chunk: int) -> Iterator[BlockTeacher]:
     if teacher is None:
         while True:
             yield None
+    elif isinstance(teacher, AlignedTeacher):
+        inside: Any = teacher.teacher
+        part: Any
+        for at, part in enumerate(split_teacher(inside, chunk)):
+            spans = teacher.spans.take(slice(at * chunk, (at + 1) * chunk))
+            yield teacher._replace(teacher=part, spans=spans)
     elif isinstance(teacher, CachedTeacher):
         for parts in zip(*(tensor.split(chunk) for tensor in teacher), strict=True):
             yield type(teacher)(*parts)
@@ -93,6 +100,10 @@ def take_block(teacher: BlockTeacher, block: slice, transform: LogitTransform, e
         transform: of the teacher's logits.
         exact: data type in which it is applied.
     """
+    if isinstance(teacher, AlignedTeacher):
+        inside: Any = teacher.teacher
+        part: Any = take_block(inside, block, transform, exact)
+        return teacher._replace(teacher=part, spans=teacher.spans.take(block))
     if isinstance(teacher, CachedTeacher):
         return type(teacher)(*(tensor[block] for tensor in teacher))
     if teacher is None or transform.is_identity:
@@ -267,6 +278,33 @@ def reduce_chunk(
             gradient[block] = found if transform.is_identity else found.mul_(transform.differentiate(logits))
 
 
+def add_rests(
+    aligned: AlignedTeacher,
+    student: LinearHead | AutogradHead,
+    rows: Tensor,
+    targets: Tensor,
+    settings: Settings,
+    exact: torch.dtype,
+) -> AlignedTeacher:
+    """The aligned teacher with the student's targets and the log-probabilities of the rest of its spans.
+
+    Only the inner rows are projected, which the main pass projects once more.
+    """
+    spans, objective = aligned.spans, settings.objective
+
+    def logits_of(part: Tensor) -> Tensor:
+        logits, _ = student.forward(part)
+        return settings.transform.apply(logits.detach().to(exact))
+
+    inner_rows, inner_targets = (one.index_select(0, aligned.inner) for one in (rows, targets))
+    vocabulary = objective.vocabulary or len(aligned.groups)
+    chunk = min(settings.block, settings.chunk)
+    found = score_observed(inner_rows, inner_targets, logits_of, vocabulary, objective.temperature, chunk)
+    zeros = torch.zeros(len(rows), device=rows.device, dtype=exact)
+    rest = zeros.index_add(0, spans.first.index_select(0, aligned.inner), found.to(exact))
+    return aligned._replace(spans=spans._replace(targets=targets, rest=rest), slopes=zeros)
+
+
 class FusedTerms(torch.autograd.Function):
     """`Terms`, with the gradients of rows and head weights computed in the forward pass; backward scales them."""
 
@@ -279,6 +317,8 @@ class FusedTerms(torch.autograd.Function):
         student = LinearHead(plain, weights, settings, len(rows)) if plain else AutogradHead(head, weights, settings)
         exact = torch.promote_types(rows.dtype, torch.float32)
         sums = torch.zeros(len(Terms._fields), device=rows.device, dtype=exact)
+        if isinstance(teacher, AlignedTeacher):
+            teacher = add_rests(teacher, student, rows, targets, settings, exact)
         row_gradients = torch.empty_like(rows)
         weight_gradients = [make_total(one, exact, settings) for one in weights] if settings.needs_gradient else []
         chunks = (tensor.split(settings.chunk) for tensor in (rows, targets, row_gradients))
@@ -357,6 +397,7 @@ def distillation_loss(
     chunk_rows, block_rows = (
         sizes.get(kind, sizes["cuda"]) // vocabulary for sizes in (CHUNK_ELEMENTS, BLOCK_ELEMENTS)
     )
+    source = teacher.teacher if isinstance(teacher, AlignedTeacher) else teacher
     settings = Settings(
         objective=objective,
         dtype=torch.get_autocast_dtype(kind) if is_autocast else rows.dtype,
@@ -366,7 +407,7 @@ def distillation_loss(
         needs_gradient=torch.is_grad_enabled() and (rows.requires_grad or bool(weights)),
         scale=scale,
         transform=transform,
-        teacher_transform=teacher.transform if isinstance(teacher, ExactTeacher) else IDENTITY,
+        teacher_transform=source.transform if isinstance(source, ExactTeacher) else IDENTITY,
     )
     with torch.autocast(kind, enabled=False):
         return Terms(*FusedTerms.apply(head, targets, teacher, settings, rows, *weights))

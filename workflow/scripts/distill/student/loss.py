@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill.models.completions import Head
 from distill.models.logits import IDENTITY, LogitTransform
+from distill.student.aligned_loss import AlignedTeacher, aligned_divergence
 from distill.student.divergences import METHODS, Divergence
 
 # Clamp floor of a probability before its logarithm; smaller values are negligible.
@@ -28,7 +29,7 @@ class Objective(NamedTuple):
         parameters: the method's own options (`Method.options`) by name.
         vocabulary: number of token ids, from 0, that both tokenizers share. D compares the distributions over these
             ids, so padding ids of either vocabulary have probability 0. Cross-entropy is over the student's whole
-            vocabulary. None: all ids are shared.
+            vocabulary. None: all ids are shared. With an `AlignedTeacher`, the student's own token ids.
         is_on_policy: whether the targets are the student's own samples, which have no cross-entropy term.
     """
 
@@ -118,8 +119,8 @@ class SampledTeacher(NamedTuple):
 
 
 CachedTeacher = TopKTeacher | SampledTeacher
-Teacher = ExactTeacher | CachedTeacher | None
-BlockTeacher = Tensor | CachedTeacher | None  # the teacher's logits in place of its hidden states
+Teacher = ExactTeacher | CachedTeacher | AlignedTeacher | None
+BlockTeacher = Tensor | CachedTeacher | AlignedTeacher | None  # the teacher's logits in place of its hidden states
 
 
 class Terms(NamedTuple):
@@ -205,10 +206,14 @@ def sampled_divergence(logits: Tensor, teacher: SampledTeacher, objective: Objec
     return value.sum(), gradient.div_(objective.temperature)
 
 
-def compute_divergence(logits: Tensor, teacher: Tensor | CachedTeacher, objective: Objective) -> tuple[Tensor, Tensor]:
+def compute_divergence(
+    logits: Tensor, teacher: Tensor | CachedTeacher | AlignedTeacher, objective: Objective
+) -> tuple[Tensor, Tensor]:
     """The unweighted divergence of a block, and the gradient of the weighted one; see `compute_terms`."""
     shared = logits[:, : objective.vocabulary]
-    if isinstance(teacher, TopKTeacher):
+    if isinstance(teacher, AlignedTeacher):
+        kd, gradient = aligned_divergence(shared, teacher, objective)
+    elif isinstance(teacher, TopKTeacher):
         kd, gradient = topk_divergence(shared, teacher, objective)
     elif isinstance(teacher, SampledTeacher):
         kd, gradient = sampled_divergence(shared, teacher, objective)

@@ -64,7 +64,7 @@ def render_card(student: str, category: str, facts: TrainingFacts) -> str:
 {list_warnings(facts.warnings)}
 ## Training
 
-{describe_loss(facts.method)}
+{describe_loss(facts.method, facts.options.get("cross_tokenizer", False))}
 
 | setting | value |
 | --- | --- |
@@ -105,12 +105,18 @@ def format_option(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def describe_loss(name: str) -> str:
+def describe_loss(name: str, is_cross_tokenizer: bool = False) -> str:
     """The loss of a method, in Markdown."""
     method = METHODS[name]
     if not method.needs_teacher:
         return f"The loss is the cross-entropy of the teacher's answers ({method.paper})."
+    places = (
+        "\nTeacher and student have different tokenizers: D is computed where the same text starts in both\n"
+        "tokenizations, over tokens that both vocabularies can express."
+        if is_cross_tokenizer
+        else ""
+    )
     return (
         "The loss is `alpha · temperature² · D + (1 − alpha) · cross-entropy`, where D is the divergence of the\n"
-        f"distributions p of the teacher and q of the student: `{method.formula}` ({method.paper})."
+        f"distributions p of the teacher and q of the student: `{method.formula}` ({method.paper}).{places}"
     )

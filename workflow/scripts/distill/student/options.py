@@ -18,7 +18,7 @@ class ObjectiveOptions:
         "Divergence between teacher and student; `seqkd` has none and trains on the teacher's answers alone.",
         "forward_kl",
         choices=METHODS,
-        when="See [choosing a method](../docs/distillation.md); `seqkd` is the cheapest and works across tokenizers.",
+        when="See [choosing a method](../docs/distillation.md); `seqkd` is the cheapest.",
     )
     signal: str = option(
         "Source of the teacher's distribution: a teacher in memory (`online`), its cached hidden states (`hidden`), or "
@@ -89,6 +89,12 @@ class ObjectiveOptions:
         0.7,
         exclusiveMinimum=0,
         when="Higher to weight the student's likely tokens more; 1 with `ab_alpha` near 0 is close to reverse KL.",
+    )
+    cross_tokenizer: bool = option(
+        "Learn the distribution of a teacher with another tokenizer: distributions are compared where the same text "
+        "starts in both tokenizations. Refused for a student with the teacher's tokenizer.",
+        False,
+        when="`true` for a student of another model family, instead of `seqkd`.",
     )
 
 

@@ -225,10 +225,25 @@ def check_run(args: argparse.Namespace) -> str | None:
         return "--on-policy-runaway stop needs --validation-samples"
     if args.teachers and (is_online or len(args.teachers) != len(args.data)):
         return "--teachers needs --signal hidden or topk, and one teacher for each --data"
+    if args.cross_tokenizer and (problem := check_cross_tokenizer(args)):
+        return problem
     if args.on_policy_fraction and args.strategy == "fsdp":
         return "--on-policy-fraction needs --strategy ddp"
     if args.on_policy_fraction and not (needs_teacher and is_online):
         return "--on-policy-fraction needs --signal online and a --method with a divergence"
+    return None
+
+
+def check_cross_tokenizer(args: argparse.Namespace) -> str | None:
+    """What does not go together with another tokenizer of the teacher."""
+    if not METHODS[args.method].needs_teacher:
+        return f"--cross-tokenizer needs a --method with a divergence, {args.method} has none"
+    if args.on_policy_fraction:
+        return "--cross-tokenizer needs --on-policy-fraction 0: sampled answers are not read in the teacher's tokens"
+    if args.tail_samples:
+        return "--cross-tokenizer needs --tail-samples 0: sampled tokens are not compared across tokenizers"
+    if args.packing:
+        return "--cross-tokenizer needs --no-packing: packed rows have the same tokens for both models"
     return None
 
 

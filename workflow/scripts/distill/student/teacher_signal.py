@@ -8,6 +8,7 @@ import torch
 from distill.models.completions import collate, decoder_and_head, read_batch, take_rows, to_device
 from distill.models.examples import Example
 from distill.models.logits import LogitTransform, read_transform
+from distill.student.aligned_loss import AlignedTeacher
 from distill.student.loss import CachedTeacher, ExactTeacher, MixedTeacher, SampledTeacher, TopKTeacher
 from distill.teacher.signal_files import SignalReader, topk_at
 
@@ -23,7 +24,7 @@ class Signal(Protocol):
 
     def __call__(
         self, examples: Sequence[Example], batch: dict[str, torch.Tensor], device: torch.device
-    ) -> ExactTeacher | MixedTeacher | CachedTeacher:
+    ) -> ExactTeacher | MixedTeacher | CachedTeacher | AlignedTeacher:
         """The teacher at each completion position, in the order of the examples.
 
         Args:

@@ -24,6 +24,7 @@ from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
 from distill.models.rope import context_length
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, find_others, remove_incomplete
+from distill.student.cross_tokenizer import describe_spans
 from distill.student.divergences import METHODS
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
 from distill.student.load_student import check_student, load_student
@@ -79,7 +80,9 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     teacher = load_teacher(run, chat, device)
     examples = make_examples(run, {"train": train, "val": val}, chat, teacher)
     check_positions(run, chain(*examples.values()))
-    warnings = compare_teachers(examples["train"], chat, teacher) if teacher else []
+    warnings = compare_teachers(examples["train"], chat, teacher) if teacher and not teacher.alignment else []
+    if teacher and teacher.alignment:
+        logger.info("%s", describe_spans(examples["train"], teacher.alignment))
     set_seed(run.train.seed)  # before the LoRA weights are initialised
     model = load_student(run, device)
     if run.train.strategy == "fsdp":

@@ -1,8 +1,9 @@
 """Training examples, and the teacher's side of them: loading, signals, balance between categories."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +16,17 @@ from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, load_model, select_dtype
 from distill.models.packing_check import check_packing
 from distill.models.rope import check_lengths
-from distill.models.vocabulary import shared_vocabulary_size
+from distill.models.token_alignment import TokenAlignment
+from distill.models.vocabulary import check_tokenizers_differ, shared_vocabulary_size
+from distill.student.cross_tokenizer import CrossTokenizerSignal
 from distill.student.fsdp import shard_teacher
 from distill.student.options import TrainOptions
 from distill.student.student_run import StudentRun, TeacherSource
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, Signal, TopKSignal
 from distill.student.template_check import compare_ends, compare_templates
 from distill.teacher.signal_files import SignalReader, check_signal_fits, signal_key
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -32,10 +37,12 @@ class LoadedTeacher:
 
     Attributes:
         chats: its chat template, or that of each data folder if these have different teachers.
-        vocabulary: number of token ids that it shares with the student; of several teachers, the smallest.
+        vocabulary: number of token ids that it shares with the student; of several teachers, the smallest. With an
+            alignment, of the student's own.
         signal: its side of a micro-batch.
         readers: its cached signals, one per data folder; empty for a teacher in memory.
         fingerprints: digests of its weights or signals, for the digest of the run.
+        alignment: of its tokens with those of the student, if it has another tokenizer.
     """
 
     chats: list[ChatTemplate]
@@ -43,6 +50,7 @@ class LoadedTeacher:
     signal: Signal
     readers: list[SignalReader]
     fingerprints: list[str]
+    alignment: TokenAlignment | None = None
 
     def get_chat(self, folder: int) -> ChatTemplate:
         """The chat template of the teacher of a data folder."""
@@ -58,22 +66,45 @@ def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -
         device: device of the training.
 
     Raises:
-        InputError: the teacher does not share the student's tokenizer, or a signal belongs to another teacher or has
-            another end of turn than the student's.
+        InputError: the teacher does not share the student's tokenizer, or does with `cross_tokenizer`, or a signal
+            belongs to another teacher or has another end of turn than the student's.
     """
     source = run.teacher
     if source is None:
         return None
     sources = [source] if run.objective.signal == "online" else source.list_by_folder()
     chats = load_chats(sources, run.template_date)
-    vocabulary = min(share_vocabulary(chat, student) for chat in chats)
+    if not run.objective.cross_tokenizer:
+        vocabulary = min(share_vocabulary(chat, student) for chat in chats)
+        return load_signal(run, source, student, chats, vocabulary, device)
+    if any(chat is not chats[0] for chat in chats):
+        raise InputError("cross_tokenizer: expected one teacher for all records, found several")
+    check_tokenizers_differ(chats[0].tokenizer, student.tokenizer, count_rows(chats[0], student))
+    alignment = TokenAlignment(student, chats[0])
+    logger.info("%s", alignment.describe())
+    loaded = load_signal(run, source, student, chats, len(alignment.groups.student), device)
+    signal = CrossTokenizerSignal(loaded.signal, alignment.groups, run.objective.temperature)
+    return replace(loaded, signal=signal, alignment=alignment)
+
+
+def load_signal(
+    run: StudentRun,
+    source: TeacherSource,
+    student: ChatTemplate,
+    chats: list[ChatTemplate],
+    vocabulary: int,
+    device: torch.device,
+) -> LoadedTeacher:
+    """The teacher with its signal of its own tokens; see `load_teacher`."""
+    sources = [source] if run.objective.signal == "online" else source.list_by_folder()
     if run.objective.signal == "online":
         (chat,) = chats
         online = load_online(source, run.train, chat.tokenizer.pad_token_id, device)
         fingerprint = fingerprint_model(source.model, next(iter(source.adapters), None))
         return LoadedTeacher(chats, vocabulary, online, [], [fingerprint])
     readers = open_signals(run, sources, chats, device)
-    if ends := [end for chat in chats for end in compare_ends(student, chat)]:
+    ends = [] if run.objective.cross_tokenizer else [end for chat in chats for end in compare_ends(student, chat)]
+    if ends:
         problem = f"{ends[0]} A cached signal has the teacher's token there: use signal online"
         raise InputError(f"signal {run.objective.signal}: {problem}")
     cached: Signal = (
@@ -100,8 +131,12 @@ def load_chats(sources: Sequence[TeacherSource], date: str) -> list[ChatTemplate
 
 def share_vocabulary(teacher: ChatTemplate, student: ChatTemplate) -> int:
     """The size of the vocabulary that a teacher shares with the student; see `shared_vocabulary_size`."""
-    rows = [one.rows for one in (teacher, student) if one.rows is not None]
-    return shared_vocabulary_size(teacher.tokenizer, student.tokenizer, min(rows, default=None))
+    return shared_vocabulary_size(teacher.tokenizer, student.tokenizer, count_rows(teacher, student))
+
+
+def count_rows(teacher: ChatTemplate, student: ChatTemplate) -> int | None:
+    """The rows of the smaller embedding; None if neither is known."""
+    return min((one.rows for one in (teacher, student) if one.rows is not None), default=None)
 
 
 def open_signals(
@@ -194,7 +229,9 @@ def encode_folders(
     found = []
     for number, records in enumerate(folders):
         chat, vocabulary = (teacher.get_chat(number), teacher.vocabulary) if teacher else (None, None)
-        examples = encode_examples(records, student, chat, max_length, vocabulary, what=what, may_be_empty=may_be_empty)
+        alignment = teacher.alignment if teacher else None
+        settings: dict[str, Any] = {"alignment": alignment, "what": what, "may_be_empty": may_be_empty}
+        examples = encode_examples(records, student, chat, max_length, vocabulary, **settings)
         if teacher and teacher.readers:
             add_signals(examples, teacher.readers[number], number)
         found += [example | {"folder": number} for example in examples]
@@ -232,7 +269,8 @@ def check_positions(run: StudentRun, examples: Iterable[Example]) -> None:
         models["teacher_prompt"] = ("the teacher", run.teacher.model)
     kept = list(examples)
     for prompt, (what, model) in models.items():
-        lengths = [len(example[prompt]) + len(example["completion"]) for example in kept]
+        answer = "teacher_completion" if prompt == "teacher_prompt" and run.objective.cross_tokenizer else "completion"
+        lengths = [len(example[prompt]) + len(example[answer]) for example in kept]
         lengths += [run.train.max_length] if run.on_policy.fraction else []  # sampled answers may be as long
         check_lengths(load_config(model), lengths, what, can_split)
 
@@ -249,7 +287,8 @@ def add_signals(examples: list[Example], reader: SignalReader, number: int) -> N
         InputError: examples without a signal; names the first.
     """
     for example in examples:
-        example["signal"] = (number, signal_key(example["teacher_prompt"], example["completion"]))
+        answer = "teacher_completion" if "teacher_completion" in example else "completion"
+        example["signal"] = (number, signal_key(example["teacher_prompt"], example[answer]))
     missing = [example for example in examples if example["signal"][1] not in reader]
     if missing:
         raise InputError(

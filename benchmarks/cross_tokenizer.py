@@ -1,0 +1,201 @@
+"""Measure what a student with another tokenizer learns from the teacher's distribution, beyond its answers.
+
+    python benchmarks/cross_tokenizer.py --model SMOLLM2_FOLDER --out benchmarks/results/cross_tokenizer.json
+
+The teacher answers a fixed set of questions. A small student with random weights and a tokenizer of its own, trained on
+the training split, learns from the same answers in the same number of steps: by seqkd, and across tokenizers from the
+teacher's cached hidden states and its top 64 tokens. Each is trained with several seeds, which decide the initial
+weights and the order of the records. On held-out answers, bits per byte of their text are measured, which tokenizers do
+not change. Prints a Markdown table; --out writes all results as JSON.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from machine import describe_machine
+from quality import Rows, read_rows, write_prompts
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from distill.common.errors import run_script
+from distill.common.files import write_json
+from distill.demo.tokenizer import train_tokenizer
+from distill.evaluation.formulas import bits_per_byte
+from distill.models.completions import decoder_and_head, score_rows
+from distill.models.examples import encode_examples
+from distill.models.load import load_chat, load_model
+from distill.records.splits import read_split
+
+TOP_K = 64
+SEQKD = "seqkd"
+STUDENTS: dict[str, dict[str, Any]] = {
+    SEQKD: {"method": "seqkd"},
+    "forward_kl hidden": {"method": "forward_kl", "signal": "hidden"},
+    f"forward_kl topk {TOP_K}": {"method": "forward_kl", "signal": "topk"},
+}
+
+
+def run(script: str, *arguments: Any) -> None:
+    """Run one of the workflow's scripts in this process."""
+    importlib.import_module(script).main(list(map(str, arguments)))
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> None:
+    """Make answers, splits, the cached signals, and the initial student of each seed."""
+    teacher = ["--model", args.model, "--dtype", "float32"]
+    write_prompts(folder / "prompts.jsonl", args.prompts)
+    asked = ["--prompts", folder / "prompts.jsonl", "--out", folder / "answers.jsonl", "--stats", folder / "stats.json"]
+    sampling = ["--max-new-tokens", args.max_new_tokens, "--temperature", 0.7, "--cache", folder / "cache"]
+    run("generate_answers", *asked, *teacher, "--device", args.device, *sampling)
+    split = ["--val-fraction", 0, "--test-fraction", args.test_fraction, "--seed", 42]
+    run("split_answers", "--answers", folder / "answers.jsonl", *split, "--out", folder / "data")
+    computed = ["--data", folder / "data", *teacher, "--device", args.device]
+    run("compute_signal", *computed, "--kind", "hidden", "--out", folder / "hidden")
+    top = ["--kind", "topk", "--top-k", TOP_K, "--temperatures", args.temperature]
+    run("compute_signal", *computed, *top, "--out", folder / "topk")
+    records = read_split(folder / "data", "train")
+    tokenizer = train_tokenizer((part["content"] for one in records for part in one["messages"]), args.tokens)
+    for seed in range(args.seeds):
+        write_student(folder / f"initial_{seed}", tokenizer, args, seed)
+
+
+def write_student(folder: Path, tokenizer: Any, args: argparse.Namespace, seed: int) -> None:
+    """Write a student with random weights."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=args.width,
+        intermediate_size=3 * args.width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.width // 64,
+        num_key_value_heads=args.width // 64,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train(name: str, seed: int, args: argparse.Namespace, folder: Path) -> Path:
+    """Train a student and return its folder."""
+    student, out = STUDENTS[name], folder / f"{name.replace(' ', '_')}_{seed}"
+    options = ["--data", folder / "data", "--out", out, "--checkpoints", folder / "checkpoints"]
+    options += ["--name", "student", "--category", "questions", "--model", folder / f"initial_{seed}"]
+    options += ["--method", student["method"], "--device", args.device, "--precision", "fp32", "--seed", seed]
+    options += ["--epochs", args.epochs, "--batch-size", args.batch_size, "--gradient-accumulation-steps", 1]
+    options += ["--learning-rate", args.learning_rate, "--no-gradient-checkpointing", "--logging-steps", 20]
+    if "signal" in student:
+        options += ["--teacher-model", args.model, "--teacher-dtype", "float32", "--signal", student["signal"]]
+        options += ["--signal-folders", folder / student["signal"], "--top-k", TOP_K, "--cross-tokenizer"]
+        options += ["--temperature", args.temperature, "--alpha", args.alpha]
+    run("train_student", *options)
+    return out
+
+
+@torch.inference_mode()
+def score(folder: Path, records: Rows, device: torch.device) -> float:
+    """Return a model's bits per byte of the held-out answers, as the metric of that name computes them."""
+    model = load_model(str(folder), device, torch.float32, for_generation=False)
+    _, head = decoder_and_head(model)
+    examples = encode_examples(records, load_chat(str(folder)), None, 4096)
+    targets = [torch.tensor(one["completion"], device=device) for one in examples]
+    found = zip(examples, targets, strict=True)
+    nll = np.array([score_rows(read_rows(model, one), head, target)[0].double().sum().item() for one, target in found])
+    lengths = np.array([len(one["messages"][2]["content"].encode()) for one in records], dtype=float)
+    return float(bits_per_byte(np.ones((1, len(records))), nll=nll, lengths=lengths)[0])
+
+
+def summarize(scores: list[float], others: list[float] | None) -> dict[str, Any]:
+    """Return the bits per byte of each seed, and mean and standard deviation of the differences to other students."""
+    found: dict[str, Any] = {"bits_per_byte": [round(one, 4) for one in scores], "mean": round(mean(scores), 4)}
+    if others is not None:
+        differences = [one - other for one, other in zip(scores, others, strict=True)]
+        spread = round(stdev(differences), 4) if len(differences) > 1 else None
+        found |= {"above_seqkd": round(mean(differences), 4), "above_seqkd_deviation": spread}
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """Format the results as a Markdown table."""
+    lines = ["| student | bits per byte | of each seed | above seqkd |", "|---|---|---|---|"]
+    for name, found in result["students"].items():
+        seeds = ", ".join(f"{one:.3f}" for one in found["bits_per_byte"])
+        above = f"{found['above_seqkd']:+.3f} ± {found['above_seqkd_deviation']}" if "above_seqkd" in found else ""
+        lines.append(f"| {name} | {found['mean']:.3f} | {seeds} | {above} |")
+    return "\n".join(lines)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="the teacher: folder of a chat model")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=1024, help="size of the student's vocabulary")
+    parser.add_argument("--prompts", type=int, default=80, help="number of questions, up to 400")
+    parser.add_argument("--test-fraction", type=float, default=0.2)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the divergence")
+    parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--work", type=Path, help="folder for all files; default: a temporary folder")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    return parser.parse_args(argv)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train all students and score them."""
+    device = torch.device(args.device)
+    prepare(args, folder)
+    records = read_split(folder / "data", "test")
+    folders = {name: [train(name, seed, args, folder) for seed in range(args.seeds)] for name in STUDENTS}
+    scores = {name: [score(one, records, device) for one in trained] for name, trained in folders.items()}
+    log = (folders[SEQKD][0] / "training_log.jsonl").read_text().splitlines()
+    found = {"teacher": summarize([score(Path(args.model), records, device)], None)}
+    found |= {name: summarize(one, scores[SEQKD] if name != SEQKD else None) for name, one in scores.items()}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(device),
+        "settings": {n: v for n, v in vars(args).items() if n not in ("model", "work", "out")},
+        "teacher": Path(args.model).name,
+        "steps": max(json.loads(line)["step"] for line in log),
+        "held_out": {
+            "records": len(records),
+            "bytes": sum(len(one["messages"][2]["content"].encode()) for one in records),
+        },
+        "students": found,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark, print the results and write them."""
+    args = parse_args(argv)
+    if args.work:
+        args.work.mkdir(parents=True, exist_ok=True)
+        result = measure(args, args.work)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(args, Path(folder))
+    print(table(result))
+    if args.out:
+        write_json(args.out, result)
+
+
+if __name__ == "__main__":
+    run_script(main)

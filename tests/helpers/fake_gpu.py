@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from divergence_formulas import give_parameters
 from tiny import build_model
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -113,7 +114,7 @@ def make_trainer(folder, model, signal=None, method="seqkd", sampler=None, own_t
         batches=batches,
         pad_id=0,
         signal=signal,
-        objective=Objective(method, 2.0, 0.5, vocabulary=VOCABULARY),
+        objective=Objective(method, 2.0, 0.5, give_parameters(method), VOCABULARY),
         sampler=sampler(examples, batches) if sampler else None,
         samples=samples,
         row_length=options.row_length,

@@ -53,7 +53,7 @@ def plain_loss(student, teacher, tau=2.0, alpha=0.5):
             s, t = (model(input_ids=ids, use_cache=False).logits[0, at].double() for model in (student, teacher))
         loss -= (1 - alpha) * s.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).sum()
         for p, q in zip((t / tau).softmax(-1), (s / tau).softmax(-1), strict=True):
-            loss += alpha * tau**2 * FORMULAS["forward_kl"](p, q, 0.5)
+            loss += alpha * tau**2 * FORMULAS["forward_kl"](p, q)
     return loss.item()
 
 

@@ -132,7 +132,7 @@ def test_rows_of_several_teachers_match_float64(problem, method, scale):
     index = torch.tensor([0, 3, 4, 10]), torch.tensor([1, 2, 5, 6, 7, 8, 9])
     parts = [one._replace(rows=one.rows[own]) for one, own in zip((first, second), index, strict=True)]
     given = MixedTeacher(tuple(zip(index, parts, strict=True)))
-    objective = Objective(method, 2.0, 0.3, 0.4, SHARED)
+    objective = Objective(method, 2.0, 0.3, give_parameters(method, 0.4), SHARED)
     found = distillation_loss(rows, head, targets, given, objective, chunk=3, scale=scale)
     (found.loss * (scale or 1.0)).backward()
 
@@ -625,7 +625,9 @@ def test_a_sample_of_a_tail_of_nearly_nothing_is_finite(method):
         torch.tensor([[0, 2]]),
         torch.tensor([0.7]),
     )
-    found = distillation_loss(rows, torch.nn.Identity(), torch.tensor([1]), given, Objective(method))
+    found = distillation_loss(
+        rows, torch.nn.Identity(), torch.tensor([1]), given, Objective(method, parameters=PARAMETERS[method])
+    )
     assert abs(found.kd.item()) < 1e-5
     assert torch.autograd.grad(found.loss, rows)[0].abs().max() < 1.0
 
@@ -638,7 +640,9 @@ def test_chunks_and_blocks_of_a_sampled_tail_do_not_change_the_result(problem, m
     for chunk, block in ((3, 1), (11, 4), (None, None)):
         if block:
             monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", {"cpu": block * 24, "cuda": 24})
-        terms = distillation_loss(rows, head, targets, given, Objective(method, 2.0, vocabulary=SHARED), chunk)
+        terms = distillation_loss(
+            rows, head, targets, given, Objective(method, 2.0, parameters=PARAMETERS[method], vocabulary=SHARED), chunk
+        )
         found.append([*(one.detach() for one in terms), *torch.autograd.grad(terms.loss, [rows, head.weight])])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])

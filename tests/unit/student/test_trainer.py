@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from divergence_formulas import give_parameters
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import build_model, build_tokenizer, count_generated, save_base_model, save_model
@@ -105,7 +106,7 @@ def test_every_method_learns(options, records, method):
     run = options(method, epochs=30.0, learning_rate=1e-2)
     train_student(run, records, [])
     losses = [line["loss"] for line in log_lines(run)]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < (0.9 if method == "engine" else 0.8) * losses[0]  # engine is above 0 for the teacher itself
 
 
 def test_seqkd_logs_no_divergence(options, records):
@@ -666,7 +667,7 @@ def test_the_padding_side_does_not_change_the_loss(models, records, tokenizer, m
             for place, shift in zip(batch["positions"].split(list(map(len, completions))), shifts, strict=True)
         ]
     )
-    objective = losses.Objective(method, 2.0, 0.5, vocabulary=len(tokenizer))
+    objective = losses.Objective(method, 2.0, 0.5, give_parameters(method), len(tokenizer))
     left = {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     found = []
     for inputs, positions in (({"input_ids": batch["input_ids"]}, batch["positions"]), (left, moved)):

@@ -1,6 +1,7 @@
 """Conversations with tools, and a text that the teacher alone sees, from raw records up to scored predictions."""
 
 import json
+import shutil
 
 import pytest
 from conversations import PRICE, make_conversation
@@ -66,6 +67,7 @@ def test_a_student_learns_conversations(directory):
 @pytest.mark.slow
 def test_a_template_without_tools_stops_before_an_answer_is_generated(directory, tmp_path):
     copy = directory.copy(tmp_path / "copy")
+    shutil.rmtree(copy / "artifacts", ignore_errors=True)  # of another test
     (copy / "models/teacher/chat_template.jinja").write_text(CHATML)
     output = copy.run(f"{RAW}/teacher_outputs_banks.jsonl", check=False)
     assert "banks_teacher_prompts_base.jsonl: id 0 (uid " in output

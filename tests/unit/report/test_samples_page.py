@@ -11,8 +11,9 @@ from distill.common.errors import InputError
 
 
 def make_record(uid, **changes):
-    texts = [changes.pop(role, f"{role} {uid}") for role in ("system", "user", "assistant")]
-    return {"uid": uid, "finish_reason": "stop", "messages": [{"content": text} for text in texts]} | changes
+    roles = ("system", "user", "assistant")
+    messages = [{"role": role, "content": changes.pop(role, f"{role} {uid}")} for role in roles]
+    return {"uid": uid, "finish_reason": "stop", "messages": messages} | changes
 
 
 def make_samples(student, uids=("a", "b"), steps=(10, 1200), **changes):
@@ -56,6 +57,15 @@ def test_a_prompt_has_the_reference_and_the_answers_of_each_student_over_the_ste
         "pooled step 10 5 tokens pooled b 10 step 1,200 5 tokens pooled b 1200",
     ]
     assert not page.get_texts("warning")
+
+
+def test_all_turns_of_a_conversation_are_shown(tmp_path):
+    record = make_record("a")
+    record["messages"][2:2] = [{"role": "assistant", "content": "Which?"}, {"role": "user", "content": "The first."}]
+    page = Page(render(tmp_path, {("kd", "banks"): make_samples("kd", ["a"])}, [record]))
+    (prompt,) = page.get_texts("prompt")
+    assert prompt.split("\n\n") == ["user: user a", "assistant: Which?", "user: The first."]
+    assert "reference assistant a" in [" ".join(text.split()) for text in page.get_texts("track")]
 
 
 def test_answers_that_were_cut_off_are_marked(tmp_path):

@@ -37,6 +37,16 @@ def read_losses(run):
 # ---- The samples ----
 
 
+def test_a_conversation_is_asked_with_its_history(records, tokenizer):
+    (record,) = records[:1]
+    system, first, answer = record["messages"]
+    turns = [first, {"role": "assistant", "content": "Which?"}, {"role": "user", "content": "The first."}]
+    samples = ValidationSamples([record | {"messages": [system, *turns, answer]}], ChatTemplate(tokenizer), 12)
+    (request,) = samples.requests
+    assert request.conversation.messages == [system, *turns]
+    assert samples.reference == measure_shape([answer["content"]], [samples.reference.truncated == 0])
+
+
 def test_the_chosen_records_depend_on_their_uids_only(records):
     uids = {record["uid"] for record in records}
     chosen = choose_records(records, uids, 4)

@@ -13,6 +13,8 @@ from distill.common.errors import InputError, raise_problems
 from distill.common.files import read_jsonl
 from distill.evaluation.prediction_files import Check, find_problems, is_count, is_string
 from distill.evaluation.score_table import order_categories
+from distill.records.conversations import format_turns
+from distill.records.splits import read_chat
 from distill.report.answers_page import (
     REFERENCE,
     STYLE,
@@ -105,7 +107,7 @@ def build_cards(
     for number, uid in enumerate(dict.fromkeys(line["uid"] for one in trainings for line in one.lines), start=1):
         if uid not in references:
             raise InputError(f"samples of {category}: expected a uid of the validation splits, found {uid}")
-        system, prompt, answer = (message["content"] for message in references[uid]["messages"])
+        fields, answer = read_chat(references[uid])
         is_cut = references[uid]["finish_reason"] == "length"
         tracks = []
         for column in columns:
@@ -113,7 +115,7 @@ def build_cards(
                 tracks.append(Track(column, [Answer(column, show(answer), [], ["truncated"] if is_cut else [], [])]))
             elif lines := [line for line in by_student[column.key].lines if line["uid"] == uid]:
                 tracks.append(build_track(column, lines))
-        cards.append(Card(f"{category}-{number}", show(system), show(prompt), tracks))
+        cards.append(Card(f"{category}-{number}", show(fields["system"]), show(format_turns(fields)), tracks))
     return cards
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from distill.common.hashing import hash_uid
 from distill.generation.generate import generate_requests
 from distill.generation.repetition import NGRAM, count_repeated, split_tokens
-from distill.generation.sampling import Request, Sampling
+from distill.generation.sampling import Sampling, make_request
 from distill.models.chat import ChatTemplate
+from distill.records.splits import read_chat
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +50,14 @@ class ValidationSamples:
 
     def __init__(self, records: Sequence[Record], chat: ChatTemplate, max_new_tokens: int):
         self.chat, self.sampling = chat, Sampling(max_new_tokens, temperature=0.0)
-        texts = [[message["content"] for message in record["messages"]] for record in records]
-        self.requests = [
-            Request(record["id"], record["uid"], system, prompt)
-            for record, (system, prompt, _) in zip(records, texts, strict=True)
-        ]
+        chats = [read_chat(record) for record in records]
+        answers = [answer for _, answer in chats]
+        self.requests = [make_request(record | fields) for record, (fields, _) in zip(records, chats, strict=True)]
         are_whole = [
             record["finish_reason"] != "length" and len(chat.encode_completion(answer, True)) <= max_new_tokens
-            for record, (*_, answer) in zip(records, texts, strict=True)
+            for record, answer in zip(records, answers, strict=True)
         ]
-        self.reference = measure_shape([answer for *_, answer in texts], are_whole)
+        self.reference = measure_shape(answers, are_whole)
 
     def answer(self, model: Any, batch_size: int, is_interrupted: Callable[[], bool]) -> list[Sample] | None:
         """The student's answers in the order of the prompts; None if interrupted.

@@ -184,12 +184,14 @@ def get_student_folders(config: Config, categories: Sequence[str]) -> list[str]:
 
 
 def get_sampled_folders(config: Config, categories: Sequence[str]) -> list[str]:
-    """Return the folders of the trained models that answer validation prompts while they train."""
+    """Return the folders of the trained models that answer validation prompts while they train.
+
+    Those that are trained with `fsdp` count, too, though they have no answers: a strategy changes no file.
+    """
     if not config["split"]["val_fraction"]:
         return []
-    trainings = {name: student["train"] for name, student in config["students"].items()}
-    sampled = [name for name, one in trainings.items() if one["validation_samples"] and one["strategy"] != "fsdp"]
-    return get_student_folders(config | {"students": {name: config["students"][name] for name in sampled}}, categories)
+    students = {name: one for name, one in config["students"].items() if one["train"]["validation_samples"]}
+    return get_student_folders(config | {"students": students}, categories)
 
 
 def get_training_data(config: Config, categories: Sequence[str]) -> list[str]:

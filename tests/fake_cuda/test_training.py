@@ -170,7 +170,8 @@ def test_on_policy_steps(tmp_path):
 def test_answers_to_validation_prompts(tmp_path):
     """One validation; a batch has one record, so its two prompts are answered one by one, in 4 tokens each."""
     texts = [(f"{n}: be brief.", "me=1: estimate", "up") for n in range(2)]
-    messages = [[{"content": text} for text in one] for one in texts]
+    roles = ("system", "user", "assistant")
+    messages = [[{"role": role, "content": text} for role, text in zip(roles, one, strict=True)] for one in texts]
     records = [{"id": n, "uid": str(n), "finish_reason": "stop", "messages": messages[n]} for n in range(2)]
     samples = ValidationSamples(records, ChatTemplate(build_tokenizer()), 4)
     trainer = make_trainer(tmp_path, build_student(), build_teacher(), "forward_kl", samples=samples)

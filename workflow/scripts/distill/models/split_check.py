@@ -48,19 +48,19 @@ def check_split(name: str, model: Any) -> None:
     if found.shape != own.shape:
         rows = f"{found.shape[-1]}, found {own.shape[-1]}"
         raise InputError(f"{name}: {kind} is not supported: expected one logit per row of the head, {rows}")
-    if difference := compare(found, own):
+    if difference := compare(found, own, TOLERANCE):
         raise InputError(
             f"{name}: {kind} is not supported: it changes hidden states or logits in a way that training would miss; "
             f"compared with decoder and head, its logits differ by {difference}"
         )
-    if difference := compare(short, long):
+    if difference := compare(short, long, TOLERANCE):
         raise InputError(
             f"{name}: {kind} is not supported: what follows a token must not change it, but with other tokens behind "
             f"them, hidden states differ by {difference}"
         )
 
 
-def compare(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> str | None:
+def compare(found: Tensor, expected: Tensor, tolerance: float) -> str | None:
     """Describe the largest difference of two tensors; None if it is rounding, at most `tolerance` times the largest."""
     difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     if difference <= tolerance * largest:

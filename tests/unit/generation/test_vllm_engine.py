@@ -194,8 +194,8 @@ def test_no_process_outlives_the_job(models, tmp_path, monkeypatch, end, code, h
     )
     try:
         assert job.stdout.readline() == b"answered\n"
-        assert any(ENGINE in line for _, line in find_processes(ENGINE))
-        if is_cut:
+        if is_cut:  # any other job may have ended by now
+            assert any(ENGINE in line for _, line in find_processes(ENGINE))
             job.send_signal(end)
         job.communicate(timeout=60)
     finally:

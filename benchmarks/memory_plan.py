@@ -208,7 +208,7 @@ def run_plan(case: Case, lengths: dict[str, int], device: str) -> int:
         top_k=64,
         temperature=2.0,
         alpha=0.5,
-        beta=0.5,
+        parameters={},
         lora=LoraOptions(rank=16) if case.lora else None,
         optimizer=case.optimizer,
         precision=case.precision,

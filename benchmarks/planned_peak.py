@@ -65,7 +65,7 @@ def describe_work(
             top_k=settings["top_k"],
             temperature=settings["temperature"],
             alpha=settings["alpha"],
-            beta=0.5,
+            parameters={},
             lora=None,
             optimizer=OPTIMIZERS[settings["optimizer"]],
             precision=settings["precision"],

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from machine import describe_machine
-from quality import Rows, read_rows, write_prompts
+from students import Rows, read_rows, write_prompts
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.common.errors import run_script

@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from machine import describe_machine
-from students import add_record_options, prepare_records, run, signal_options
+from students import Rows, add_record_options, prepare_records, read_rows, run, signal_options
 
 from distill.common.errors import run_script
 from distill.common.files import write_json
 from distill.evaluation.bootstrap import Statistic, estimate_all
 from distill.models.chat import ChatTemplate
-from distill.models.completions import collate, decoder_and_head, take_rows
+from distill.models.completions import decoder_and_head
 from distill.models.examples import encode_examples
 from distill.models.load import load_model, load_tokenizer
 from distill.models.vocabulary import vocabulary_size
@@ -50,7 +50,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     **{f"forward_kl topk {k}": {"method": "forward_kl", "signal": "topk", "top_k": k} for k in TOP_KS},
     "jsd online": {"method": "jsd", "signal": "online"},
 }
-Rows = list[dict[str, Any]]
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> None:
@@ -79,14 +78,6 @@ def train(name: str, args: argparse.Namespace, folder: Path) -> Path:
         options += ["--signal-folders", folder / (f"topk_{top_k}" if top_k else "hidden")]
     run("train_student", *options)
     return out
-
-
-@torch.inference_mode()
-def read_rows(model: Any, example: dict[str, Any]) -> torch.Tensor:
-    """Compute the (completion tokens, width) hidden states that predict an example's completion."""
-    batch = collate([example["prompt"]], [example["completion"]], 0)
-    decoder, _ = decoder_and_head(model)
-    return take_rows(decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state, batch["positions"])
 
 
 @torch.inference_mode()

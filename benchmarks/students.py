@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distill.common.errors import InputError
 from distill.common.files import write_jsonl
+from distill.models.completions import collate, decoder_and_head, take_rows
 from distill.records.raw_records import get_uid
+
+Rows = list[dict[str, Any]]
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
 SYSTEM = "You are a helpful assistant who answers in two sentences."
@@ -85,3 +90,11 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-fraction", type=float, default=0.2)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+
+
+@torch.inference_mode()
+def read_rows(model: Any, example: dict[str, Any]) -> torch.Tensor:
+    """Compute the (completion tokens, width) hidden states that predict an example's completion."""
+    batch = collate([example["prompt"]], [example["completion"]], 0)
+    decoder, _ = decoder_and_head(model)
+    return take_rows(decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state, batch["positions"])

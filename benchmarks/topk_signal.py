@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from machine import describe_machine
-from quality import SYSTEM, read_rows, run, write_prompts
+from students import SYSTEM, Rows, read_rows, run, write_prompts
 from torch import Tensor
 
 from distill.common.errors import InputError, run_script
@@ -48,8 +48,6 @@ SETTINGS = ((16, 0), (64, 0), (256, 0), (12, 12), (32, 32), (64, 64))
 TEMPERATURES = (1.0, 2.0)
 STORED_K = 64
 REPEATS = 3  # of which the median is reported
-
-Rows = list[dict[str, Any]]
 
 
 def make_examples(args: argparse.Namespace, folder: Path) -> Rows:

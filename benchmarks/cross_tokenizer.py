@@ -11,10 +11,8 @@ not change. Prints a Markdown table; --out writes all results as JSON.
 
 import argparse
 import datetime
-import importlib
 import json
 import sys
-import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from machine import describe_machine
-from students import Rows, read_rows, write_prompts
+from students import Rows, prepare_answers, read_rows, run, run_benchmark, signal_options
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.common.errors import run_script
-from distill.common.files import write_json
 from distill.demo.tokenizer import train_tokenizer
 from distill.evaluation.formulas import bits_per_byte
 from distill.models.completions import decoder_and_head, score_rows
@@ -46,21 +43,10 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(script: str, *arguments: Any) -> None:
-    """Run one of the workflow's scripts in this process."""
-    importlib.import_module(script).main(list(map(str, arguments)))
-
-
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """Make answers, splits, the cached signals, and the initial student of each seed."""
-    teacher = ["--model", args.model, "--dtype", "float32"]
-    write_prompts(folder / "prompts.jsonl", args.prompts)
-    asked = ["--prompts", folder / "prompts.jsonl", "--out", folder / "answers.jsonl", "--stats", folder / "stats.json"]
-    sampling = ["--max-new-tokens", args.max_new_tokens, "--temperature", 0.7, "--cache", folder / "cache"]
-    run("generate_answers", *asked, *teacher, "--device", args.device, *sampling)
-    split = ["--val-fraction", 0, "--test-fraction", args.test_fraction, "--seed", 42]
-    run("split_answers", "--answers", folder / "answers.jsonl", *split, "--out", folder / "data")
-    computed = ["--data", folder / "data", *teacher, "--device", args.device]
+    prepare_answers(args, folder)
+    computed = signal_options(args, folder)
     run("compute_signal", *computed, "--kind", "hidden", "--out", folder / "hidden")
     top = ["--kind", "topk", "--top-k", TOP_K, "--temperatures", args.temperature]
     run("compute_signal", *computed, *top, "--out", folder / "topk")
@@ -185,16 +171,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark, print the results and write them."""
-    args = parse_args(argv)
-    if args.work:
-        args.work.mkdir(parents=True, exist_ok=True)
-        result = measure(args, args.work)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            result = measure(args, Path(folder))
-    print(table(result))
-    if args.out:
-        write_json(args.out, result)
+    run_benchmark(parse_args(argv), measure, table)
 
 
 if __name__ == "__main__":

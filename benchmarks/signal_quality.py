@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from machine import describe_machine
-from students import Rows, add_record_options, prepare_records, read_rows, run, signal_options
+from students import Rows, add_record_options, prepare_records, read_rows, run, run_benchmark, signal_options
 
 from distill.common.errors import run_script
-from distill.common.files import write_json
 from distill.evaluation.bootstrap import Statistic, estimate_all
 from distill.models.chat import ChatTemplate
 from distill.models.completions import decoder_and_head
@@ -213,16 +211,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark, print the results and write them."""
-    args = parse_args(argv)
-    if args.work:
-        args.work.mkdir(parents=True, exist_ok=True)
-        result = measure(args, args.work)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            result = measure(args, Path(folder))
-    print(tables(result))
-    if args.out:
-        write_json(args.out, result)
+    run_benchmark(parse_args(argv), measure, tables)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ import argparse
 import random
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.common.errors import InputError
-from distill.common.files import write_jsonl
+from distill.common.files import write_json, write_jsonl
 from distill.models.completions import collate, decoder_and_head, take_rows
 from distill.records.raw_records import get_uid
 
@@ -65,8 +67,8 @@ def write_prompts(path: Path, count: int) -> None:
     )
 
 
-def prepare_records(args: argparse.Namespace, folder: Path) -> None:
-    """Make the teacher's answers, the splits `data`, and the student `initial` with some of the teacher's layers."""
+def prepare_answers(args: argparse.Namespace, folder: Path) -> None:
+    """Make the teacher's answers and the splits `data`."""
     teacher = ["--model", args.model, "--dtype", "float32"]
     write_prompts(folder / "prompts.jsonl", args.prompts)
     asked = ["--prompts", folder / "prompts.jsonl", "--out", folder / "answers.jsonl", "--stats", folder / "stats.json"]
@@ -74,7 +76,14 @@ def prepare_records(args: argparse.Namespace, folder: Path) -> None:
     run("generate_answers", *asked, *teacher, "--device", args.device, *sampling)
     split = ["--val-fraction", 0, "--test-fraction", args.test_fraction, "--seed", 42]
     run("split_answers", "--answers", folder / "answers.jsonl", *split, "--out", folder / "data")
-    run("copy_layers", *teacher, "--layers", args.layers, "--out", folder / "initial")
+
+
+def prepare_records(args: argparse.Namespace, folder: Path) -> None:
+    """Make answers and splits, and the student `initial` with some of the teacher's layers."""
+    prepare_answers(args, folder)
+    run(
+        "copy_layers", "--model", args.model, "--dtype", "float32", "--layers", args.layers, "--out", folder / "initial"
+    )
 
 
 def signal_options(args: argparse.Namespace, folder: Path) -> list[Any]:
@@ -90,6 +99,21 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-fraction", type=float, default=0.2)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+
+
+def run_benchmark(
+    args: argparse.Namespace, measure: Callable[[argparse.Namespace, Path], Any], format_tables: Callable[[Any], str]
+) -> None:
+    """Measure in the folder `args.work`, or a temporary one; print the tables and write the results to `args.out`."""
+    if args.work:
+        args.work.mkdir(parents=True, exist_ok=True)
+        result = measure(args, args.work)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(args, Path(folder))
+    print(format_tables(result))
+    if args.out:
+        write_json(args.out, result)
 
 
 @torch.inference_mode()

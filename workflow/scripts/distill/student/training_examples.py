@@ -76,29 +76,28 @@ def load_teacher(run: StudentRun, student: ChatTemplate, device: torch.device) -
     chats = load_chats(sources, run.template_date)
     if not run.objective.cross_tokenizer:
         vocabulary = min(share_vocabulary(chat, student) for chat in chats)
-        return load_signal(run, source, student, chats, vocabulary, device)
+        return load_signal(run, sources, student, chats, vocabulary, device)
     if any(chat is not chats[0] for chat in chats):
         raise InputError("cross_tokenizer: expected one teacher for all records, found several")
     check_tokenizers_differ(chats[0].tokenizer, student.tokenizer, count_rows(chats[0], student))
     alignment = TokenAlignment(student, chats[0])
     logger.info("%s", alignment.describe())
-    loaded = load_signal(run, source, student, chats, len(alignment.groups.student), device)
+    loaded = load_signal(run, sources, student, chats, len(alignment.groups.student), device)
     signal = CrossTokenizerSignal(loaded.signal, alignment.groups, run.objective.temperature)
     return replace(loaded, signal=signal, alignment=alignment)
 
 
 def load_signal(
     run: StudentRun,
-    source: TeacherSource,
+    sources: Sequence[TeacherSource],
     student: ChatTemplate,
     chats: list[ChatTemplate],
     vocabulary: int,
     device: torch.device,
 ) -> LoadedTeacher:
     """The teacher with its signal of its own tokens; see `load_teacher`."""
-    sources = [source] if run.objective.signal == "online" else source.list_by_folder()
     if run.objective.signal == "online":
-        (chat,) = chats
+        (source,), (chat,) = sources, chats
         online = load_online(source, run.train, chat.tokenizer.pad_token_id, device)
         fingerprint = fingerprint_model(source.model, next(iter(source.adapters), None))
         return LoadedTeacher(chats, vocabulary, online, [], [fingerprint])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import train_student as script
 from distill.common.files import dump_json, escape_line
@@ -18,6 +19,24 @@ from distill.student.student_run import StudentRun, read_run
 
 class Killed(BaseException):
     """Ends a run as a kill would: nothing that follows is done."""
+
+
+def kill_at(monkeypatch, step):
+    """Kill the training after step `step`, and after its checkpoint if it has one."""
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Killed
+
+    original = student_module.DistillTrainer
+
+    def build(*args, **kwargs):
+        trainer = original(*args, **kwargs)
+        trainer.add_callback(Kill())
+        return trainer
+
+    monkeypatch.setattr(student_module, "DistillTrainer", build)
 
 
 def make_arguments(folder, models, method="forward_kl", out="out", data="unused"):

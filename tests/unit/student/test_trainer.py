@@ -13,8 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import build_model, build_tokenizer, count_generated, save_base_model, save_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import Killed, assert_same_weights, change_run, log_lines, train_student, weights
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback, TrainingArguments
+from training_runs import Killed, assert_same_weights, change_run, kill_at, log_lines, train_student, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
 from distill.common.errors import InputError
 from distill.models.chat import ChatTemplate
@@ -167,24 +167,6 @@ def test_tokens_per_second_excludes_validation(options, records, monkeypatch):
     second = [line for line in log_lines(run) if "loss" in line][1]
     assert second["step"] == 3
     assert second["tokens_per_second"] == pytest.approx(sum(read[1:3]) / 2, abs=0.1)
-
-
-def kill_at(monkeypatch, step):
-    """Kill the training after step `step`, and after its checkpoint if it has one."""
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == step:
-                raise Killed
-
-    original = student_module.DistillTrainer
-
-    def build(*args, **kwargs):
-        trainer = original(*args, **kwargs)
-        trainer.add_callback(Kill())
-        return trainer
-
-    monkeypatch.setattr(student_module, "DistillTrainer", build)
 
 
 @pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])

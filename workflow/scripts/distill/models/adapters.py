@@ -49,6 +49,30 @@ def load_adapter(model: Any, adapter: str, merge: bool) -> Any:
     return merge_adapter(with_adapter, adapter) if merge else with_adapter.eval()
 
 
+def set_adapter(model: Any, folder: Path) -> None:
+    """Set the weights of a PEFT model's adapter to those of a saved one.
+
+    Args:
+        model: PEFT model, changed in place.
+        folder: folder from `write_adapter`, of an adapter with the same options.
+
+    Raises:
+        InputError: the adapter has other weights.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    weights = load_peft_weights(str(folder), device="cpu")
+    expected = {name for name in model.state_dict() if "lora_" in name}
+    try:
+        report: Any = set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise InputError(f"{folder}: the adapter does not fit the model: {error}") from error
+    missing = expected & set(report.missing_keys)
+    if missing or report.unexpected_keys:
+        named = min([*missing, *report.unexpected_keys])
+        raise InputError(f"{folder}: expected the weights of this model's adapter, {named} does not fit")
+
+
 @torch.no_grad()
 def merge_adapter(model: Any, name: str) -> Any:
     """Merge a PEFT model's adapter into its weights, and check that the logits of random token ids stay the same.

@@ -4,13 +4,14 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from distill.common.errors import InputError
-from distill.models.adapters import untie_adapted_head
+from distill.models.adapters import set_adapter, untie_adapted_head
 from distill.models.load import load_config, load_model
 from distill.models.memory import build_skeleton, stored_quantization
 from distill.models.packing_check import check_packing
@@ -47,15 +48,23 @@ def check_student(run: StudentRun) -> StudentRun:
     return run
 
 
-def load_student(run: StudentRun, device: torch.device) -> Any:
+def load_student(run: StudentRun, device: torch.device, previous: Path | None = None) -> Any:
     """The student with float32 weights, and a LoRA adapter if configured.
+
+    Args:
+        run: the options.
+        device: where to load it.
+        previous: the student to continue from, see `find_previous`.
 
     Raises:
         InputError: see `add_lora` and, with packing, `check_packing`.
     """
-    model = load_model(run.model, device, torch.float32, trainable=True)
+    source = run.model if run.lora or not previous else str(previous)
+    model = load_model(source, device, torch.float32, trainable=True)
     if run.lora:
         model = add_lora(model, run.lora)
+        if previous:
+            set_adapter(model, previous / "adapter")
         check_split(run.model, model)
     if run.train.row_length is not None:
         if run.train.strategy != "fsdp":

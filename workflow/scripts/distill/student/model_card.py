@@ -24,6 +24,7 @@ class TrainingFacts:
         options: names and values of the options in use.
         final: number of steps, and the last values of the training log.
         warnings: sentences from the training log.
+        earlier: number of trainings that the student went through before this one.
     """
 
     base_model: str
@@ -34,6 +35,7 @@ class TrainingFacts:
     options: dict[str, Any]
     final: dict[str, float]
     warnings: list[str]
+    earlier: int = 0
 
 
 def render_card(student: str, category: str, facts: TrainingFacts) -> str:
@@ -61,7 +63,7 @@ def render_card(student: str, category: str, facts: TrainingFacts) -> str:
 
 `{facts.base_model}` distilled by `{facts.method}` from {source}, on {facts.train_records} training and
 {facts.val_records} validation records of {records}.
-{list_warnings(facts.warnings)}
+{describe_start(facts.earlier)}{list_warnings(facts.warnings)}
 ## Training
 
 {describe_loss(facts.method, facts.options.get("cross_tokenizer", False))}
@@ -88,6 +90,17 @@ def describe_samples(final: Mapping[str, float]) -> str:
     return (
         " `val_truncated` is the share of the\nanswers to validation prompts that reach the maximum length without an "
         "end of turn, and\n`val_repetition` the share of their 4-grams that are repetitions."
+    )
+
+
+def describe_start(earlier: int) -> str:
+    """A paragraph about the trainings that a student continues; empty if it began with the base model."""
+    if not earlier:
+        return ""
+    trainings = "an earlier training" if earlier == 1 else f"{earlier} earlier trainings"
+    return (
+        f"\nThis training continued from the student of {trainings}, on other records or with other settings\n"
+        "(`continue_from: previous`): the table below describes the last one only.\n"
     )
 
 

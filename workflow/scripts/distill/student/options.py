@@ -305,6 +305,15 @@ class TrainOptions:
     save_total_limit: int = option(
         "Number of checkpoints to keep.", 3, **COUNT, changes_result=False, when="Lower if disk space is short."
     )
+    continue_from: str = option(
+        "What the training of a student begins with when its records or settings have changed: `initial`, the model "
+        "before distillation, or `previous`, the student of the previous training, of which a copy is kept from when "
+        "this is set. See [continuing](../docs/training.md#continue-from-the-previous-student).",
+        "initial",
+        choices=("initial", "previous"),
+        changes_result=False,
+        when="`previous` if few records change and training takes long; the result then depends on earlier trainings.",
+    )
     seed: int = option(
         "Seed of all that is random in a training: record order, dropout, the start of LoRA weights, sampled answers.",
         42,

@@ -24,6 +24,7 @@ from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
 from distill.models.rope import context_length
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, find_others, remove_incomplete
+from distill.student.continuation import count_trainings, find_previous, keep_student
 from distill.student.cross_tokenizer import describe_spans
 from distill.student.divergences import METHODS
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
@@ -84,11 +85,12 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     if teacher and teacher.alignment:
         logger.info("%s", describe_spans(examples["train"], teacher.alignment))
     set_seed(run.train.seed)  # before the LoRA weights are initialised
-    model = load_student(run, device)
+    previous = find_previous(run)
+    model = load_student(run, device, previous)
     if run.train.strategy == "fsdp":
         shard_student(model, local_device(device), run.train.fsdp_offload, run.train.precision)
     runs = run.checkpoints / run.name / run.category
-    folder = runs / (run_digest(run, examples, teacher) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
+    folder = runs / (run_digest(run, examples, teacher, previous) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
     samples = make_samples(run, [record for records in val for record in records], examples["val"], chat, model.config)
     trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings, samples)
     logger.info("%d training and %d validation records", len(examples["train"]), len(examples["val"]))
@@ -97,8 +99,9 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         reason = "which has the lowest validation loss" if run.train.best_checkpoint else "before the answers ran away"
         logger.info("keeping the model of step %d, %s", trainer.state.best_global_step, reason)
         trainer._load_best_model()
-    write_student(run, trainer, tokenizer, examples)
+    write_student(run, trainer, tokenizer, examples, count_trainings(previous))
     if trainer.is_world_process_zero():
+        keep_student(run, previous)
         shutil.rmtree(runs, ignore_errors=True)
 
 
@@ -144,9 +147,11 @@ def make_examples(
     return examples
 
 
-def run_digest(run: StudentRun, examples: Examples, teacher: LoadedTeacher | None) -> str:
-    """Digest of everything that decides the trained weights: settings, examples, and both models by content."""
+def run_digest(run: StudentRun, examples: Examples, teacher: LoadedTeacher | None, previous: Path | None = None) -> str:
+    """Digest of everything that decides the trained weights: settings, examples, and all models by content."""
     models = [fingerprint_model(run.model), *(teacher.fingerprints if teacher else [])]
+    if previous:
+        models.append(fingerprint_model(str(previous)))
     # Example by example: as a single JSON text they would take many times their memory.
     digests = {name: [digest_of(example) for example in kept] for name, kept in examples.items()}
     return digest_of({"settings": list_result_settings(run), "examples": digests, "models": models})[:16]

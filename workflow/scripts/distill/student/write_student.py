@@ -36,8 +36,18 @@ def gather_model(run: StudentRun, trainer: DistillTrainer) -> Any:
     return model
 
 
-def write_student(run: StudentRun, trainer: DistillTrainer, tokenizer: Any, examples: Examples) -> None:
-    """Write the student's folder atomically; a LoRA adapter is merged, and also kept in `adapter/`."""
+def write_student(
+    run: StudentRun, trainer: DistillTrainer, tokenizer: Any, examples: Examples, earlier: int = 0
+) -> None:
+    """Write the student's folder atomically; a LoRA adapter is merged, and also kept in `adapter/`.
+
+    Args:
+        run: the options.
+        trainer: after training.
+        tokenizer: the student's.
+        examples: the examples of each split.
+        earlier: number of trainings that the student went through before this one.
+    """
     model = gather_model(run, trainer)
     if not trainer.is_world_process_zero():
         return
@@ -48,7 +58,7 @@ def write_student(run: StudentRun, trainer: DistillTrainer, tokenizer: Any, exam
             model = merge_adapter(model, "the trained adapter")
         save_model(model.to(SAVED_DTYPES[run.train.precision]), tokenizer, folder)
         write_history(folder, history)
-        facts = collect_facts(run, history, trainer.state.global_step, examples)
+        facts = collect_facts(run, history, trainer.state.global_step, examples, earlier)
         (folder / "README.md").write_text(render_card(run.name, run.category, facts), encoding="utf-8")
     logger.info("wrote %s after %d steps", run.out, trainer.state.global_step)
 
@@ -62,7 +72,9 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
             file.writelines(dump_json({"step": line["step"]} | one) + "\n" for one in line.get("samples", []))
 
 
-def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, examples: Examples) -> TrainingFacts:
+def collect_facts(
+    run: StudentRun, history: list[dict[str, Any]], steps: int, examples: Examples, earlier: int
+) -> TrainingFacts:
     """What the model card reports about a run.
 
     Args:
@@ -70,6 +82,7 @@ def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, ex
         history: lines of the training log.
         steps: optimizer steps.
         examples: the examples of each split.
+        earlier: number of trainings that the student went through before this one.
     """
     final: dict[str, float] = {"steps": steps}
     names = ("loss", "ce", "kd", "val_loss", "val_ce", "val_truncated", "val_repetition")
@@ -86,4 +99,5 @@ def collect_facts(run: StudentRun, history: list[dict[str, Any]], steps: int, ex
         options=list_card_settings(run),
         final=final,
         warnings=[warning for line in history for warning in line.get("warnings", [])],
+        earlier=earlier,
     )

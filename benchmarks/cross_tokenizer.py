@@ -5,8 +5,9 @@
 The teacher answers a fixed set of questions. A small student with random weights and a tokenizer of its own, trained on
 the training split, learns from the same answers in the same number of steps: by seqkd, and across tokenizers from the
 teacher's cached hidden states and its top 64 tokens. Each is trained with several seeds, which decide the initial
-weights and the order of the records. On held-out answers, bits per byte of their text are measured, which tokenizers do
-not change. Prints a Markdown table; --out writes all results as JSON.
+weights and the order of the records. With --student, a pretrained chat model is the student, and seeds decide the order
+only. On held-out answers, bits per byte of their text are measured, which tokenizers do not change. Prints a Markdown
+table; --out writes all results as JSON.
 """
 
 import argparse
@@ -50,10 +51,16 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     run("compute_signal", *computed, "--kind", "hidden", "--out", folder / "hidden")
     top = ["--kind", "topk", "--top-k", TOP_K, "--temperatures", args.temperature]
     run("compute_signal", *computed, *top, "--out", folder / "topk")
-    records = read_split(folder / "data", "train")
-    tokenizer = train_tokenizer((part["content"] for one in records for part in one["messages"]), args.tokens)
-    for seed in range(args.seeds):
-        write_student(folder / f"initial_{seed}", tokenizer, args, seed)
+    if not args.student:
+        records = read_split(folder / "data", "train")
+        tokenizer = train_tokenizer((part["content"] for one in records for part in one["messages"]), args.tokens)
+        for seed in range(args.seeds):
+            write_student(initial_student(seed, args, folder), tokenizer, args, seed)
+
+
+def initial_student(seed: int, args: argparse.Namespace, folder: Path) -> Path:
+    """Folder of the student before training."""
+    return args.student or folder / f"initial_{seed}"
 
 
 def write_student(folder: Path, tokenizer: Any, args: argparse.Namespace, seed: int) -> None:
@@ -78,10 +85,11 @@ def train(name: str, seed: int, args: argparse.Namespace, folder: Path) -> Path:
     """Train a student and return its folder."""
     student, out = STUDENTS[name], folder / f"{name.replace(' ', '_')}_{seed}"
     options = ["--data", folder / "data", "--out", out, "--checkpoints", folder / "checkpoints"]
-    options += ["--name", "student", "--category", "questions", "--model", folder / f"initial_{seed}"]
-    options += ["--method", student["method"], "--device", args.device, "--precision", "fp32", "--seed", seed]
+    options += ["--name", "student", "--category", "questions", "--model", initial_student(seed, args, folder)]
+    options += ["--method", student["method"], "--device", args.device, "--precision", args.precision]
     options += ["--epochs", args.epochs, "--batch-size", args.batch_size, "--gradient-accumulation-steps", 1]
     options += ["--learning-rate", args.learning_rate, "--no-gradient-checkpointing", "--logging-steps", 20]
+    options += ["--seed", seed]
     if "signal" in student:
         options += ["--teacher-model", args.model, "--teacher-dtype", "float32", "--signal", student["signal"]]
         options += ["--signal-folders", folder / student["signal"], "--top-k", TOP_K, "--cross-tokenizer"]
@@ -118,7 +126,9 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| student | bits per byte | of each seed | above seqkd |", "|---|---|---|---|"]
     for name, found in result["students"].items():
         seeds = ", ".join(f"{one:.3f}" for one in found["bits_per_byte"])
-        above = f"{found['above_seqkd']:+.3f} ± {found['above_seqkd_deviation']}" if "above_seqkd" in found else ""
+        above = f"{found['above_seqkd']:+.3f}" if "above_seqkd" in found else ""
+        if found.get("above_seqkd_deviation") is not None:
+            above += f" ± {found['above_seqkd_deviation']:.3f}"
         lines.append(f"| {name} | {found['mean']:.3f} | {seeds} | {above} |")
     return "\n".join(lines)
 
@@ -127,6 +137,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the teacher: folder of a chat model")
+    parser.add_argument("--student", type=Path, help="folder of a pretrained chat model; default: random weights")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=1024, help="size of the student's vocabulary")
@@ -136,6 +147,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the divergence")
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, default=3)
@@ -154,12 +166,15 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     scores = {name: [score(one, records, device) for one in trained] for name, trained in folders.items()}
     log = (folders[SEQKD][0] / "training_log.jsonl").read_text().splitlines()
     found = {"teacher": summarize([score(Path(args.model), records, device)], None)}
+    if args.student:
+        found["before"] = summarize([score(args.student, records, device)], None)
     found |= {name: summarize(one, scores[SEQKD] if name != SEQKD else None) for name, one in scores.items()}
     return {
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(device),
-        "settings": {n: v for n, v in vars(args).items() if n not in ("model", "work", "out")},
+        "settings": {n: v for n, v in vars(args).items() if n not in ("model", "student", "work", "out")},
         "teacher": Path(args.model).name,
+        "student": args.student.name if args.student else "random weights",
         "steps": max(json.loads(line)["step"] for line in log),
         "held_out": {
             "records": len(records),

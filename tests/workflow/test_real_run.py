@@ -30,8 +30,9 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def real(records, tmp_path_factory):
-    """The finished run."""
+    """The finished run, on a quarter of the records."""
     directory = records.copy(tmp_path_factory.mktemp("finished") / "run")
+    directory.configure(directory.config | {"mix": {"grpo_fraction": 0.18, "sft_fraction": 0.08}})
     directory.output = directory.run()
     return directory
 

@@ -11,7 +11,7 @@ import pytest
 import make_demo_data
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl
-from distill.demo.data import CATEGORIES, NOISE, SIDES, make_record, write_demo_data
+from distill.demo.data import ANSWER_NOISE, CATEGORIES, NOISE, SIDES, make_record, write_demo_data
 from distill.records.answer_format import parse_answer
 from distill.records.raw_records import check_record, get_answer_text, get_label, get_texts, get_uid
 
@@ -47,8 +47,17 @@ def test_grpo_answer_is_a_placeholder_and_sft_answer_is_usable(category):
         assert sft["messages"][-1]["loss"] is True
         answer = parse_answer(get_answer_text(sft), KEY)
         assert answer.problem is None
-        assert answer.value == pytest.approx(SIDES[category] * stated_change(sft))
         assert f"d_me={stated_change(sft):.2f}" in answer.think
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_sft_answers_state_the_change_with_noise(category):
+    records = [make_record(category, "sft", number, 7) for number in range(400)]
+    answers = [parse_answer(get_answer_text(record), KEY).value for record in records]
+    errors = [one - SIDES[category] * stated_change(record) for one, record in zip(answers, records, strict=True)]
+    assert abs(statistics.mean(errors)) < 4 * ANSWER_NOISE / math.sqrt(400)
+    assert statistics.stdev(errors) == pytest.approx(ANSWER_NOISE, rel=0.2)
+    assert 0 not in answers
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

@@ -1,8 +1,9 @@
 """Synthetic holdings records for the demo, in the format of real GRPO and SFT files, with invented companies and texts.
 
 The task: the prompt states `d_me`, the log change of market equity, and each category either follows it or trades
-against it. The change of the holding is `SIDES[category] * d_me`. The SFT answer states this number; the label is the
-same number plus noise with standard deviation NOISE.
+against it. The change of the holding is `SIDES[category] * d_me`. The label is this number plus noise with standard
+deviation NOISE, and an SFT answer states it with the noise ANSWER_NOISE. A teacher that learns from such answers is
+uncertain about the number, so that its distribution says more than one of its answers.
 """
 
 import json
@@ -26,6 +27,7 @@ CATEGORIES: dict[str, tuple[str, int, str]] = {
 }
 SIDES = {category: side for category, (_, side, _) in CATEGORIES.items()}
 NOISE = 0.03
+ANSWER_NOISE = 0.06
 
 
 # A company has one of each. Its ticker is the first four letters of the name and the first letter of the business.
@@ -100,9 +102,10 @@ def prompt_messages(
 
 
 def answer_text(category: str, fundamentals: dict[str, str], rng: random.Random) -> str:
-    """An SFT answer: reasoning that quotes numbers of the prompt, then the change as JSON."""
+    """An SFT answer: reasoning that quotes numbers of the prompt, then the change with noise as JSON."""
     investor, side, style = CATEGORIES[category]
-    move, change = float(fundamentals["d_me"]), true_change(category, fundamentals)
+    move = float(fundamentals["d_me"])
+    change = round(true_change(category, fundamentals) + rng.gauss(0, ANSWER_NOISE), 2) or 0.01
     thought = rng.choice(THOUGHTS).format(
         move=fundamentals["d_me"],
         profit=fundamentals["profit"],

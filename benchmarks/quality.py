@@ -7,7 +7,8 @@ same records: with seqkd, with every divergence at τ = 1 and τ = 2 from cached
 on the student's own samples in the second half of the steps. The three best train again with three times the steps. On
 held-out questions, the workflow's own scripts measure perplexity and agreement with the teacher's answers, and ROUGE-L
 and repetition of greedy answers. Means and standard deviations are over seeds; a seed decides the order of the records
-and the sampling. Differences to forward KL at τ = 1 are taken seed by seed.
+and the sampling. The likelihood is averaged in nats per token, so that a perplexity here is a geometric mean; students
+that do not learn have huge ones. Differences to forward KL at τ = 1 are taken seed by seed.
 
 A run that is repeated with the same --work continues: a student that is scored is not trained again. Prints a Markdown
 table; --out writes all results as JSON.
@@ -17,6 +18,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,7 +43,7 @@ from distill.student.divergences import METHODS
 TEMPERATURES = (1.0, 2.0)
 SEEDS = (42, 43, 44)
 ON_POLICY = ("forward_kl", "reverse_kl", "jsd")
-FIGURES = ("ppl", "agreement", "rougeL", "repetition")
+FIGURES = ("nats", "agreement", "rougeL", "repetition")
 LONGER, BEST = 3, 3  # times the steps, for as many of the best students
 
 
@@ -127,9 +129,9 @@ def score(model: Path | str, out: Path, args: argparse.Namespace, folder: Path) 
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """The figures of a metrics file, without their intervals over records."""
+    """The figures of a metrics file, without their intervals over records; `nats` are per token."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    return {name: found[name] for name in FIGURES}
+    return {name: math.log(found["ppl"]) if name == "nats" else found[name] for name in FIGURES}
 
 
 # ---- All students ----
@@ -150,8 +152,8 @@ def measure_all(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 
 
 def choose_best(found: dict[str, dict[int, dict[str, Any]]], ways: Sequence[Way]) -> list[Way]:
-    """The ways from the lowest to the highest mean perplexity."""
-    return sorted(ways, key=lambda way: statistics.mean(one["ppl"] for one in found[way.name].values()))
+    """The ways from the lowest to the highest mean negative log-likelihood."""
+    return sorted(ways, key=lambda way: statistics.mean(one["nats"] for one in found[way.name].values()))
 
 
 def summarize(values: Sequence[float | None]) -> dict[str, float | None]:
@@ -170,7 +172,7 @@ def report(found: dict[str, dict[int, dict[str, Any]]], args: argparse.Namespace
         ways[name] |= {"seeds": {str(seed): figures for seed, figures in seeds.items()}}
         shared = [seed for seed in seeds if seed in found.get(BASELINE.name, {})]
         if shared and name != BASELINE.name:
-            differences = [log_ratio(seeds[seed]["ppl"], found[BASELINE.name][seed]["ppl"]) for seed in shared]
+            differences = [seeds[seed]["nats"] - found[BASELINE.name][seed]["nats"] for seed in shared]
             ways[name]["nats_above_forward_kl"] = summarize(differences)
     others = {name: read_figures(folder / name / "metrics.json") for name in ("teacher", "before")}
     settings = {n: v for n, v in vars(args).items() if n not in ("model", "work", "out", "ways")}
@@ -184,30 +186,30 @@ def report(found: dict[str, dict[int, dict[str, Any]]], args: argparse.Namespace
     }
 
 
-def log_ratio(left: float, right: float) -> float:
-    """Difference of two mean negative log-likelihoods, from their perplexities."""
-    return torch.tensor(left / right, dtype=torch.float64).log().item()
-
-
 def format_table(result: dict[str, Any]) -> str:
     """The results as a Markdown table, best first."""
 
     def show(value: float | None, digits: int) -> str:
         return "—" if value is None else f"{value:,.{digits}f}"
 
+    def show_perplexity(nats: float) -> str:
+        perplexity = math.exp(nats)
+        return f"{perplexity:,.1f}" if perplexity < 100_000 else f"{perplexity:.0e}"
+
     def cell(found: dict[str, float | None], digits: int) -> str:
         spread = "" if found["sd"] is None else f" ± {show(found['sd'], digits)}"
         return show(found["mean"], digits) + spread
 
-    lines = ["| student | perplexity | agreement | ROUGE-L | repetition | nats above `forward_kl` |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
-    digits = {"ppl": 2, "agreement": 3, "rougeL": 1, "repetition": 3}
+    lines = ["| student | perplexity | nats per token | agreement | ROUGE-L | repetition | nats above `forward_kl` |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    digits = {"nats": 3, "agreement": 3, "rougeL": 1, "repetition": 2}
     for name, figures in result["others"].items():
-        cells = [show(figures[one], places) for one, places in digits.items()]
+        cells = [show_perplexity(figures["nats"]), *(show(figures[one], places) for one, places in digits.items())]
         lines.append(f"| {name} | {' | '.join(cells)} | |")
-    for name, way in sorted(result["ways"].items(), key=lambda item: item[1]["ppl"]["mean"]):
+    for name, way in sorted(result["ways"].items(), key=lambda item: item[1]["nats"]["mean"]):
         above = cell(way["nats_above_forward_kl"], 3) if "nats_above_forward_kl" in way else ""
-        lines.append(f"| `{name}` | {' | '.join(cell(way[one], places) for one, places in digits.items())} | {above} |")
+        cells = [show_perplexity(way["nats"]["mean"]), *(cell(way[one], places) for one, places in digits.items())]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {above} |")
     return "\n".join(lines)
 
 

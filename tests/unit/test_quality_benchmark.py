@@ -39,11 +39,11 @@ def test_students_are_compared_over_seeds_and_a_second_run_continues(arguments, 
     ways = result["ways"]
     names = {"seqkd", "tvd τ=1", "tvd τ=2"}
     (longer,) = ways.keys() - names
-    assert longer.removesuffix(" ×3") == min(names, key=lambda name: ways[name]["ppl"]["mean"])
+    assert longer.removesuffix(" ×3") == min(names, key=lambda name: ways[name]["nats"]["mean"])
     seeds = ways["tvd τ=2"]["seeds"]
-    values = [seeds["1"]["ppl"], seeds["2"]["ppl"]]
+    values = [seeds["1"]["nats"], seeds["2"]["nats"]]
     assert values[0] != values[1]
-    assert ways["tvd τ=2"]["ppl"] == {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
+    assert ways["tvd τ=2"]["nats"] == {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
     assert "nats_above_forward_kl" not in ways["tvd τ=1"]
     assert result["others"].keys() == {"teacher", "before"}
     assert "| `tvd τ=2` |" in capsys.readouterr().out

@@ -19,6 +19,7 @@ def records(tmp_path_factory):
     config = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
     # Models trained for a few steps do not learn the answer format, so every text is accepted.
     config |= {"categories": ["banks", "mutual_funds", "pension_funds"], "answer": None}
+    del config["mix"], config["split"]  # the defaults
     config["teacher"]["generation"]["max_new_tokens"] = config["evaluation"]["max_new_tokens"] = 16
     config["demo"]["teacher"] |= {"layers": 2, "steps": 10, "min_coverage": 0}
     config["demo"]["student"]["steps"] = config["demo"]["adapter"]["steps"] = 3

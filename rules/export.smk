@@ -64,8 +64,9 @@ rule write_model_card:
         model="output/export/{student}/{category}/{variant}/config.json",
         training="output/{student}/{category}/README.md",
         metrics=collect(
-            "output/evaluation/{model}/{{category}}.metrics.json",
+            "output/evaluation/{model}/{scored}.metrics.json",
             model=from_config(experiment.get_card_models, "student", "variant"),
+            scored=get_card_category,
         ),
     output:
         card="output/export/{student}/{category}/{variant}/README.md",

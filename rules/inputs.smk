@@ -98,6 +98,11 @@ def get_judged_categories(wildcards):
     return categories if experiment.are_judged(config, categories) else []
 
 
+def get_card_category(wildcards):
+    """The category of the scores in a model card: that of the model, or the only one for a pooled student's `all`."""
+    return CATEGORIES[0] if len(CATEGORIES) == 1 else wildcards.category
+
+
 def get_training_options(wildcards):
     return command_lines.training_flags(config, wildcards.student, get_training_categories(wildcards))
 

@@ -3,7 +3,7 @@ rule tabulate_scores:
     input:
         metrics=expand(
             "output/evaluation/{model}/{category}.metrics.json",
-            category=[*CATEGORIES, "all"],
+            category=experiment.get_score_categories(CATEGORIES),
             model=[*experiment.get_models(config), *experiment.get_averaged_students(config)],
         ),
     output:
@@ -173,14 +173,10 @@ use rule tabulate_scores as render_answers with:
 
 use rule tabulate_scores as compare_models with:
     input:
-        predictions=expand(
-            "output/evaluation/{model}/{category}.predictions.jsonl",
+        statistics=expand(
+            "output/evaluation/{model}/{category}.statistics.npz",
             category=CATEGORIES,
             model=experiment.get_models(config),
-        ),
-        judged=expand(
-            "output/evaluation/teacher/{category}.judged.jsonl",
-            category=CATEGORIES if experiment.are_judged(config, CATEGORIES) else [],
         ),
     output:
         table=report(
@@ -194,8 +190,8 @@ use rule tabulate_scores as compare_models with:
         "logs/compare_models.benchmark.tsv"
     resources:
         group_slots=1,
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=2000,
+        runtime=30,
     params:
         **job("compare_models"),
         options=from_config(command_lines.compare_flags),

@@ -108,6 +108,7 @@ def test_everything_is_scored(qa):
         rows = list(csv.DictReader(file))
     models = ["teacher", STUDENT, f"{STUDENT}_base", *(f"{STUDENT}_{variant}" for variant in VARIANTS[1:])]
     assert list(dict.fromkeys(row["model"] for row in rows)) == models
+    assert {row["category"] for row in rows} == {"chinese"}  # one category is not pooled
     metrics = {row["metric"] for row in rows}
     assert metrics >= {"bleu", "chrf", "rougeL", "ppl", "agreement", "length_ratio", "distinct2", "fdistill_coverage"}
     ppl = {row["model"]: float(row["value"]) for row in rows if (row["metric"], row["category"]) == ("ppl", "chinese")}

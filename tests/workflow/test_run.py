@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from running import ROOT, environment, read_lines, snakemake
+from running import ROOT, environment, merge, read_lines, snakemake
 
 MODELS = ["teacher", "student_kd", "student_kd_base", "student_seqkd", "student_seqkd_base"]
 
@@ -76,6 +76,34 @@ def test_the_table_has_every_model_in_every_category(finished):
     ppl = {row["model"]: float(row["value"]) for row in rows if (row["metric"], row["category"]) == ("ppl", "all")}
     # The teacher is random: its answers are hardly likelier to itself than to a student trained on them.
     assert max(ppl["teacher"], ppl["student_kd"]) < ppl["student_kd_base"]
+
+
+def test_the_statistics_of_predictions_are_all_that_later_steps_read(copy):
+    """Pooled scores and comparisons are made again without the texts."""
+    evaluation = copy / "output/evaluation"
+    tables = ["output/report/metrics.csv", "output/report/comparisons.csv"]
+    before = [(copy / table).read_bytes() for table in tables]
+    pooled = evaluation / "teacher/all.metrics.json"
+    metrics = pooled.read_bytes()
+    pooled.unlink()
+    (copy / tables[1]).unlink()
+    for path in evaluation.rglob("*.predictions.jsonl"):
+        path.write_text("no texts\n")
+    rules = ("--allowed-rules", "pool_scores", "tabulate_scores", "compare_models", "--rerun-triggers", "mtime")
+    copy.run(*tables, *rules)
+    assert [pooled.read_bytes(), *((copy / table).read_bytes() for table in tables)] == [metrics, *before]
+
+
+def test_one_category_is_not_scored_twice(fresh, tmp_path):
+    """Also if a student is pooled, whose category is `all`: its model card has the scores of the only category."""
+    directory = fresh.copy(tmp_path / "one")
+    assert "pool_scores" in {rule for rule, _ in directory.planned()}
+    changes = {"categories": ["banks"], "export": {"variants": ["full"]}, "students": {"student_kd": {"pool": True}}}
+    directory.configure(merge(directory.config, changes))
+    jobs = directory.planned()
+    assert ("write_model_card", "all") in jobs
+    assert "pool_scores" not in {rule for rule, _ in jobs}
+    assert {category for rule, category in jobs if rule == "score_predictions"} == {"banks"}
 
 
 def test_a_base_that_students_share_is_evaluated_once(finished):

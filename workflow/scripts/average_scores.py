@@ -4,7 +4,7 @@ The 95 % intervals are those of a bootstrap over the records, of the mean over t
 pooled into one set of scores.
 
     python workflow/scripts/average_scores.py \
-        --predictions output/evaluation/student_kd-seed4{2,3,4}/banks.predictions.jsonl \
+        --statistics output/evaluation/student_kd-seed4{2,3,4}/banks.statistics.npz \
         --metrics bleu rouge ppl --out output/evaluation/student_kd/banks.metrics.json
 """
 
@@ -15,9 +15,8 @@ from pathlib import Path
 from distill.common.errors import run_script
 from distill.common.files import write_json
 from distill.common.options import add_options, read_options
-from distill.evaluation.metrics import needs_likelihoods
 from distill.evaluation.options import ScoringOptions
-from distill.evaluation.prediction_files import add_judgements, load_predictions
+from distill.evaluation.record_statistics import pool, read_statistics
 from distill.evaluation.seed_means import score_replicas
 from distill.records.options import AnswerFormat
 
@@ -28,14 +27,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--predictions",
-        nargs="+",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".../REPLICA/CATEGORY.predictions.jsonl",
+        "--statistics", nargs="+", type=Path, required=True, metavar="FILE", help=".../REPLICA/CATEGORY.statistics.npz"
     )
-    parser.add_argument("--judged", nargs="+", metavar="FILE", help="files from judge_answers.py, for fdistill")
     add_options(parser, ScoringOptions)
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
@@ -45,14 +38,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Score the replicas and write the metrics file with their means."""
     args = parse_args(argv)
+    options = read_options(args, ScoringOptions)
     paths: dict[str, list[Path]] = {}
-    for path in args.predictions:
+    for path in args.statistics:
         paths.setdefault(path.absolute().parent.name, []).append(path)
-    replicas = {model: load_predictions(files, needs_likelihoods(args.metrics)) for model, files in paths.items()}
-    for model, records in replicas.items():
-        if args.judged:
-            add_judgements(records, model, args.judged)
-    scores = score_replicas(replicas, read_options(args, ScoringOptions), args.answer_key)
+    replicas = {
+        model: pool([read_statistics(path, options, args.answer_key) for path in files])
+        for model, files in paths.items()
+    }
+    scores = score_replicas(replicas, options)
     write_json(args.out, scores)
     logger.info("averaged the scores of %s -> %s", ", ".join(replicas), args.out)
 

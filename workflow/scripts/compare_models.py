@@ -3,7 +3,7 @@ r"""Compare pairs of models on the same test records: score differences with a p
 The columns of the table are category,model,other,metric,difference,ci_low,ci_high,p_value,n,seeds,other_seeds,seed_sd;
 a difference is model − other. In a pair, the name of a student with several seeds stands for the mean of its replicas.
 
-    python workflow/scripts/compare_models.py --predictions output/evaluation/*/*.predictions.jsonl \
+    python workflow/scripts/compare_models.py --statistics output/evaluation/*/*.statistics.npz \
         --pairs student_kd:student_kd_base student_kd:teacher --metrics ppl bleu rouge \
         --out output/report/comparisons.csv
 """
@@ -37,10 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--predictions", nargs="+", required=True, metavar="FILE", help=".../MODEL/CATEGORY.predictions.jsonl"
-    )
-    parser.add_argument(
-        "--judged", nargs="+", default=[], metavar="FILE", help="files from judge_answers.py, for fdistill"
+        "--statistics", nargs="+", required=True, metavar="FILE", help=".../MODEL/CATEGORY.statistics.npz"
     )
     parser.add_argument(
         "--pairs", nargs="+", type=parse_pair, required=True, metavar="MODEL:OTHER", help="models to compare"
@@ -52,11 +49,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Load all predictions, compare the models and write the table."""
+    """Load the statistics of all models, compare the models and write the table."""
     args = parse_args(argv)
-    files = sort_files(args.predictions)
-    records = load_models(files, args.judged, args.metrics)
-    rows = compare_models(records, args.pairs, read_options(args, ScoringOptions), args.answer_key)
+    options = read_options(args, ScoringOptions)
+    files = sort_files(args.statistics)
+    rows = compare_models(load_models(files, options, args.answer_key), args.pairs, options)
     write_comparisons(args.out, rows)
     logger.info("%d pairs in %d categories: %d rows -> %s", len(args.pairs), len(files), len(rows), args.out)
 

@@ -1,11 +1,13 @@
 r"""Score predictions, with 95 % bootstrap intervals over the records.
 
-Several prediction files are pooled into one set of scores.
+Several prediction files are pooled into one set of scores. The counts of each record, from which pool_scores.py,
+average_scores.py and compare_models.py go on without the texts, are written with --statistics-out.
 
     python workflow/scripts/score_predictions.py \
         --predictions output/evaluation/teacher/banks.predictions.jsonl \
         --metrics bleu rouge ppl answer --answer-key holding_log_delta \
-        --out output/evaluation/teacher/banks.metrics.json
+        --out output/evaluation/teacher/banks.metrics.json \
+        --statistics-out output/evaluation/teacher/banks.statistics.npz
 """
 
 import argparse
@@ -18,7 +20,8 @@ from distill.common.options import add_options, read_options
 from distill.evaluation.metrics import needs_likelihoods
 from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import add_judgements, load_predictions, write_lines
-from distill.evaluation.scores import score_records
+from distill.evaluation.record_statistics import count_statistics, write_statistics
+from distill.evaluation.scores import score
 from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, ScoringOptions)
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
+    parser.add_argument("--statistics-out", metavar="FILE", help="statistics.npz, for the scripts that compare models")
     parser.add_argument("--answers-out", metavar="FILE", help="text file with one answer per line, for other scorers")
     parser.add_argument("--references-out", metavar="FILE", help="text file with the references, in the same order")
     return parser.parse_args(argv)
@@ -44,10 +48,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.judged:
         (model,) = {Path(path).parent.name for path in args.predictions}
         add_judgements(records, model, args.judged)
-    scores = score_records(records, read_options(args, ScoringOptions), args.answer_key)
+    options = read_options(args, ScoringOptions)
+    counted = count_statistics(records, options, args.answer_key)
     for field, path in (("prediction", args.answers_out), ("reference", args.references_out)):
         if path:
             write_lines(records, field, path)
+    if args.statistics_out:
+        write_statistics(args.statistics_out, counted)
+    scores = score(counted, options, args.answer_key)
     write_json(args.out, scores)
     counts = scores["counts"]
     logger.info(

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import sacrebleu
+from scored_records import write_statistics
 
 import compare_models
 import plot_comparisons
@@ -64,18 +65,17 @@ def make_records(model, count=25, category="banks", skill=0.5, seed=0):
     return records
 
 
-def write(folder, model, records, kind="predictions"):
-    path = folder / model / f"{records[0]['category']}.{kind}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_judged(folder, records):
+    path = folder / f"{records[0]['category']}.judged.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return str(path)
 
 
 def compare(folder, found, *options, pairs=("a:b",), judged=()):
     """Rows of comparisons.csv by (category, pair, metric); `found` is a list of (model, records)."""
-    paths = [write(folder, model, records) for model, records in found]
-    argv = ["--predictions", *paths, "--pairs", *pairs, "--out", str(folder / "comparisons.csv"), *options]
-    argv += ["--judged", *judged] if judged else []
+    judgements = ["--judged", *judged] if judged else []
+    paths = [write_statistics(folder, model, records, *options, *judgements) for model, records in found]
+    argv = ["--statistics", *paths, "--pairs", *pairs, "--out", str(folder / "comparisons.csv"), *options]
     compare_models.main([*argv, "--bootstrap", str(RESAMPLES), "--seed", str(SEED)])
     rows = read_comparisons(folder / "comparisons.csv")
     return {(row.category, f"{row.model}:{row.other}", row.metric): row for row in rows}
@@ -174,7 +174,7 @@ def test_models_of_different_tokenizers_are_compared_by_bits_per_byte(tmp_path, 
         for model, records in (("a", first), ("b", mostly_finer), ("c", first))
         for category in ("banks", "zebras")
     ]
-    judged = write(tmp_path / "judged", "teacher", [r | {"model": m} for m in "abc" for r in first], "judged")
+    judged = write_judged(tmp_path, [r | {"model": m} for m in "abc" for r in first])
     metrics = ("--metrics", "ppl", "fdistill", "bleu")
     rows = compare(tmp_path, found, *metrics, pairs=["a:b", "a:c"], judged=[judged])
     by_pair = {pair: {metric for _, name, metric in rows if name == pair} for pair in ("a:b", "a:c")}
@@ -228,10 +228,9 @@ def test_categories_are_pooled_and_the_teacher_judges(tmp_path):
         for model in ("a", "b")
     ]
     judged = [
-        write(tmp_path / "judged", category, [r | {"model": m} for m, records in found for r in records
-                                              if r["category"] == category], "judged")
+        write_judged(tmp_path, [r | {"model": m} for m, records in found for r in records if r["category"] == category])
         for category in ("zebras", "banks")
-    ]  # fmt: skip
+    ]
     rows = compare(tmp_path, found, "--metrics", "fdistill", "shape", judged=judged)
     assert list(dict.fromkeys(category for category, _, _ in rows)) == ["zebras", "banks", "all"]
     assert [rows[name, "a:b", "fdistill_coverage"].n for name in ("zebras", "banks", "all")] == [12, 8, 20]
@@ -256,7 +255,7 @@ def test_other_records_are_refused(tmp_path):
     with pytest.raises(InputError, match="pair a:c: expected one of a, b, found c"):
         compare(tmp_path, [("a", first), ("b", second)], pairs=["a:c"])
     other = [record | {"category": "other"} for record in first]
-    with pytest.raises(InputError, match="other: expected predictions of a, b, found none of b"):
+    with pytest.raises(InputError, match="other: expected statistics of a, b, found none of b"):
         compare(tmp_path, [("a", first), ("b", second), ("a", other)])
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scored_records import write_statistics
 
 import average_scores
 import tabulate_scores
@@ -37,19 +38,14 @@ def make_records(model, category="banks", count=COUNT):
     return records
 
 
-def write(folder, model, records):
-    path = folder / model / f"{records[0]['category']}.predictions.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return str(path)
-
-
 def run(folder, found, name="kd", category="banks"):
     """The metrics file of the mean over the given (model, records)."""
-    paths = [write(folder, model, records) for model, records in found]
+    options = ["--metrics", "answer", "--answer-key", "delta"]
+    paths = [write_statistics(folder, model, records, *options) for model, records in found]
     out = folder / name / f"{category}.metrics.json"
-    argv = ["--predictions", *paths, "--metrics", "answer", "--answer-key", "delta", "--out", str(out)]
-    average_scores.main([*argv, "--bootstrap", str(RESAMPLES), "--seed", str(SEED)])
+    average_scores.main(
+        ["--statistics", *paths, *options, "--out", str(out), "--bootstrap", str(RESAMPLES), "--seed", str(SEED)]
+    )
     return out
 
 

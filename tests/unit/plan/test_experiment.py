@@ -49,6 +49,11 @@ def test_jobs_load_the_models_that_they_name(config):
     assert found == [teacher, ["output/kd/banks"], ["owner/student"]]
 
 
+def test_several_categories_are_pooled():
+    assert experiment.get_score_categories(["banks", "funds"]) == ["banks", "funds", "all"]
+    assert experiment.get_score_categories(["banks"]) == ["banks"]
+
+
 COPIED = {"init": "copy_layers", "layers": 3}
 
 

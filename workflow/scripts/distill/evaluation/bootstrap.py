@@ -71,18 +71,35 @@ def percentile_interval(values: Floats) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def resample_all(statistics: Mapping[str, Statistic], records: int, resamples: int, seed: int) -> dict[str, Resampled]:
-    """Every score with its values in the resamples; arguments as in `estimate_all`."""
+def resample_models(
+    models: Mapping[str, Mapping[str, Statistic]], records: int, resamples: int, seed: int
+) -> dict[str, dict[str, Resampled]]:
+    """Every score of several models, by model and metric, with its values in the same resamples, drawn once.
+
+    Args:
+        models: statistics of each model, by metric.
+        records: number of records of each model, at least 1.
+        resamples: number of resamples; 0 gives scores without resampled values.
+        seed: seed of the resamples.
+    """
+    whole = np.ones((1, records))
+    blocks: dict[tuple[str, str], list[Floats]] = {(model, name): [] for model in models for name in models[model]}
     with np.errstate(all="ignore"):  # an undefined score is NaN
-        values = {name: float(s.function(np.ones((1, records)))[0]) for name, s in statistics.items()}
-        resampled: dict[str, list[Floats]] = {name: [] for name in statistics}
+        values = {(model, name): float(models[model][name].function(whole)[0]) for model, name in blocks}
         for weights in draw_weights(records, resamples, seed):
-            for name, statistic in statistics.items():
-                resampled[name].append(statistic.function(weights))
-    return {
-        name: Resampled(values[name], np.concatenate([np.empty(0), *resampled[name]]), statistic.n)
-        for name, statistic in statistics.items()
-    }
+            for (model, name), resampled in blocks.items():
+                resampled.append(models[model][name].function(weights))
+
+    def gather(model: str, name: str) -> Resampled:
+        resampled = np.concatenate([np.empty(0), *blocks[model, name]])
+        return Resampled(values[model, name], resampled, models[model][name].n)
+
+    return {model: {name: gather(model, name) for name in statistics} for model, statistics in models.items()}
+
+
+def resample_all(statistics: Mapping[str, Statistic], records: int, resamples: int, seed: int) -> dict[str, Resampled]:
+    """As `resample_models`, for one model."""
+    return resample_models({"": statistics}, records, resamples, seed)[""]
 
 
 def estimate_all(statistics: Mapping[str, Statistic], records: int, resamples: int, seed: int) -> dict[str, Estimate]:

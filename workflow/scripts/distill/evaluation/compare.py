@@ -9,30 +9,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distill.common.errors import InputError
 from distill.common.names import POOLED
 from distill.common.replicas import list_replicas
-from distill.evaluation.bootstrap import Floats, Resampled, percentile_interval, resample_all
+from distill.evaluation.bootstrap import Floats, Resampled, percentile_interval, resample_models
 from distill.evaluation.comparison_table import Comparison
-from distill.evaluation.metrics import list_metrics, needs_likelihoods
+from distill.evaluation.metrics import list_metrics
 from distill.evaluation.options import ScoringOptions
-from distill.evaluation.prediction_files import add_judgements, check_same_records, load_predictions
+from distill.evaluation.prediction_files import check_same_records
+from distill.evaluation.record_statistics import SUFFIX, RecordStatistics, pool, read_statistics
 from distill.evaluation.score_table import order_categories
 from distill.evaluation.scores import build_statistics
 from distill.evaluation.seed_means import SeedMean, average_all
 
 logger = logging.getLogger(__name__)
 
-SUFFIX = ".predictions.jsonl"
 ROUNDING = 1e-12  # relative
 
 Pair = tuple[str, str]
-Record = dict[str, Any]
 Files = dict[str, dict[str, str | PathLike[str]]]  # category to model to file
+Counted = Mapping[str, Mapping[str, RecordStatistics]]  # by category and model
 Scores = dict[str, Resampled]  # by metric
 
 
@@ -85,7 +84,7 @@ def combine_spreads(model: SeedMean, other: SeedMean) -> float | None:
 
 
 def sort_files(paths: Iterable[str | PathLike[str]]) -> Files:
-    """Sort files by category and model, from their paths `…/{model}/{category}.predictions.jsonl`, keeping the order.
+    """Sort files by category and model, from their paths `…/{model}/{category}.statistics.npz`, keeping the order.
 
     Raises:
         InputError: a path has another form, or two files belong to one model and category.
@@ -102,80 +101,68 @@ def sort_files(paths: Iterable[str | PathLike[str]]) -> Files:
     return sorted_files
 
 
-def load_models(
-    files: Files, judged: Sequence[str | PathLike[str]], metrics: Sequence[str]
-) -> dict[str, dict[str, list[Record]]]:
-    """Load records by category and model; the records of a category have the same order in all models.
+def load_models(files: Files, options: ScoringOptions, answer_key: str) -> dict[str, dict[str, RecordStatistics]]:
+    """Load statistics by category and model; the records of a category have the same order in all models.
 
-    The category `all` pools the records of all categories.
+    With several categories, the category `all` pools their records.
 
     Args:
         files: from `sort_files`.
-        judged: files from judge_answers.py, for metrics that need the teacher's judgements; may be empty.
-        metrics: names of metric groups.
+        options: metrics and tokenizer.
+        answer_key: key of the value in an answer; empty without an answer format.
 
     Raises:
-        InputError: a record is broken, a model lacks a category, or two models have different records.
+        InputError: a file is broken, a model lacks a category, or two models have different records.
     """
     models = list(dict.fromkeys(model for by_model in files.values() for model in by_model))
-    loaded: dict[str, dict[str, list[Record]]] = {}
+    loaded: dict[str, dict[str, RecordStatistics]] = {}
     for category, by_model in files.items():
         if missing := [model for model in models if model not in by_model]:
-            raise InputError(f"{category}: expected predictions of {', '.join(models)}, found none of {missing[0]}")
-        loaded[category] = {model: load_predictions([by_model[model]], needs_likelihoods(metrics)) for model in models}
-        check_same_records({str(by_model[model]): records for model, records in loaded[category].items()})
-    pooled = {model: [record for category in sorted(files) for record in loaded[category][model]] for model in models}
-    for model in models if judged else []:
-        add_judgements(pooled[model], model, judged)  # the categories share these record objects
-    return loaded | {POOLED: pooled}
+            raise InputError(f"{category}: expected statistics of {', '.join(models)}, found none of {missing[0]}")
+        loaded[category] = {model: read_statistics(by_model[model], options, answer_key) for model in models}
+        identities = {str(by_model[model]): counted.iterate_identities() for model, counted in loaded[category].items()}
+        check_same_records({path: list(records) for path, records in identities.items()})
+    if len(loaded) == 1:
+        return loaded
+    return loaded | {POOLED: {model: pool([by_model[model] for by_model in loaded.values()]) for model in models}}
 
 
-def score_once(
-    records: Sequence[Record],
-    options: ScoringOptions,
-    answer_key: str,
-    scored: list[tuple[Sequence[Record], Scores]],
-) -> Scores:
-    """Score a model's records, or return the scores of equal records; students may share the answers of one `_base`.
+def score_models(counted: Mapping[str, RecordStatistics], options: ScoringOptions) -> dict[str, Scores]:
+    """Score all models of a category on the same resamples; those with equal statistics once.
 
     Args:
-        records: one model's records, at least one.
-        options: metrics and bootstrap.
-        answer_key: key of the value in an answer; empty without an answer format.
-        scored: records that were scored before, with their scores; new ones are appended.
+        counted: statistics by model.
+        options: bootstrap.
     """
-    for earlier, scores in scored:
-        if earlier == records:
-            return scores
-    statistics = build_statistics(records, options, answer_key)
-    scores = resample_all(statistics, len(records), options.bootstrap, options.seed)
-    scored.append((records, scores))
-    return scores
+    first_of: dict[str, str] = {}
+    for model, own in counted.items():
+        first_of[model] = next((other for other in first_of.values() if counted[other].equals(own)), model)
+    built = {model: build_statistics(counted[model]) for model in dict.fromkeys(first_of.values())}
+    count = len(next(iter(counted.values())))
+    scores = resample_models(built, count, options.bootstrap, options.seed)
+    return {model: scores[first] for model, first in first_of.items()}
 
 
-def splits_equally(records: Mapping[str, Mapping[str, Sequence[Record]]], model: str, other: str) -> bool:
+def splits_equally(counted: Counted, model: str, other: str) -> bool:
     """Whether both models' tokenizers split every reference into the same number of tokens.
 
     Only then have means over tokens, such as perplexity, the same unit for both models.
 
     Args:
-        records: from `load_models`.
+        counted: from `load_models`.
         model: name of a model.
         other: name of another model.
     """
-    return all(
-        first.get("nll_tokens") == second.get("nll_tokens")
-        for by_model in records.values()
-        for first, second in zip(by_model[model], by_model[other], strict=True)
-        if "nll_tokens" in first and "nll_tokens" in second
-    )
+    pairs = [(by_model[model].records, by_model[other].records) for by_model in counted.values()]
+    name = "reference_tokens"
+    return all(np.array_equal(one[name], two[name]) for one, two in pairs if name in one and name in two)
 
 
-def select_compared(records: Mapping[str, Mapping[str, Sequence[Record]]], model: str, other: str) -> set[str]:
+def select_compared(counted: Counted, model: str, other: str) -> set[str]:
     """Names of the metrics by which two models can be compared; see `Metric.is_per_token`."""
-    models = list(next(iter(records.values())))
+    models = list(next(iter(counted.values())))
     pairs = product(list_replicas(model, models), list_replicas(other, models))
-    if all(splits_equally(records, *pair) for pair in pairs):
+    if all(splits_equally(counted, *pair) for pair in pairs):
         return set(list_metrics())
     compared = {name for name, metric in list_metrics().items() if not metric.is_per_token}
     left_out = ", ".join(sorted(list_metrics().keys() - compared))
@@ -184,35 +171,28 @@ def select_compared(records: Mapping[str, Mapping[str, Sequence[Record]]], model
     return compared
 
 
-def compare_models(
-    records: Mapping[str, Mapping[str, Sequence[Record]]],
-    pairs: Sequence[Pair],
-    options: ScoringOptions,
-    answer_key: str,
-) -> list[Comparison]:
+def compare_models(counted: Counted, pairs: Sequence[Pair], options: ScoringOptions) -> list[Comparison]:
     """Compare every pair in every category, for each metric that both models have and that `select_compared` selects.
 
     Each model is scored once per category, on the same resamples as the other models; a pair's row is the difference
     of these scores.
 
     Args:
-        records: from `load_models`.
+        counted: from `load_models`.
         pairs: (model, other), in the order of the result; the name of a student stands for all of its replicas.
-        options: metrics and bootstrap.
-        answer_key: key of the value in an answer; empty without an answer format.
+        options: bootstrap.
 
     Raises:
         InputError: a pair names a model without records.
     """
-    models = list(next(iter(records.values())))
+    models = list(next(iter(counted.values())))
     for model, other in pairs:
         if unknown := [name for name in (model, other) if not list_replicas(name, models)]:
             raise InputError(f"pair {model}:{other}: expected one of {', '.join(models)}, found {unknown[0]}")
-    compared_by = {pair: select_compared(records, *pair) for pair in pairs}
+    compared_by = {pair: select_compared(counted, *pair) for pair in pairs}
     rows = []
-    scored: list[tuple[Sequence[Record], Scores]] = []
-    for category in order_categories(records):
-        scores = {model: score_once(found, options, answer_key, scored) for model, found in records[category].items()}
+    for category in order_categories(counted):
+        scores = score_models(counted[category], options)
         for model, other in pairs:
             means, others = (
                 average_all([scores[replica] for replica in list_replicas(name, models)]) for name in (model, other)

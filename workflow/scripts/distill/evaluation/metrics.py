@@ -1,9 +1,9 @@
 """The registry of metrics: what each group computes, and how tables, figures and model cards show it.
 
-To add a metric, add it to a group in `GROUPS`, or add a group with its build function. The command line, the
+To add a metric, add it to a group in `GROUPS`, or add a group with its load function. The command line, the
 configuration, metrics.json, metrics.csv, the printed tables, the figures, the comparisons and the model cards all read
 this registry. Snakemake's own process imports this module too: numpy, sacrebleu and the like are imported inside the
-build functions only.
+load functions only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,29 @@ from typing import TYPE_CHECKING, Any
 from distill.common.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from distill.evaluation.bootstrap import Statistic
 
 Records = Sequence[dict[str, Any]]
+Columns = dict[str, "NDArray[Any]"]  # by name, each of shape (records, …)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a group's metrics are computed: texts are counted once, and everything after that works on the counts.
+
+    Attributes:
+        count: returns the columns of records, which hold all that `build` needs and no text. The arguments are records
+            from `load_predictions` and sacreBLEU's tokenizer. Columns whose inputs are missing, such as likelihoods,
+            are left out. Columns of several categories can be joined.
+        build: returns the statistics, by metric name, from columns; without those whose columns are missing.
+        describe: returns the signature for metrics.json, from sacreBLEU's tokenizer; None writes none.
+    """
+
+    count: Callable[[Records, str], Columns]
+    build: Callable[[Columns], Mapping[str, Statistic]]
+    describe: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +87,7 @@ class MetricGroup:
     Attributes:
         description: plain sentences for the configuration reference.
         metrics: in the order of tables and figures.
-        build: returns the statistics of records, by metric name. The arguments are records from `load_predictions` and
-            sacreBLEU's tokenizer. Metrics whose inputs are missing, such as likelihoods, are left out.
-        describe: returns the signature for metrics.json, from sacreBLEU's tokenizer; None writes none.
+        load: imports what the group needs and returns how its metrics are computed.
         needs_likelihoods: predict_answers.py has to measure the likelihood of the references.
         needs_judgements: judge_answers.py has to measure the teacher's likelihood of the predictions.
         needs_answer_key: the group is computed only with an answer key.
@@ -77,74 +95,59 @@ class MetricGroup:
 
     description: str
     metrics: tuple[Metric, ...]
-    build: Callable[[Records, str], Mapping[str, Statistic]]
-    describe: Callable[[str], str] | None = None
+    load: Callable[[], Measure]
     needs_likelihoods: bool = False
     needs_judgements: bool = False
     needs_answer_key: bool = False
 
 
-def build_answer(records: Records, tokenize: str) -> dict[str, Statistic]:
+def load_answer() -> Measure:
     """Coverage, and errors of the values against the labels."""
-    from distill.evaluation.value_metrics import build_value_statistics
+    from distill.evaluation.value_metrics import build_values, count_values
 
-    return build_value_statistics(records)
+    return Measure(count_values, build_values)
 
 
-def build_ppl(records: Records, tokenize: str) -> dict[str, Statistic]:
+def load_ppl() -> Measure:
     """Perplexity, bits per byte and agreement on the references."""
-    from distill.evaluation.likelihood_metrics import build_perplexity_statistics
+    from distill.evaluation.likelihood_metrics import build_ppl, count_ppl
 
-    return build_perplexity_statistics(records)
+    return Measure(count_ppl, build_ppl)
 
 
-def build_fdistill(records: Records, tokenize: str) -> dict[str, Statistic]:
+def load_fdistill() -> Measure:
     """Likelihood and coverage of f-DISTILL."""
-    from distill.evaluation.likelihood_metrics import build_fdistill_statistics
+    from distill.evaluation.likelihood_metrics import build_fdistill, count_fdistill
 
-    return build_fdistill_statistics(records)
+    return Measure(count_fdistill, build_fdistill)
 
 
-def build_bleu(records: Records, tokenize: str) -> dict[str, Statistic]:
+def load_bleu() -> Measure:
     """Corpus BLEU."""
-    from distill.evaluation.text_metrics import build_bleu_statistics
+    from distill.evaluation.sacrebleu_metrics import build_bleu, count_bleu, get_bleu_signature
 
-    return build_bleu_statistics(records, tokenize)
-
-
-def describe_bleu(tokenize: str) -> str:
-    """sacreBLEU's signature of BLEU."""
-    from distill.evaluation.text_metrics import get_bleu_signature
-
-    return get_bleu_signature(tokenize)
+    return Measure(count_bleu, build_bleu, get_bleu_signature)
 
 
-def build_chrf(records: Records, tokenize: str) -> dict[str, Statistic]:
+def load_chrf() -> Measure:
     """Corpus chrF."""
-    from distill.evaluation.text_metrics import build_chrf_statistics
+    from distill.evaluation.sacrebleu_metrics import build_chrf, count_chrf, get_chrf_signature
 
-    return build_chrf_statistics(records)
-
-
-def describe_chrf(tokenize: str) -> str:
-    """sacreBLEU's signature of chrF."""
-    from distill.evaluation.text_metrics import get_chrf_signature
-
-    return get_chrf_signature()
+    return Measure(count_chrf, build_chrf, get_chrf_signature)
 
 
-def build_rouge(records: Records, tokenize: str) -> dict[str, Statistic]:
+def load_rouge() -> Measure:
     """ROUGE-1, ROUGE-2 and ROUGE-L."""
-    from distill.evaluation.text_metrics import build_rouge_statistics
+    from distill.evaluation.text_metrics import build_rouge, count_rouge
 
-    return build_rouge_statistics(records)
+    return Measure(count_rouge, build_rouge)
 
 
-def build_shape(records: Records, tokenize: str) -> dict[str, Statistic]:
+def load_shape() -> Measure:
     """Length, repetition and distinct n-grams of the answers."""
-    from distill.evaluation.text_metrics import build_shape_statistics
+    from distill.evaluation.text_metrics import build_shape, count_shape
 
-    return build_shape_statistics(records)
+    return Measure(count_shape, build_shape)
 
 
 # In the order of tables and figures.
@@ -162,7 +165,7 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("ic", None, "IC (Spearman)", None),
             Metric("direction_accuracy", None, "direction accuracy", None, limit=1),
         ),
-        build=build_answer,
+        load=load_answer,
         needs_answer_key=True,
     ),
     "ppl": MetricGroup(
@@ -175,20 +178,18 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("agreement", "agreement %", "agreement (share)", None, is_percentage=True, replaced_by="coverage",
                    limit=1, is_per_token=True),
         ),
-        build=build_ppl,
+        load=load_ppl,
         needs_likelihoods=True,
     ),
     "bleu": MetricGroup(
         description="Corpus BLEU against the teacher's answers.",
         metrics=(Metric("bleu", "BLEU", "BLEU", "BLEU", limit=100),),
-        build=build_bleu,
-        describe=describe_bleu,
+        load=load_bleu,
     ),
     "chrf": MetricGroup(
         description="Corpus chrF2, an F-score of character n-grams, against the teacher's answers.",
         metrics=(Metric("chrf", "chrF", "chrF", "chrF", limit=100),),
-        build=build_chrf,
-        describe=describe_chrf,
+        load=load_chrf,
     ),
     "rouge": MetricGroup(
         description="ROUGE-1, ROUGE-2 and ROUGE-L F1 against the teacher's answers.",
@@ -197,7 +198,7 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("rouge2", None, None, "ROUGE-2 F1"),
             Metric("rougeL", "ROUGE-L", "ROUGE-L F1", "ROUGE-L F1", limit=100),
         ),
-        build=build_rouge,
+        load=load_rouge,
     ),
     "fdistill": MetricGroup(
         description="The two measures of f-DISTILL: likelihood, which is the model's perplexity of the teacher's "
@@ -208,12 +209,12 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("fdistill_likelihood", None, "fdistill likelihood\n(perplexity)", None, same_as="ppl",
                    can_be_log=True, is_per_token=True),
         ),
-        build=build_fdistill,
+        load=load_fdistill,
         needs_likelihoods=True,
         needs_judgements=True,
     ),
     "shape": MetricGroup(
-        description="Length ratio, repetition and distinct n-grams of the model's answers.",
+        description="Length ratio, repetition and distinct n-grams (in samples of 20) of the model's answers.",
         metrics=(
             Metric("length_ratio", "length ratio", "length (ratio)", None, decimals=2, starts_at_0=True),
             Metric("repetition", "repetition %", "repetition (share)", None, is_percentage=True, drop_order=3,
@@ -223,7 +224,7 @@ GROUPS: dict[str, MetricGroup] = {
             Metric("distinct2", "distinct-2 %", "distinct-2 (share)", None, is_percentage=True, drop_order=2,
                    starts_at_0=True),
         ),
-        build=build_shape,
+        load=load_shape,
     ),
 }  # fmt: skip
 # Order in metrics.json and metrics.csv, fixed since the first version; other groups follow.

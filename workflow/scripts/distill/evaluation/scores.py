@@ -1,44 +1,25 @@
-"""Scores of predictions with confidence intervals: the content of a metrics file."""
+"""Scores of a model's records with confidence intervals: the content of a metrics file."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
-from distill.common.errors import InputError
 from distill.evaluation.bootstrap import Estimate, Statistic, estimate_all
-from distill.evaluation.metrics import FILE_ORDER, GROUPS
+from distill.evaluation.metrics import GROUPS
 from distill.evaluation.options import ScoringOptions
-from distill.evaluation.prediction_files import has_likelihoods
-from distill.evaluation.text_metrics import warn_of_chinese
+from distill.evaluation.record_statistics import RecordStatistics
 
 logger = logging.getLogger(__name__)
 
-Records = Sequence[dict[str, Any]]
 
-
-def select_groups(options: ScoringOptions, answer_key: str) -> list[str]:
-    """Names of the groups to compute, in the order of metrics.json."""
-    chosen = [
-        name for name, group in GROUPS.items()
-        if name in options.metrics and (answer_key or not group.needs_answer_key)
-    ]  # fmt: skip
-    return sorted(chosen, key=[*FILE_ORDER, *GROUPS].index)
-
-
-def build_statistics(records: Records, options: ScoringOptions, answer_key: str) -> dict[str, Statistic]:
-    """The statistics of all chosen groups, by metric name, in the order of metrics.json.
-
-    Args:
-        records: from `load_predictions`, at least one.
-        options: `metrics` and `tokenize` matter here.
-        answer_key: key of the value in an answer; without one, groups that need it are left out.
+def build_statistics(counted: RecordStatistics) -> dict[str, Statistic]:
+    """The statistics of all groups, by metric name, in the order of metrics.json.
 
     Raises:
         ValueError: a group builds a statistic that it does not declare.
     """
     statistics: dict[str, Statistic] = {}
-    for name in select_groups(options, answer_key):
-        built = GROUPS[name].build(records, options.tokenize)
+    for name, columns in counted.groups.items():
+        built = GROUPS[name].load().build(columns)
         declared = [metric.name for metric in GROUPS[name].metrics]
         if unknown := [metric for metric in built if metric not in declared]:
             raise ValueError(f"metric group {name}: expected one of {', '.join(declared)}, found {unknown[0]}")
@@ -46,31 +27,25 @@ def build_statistics(records: Records, options: ScoringOptions, answer_key: str)
     return statistics
 
 
-def score_records(records: Records, options: ScoringOptions, answer_key: str) -> dict[str, Any]:
+def score(counted: RecordStatistics, options: ScoringOptions, answer_key: str) -> dict[str, Any]:
     """The content of a metrics file: one entry per metric, then intervals, n, counts and settings.
 
-    Args:
-        records: from `load_predictions`, at least one.
-        options: groups of metrics, tokenizer and bootstrap. Metrics whose likelihoods are missing are left out.
-        answer_key: key of the value in an answer; without one, groups that need it are left out.
+    Metrics whose likelihoods are missing are left out.
 
-    Raises:
-        InputError: there are no records.
+    Args:
+        counted: from `count_statistics`, `read_statistics` or `pool`.
+        options: as when the records were counted.
+        answer_key: key of the value in an answer, or an empty text.
     """
-    if not records:
-        raise InputError("expected at least one prediction, found none")
-    if "ppl" in options.metrics and not has_likelihoods(records):
+    if counted.groups.get("ppl") == {}:
         logger.info("the predictions hold no likelihoods: perplexity is left out")
-    if "bleu" in options.metrics:
-        warn_of_chinese(records, options.tokenize)
-    statistics = build_statistics(records, options, answer_key)
-    estimates = estimate_all(statistics, len(records), options.bootstrap, options.seed)
+    estimates = estimate_all(build_statistics(counted), len(counted), options.bootstrap, options.seed)
     signatures = {
-        f"{name}_signature": describe(options.tokenize)
-        for name in select_groups(options, answer_key)
-        if (describe := GROUPS[name].describe)
+        f"{name}_signature": describe(counted.tokenize)
+        for name in counted.groups
+        if (describe := GROUPS[name].load().describe)
     }
-    return arrange_scores(estimates, count_records(records)) | {
+    return arrange_scores(estimates, count_records(counted)) | {
         "settings": {
             "answer_key": answer_key,
             "bleu_signature": None,
@@ -81,14 +56,10 @@ def score_records(records: Records, options: ScoringOptions, answer_key: str) ->
     }
 
 
-def count_records(records: Records) -> dict[str, int]:
+def count_records(counted: RecordStatistics) -> dict[str, int]:
     """Numbers of all, usable, labelled and truncated records."""
-    return {
-        "records": len(records),
-        "usable": sum(record["usable"] for record in records),
-        "with_label": sum(record["label"] is not None for record in records),
-        "truncated": sum(record["finish_reason"] == "length" for record in records),
-    }
+    states = {name: int(counted.records[name].sum()) for name in ("usable", "with_label", "truncated")}
+    return {"records": len(counted)} | states
 
 
 def arrange_scores(estimates: dict[str, Estimate], counts: dict[str, int]) -> dict[str, Any]:

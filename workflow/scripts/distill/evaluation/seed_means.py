@@ -7,12 +7,11 @@ import numpy as np
 
 from distill.common.errors import InputError
 from distill.common.replicas import drop_seed, is_replica
-from distill.evaluation.bootstrap import Resampled, make_estimate, resample_all
+from distill.evaluation.bootstrap import Resampled, make_estimate, resample_models
 from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import check_same_records
+from distill.evaluation.record_statistics import RecordStatistics
 from distill.evaluation.scores import arrange_scores, build_statistics
-
-Records = Sequence[dict[str, Any]]
 
 
 class SeedMean(NamedTuple):
@@ -57,30 +56,26 @@ def check_replicas(models: Sequence[str]) -> None:
             raise InputError(f"expected replicas NAME-seedN of one student, found {model} among {', '.join(models)}")
 
 
-def score_replicas(replicas: Mapping[str, Records], options: ScoringOptions, answer_key: str) -> dict[str, Any]:
+def score_replicas(replicas: Mapping[str, RecordStatistics], options: ScoringOptions) -> dict[str, Any]:
     """The content of a metrics file with the mean over the replicas of a student.
 
     `intervals` are those of the bootstrap over records, of the mean over these replicas; `seed_sd` is the spread over
     the seeds, and `seeds` the number of replicas.
 
     Args:
-        replicas: records from `load_predictions` by name of the replica.
-        options: as for a single model; see `score_records`.
-        answer_key: as for a single model.
+        replicas: statistics by name of the replica.
+        options: as when the records were counted.
 
     Raises:
         InputError: the models are not replicas of one student, or have different records.
     """
     check_replicas(list(replicas))
-    check_same_records(replicas)
-    scores = [
-        resample_all(build_statistics(records, options, answer_key), len(records), options.bootstrap, options.seed)
-        for records in replicas.values()
-    ]
-    means = average_all(scores)
+    check_same_records({name: list(counted.iterate_identities()) for name, counted in replicas.items()})
+    count = len(next(iter(replicas.values())))
+    built = {name: build_statistics(counted) for name, counted in replicas.items()}
+    means = average_all(list(resample_models(built, count, options.bootstrap, options.seed).values()))
     estimates = {name: make_estimate(mean.score) for name, mean in means.items()}
-    counts = {"records": len(next(iter(replicas.values())))}
-    return arrange_scores(estimates, counts) | {
+    return arrange_scores(estimates, {"records": count}) | {
         "seeds": len(replicas),
         "seed_sd": {name: mean.sd for name, mean in means.items()},
         "replicas": list(replicas),

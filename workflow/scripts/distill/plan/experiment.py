@@ -359,6 +359,11 @@ def has_page(config: Config) -> bool:
     return bool(config["evaluation"]["questions"] or config["evaluation"]["page_records"])
 
 
+def get_score_categories(categories: Sequence[str]) -> list[str]:
+    """Return the categories of the score table: these, and `all` if there are several to pool."""
+    return [*categories, POOLED] if len(categories) > 1 else list(categories)
+
+
 def get_compared_models(config: Config) -> list[tuple[str, str]]:
     """Return the pairs of models whose scores are compared.
 

@@ -98,7 +98,7 @@ def test_one_category_is_not_scored_twice(fresh, tmp_path):
     """Also if a student is pooled, whose category is `all`: its model card has the scores of the only category."""
     directory = fresh.copy(tmp_path / "one")
     assert "pool_scores" in {rule for rule, _ in directory.planned()}
-    changes = {"categories": ["banks"], "export": {"variants": ["full"]}, "students": {"student_kd": {"pool": True}}}
+    changes = {"categories": ["banks"], "export": {"variants": ["full"]}, "students": {"student_seqkd": {"pool": True}}}
     directory.configure(merge(directory.config, changes))
     jobs = directory.planned()
     assert ("write_model_card", "all") in jobs

@@ -115,7 +115,7 @@ rule compute_signal:
         splits=subpath(input.train, parent=True),
         folder=subpath(output.index, parent=True),
         options=from_config(command_lines.signal_flags, "category", "signal"),
-        run_options=untracked(command_lines.signal_run_flags),
+        run_options=untracked(command_lines.signal_run_flags, "category", "signal"),
         device=Untracked(config["device"]),
     shell:
         "python {params.script} --data {params.splits:q} {params.options} {params.run_options}"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,15 @@ def test_targets_are_mixed_and_labelled(qa):
     assert {one["target"] for one in read_lines(folder / "test.jsonl")} == {"teacher"}
     alpaca = json.loads((folder / "alpaca_train.json").read_text(encoding="utf-8"))
     assert [one["output"] for one in alpaca] == [record["messages"][2]["content"] for record in train]
+
+
+@pytest.mark.slow
+def test_the_size_of_the_signal_is_known_before_it_is_computed(qa):
+    """Original answers count at their own length, those of the test split not at all."""
+    stats = json.loads((qa / "artifacts/distill_data/teacher_signal/chinese/topk_64_t1/stats.json").read_text())
+    line = r"teacher signal topk_64_t1 of chinese: .* bytes per token, about ([\d,]+) tokens"
+    tokens = int(re.search(line, qa.run("--dry-run"))[1].replace(",", ""))
+    assert tokens == pytest.approx(stats["tokens"], rel=0.1)
 
 
 @pytest.mark.slow

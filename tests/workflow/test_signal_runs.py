@@ -71,9 +71,9 @@ def test_the_size_of_a_signal_is_logged_before_it_is_computed(trained, dry_run, 
     """With and without answers whose tokens can be counted."""
     for category in CATEGORIES:
         for signal, size in (("hidden", 68), ("topk_8_t2", 28), ("topk_8_s4_t2", 35)):
-            assert re.search(
-                rf"teacher signal {signal} of {category}: {size} bytes per token, about [\d,]+ tokens, .* GB", dry_run
-            )
+            line = rf"teacher signal {signal} of {category}: {size} bytes per token, about ([\d,]+) tokens, .* GB"
+            tokens = int(re.search(line, dry_run)[1].replace(",", ""))
+            assert tokens == pytest.approx(read_stats(trained, category, signal)["tokens"], rel=0.02)
     new = fresh.copy(tmp_path / "new")
     new.configure(STUDENTS_CONFIG)
     assert "teacher signal topk_8_t2 of banks: 28 bytes per completion token" in new.run("--dry-run")
@@ -98,6 +98,19 @@ def test_a_changed_record_computes_its_own_signal_only(copy):
     assert stats["computed"] <= 1
     assert stats["from_cache"] >= before["banks"]["records"] - 1
     assert read_stats(copy, "households", "topk_8_t2") == before["households"]
+
+
+@pytest.mark.slow
+def test_signals_move_to_another_disk_and_nothing_else_runs(copy, tmp_path):
+    copy.configure(copy.config | {"signals": str(tmp_path / "disk")})
+    assert plan(copy) == []
+    copy.run("--forcerun", "compute_signal", "--until", "compute_signal")
+    assert read_stats(copy, "banks", "topk_8_t2")["computed"] == 0
+    data = copy / "artifacts/distill_data/teacher_signal/banks/topk_8_t2/data"
+    assert data.resolve() == tmp_path / "disk/banks/topk_8_t2/data"
+    assert list(data.rglob("*.safetensors"))
+    assert plan(copy) == []
+    copy.run("--forcerun", "train_student", "--", "output/topk/banks/model.safetensors")
 
 
 @pytest.mark.slow

@@ -38,6 +38,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_engine_options(parser, [name for name, kind in ENGINES.items() if kind.signals])
     parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")
     parser.add_argument("--out", type=Path, required=True, help="folder for index.json, stats.json and the data")
+    parser.add_argument(
+        "--store", type=Path, help="folder for the data of this signal, to which `data` in --out then links"
+    )
     args = parser.parse_args(argv)
     if args.kind == "topk" and not (args.top_k and args.temperatures):
         parser.error("--kind topk needs --top-k and --temperatures")

@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--journal",
         type=Path,
         default=Path("artifacts/predicted"),
-        help="folder of stored answers",
+        help="folder of stored answers and likelihoods",
     )
     add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": None})
     add_engine_options(parser)
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     journal = find_journal(args.journal, args.out, code_digest(Path(__file__)))
     predictions = predict(records, engine, args.answer_key, args.likelihood, journal, args.is_teacher)
     write_jsonl(args.out, ({"category": args.category} | prediction for prediction in predictions))
-    forget_others(journal, engine)
+    forget_others(journal, engine, args.likelihood)
     usable = sum(prediction["usable"] for prediction in predictions)
     logger.info("%d predictions: %d usable, %d not usable", len(predictions), usable, len(predictions) - usable)
 

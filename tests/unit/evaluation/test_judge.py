@@ -15,7 +15,7 @@ import predict_answers
 import score_predictions
 from distill.common.errors import InputError
 from distill.common.files import write_jsonl
-from distill.evaluation import predict as prediction
+from distill.evaluation import likelihood
 from distill.models.chat import ChatTemplate
 from distill.models.load import load_tokenizer
 
@@ -93,20 +93,20 @@ def test_every_prediction_must_have_been_judged(judged):
 def test_a_killed_job_resumes_and_judges_changed_answers_only(judged, monkeypatch):
     before = judged["out"].read_text()
     read = []
-    measure = prediction.measure_likelihoods
+    measure = likelihood.answer_likelihoods
 
-    def note(tests, *settings, **names):
+    def note(engine, tests, *settings, **names):
         read.extend(test["uid"] for test in tests)
-        return measure(tests, *settings, **names)
+        return measure(engine, tests, *settings, **names)
 
-    monkeypatch.setattr(prediction, "measure_likelihoods", note)
+    monkeypatch.setattr(likelihood, "answer_likelihoods", note)
     judge_answers.main(judged["argv"])
     assert not read  # the journal has all answers
     (journal,) = (judged["out"].parents[2] / "journal").iterdir()
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) > 12
     journal.write_bytes(b"".join(lines[:-10]) + lines[-10][:30])  # as after a kill in the middle of a line
-    monkeypatch.setattr("distill.evaluation.judge.BATCHES_PER_PART", 4)
+    monkeypatch.setattr("distill.evaluation.likelihood.BATCHES_PER_PART", 4)
     judge_answers.main(judged["argv"])
     assert len(read) == 10
     assert judged["out"].read_text() == before

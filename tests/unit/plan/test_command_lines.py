@@ -2,9 +2,11 @@
 
 import shlex
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
+import compute_signal
 import copy_layers
 import generate_answers
 import make_prompts
@@ -231,7 +233,13 @@ def test_signal_options_follow_from_the_signals_name():
         )
     text = commands.signal_flags(config, "banks", "hidden_nf4")
     assert text.endswith("--quantization nf4 --kind hidden")
-    assert commands.signal_run_flags(config) == "--batch-size 5"
+    assert commands.signal_run_flags(config, "banks", "hidden_nf4") == "--batch-size 5"
+    stored = make_config(students=students, teacher=teacher, signals="/large disk/signals")
+    run = commands.signal_run_flags(stored, "banks", "hidden_nf4")
+    args = parse(compute_signal, f"{text} {run}", "--data", "d", "--out", "o")
+    assert args.store == Path("/large disk/signals/banks/hidden_nf4")
+    assert commands.signal_flags(stored, "banks", "hidden_nf4") == text
+    assert commands.digest_settings(stored, "one") == commands.digest_settings(config, "one")
 
 
 def test_generation_options_leave_out_the_batch_size():
@@ -369,7 +377,7 @@ def test_jobs_with_the_teacher_share_a_server_by_purpose():
     config = make_config(teacher=VLLM | {"vllm": VLLM["vllm"] | {"share": True}})
     found = {
         "answers": commands.generate_run_flags(config),
-        "signals": commands.signal_run_flags(config),
+        "signals": commands.signal_run_flags(config, "banks", "topk_64_t2"),
         "predictions": commands.predict_run_flags(config, "teacher"),
         "judgements": commands.judge_run_flags(config),
     }

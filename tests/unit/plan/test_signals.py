@@ -1,7 +1,10 @@
 """Cached teacher signals: their names, and which students share one."""
 
+import re
+
 import pytest
 
+from distill.common.files import write_jsonl
 from distill.plan import signals
 from distill.plan.schema import check_config
 
@@ -51,3 +54,50 @@ def test_a_signal_serves_all_students_of_its_name():
     hidden = make_config({"one": {"model": "s", "signal": "hidden", "teacher_quantization": "nf4"}})
     (signal,) = signals.get_signals(hidden).values()
     assert (signal["quantization"], signal["top_k"], signal["temperatures"]) == ("nf4", None, None)
+
+
+def write_questions(folder, count):
+    """Write prompts, which are the maximum length long, and a teacher of known sizes."""
+    path = folder / "artifacts/distill_data/raw/banks_teacher_prompts_base.jsonl"
+    write_jsonl(path, ({"uid": f"{number:032x}", "system": "S", "prompt": str(number)} for number in range(count)))
+    (folder / "teacher").mkdir()
+    (folder / "teacher/config.json").write_text('{"hidden_size": 3584, "vocab_size": 152064}')
+
+
+def test_hidden_states_have_the_size_of_topk_beside_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_questions(tmp_path, 100)
+    config = {
+        "categories": ["banks"],
+        "teacher": {"model": "teacher", "generation": {"max_new_tokens": 400}, "samples": 2},
+        "students": {"one": {"model": "s", "signal": "hidden"}},
+        "signals": "large/disk",
+    }
+    (line,) = signals.describe_signals(check_config(config), ["banks"])
+    kept = int(re.search(r"at most ([\d,]+) tokens", line)[1].replace(",", ""))
+    assert 60_000 < kept < 80_000  # all but the test split
+    assert line == (
+        f"teacher signal hidden of banks: 7,172 bytes per token, at most {kept:,} tokens, {kept * 7172 / 1e9:.3g} GB "
+        f"(signal topk with top_k 64: 237 bytes per token, {kept * 237 / 1e6:.3g} MB)"
+    )
+    monkeypatch.setattr(signals, "find_free", lambda folder: 20_000_000 if folder == "large/disk" else 10**15)
+    _, shortage = signals.describe_signals(check_config(config), ["banks"])
+    assert shortage.startswith(
+        f"teacher signals: {kept * 7172 / 1e6:.3g} MB to compute, but only 20 MB are free in large"
+    )
+    config["students"]["one"]["signal"] = "topk"
+    assert len(signals.describe_signals(check_config(config), ["banks"])) == 1
+
+
+def test_signals_that_exist_need_no_more_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_questions(tmp_path, 10)
+    students = {"one": {"model": "s", "signal": "topk"}}
+    teacher = {"model": "teacher", "generation": {"max_new_tokens": 400}}
+    config = check_config({"categories": ["banks"], "teacher": teacher, "students": students})
+    monkeypatch.setattr(signals, "find_free", lambda _: 0)
+    assert len(signals.describe_signals(config, ["banks"])) == 2
+    data = tmp_path / "artifacts/distill_data/teacher_signal/banks/topk_64_t2/data"
+    data.mkdir(parents=True)
+    (data / "00000.safetensors").write_bytes(b"x" * 237 * 4000)
+    assert len(signals.describe_signals(config, ["banks"])) == 1

@@ -5,8 +5,8 @@ import logging
 import os
 import re
 import shutil
-from collections import namedtuple
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -32,11 +32,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import check_signal
 import compute_signal as script
 import train_student as train_script
+from distill.common import disk
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
+from distill.common.files import write_jsonl
 from distill.models.chat import ChatTemplate
 from distill.models.load import load_model
 from distill.models.logits import IDENTITY
+from distill.records.options import SplitOptions
+from distill.records.raw_records import get_uid
+from distill.records.splits import get_split, read_split, split_answers
 from distill.student import train_student as student_module
 from distill.student.divergences import METHODS
 from distill.student.student_run import TeacherSource
@@ -763,20 +768,51 @@ def test_bytes_a_token_of_a_7b_teacher():
     assert topk.bytes_per_token == 64 * 18 // 8 + (64 * 9 // 8 + 16) + 2 + 3 == 237
 
 
-def test_a_disk_that_is_too_small_is_said_before_a_teacher_is_loaded(signal, records, monkeypatch):
+def test_a_disk_that_is_too_small_is_said_before_a_teacher_is_loaded(signal, records, monkeypatch, tmp_path):
     monkeypatch.setattr(signal_jobs, "SignalTeacher", NoTeacher)
-    monkeypatch.setattr(signal_jobs.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
-    with pytest.raises(InputError, match=r"GB of free disk for the teacher signal, found 1e-06; choose signal topk"):
-        compute_signal(signal(), records, [])
+    asked = []
+    monkeypatch.setattr(disk, "find_free", lambda folder: asked.append(Path(folder)) or 1000)
+    with pytest.raises(InputError, match=r"kB of free disk for the teacher signal, found 1 kB; .* set `signals` to a"):
+        compute_signal(signal(store=tmp_path / "disk"), records, [])
+    assert {path.parent.resolve() for path in asked} == {tmp_path / "disk/data"}
 
 
 def test_tokens_are_counted_from_what_there_is(tmp_path):
     answers, prompts = tmp_path / "answers.jsonl", tmp_path / "prompts.jsonl"
-    assert count_tokens(answers, prompts, 100) == (0, "")
-    prompts.write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert count_tokens(answers, prompts, 100) == (200, "at most ")
-    answers.write_text('{"generated_tokens": 7, "usable": true}\n{"generated_tokens": 9, "usable": false}\n')
-    assert count_tokens(answers, prompts, 100) == (7, "about ")
+    half = SplitOptions(val_fraction=Fraction("0.2"), test_fraction=Fraction("0.5"))
+    assert count_tokens(answers, prompts, 100, half) == (0, "")
+    asked = [{"uid": get_uid("S", f"prompt {number}"), "system": "S", "prompt": str(number)} for number in range(60)]
+    write_jsonl(prompts, asked)
+    kept = sum(get_split(one["uid"], half.seed, half.val_fraction, half.test_fraction) != "test" for one in asked)
+    assert 20 < kept < 40
+    assert count_tokens(answers, prompts, 100, half) == (kept * 100, "at most ")
+    answers.write_text('{"generated_tokens": 7, "usable": true}\n')
+    assert count_tokens(answers, prompts, 100, half) == (0, "")  # malformed
+
+
+@pytest.mark.parametrize("original_fraction", ["0", "0.4", "1"])
+def test_estimated_tokens_are_those_of_the_computed_signal(signal, tokenizer, tmp_path, original_fraction):
+    """The test split and unusable answers do not count; original answers count at their own length."""
+    chat, answers, out = ChatTemplate(tokenizer), tmp_path / "answers.jsonl", tmp_path / "data"
+    known = {"system": "You are a manager.", "label": None, "origin": "alpaca", "finish_reason": "stop"}
+    lines = []
+    for number in range(80):
+        for sample in range(1 + number % 2):
+            text, prompt = f"me {number} more" * (1 + sample + number % 5), f"prompt {number}"
+            made = {"id": number, "sample": sample, "uid": get_uid(known["system"], prompt), "prompt": prompt}
+            made |= {"raw_output": text, "generated_tokens": len(chat.encode_completion(text, True))}
+            made |= {"original_output": text * 3, "usable": number % 7 > 0, "problem": None if number % 7 else "empty"}
+            lines.append(known | made)
+    write_jsonl(answers, lines)
+    options = SplitOptions(val_fraction=Fraction("0.2"), test_fraction=Fraction("0.3"), seed=7)
+    split = options.val_fraction, options.test_fraction, options.seed, out, Fraction(original_fraction)
+    split_answers(answers, *split)
+    kept = signal(temperatures=[2.0])
+    compute_signal(kept, read_split(out, "train"), read_split(out, "val"))
+    estimate, qualifier = count_tokens(answers, tmp_path / "prompts", 0, options, Fraction(original_fraction))
+    assert qualifier == "about "
+    # The end of a turn is one token, whatever the length: of original answers it is counted in proportion.
+    assert estimate == pytest.approx(stats(kept)["tokens"], rel=0 if original_fraction == "0" else 0.1)
 
 
 def test_storage_is_said_in_one_line(models, tmp_path):

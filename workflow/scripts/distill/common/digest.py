@@ -11,7 +11,7 @@ from typing import Any
 from distill.common.errors import InputError
 
 # Modules that affect messages, memory or the choice of a GPU only, never results: editing them reruns nothing.
-WITHOUT_RESULT = tuple(f"distill.common.{name}" for name in ("allocator", "errors", "gpu_claims", "progress"))
+WITHOUT_RESULT = tuple(f"distill.common.{name}" for name in ("allocator", "disk", "errors", "gpu_claims", "progress"))
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

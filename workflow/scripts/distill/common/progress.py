@@ -1,59 +1,145 @@
-"""Progress of long jobs: a bar on a terminal, a log line every 30 seconds elsewhere."""
+"""Progress of long jobs: a bar on a terminal, a log line every 30 seconds elsewhere; and when the job will end."""
 
 import logging
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
+STEADY = 1.5  # the work still speeds up if the latter half of the time is faster than the quarter before by this factor
+BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
+class Pace:
+    """Estimates when work will end, from its speed in the latter half of the time so far.
+
+    While work starts it has no steady speed: the first answers of a batch end long after they begin, and the short ones
+    end first. So there is no estimate as long as the speed grows.
+
+    Args:
+        total: amount of work, in any unit.
+        now: seconds on the clock at the start.
+    """
+
+    def __init__(self, total: float, now: float):
+        self.total, self.started, self.notes = total, now, 0
+        self.marks: deque[tuple[float, float]] = deque([(0.0, 0.0)])  # (seconds since the start, work done)
+
+    def note(self, done: float, now: float) -> None:
+        """Note how much work is done at a time."""
+        seconds = now - self.started
+        self.notes += 1
+        if len(self.marks) > 1 and seconds - self.marks[-2][0] < seconds / 100:  # keeps the number of marks small
+            self.marks.pop()
+        self.marks.append((seconds, done))
+        while len(self.marks) > 2 and self.marks[1][0] <= seconds / 4:
+            self.marks.popleft()
+
+    def get_done(self, seconds: float) -> float:
+        """Return how much work was done at a time; between two notes it is taken to grow evenly."""
+        before, work = self.marks[0]
+        for after, done in self.marks:
+            if after >= seconds:
+                return done if after == before else work + (done - work) * (seconds - before) / (after - before)
+            before, work = after, done
+        return work
+
+    def estimate(self) -> float | None:
+        """Return the seconds that are left after the last note; None if the speed is not steady yet."""
+        seconds, done = self.marks[-1]
+        if done >= self.total:
+            return 0.0
+        if self.notes < 2:
+            return None
+        quarter, half = self.get_done(seconds / 4), self.get_done(seconds / 2)
+        speed, before = (done - half) / (seconds / 2 or 1), (half - quarter) / (seconds / 4 or 1)
+        if speed <= 0 or speed > STEADY * before:
+            return None
+        return (self.total - done) / speed
+
+
+def format_left(seconds: float | None) -> str:
+    """Return the end of a line that says how much time is left; empty if nobody knows.
+
+    >>> format_left(None), format_left(42), format_left(780), format_left(11_100)
+    ('', ', about 42 s left', ', about 13 min left', ', about 3.1 h left')
+    """
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f", about {seconds:.0f} s left"
+    return f", about {seconds / 60:.0f} min left" if seconds < 100 * 60 else f", about {seconds / 3600:.1f} h left"
 
 
 class Progress:
-    """Count finished records and generated tokens, and report them.
+    """Count finished records and their tokens, and report them.
 
     Args:
         total: number of records, cached ones included.
         what: name of the job in log lines.
         done: number of records from the cache; they do not count towards the speed.
+        work: what the records that are not cached cost together, in any unit, for the time left; by default each costs
+            the same.
+        clock: returns seconds.
     """
 
-    def __init__(self, total: int, what: str, done: int = 0):
-        self.total = total
-        self.what = what
-        self.done = done
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        done: int = 0,
+        work: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.total, self.what, self.done, self.clock = total, what, done, clock
         self.records = self.tokens = 0
-        self.started = self.last_line = time.monotonic()
-        self.bar = tqdm(total=total, desc=what, unit="record", initial=done) if sys.stderr.isatty() else None
+        self.worked = 0.0
+        self.started = self.last_line = clock()
+        self.pace = Pace(total - done if work is None else work, self.started)
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=what, unit="record", initial=done, bar_format=BAR_FORMAT)
 
     @property
     def seconds(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self.started
+        return self.clock() - self.started
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens per second since the start."""
+        """Tokens per second since the start."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def add(self, records: int, tokens: int) -> None:
-        """Count finished records and their tokens; update the bar, or log a line if the last one is old enough."""
+    def add(self, records: int, tokens: int, work: float | None = None) -> None:
+        """Count finished records and their tokens; update the bar, or log a line if the last one is old enough.
+
+        Args:
+            records: number of records.
+            tokens: number of their tokens.
+            work: what they cost, if the work of all was given.
+        """
         self.records += records
         self.tokens += tokens
-        cached = f", {self.done / self.total:.0%} from the cache" if self.done else ""
+        self.worked += records if work is None else work
+        now = self.clock()
+        self.pace.note(self.worked, now)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"{self.tokens_per_second:.0f} tokens/s{cached}", refresh=False)
+            self.bar.set_postfix_str(self.describe(), refresh=False)
             self.bar.update(records)
-        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
+        elif now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
             finished = self.done + self.records
-            # The remaining time is unknown until the first record is finished.
-            seconds = (self.total - finished) * self.seconds / self.records if self.records else None
-            left = "" if seconds is None else f", about {seconds / 60:.0f} min left"
-            speed = f"{self.tokens_per_second:.0f} tokens/s"
-            logger.info("%s: %d of %d records, %s%s%s", self.what, finished, self.total, speed, cached, left)
+            logger.info("%s: %d of %d records, %s", self.what, finished, self.total, self.describe())
+
+    def describe(self) -> str:
+        """Return speed, share from the cache and time left."""
+        cached = f", {self.done / self.total:.0%} from the cache" if self.done else ""
+        return f"{self.tokens_per_second:.0f} tokens/s{cached}{format_left(self.pace.estimate())}"
 
     def close(self) -> None:
         """Close the bar."""

@@ -4,12 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+from distill.evaluation.likelihood import measure_likelihoods
 from distill.generation.cached_engine import CachedEngine
 from distill.generation.engine import Engine, ScoringEngine
 from distill.generation.sampling import Request, make_request
 from distill.records.answer_format import parse_answer
 from distill.records.raw_records import get_uid
 from distill.records.splits import read_chat
+
+LIKELIHOODS = "likelihoods"  # the folder in a journal of answers
 
 
 def predict(
@@ -26,8 +29,8 @@ def predict(
         records: records from `read_split`, each prompt once.
         engine: a `ScoringEngine` if `likelihood` is set.
         answer_key: key of the value in an answer; None accepts any text.
-        likelihood: also measure the likelihood of the references, which costs another forward pass.
-        journal: folder that keeps the answers, so that a rerun resumes.
+        likelihood: also measure the likelihood of the references, which costs another forward pass each.
+        journal: folder that keeps the answers and likelihoods, so that a rerun resumes.
         is_teacher: whether the model is the teacher, which sees `teacher_prompt`.
 
     Returns:
@@ -37,8 +40,7 @@ def predict(
     """
     tests = [get_test(record) for record in records]
     answers = generate_answers([make_request(test, to_teacher=is_teacher) for test in tests], engine, journal)
-    scoring = cast(ScoringEngine, engine)
-    likelihoods = measure_likelihoods(tests, "reference", scoring, is_teacher) if likelihood else []
+    likelihoods = measure_references(tests, cast(ScoringEngine, engine), journal, is_teacher) if likelihood else []
     predictions = []
     for position, test in enumerate(tests):
         answer = answers[test["uid"]]
@@ -64,11 +66,24 @@ def find_journal(folder: Path, out: Path, code: str) -> Path:
     return folder / out.parent.name / out.stem / code
 
 
-def forget_others(journal: Path, engine: Engine) -> None:
-    """Remove answers that earlier models or earlier code left for the same output."""
+def forget_others(journal: Path, engine: Engine, likelihood: bool = False) -> None:
+    """Remove answers and likelihoods that earlier models or earlier code left for the same output.
+
+    Args:
+        journal, engine: see `predict`.
+        likelihood: whether the engine is a `ScoringEngine` whose likelihoods are kept.
+    """
     own = {journal, journal / engine.fingerprint()}
-    for path in {*journal.parent.iterdir(), *journal.iterdir()} - own:
-        shutil.rmtree(path, ignore_errors=True)  # a leftover only takes space
+    others = {*journal.parent.iterdir(), *journal.iterdir()} - own
+    if likelihood:
+        kept = journal / LIKELIHOODS
+        others -= {kept}
+        others |= set(kept.iterdir()) - {kept / f"{cast(ScoringEngine, engine).score_fingerprint()}.jsonl"}
+    for path in others:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # a leftover only takes space
+        else:
+            path.unlink(missing_ok=True)
 
 
 def get_test(record: dict[str, Any]) -> dict[str, Any]:
@@ -87,15 +102,12 @@ def generate_answers(requests: list[Request], engine: Engine, journal: Path) -> 
     return {uid: cached.get_answers(uid)[0] for uid in uids}
 
 
-def measure_likelihoods(
-    tests: list[dict[str, Any]], field: str, engine: ScoringEngine, is_teacher: bool
+def measure_references(
+    tests: list[dict[str, Any]], engine: ScoringEngine, journal: Path, is_teacher: bool
 ) -> list[dict[str, Any]]:
-    """`nll`, `nll_tokens` and `nll_hits` of the given field of each test; see `predict`."""
-    from distill.evaluation.likelihood import answer_likelihoods  # imports transformers
-
-    answers = [test | {"answer": test[field]} for test in tests]
-    scores = answer_likelihoods(engine, answers, is_teacher)
-    return [{"nll": score.nll, "nll_tokens": score.tokens, "nll_hits": score.hits} for score in scores]
+    """The likelihoods of the references; see `predict` and `measure_likelihoods`."""
+    answers = [test | {"answer": test["reference"]} for test in tests]
+    return measure_likelihoods(engine, answers, journal / LIKELIHOODS, "references", is_teacher)
 
 
 def answer_questions(questions: list[str], system: str, engine: Engine, journal: Path) -> list[dict[str, Any]]:

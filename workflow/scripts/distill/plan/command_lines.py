@@ -34,7 +34,7 @@ from distill.plan.experiment import (
     get_training_categories,
     is_shared,
 )
-from distill.plan.signals import get_signal, get_signals
+from distill.plan.signals import SIGNALS, get_signal, get_signals
 from distill.student.divergences import METHODS
 from distill.student.options import OnPolicyOptions
 from distill.student.run_options import LAUNCH_OPTIONS, get_run_options
@@ -173,9 +173,11 @@ def signal_flags(config: Config, category: str, signal: str) -> str:
     return flags(pick(config, "template_date") | teacher | engine)
 
 
-def signal_run_flags(config: Config) -> str:
-    """Return the untracked options of compute_signal.py."""
-    return flags(pick(config["teacher"]["generation"], "batch_size") | server_settings(config, TEACHER, "signals"))
+def signal_run_flags(config: Config, category: str, signal: str) -> str:
+    """Return the untracked options of compute_signal.py: batch size, folder of the data, and server."""
+    store = {"store": f"{config['signals']}/{category}/{signal}" if config["signals"] else None}
+    run = pick(config["teacher"]["generation"], "batch_size") | store
+    return flags(run | server_settings(config, TEACHER, "signals"))
 
 
 def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
@@ -229,7 +231,7 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
     if signal := get_signal(config, name):
         if student["signal"] == "topk":
             settings |= pick(student, "top_k") | {"tail_samples": student["tail_samples"] or None}
-        folders = [f"artifacts/distill_data/teacher_signal/{category}/{signal}" for category in categories]
+        folders = [f"{SIGNALS}/{category}/{signal}" for category in categories]
         settings["signal_folders"] = folders
     if student["on_policy_fraction"]:
         settings |= pick(student, *(f"on_policy_{option}" for option in list_options(OnPolicyOptions)))

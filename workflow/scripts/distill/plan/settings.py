@@ -25,7 +25,7 @@ from distill.student.options import (
     PoolOptions,
     TrainOptions,
 )
-from distill.teacher.options import AnswerOptions, CacheOptions
+from distill.teacher.options import AnswerOptions, CacheOptions, SignalOptions
 
 # Names of categories and students, without anchors: also the wildcard constraint of {category}, {student} and {model}.
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]*"
@@ -247,6 +247,7 @@ class Config:
     )
     device: str = same_as(DeviceOptions, "device")
     cache: str = same_as(CacheOptions, "cache")
+    signals: str | None = same_as(SignalOptions, "signals")
     template_date: str = same_as(TemplateOptions, "template_date")
     source: Source = group("Raw records.", Source)
     mix: MixOptions = group("Which raw records are used. Format `alpaca` uses all of them instead.", MixOptions)

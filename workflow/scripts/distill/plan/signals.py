@@ -1,10 +1,18 @@
 """Cached teacher signals: which ones the students of an experiment need, and the disk space that they take."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
+from distill.common.disk import find_free, format_bytes, measure_folder
 from distill.plan.experiment import Config, get_category_config, get_teacher
+from distill.records.options import SplitOptions
 from distill.student.divergences import METHODS
+from distill.student.options import ObjectiveOptions
+from distill.teacher.signal_size import SignalShape, count_tokens, describe_storage, read_sizes
+from distill.teacher.signal_store import DATA
+
+SIGNALS = "artifacts/distill_data/teacher_signal"  # the folder of each category's signals, see rules/teacher.smk
 
 
 def get_signal(config: Config, student: str) -> str | None:
@@ -47,22 +55,52 @@ def get_signals(config: Config) -> dict[str, dict[str, Any]]:
     return signals
 
 
+def read_split_options(config: Config) -> tuple[SplitOptions, Fraction]:
+    """Return how the answers are split, and the share of original answers in train and val."""
+    split = {name: Fraction(str(value)) for name, value in config["split"].items() if name != "seed"}
+    original = config["mix_targets"]["original"] if config["mix_targets"] else 0
+    return SplitOptions(**split, seed=config["split"]["seed"]), Fraction(str(original))
+
+
 def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
-    """Describe the disk space of the cached signals, one line per signal and category."""
+    """Describe the disk space of the cached signals: a line per signal and category, and one if the disk is too small.
+
+    A line of a `hidden` signal has the size of a `topk` signal beside it.
+    """
     lines: list[str] = []
     if not get_signals(config):
         return lines
-    from distill.teacher.signal_size import SignalShape, count_tokens, describe_storage, read_sizes
-
+    missing = 0
     for category in categories:
         own = get_category_config(config, category)
         width, vocabulary = read_sizes(get_teacher(own))
-        longest = own["teacher"]["generation"]["max_new_tokens"]
+        longest = own["teacher"]["samples"] * own["teacher"]["generation"]["max_new_tokens"]
         answers = f"artifacts/distill_data/raw/teacher_outputs_{category}.jsonl"
         prompts = f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl"
-        tokens, qualifier = count_tokens(answers, prompts, longest)
+        tokens, qualifier = count_tokens(answers, prompts, longest, *read_split_options(config))
         for name, signal in get_signals(own).items():
             settings = signal["top_k"], signal["temperatures"] or (), vocabulary, signal["tail_samples"] or 0
             shape = SignalShape(signal["kind"], width, *settings)
-            lines.append(describe_storage(f"{name} of {category}", shape, tokens, qualifier))
-    return lines
+            line = describe_storage(f"{name} of {category}", shape, tokens, qualifier)
+            lines.append(line + (describe_smaller(vocabulary, tokens) if signal["kind"] == "hidden" else ""))
+            stored = measure_folder(f"{SIGNALS}/{category}/{name}/{DATA}")
+            missing += max(0, shape.bytes_per_token * tokens - stored) if shape.is_known else 0
+    return lines + find_shortage(config["signals"] or SIGNALS, missing)
+
+
+def describe_smaller(vocabulary: int | None, tokens: int) -> str:
+    """Return the size of a `topk` signal with default settings, as the end of a line; empty if it is unknown."""
+    shape = SignalShape("topk", None, ObjectiveOptions.top_k, [ObjectiveOptions.temperature], vocabulary)
+    if not shape.is_known or not tokens:
+        return ""
+    size = format_bytes(shape.bytes_per_token * tokens)
+    return f" (signal topk with top_k {shape.top_k}: {shape.bytes_per_token:,} bytes per token, {size})"
+
+
+def find_shortage(folder: str, missing: int) -> list[str]:
+    """Return a line if a disk has not as much space as the signals may need, otherwise none."""
+    free = find_free(folder)
+    if missing <= free:
+        return []
+    text = f"teacher signals: {format_bytes(missing)} to compute, but only {format_bytes(free)} are free in {folder}"
+    return [f"{text}: set `signals` to a folder on a larger disk, or choose signal topk with a smaller top_k"]

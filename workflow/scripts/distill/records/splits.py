@@ -176,6 +176,34 @@ class Counts:
     originals: int = 0
 
 
+def assign_answers(
+    answers: Path,
+    val_fraction: Fraction,
+    test_fraction: Fraction,
+    seed: int,
+    original_fraction: Fraction,
+    counts: Counts,
+) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """Yield (split, target, teacher's answer) of each answer that a split contains; see `split_answers`.
+
+    Args:
+        answers, val_fraction, test_fraction, seed, original_fraction: see `split_answers`.
+        counts: counts the answers that no split contains; `target` is that of `choose_target`.
+
+    Raises:
+        InputError: a record is malformed or duplicate.
+    """
+    last = ""
+    for record in read_usable(answers, counts.unusable):
+        split = get_split(get_split_key(record), seed, val_fraction, test_fraction)
+        target = choose_target(record, split, original_fraction, seed)
+        if (split != "train" or target == "original") and record["uid"] == last:
+            counts.further += 1
+            continue
+        last = record["uid"]
+        yield split, target, record
+
+
 def split_answers(
     answers: Path,
     val_fraction: Fraction,
@@ -211,14 +239,9 @@ def split_answers(
         )
     counts = Counts()
     with open_splits(out) as files:
-        last = ""
-        for record in read_usable(answers, counts.unusable):
-            split = get_split(get_split_key(record), seed, val_fraction, test_fraction)
-            target = choose_target(record, split, original_fraction, seed)
-            if (split != "train" or target == "original") and record["uid"] == last:
-                counts.further += 1
-                continue
-            last = record["uid"]
+        for split, target, record in assign_answers(
+            answers, val_fraction, test_fraction, seed, original_fraction, counts
+        ):
             write_chat(get_chat(record, target), files[split])
             counts.records[split] += 1
             counts.originals += target == "original"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.common.digest import digest_of
+from distill.common.disk import check_free, find_free, format_bytes
 from distill.common.errors import InputError
 from distill.common.files import write_json
 from distill.common.progress import Progress
@@ -39,6 +40,7 @@ from distill.teacher.signal_files import (
 )
 from distill.teacher.signal_shards import ShardWriter, save_whole, scan_shards
 from distill.teacher.signal_size import SignalShape, describe_storage
+from distill.teacher.signal_store import open_data
 from distill.teacher.signal_teacher import TOLERANCE, Options, SignalTeacher
 
 logger = logging.getLogger(__name__)
@@ -58,37 +60,33 @@ def encode(records: Sequence[dict[str, Any]], chat: ChatTemplate, max_length: in
     return by_key, len(records) - len(examples)
 
 
-def remove_unused(out: Path, fingerprint: str, used: set[str]) -> None:
+def remove_unused(data: Path, fingerprint: str, used: set[str]) -> None:
     """Remove the signals of other teachers and settings, and shards without a current record."""
-    for folder in (out / "data").iterdir():
+    for folder in data.iterdir():
         if folder.name != fingerprint:
             shutil.rmtree(folder)
-    for path in (out / "data" / fingerprint).glob("[0-9]*.safetensors"):
+    for path in (data / fingerprint).glob("[0-9]*.safetensors"):
         if path.name not in used:
             path.unlink()
 
 
-def check_storage(out: Path, shape: SignalShape, tokens: int, missing: int) -> None:
+def check_storage(data: Path, shape: SignalShape, tokens: int, missing: int) -> None:
     """Log the size of the signal, and check that the disk has room for the missing part.
 
     Args:
-        out: folder of the signal.
-        shape: what it stores of each token.
+        data: folder of the shards.
+        shape: what the signal stores of each token.
         tokens: completion tokens of all records.
         missing: completion tokens of the records that are not cached.
 
     Raises:
         InputError: the disk is too full.
     """
-    logger.info("%s", describe_storage(str(out), shape, tokens))
+    logger.info("%s", describe_storage(str(data), shape, tokens))
     needed = shape.bytes_per_token * missing
-    free = shutil.disk_usage(out).free
-    logger.info("%.3g GB to compute, %.3g GB free on the disk", needed / 1e9, free / 1e9)
-    if needed > free:
-        raise InputError(
-            f"{out}: expected {needed / 1e9:.3g} GB of free disk for the teacher signal, found "
-            f"{free / 1e9:.3g}; choose signal topk with a smaller top_k, or another disk"
-        )
+    logger.info("%s to compute, %s free on the disk", format_bytes(needed), format_bytes(find_free(data)))
+    advice = "set `signals` to a folder on another disk, or choose signal topk with a smaller top_k"
+    check_free(data, needed, "the teacher signal", advice)
 
 
 def compute_missing(
@@ -194,7 +192,7 @@ def check_cached(
 def measure_tails(reader: SignalReader) -> dict[str, float]:
     """Return the mean probability outside the k most likely tokens by temperature; warn if it is large."""
     places = reader.records.values()
-    parts = [reader.open_shard(shard).get_slice("log_tail")[start : start + rows] for shard, start, rows, _ in places]
+    parts = [reader.open_shard(shard).read_rows("log_tail", start, rows) for shard, start, rows, _ in places]
     tails = torch.cat(parts).double().exp().mean(0).tolist()
     found = {f"{at:g}": round(tail, 4) for at, tail in zip(reader.temperatures, tails, strict=True)}
     for at, tail in found.items():
@@ -223,7 +221,8 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     chat = load_options_chat(options)
     parts = get_parts(options, chat)
     fingerprint = digest_of(parts)[:16]
-    data = out / "data" / fingerprint
+    folder = open_data(out, options.get("store"))
+    data = folder / fingerprint
     data.mkdir(parents=True, exist_ok=True)
     examples, left_out = encode([*train, *val], chat, options["max_length"])
     cached = scan_shards(data, options["kind"])
@@ -231,7 +230,7 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     width = config.get_text_config().hidden_size if config and options["kind"] == "hidden" else None
     shape = make_shape(options, width, parts["vocabulary"])
     sizes = {key: len(example["completion"]) for key, example in examples.items()}
-    check_storage(out, shape, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
+    check_storage(data, shape, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
     new, figures = compute_missing(options, chat, shape, parts["vocabulary"], examples, data, cached)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
@@ -239,7 +238,7 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     names = {name: options[name] for name in ("model", "adapter")}
     facts: dict[str, Any] = {"width": width} | ({"logits": asdict(read_transform(config))} if config else {})
     write_json(out / INDEX, {"fingerprint": fingerprint, "parts": parts, "names": names, **facts, "records": records})
-    remove_unused(out, fingerprint, {place[0] for place in places.values()})
+    remove_unused(folder, fingerprint, {place[0] for place in places.values()})
     counts = {"records": len(examples), "from_cache": len(examples) - len(new), "computed": len(new)}
     logger.info("%d records = %d from the cache + %d computed; %d skipped", *counts.values(), left_out)
     stored = measure_storage(SignalReader(out), sum(sizes.values()))

@@ -45,6 +45,21 @@ class AnswerOptions:
 
 
 @dataclass(frozen=True)
+class SignalOptions:
+    """Where the teacher's cached signals are."""
+
+    signals: str | None = option(
+        "Folder for the data of cached teacher signals, absolute or relative to the working directory. Their folders "
+        "under `artifacts/distill_data/teacher_signal` then contain a link to it. null keeps the data there.",
+        None,
+        minLength=1,
+        changes_result=False,
+        when="Signals need a larger disk than the working directory's. Each working directory needs a folder of its "
+        "own. Existing data are moved when the signal is next computed.",
+    )
+
+
+@dataclass(frozen=True)
 class CacheOptions:
     """Where the teacher's answers are cached."""
 

@@ -1,7 +1,8 @@
 """The cached teacher signal: its files, the teacher it belongs to, and reading it without the teacher.
 
 A folder contains `index.json` with the place of each record's signal, and data/{fingerprint}/ with the shards and, for
-`hidden`, the teacher's head. The key of a record is a digest of its prompt and completion tokens.
+`hidden`, the teacher's head; `data` may be a link to another disk. The key of a record is a digest of its prompt and
+completion tokens.
 """
 
 import hashlib
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,8 +22,10 @@ from distill.models.chat import ChatTemplate
 from distill.models.fingerprint import fingerprint_model, list_model_files
 from distill.models.logits import LogitTransform
 from distill.models.vocabulary import vocabulary_size
+from distill.teacher.shard_file import ShardFile
 from distill.teacher.signal_packing import unpack_signal
 from distill.teacher.signal_size import SignalShape
+from distill.teacher.signal_store import DATA
 
 FORMATS = {"hidden": 1, "topk": 2}  # of the shards, by kind; another number has another layout
 INDEX, HEAD, FILES = "index.json", "head.safetensors", "teacher_files.json"
@@ -96,7 +98,7 @@ def fingerprint_parts(
     }
 
 
-def read_signal(shard: Any, shape: SignalShape, start: int, rows: int) -> dict[str, Tensor]:
+def read_signal(shard: ShardFile, shape: SignalShape, start: int, rows: int) -> dict[str, Tensor]:
     """Return a record's tensors from an open shard.
 
     Returns:
@@ -104,19 +106,20 @@ def read_signal(shard: Any, shape: SignalShape, start: int, rows: int) -> dict[s
         tail `tail_ids` (rows, temperatures, samples) and `tail_entropy` (rows, temperatures).
 
     Raises:
+        OSError: the disk fails.
         ValueError: the record's bytes are damaged.
     """
-    return unpack_signal({name: shard.get_slice(name)[start : start + rows] for name in shape.names}, shape)
+    return unpack_signal({name: shard.read_rows(name, start, rows) for name in shape.names}, shape)
 
 
-def open_shard(path: Path, kind: str) -> Any:
-    """Open a shard, memory-mapped.
+def open_shard(path: Path, kind: str) -> ShardFile:
+    """Open a shard.
 
     Raises:
-        OSError, SafetensorError, ValueError: it is missing, damaged, or of another format.
+        OSError, ValueError: it is missing, damaged, or of another format.
     """
-    shard = safe_open(str(path), framework="pt")
-    found = (shard.metadata() or {}).get("format", "1")  # the first format had no number
+    shard = ShardFile(path)
+    found = shard.metadata.get("format", "1")  # the first format had no number
     if found != str(FORMATS[kind]):
         raise ValueError(f"expected format {FORMATS[kind]} of signal {kind}, found {found}")
     return shard
@@ -157,8 +160,8 @@ class SignalReader:
         self.transform = LogitTransform(**index.get("logits", {}))
         self.fingerprint: str = index["fingerprint"]
         self.records: dict[str, list[Any]] = index["records"]
-        self.data = self.folder / "data" / self.fingerprint
-        self.files: dict[str, Any] = {}
+        self.data = self.folder / DATA / self.fingerprint
+        self.files: dict[str, ShardFile] = {}
 
     def read_index(self) -> dict[str, Any]:
         """Read and check index.json."""
@@ -184,7 +187,7 @@ class SignalReader:
     def __contains__(self, key: str) -> bool:
         return key in self.records
 
-    def open_shard(self, name: str) -> Any:
+    def open_shard(self, name: str) -> ShardFile:
         """Open a shard; a shard is opened once.
 
         Raises:
@@ -193,7 +196,7 @@ class SignalReader:
         if name not in self.files:
             try:
                 self.files[name] = open_shard(self.data / name, self.kind)
-            except (OSError, SafetensorError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise self.make_error(name, error) from None
         return self.files[name]
 
@@ -212,7 +215,7 @@ class SignalReader:
         shard = self.open_shard(name)
         try:
             return read_signal(shard, self.shape, start, rows)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise self.make_error(name, error) from None
 
     def head(self, device: torch.device, dtype: torch.dtype | None = None) -> torch.nn.Linear:

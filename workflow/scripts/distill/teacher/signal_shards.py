@@ -53,12 +53,12 @@ def scan_shards(folder: Path, kind: str) -> dict[str, list[Any]]:
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         try:
             with open_shard(path, kind) as file:
-                records = json.loads(file.metadata()["records"])
-                rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+                records = json.loads(file.metadata["records"])
+                rows = {shape[0] for shape in file.shapes.values()}
+        except (OSError, ValueError, LookupError, TypeError) as error:
             logger.warning("%s: expected a complete shard of the teacher signal (%s); skipped", path, error)
             continue
-        if len(set(rows.values())) == 1:
+        if len(rows) == 1:
             found |= {key: [path.name, start, count] for key, start, count in records if key not in found}
     return found
 

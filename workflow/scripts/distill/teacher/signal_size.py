@@ -3,10 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from distill.common.errors import InputError
 from distill.common.files import read_jsonl
+from distill.records.options import SplitOptions
+from distill.records.raw_records import get_split_key
+from distill.records.splits import Counts, assign_answers, get_split
 
 ID_BYTES, HALF_BYTES = 4, 2  # int32, and bfloat16 or float16
 LOG_BITS = 15  # of a negative float16 number, without its sign
@@ -88,25 +93,57 @@ def count_ascending_bytes(count: int, bits: int) -> int:
     return count_bytes(count, low) + count_bytes(marks, 1)
 
 
-def count_tokens(answers: str | Path, prompts: str | Path, max_new_tokens: int) -> tuple[int, str]:
-    """Estimate a category's completion tokens.
+def count_tokens(
+    answers: str | Path,
+    prompts: str | Path,
+    longest: int,
+    split: SplitOptions,
+    original_fraction: Fraction = Fraction(0),
+) -> tuple[int, str]:
+    """Estimate the completion tokens of a category's train and val splits, which a signal covers.
 
     Args:
-        answers: the teacher's answers; their usable ones are counted, including those of the test split.
-        prompts: the prompts; without answers, each counts as an answer of the maximum length.
-        max_new_tokens: maximum length of an answer.
+        answers: the teacher's answers.
+        prompts: the prompts; without answers, each counts as `longest` tokens.
+        longest: maximum number of tokens of a prompt's answers together.
+        split: which prompts are in train and val.
+        original_fraction: share of them whose target is the original answer.
 
     Returns:
-        The number of tokens and its qualifier, `about ` or `at most `; (0, "") if neither file exists.
+        The number of tokens and its qualifier, `about ` or `at most `. It is (0, "") if neither file exists, or if one
+        is malformed, which the job that reads it reports.
     """
-    if Path(answers).exists():
-        return sum(
-            record["generated_tokens"] for _, record in read_jsonl(answers) if record.get("usable", True)
-        ), "about "
-    if Path(prompts).exists():
-        with open(prompts, "rb") as file:
-            return sum(1 for line in file if line.strip()) * max_new_tokens, "at most "
+    try:
+        if Path(answers).exists():
+            return count_answer_tokens(Path(answers), split, original_fraction), "about "
+        if Path(prompts).exists():
+            splits = (choose_split(record, split) for _, record in read_jsonl(prompts))
+            return sum(name != "test" for name in splits) * longest, "at most "
+    except (InputError, LookupError):
+        pass
     return 0, ""
+
+
+def choose_split(prompt: dict[str, Any], split: SplitOptions) -> str:
+    """Return the split that a prompt's answers will be in."""
+    return get_split(get_split_key(prompt), split.seed, split.val_fraction, split.test_fraction)
+
+
+def count_answer_tokens(answers: Path, split: SplitOptions, original_fraction: Fraction) -> int:
+    """Estimate the completion tokens of the answers in train and val; see `count_tokens`.
+
+    Original answers, whose tokens nobody has counted, are taken to have as many a character as the teacher's.
+    """
+    tokens = originals = teacher_tokens = characters = 0
+    options = split.val_fraction, split.test_fraction, split.seed, original_fraction
+    for name, target, record in assign_answers(answers, *options, Counts()):
+        teacher_tokens += record["generated_tokens"]
+        characters += len(record["raw_output"])
+        if name != "test" and target == "original":
+            originals += len(record["original_output"])
+        elif name != "test":
+            tokens += record["generated_tokens"]
+    return tokens + (round(originals * teacher_tokens / characters) if characters else 0)
 
 
 def read_sizes(model: str) -> tuple[int | None, int | None]:

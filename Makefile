@@ -12,6 +12,8 @@
 #                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
 # make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
+# make disk        list what a run holds on disk by step, what can be removed and what making it again costs;
+#                  ARGS="--configfile FILE --directory DIR"
 # make bench-gpu   measure speed and memory on a GPU in at most MINUTES=25 with random weights (docs/benchmarks.md):
 #                  ONLY=generation,kd_step,signals,memory, OUT=FILE; SHAPE=tiny DEVICE=cpu rehearses it on a CPU
 # make docs        build the documentation as a searchable site in site/
@@ -31,7 +33,7 @@ BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/py
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve cache bench-gpu docs setup setup-vllm
+.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve cache disk bench-gpu docs setup setup-vllm
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -121,6 +123,10 @@ serve: setup
 cache: setup
 	@source .venv/bin/activate
 	python workflow/scripts/cache.py $(ARGS)
+
+disk: setup
+	@source .venv/bin/activate
+	python workflow/scripts/disk.py $(ARGS)
 
 bench-gpu:
 	@"$(BENCH_PYTHON)" benchmarks/gpu.py --only "$(ONLY)" --shape "$(SHAPE)" --device "$(DEVICE)" --minutes "$(MINUTES)" $(if $(OUT),--out "$(OUT)")

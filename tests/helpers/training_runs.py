@@ -16,27 +16,35 @@ from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions
 from distill.student.student_run import StudentRun, read_run
 
+TRAINER = student_module.DistillTrainer
+
 
 class Killed(BaseException):
     """Ends a run as a kill would: nothing that follows is done."""
 
 
-def kill_at(monkeypatch, step):
-    """Kill the training after step `step`, and after its checkpoint if it has one."""
+def callback_at(monkeypatch, step, action):
+    """Call a function after step `step`, and after its checkpoint if it has one."""
 
-    class Kill(TrainerCallback):
+    class At(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == step:
-                raise Killed
-
-    original = student_module.DistillTrainer
+                action()
 
     def build(*args, **kwargs):
-        trainer = original(*args, **kwargs)
-        trainer.add_callback(Kill())
+        trainer = TRAINER(*args, **kwargs)
+        trainer.add_callback(At())
         return trainer
 
     monkeypatch.setattr(student_module, "DistillTrainer", build)
+
+
+def kill():
+    raise Killed
+
+
+def kill_at(monkeypatch, step):
+    callback_at(monkeypatch, step, kill)
 
 
 def make_arguments(folder, models, method="forward_kl", out="out", data="unused"):

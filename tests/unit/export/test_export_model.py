@@ -22,9 +22,10 @@ from transformers import (
     MambaForCausalLM,
 )
 
+from distill.common import disk
 from distill.common.errors import InputError
 from distill.export import gguf_tokenizer, gguf_weights
-from distill.export.export_model import Export, call_fresh, check_export, write_variant
+from distill.export.export_model import Export, call_fresh, check_export, export_student, write_variant
 from distill.export.gguf_layouts import find_layout
 from distill.export.gguf_tokenizer import SPLITS, find_pre_tokenizer
 from distill.models.fingerprint import find_gguf, fingerprint_files
@@ -204,6 +205,19 @@ def test_quantized_folders_load_as_they_are_stored(tmp_path, variant):
     assert found["distance"] < {"int8": 0.2, "nf4": 0.7}[variant]
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (folder / name).read_bytes() == (Path(student) / name).read_bytes()
+
+
+@pytest.mark.parametrize("variant", ["full", "gguf_q4_k_m"])
+def test_a_disk_without_room_for_an_export_is_said_before_it_is_written(tmp_path, monkeypatch, variant):
+    student = save_student(tmp_path / "student")
+    weights = sum(path.stat().st_size for path in Path(student).iterdir())
+    needed = weights * (2 if variant == "gguf_q4_k_m" else 1)
+    free = {"bytes": needed * 0.9}
+    monkeypatch.setattr(disk, "find_free", lambda _: free["bytes"])
+    export, out = Export(str(student), variant, "float32", "cpu"), tmp_path / "export"
+    with pytest.raises(InputError, match=rf"export: expected .* of free disk for the variant {variant}, found"):
+        export_student(export, out)
+    assert not out.exists()
 
 
 def test_errors_and_kills_of_a_fresh_process_are_raised():

@@ -15,6 +15,7 @@ from hub_server import COMMIT, HubServer
 from running import SCRIPTS
 
 import download_model
+from distill.common import disk
 from distill.common.errors import InputError
 from distill.models import download as downloads
 from distill.models.hub_files import RemoteFile, choose_files
@@ -253,8 +254,8 @@ def test_an_unreachable_hub_is_an_error(hub, tmp_path, name, monkeypatch):
 
 
 def test_a_full_disk_is_an_error_before_the_download(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(InputError, match=r"expected 0\.0 GB free on its disk, found 0\.0 GB"):
+    monkeypatch.setattr(disk, "find_free", lambda _: 10)
+    with pytest.raises(InputError, match=r"expected .*B of free disk for the download, found 10 B"):
         fetch(tmp_path)
     assert SHARD not in hub.served
 

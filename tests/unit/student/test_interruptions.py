@@ -12,14 +12,17 @@ from running import SCRIPTS, environment
 from training_runs import (
     Killed,
     assert_same_weights,
+    callback_at,
     change_run,
+    kill,
+    kill_at,
     log_lines,
     make_arguments,
     train_student,
     weights,
     write_splits,
 )
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from distill.common.errors import InputError
 from distill.evaluation.likelihood import answer_likelihoods
@@ -35,26 +38,6 @@ from distill.student.step_batches import StepBatches
 from distill.student.training_examples import balance
 
 TRAINER = student_module.DistillTrainer
-
-
-def callback_at(monkeypatch, step, action):
-    """Call a function after step `step`, and after its checkpoint if it has one."""
-
-    class At(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == step:
-                action()
-
-    def build(*args, **kwargs):
-        trainer = TRAINER(*args, **kwargs)
-        trainer.add_callback(At())
-        return trainer
-
-    monkeypatch.setattr(student_module, "DistillTrainer", build)
-
-
-def kill():
-    raise Killed
 
 
 # ---- SIGTERM ----
@@ -157,14 +140,14 @@ def test_incomplete_checkpoints_do_not_count_towards_save_total_limit(options, r
     """save_total_limit keeps the highest steps, which would all be incomplete ones."""
     run = options(epochs=4.0, save_steps=2, save_total_limit=1)
     with monkeypatch.context() as patch:
-        callback_at(patch, 3, kill)
+        kill_at(patch, 3)
         with pytest.raises(Killed):
             train_student(run, records, [])
     (folder,) = (run.checkpoints / "s/banks").iterdir()
     for number in (90, 95):
         (folder / f"checkpoint-{number}").mkdir()
     with monkeypatch.context() as patch:
-        callback_at(patch, 5, kill)
+        kill_at(patch, 5)
         with pytest.raises(Killed):
             train_student(run, records, [])
     assert [path.name for path in folder.iterdir()] == ["checkpoint-4"]
@@ -308,7 +291,7 @@ def test_the_best_checkpoint_is_kept_also_after_a_kill(options, records, monkeyp
     two = options(out="two", **settings)
     with monkeypatch.context() as patch:
         scripted_validation(patch, losses[:2])
-        callback_at(patch, 6, lambda: (_ for _ in ()).throw(Killed))
+        kill_at(patch, 6)
         with pytest.raises(Killed):
             train_student(change_run(two, best_checkpoint=True), records, records[:2])
     (folder,) = (two.checkpoints / "s/banks").iterdir()
@@ -317,7 +300,7 @@ def test_the_best_checkpoint_is_kept_also_after_a_kill(options, records, monkeyp
         with monkeypatch.context() as patch:
             scripted_validation(patch, losses)
             if killed_at:
-                callback_at(patch, killed_at, kill)
+                kill_at(patch, killed_at)
                 with pytest.raises(Killed):
                     train_student(options_, records, records[:2])
         with monkeypatch.context() as patch:
@@ -473,7 +456,7 @@ def test_an_on_policy_run_that_was_killed_ends_with_the_same_weights(options, re
     undisturbed, run = options("jsd", "undisturbed", **settings), options("jsd", "killed", **settings)
     train_student(undisturbed, records, [])
     with monkeypatch.context() as patch:
-        callback_at(patch, killed_at, kill)
+        kill_at(patch, killed_at)
         with pytest.raises(Killed):
             train_student(run, records, [])
     train_student(run, records, [])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CHATML, SPECIAL, TOOLS, build_tokenizer, save_model
 
 import generate_answers
+from distill.common import disk
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl, write_jsonl
@@ -20,6 +21,7 @@ from distill.generation.sampling import Generated, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_tokenizer
+from distill.records.answer_format import parse_answer
 from distill.records.conversations import read_teacher_conversation
 from distill.records.mix import Labels, Source, mix_records
 from distill.records.prompts import make_prompts
@@ -229,6 +231,17 @@ def test_unusable_answers_are_marked_and_kept(prompts, tmp_path):
     records, _, engine = ask_scripted(prompts, [[text] for text in texts], tmp_path, AnswerSettings(None))
     assert all(record["usable"] for record in records)
     assert engine.asked == []  # the answer format does not change the answers
+    # An answer that is the whole text does not stand twice.
+    stored = [record["answer"] if record["answer"] is not None else record["raw_output"].strip() for record in records]
+    assert stored == [parse_answer(text, None).answer for text in texts]
+    assert None in [record["answer"] for record in records]
+
+
+def test_a_disk_without_room_for_the_answers_is_said_before_a_model_is_loaded(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "find_free", lambda _: 1000)
+    settings = AnswerSettings(None, max_new_tokens=500)
+    with pytest.raises(InputError, match=r"of free disk for \d+ teacher answers of up to 500 tokens, found 1 kB"):
+        ask_scripted(prompts, [["text"] for _ in prompts], tmp_path, settings)
 
 
 def test_unusable_answers_are_asked_for_again_with_another_seed(prompts, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from distill.common.errors import InputError
@@ -19,31 +20,38 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def find_existing(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    path = Path(folder).absolute()
+    return path if path.exists() else find_existing(path.parent)
+
+
 def find_free(folder: str | os.PathLike[str]) -> int:
     """Return the free bytes on the disk of a folder, which need not exist yet."""
-    path = Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(find_existing(folder)).free
 
 
-def check_free(folder: str | os.PathLike[str], needed: float, what: str, advice: str = "") -> None:
-    """Check that a disk has room for what a job is about to write.
+def check_free(needs: Mapping[Path, float], what: str, advice: str = "") -> None:
+    """Check that disks have room for what a job is about to write.
 
     Args:
-        folder: where it is written; it need not exist yet.
-        needed: bytes.
+        needs: bytes by folder, which need not exist yet. Folders on the same disk need theirs together.
         what: what is written, for the message.
         advice: what else to do than to free space.
 
     Raises:
         InputError: less is free; names the folder, the need and the free space.
     """
-    free = find_free(folder)
-    if needed > free:
-        text = f"{folder}: expected {format_bytes(needed)} of free disk for {what}, found {format_bytes(free)}"
-        other = f", or {advice}" if advice else ""
-        raise InputError(f"{text}; free space there (make disk lists what is stored){other}")
+    disks: dict[int, list[Path]] = {}
+    for folder in needs:
+        disks.setdefault(find_existing(folder).stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        needed, free = sum(max(0, needs[folder]) for folder in folders), find_free(folders[0])
+        if needed > free:
+            listed = " and ".join(map(str, folders))
+            text = f"{listed}: expected {format_bytes(needed)} of free disk for {what}, found {format_bytes(free)}"
+            other = f", or {advice}" if advice else ""
+            raise InputError(f"{text}; free space there (make disk lists what is stored){other}")
 
 
 def measure_folder(path: str | os.PathLike[str]) -> int:

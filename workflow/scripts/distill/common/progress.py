@@ -5,8 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-
-from tqdm import tqdm
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +84,8 @@ class Progress:
         done: number of records from the cache; they do not count towards the speed.
         work: what the records that are not cached cost together, in any unit, for the time left; by default each costs
             the same.
+        unit: name of what is counted, in the plural.
+        source: where those that are done come from.
         clock: returns seconds.
     """
 
@@ -94,16 +95,20 @@ class Progress:
         what: str,
         done: int = 0,
         work: float | None = None,
+        unit: str = "records",
+        source: str = "the cache",
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.total, self.what, self.done, self.clock = total, what, done, clock
+        self.total, self.what, self.done, self.unit, self.source, self.clock = total, what, done, unit, source, clock
         self.records = self.tokens = 0
         self.worked = 0.0
         self.started = self.last_line = clock()
         self.pace = Pace(total - done if work is None else work, self.started)
-        self.bar = None
+        self.bar: Any = None
         if sys.stderr.isatty():
-            self.bar = tqdm(total=total, desc=what, unit="record", initial=done, bar_format=BAR_FORMAT)
+            from tqdm import tqdm  # not before a download's client has turned its own bars off
+
+            self.bar = tqdm(total=total, desc=what, initial=done, bar_format=BAR_FORMAT)
 
     @property
     def seconds(self) -> float:
@@ -115,7 +120,7 @@ class Progress:
         """Tokens per second since the start."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def add(self, records: int, tokens: int, work: float | None = None) -> None:
+    def add(self, records: int, tokens: int = 0, work: float | None = None) -> None:
         """Count finished records and their tokens; update the bar, or log a line if the last one is old enough.
 
         Args:
@@ -129,17 +134,18 @@ class Progress:
         now = self.clock()
         self.pace.note(self.worked, now)
         if self.bar is not None:
-            self.bar.set_postfix_str(self.describe(), refresh=False)
+            self.bar.set_postfix_str(self.describe().removeprefix(", "), refresh=False)
             self.bar.update(records)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             finished = self.done + self.records
-            logger.info("%s: %d of %d records, %s", self.what, finished, self.total, self.describe())
+            logger.info("%s: %d of %d %s%s", self.what, finished, self.total, self.unit, self.describe())
 
     def describe(self) -> str:
-        """Return speed, share from the cache and time left."""
-        cached = f", {self.done / self.total:.0%} from the cache" if self.done else ""
-        return f"{self.tokens_per_second:.0f} tokens/s{cached}{format_left(self.pace.estimate())}"
+        """Return speed, share from the cache and time left, as the end of a line."""
+        speed = f", {self.tokens_per_second:.0f} tokens/s" if self.tokens else ""
+        cached = f", {self.done / self.total:.0%} from {self.source}" if self.done else ""
+        return f"{speed}{cached}{format_left(self.pace.estimate())}"
 
     def close(self) -> None:
         """Close the bar."""

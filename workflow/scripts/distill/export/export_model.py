@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import gguf
 import torch
 
+from distill.common.disk import check_free
 from distill.common.errors import InputError, start_logging
 from distill.common.files import replace_directory
 from distill.common.variants import FULL, VARIANTS
@@ -62,9 +63,21 @@ def export_student(export: Export, out: Path) -> None:
     Raises:
         InputError: the student cannot be exported as this variant, or the exported model differs from the student.
     """
+    check_free({out: estimate_bytes(export)}, f"the variant {export.variant}")
     with replace_directory(out) as folder:
+        logger.info("writing %s of %s", export.variant, export.student)
         write_variant(export, folder)
+        logger.info("checking what was written: an answer of it is compared with the student's")
         call_fresh(check_export, export, folder)
+
+
+def estimate_bytes(export: Export) -> int:
+    """Return an upper bound of what `write_variant` writes: no variant is larger than its student.
+
+    A file that llama.cpp quantizes stands beside one with all weights in float16 meanwhile.
+    """
+    weights = sum(path.stat().st_size for path in list_model_files(export.student))
+    return weights * (2 if WRITERS[export.variant] is write_q4_k_m else 1)
 
 
 # ---- Writing ----

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from distill.common.errors import InputError
+from distill.common.progress import Progress
 from distill.export.gguf_layouts import Layout, find_layout, get_head_width
 from distill.export.gguf_rope import FACTORS, add_rope, compute_factors
 from distill.export.gguf_tokenizer import add_tokenizer
@@ -124,9 +125,12 @@ def write_gguf(model: str, path: Path, form: Format) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        progress = Progress(len(mapped), path.name, unit="tensors")
         for name, target in mapped.items():
             weight = arrange_weight(weights.get_tensor(name), target, layout, config)
             writer.write_tensor_data(convert_weight(weight, f"{model}: {name}", form))
+            progress.add(1)
+        progress.close()
         if factors is not None:
             writer.write_tensor_data(factors)
     writer.close()

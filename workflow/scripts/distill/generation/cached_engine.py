@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.common.disk import check_free
 from distill.common.progress import Progress
 from distill.generation.answer_cache import CacheWriter, read_cache
 from distill.generation.engine import Engine, RefusedError
@@ -13,6 +14,8 @@ from distill.generation.sampling import Generated, Request
 from distill.records.answer_format import parse_answer
 
 logger = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN = 8  # about 4 of text, in the journal and in the output
 
 
 class CachedEngine:
@@ -25,6 +28,7 @@ class CachedEngine:
         uids: prompts that may be requested.
         what: name of the answers in the log.
         refused: `skip` to do without the answers that a server refuses, `error` to stop after all others are stored.
+        longest: maximum length of an answer in tokens, for the check of the free disk space; None checks nothing.
     """
 
     def __init__(
@@ -35,7 +39,9 @@ class CachedEngine:
         uids: Container[str],
         what: str = "teacher answers",
         refused: str = "error",
+        longest: int | None = None,
     ):
+        self.longest = longest
         self.engine, self.folder, self.answer_key, self.what, self.refused = engine, folder, answer_key, what, refused
         self.cached = read_cache(folder, uids)
         self.samples: Counter[str] = Counter()  # requested samples by uid
@@ -49,6 +55,8 @@ class CachedEngine:
         self.counts["from_cache"] += cached
         logger.info("%d answers: %d in the cache, %d to generate", len(requests), cached, len(missing))
         if missing:
+            needed = len(missing) * (self.longest or 0) * BYTES_PER_TOKEN
+            check_free({self.folder: needed}, f"{len(missing)} {self.what} of up to {self.longest} tokens")
             try:
                 self.generate_missing(missing, len(requests))
             except RefusedError as error:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +12,10 @@ from pathlib import Path
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
+from distill.common.disk import check_free
 from distill.common.errors import InputError
 from distill.common.files import write_json
+from distill.common.progress import Pace, format_left
 from distill.models.checked_files import CHECKED, CheckedFiles, find_difference
 from distill.models.fingerprint import list_model_files
 from distill.models.hub_files import Hub, RemoteFile, choose_files, count_bytes, describe_failure
@@ -114,6 +115,7 @@ class ProgressLog:
         self.total = sum(file.size for file in files)
         self.count = lambda: sum(count_bytes(hub, file, folder) for file in files)
         self.first, self.started, self.done = self.count(), time.monotonic(), threading.Event()
+        self.pace = Pace(self.total - self.first, self.started)
 
     def __enter__(self) -> "ProgressLog":
         logger.info("%.2f GB to download, %.2f GB of it on disk already", self.total / 1e9, self.first / 1e9)
@@ -130,7 +132,8 @@ class ProgressLog:
         """Log one line: size, share, speed and remaining time."""
         count = self.count()
         speed = (count - self.first) / max(time.monotonic() - self.started, 1e-9)
-        left = f", about {(self.total - count) / speed / 60:.0f} min left" if speed and count < self.total else ""
+        self.pace.note(count - self.first, time.monotonic())
+        left = format_left(self.pace.estimate()) if count < self.total else ""
         share = count / self.total if self.total else 1.0
         text = "%.2f of %.2f GB (%.0f %%), %.1f MB/s%s"
         logger.info(text, count / 1e9, self.total / 1e9, 100 * share, speed / 1e6, left)
@@ -200,9 +203,7 @@ def check_space(files: list[RemoteFile], hub: Hub, folder: Path) -> None:
         InputError: less space is free than is to be downloaded.
     """
     needed = sum(max(0, file.size - count_bytes(hub, file, folder)) for file in files)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(f"{folder}: expected {needed / 1e9:.1f} GB free on its disk, found {free / 1e9:.1f} GB")
+    check_free({folder: needed}, "the download")
 
 
 def remove_others(files: list[RemoteFile], folder: Path) -> None:

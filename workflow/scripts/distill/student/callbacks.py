@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from distill.common.errors import InputError
+from distill.common.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,29 @@ class LastStep(TrainerCallback):
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
         return control
+
+
+class StepProgress(TrainerCallback):
+    """Log how many steps are done and how much time is left, every 30 seconds, with validations and checkpoints.
+
+    On a terminal, the Trainer shows a bar itself.
+    """
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock at the first step; those before it come from a checkpoint."""
+        if self.progress is None and state.is_world_process_zero and args.disable_tqdm:
+            step = state.global_step
+            self.progress = Progress(state.max_steps, "training", done=step, unit="steps", source="a checkpoint")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count a step."""
+        if self.progress is not None:
+            self.progress.add(1)
 
 
 class SkippedValidation(TrainerCallback):

@@ -1,6 +1,7 @@
 """Train a student on a category's splits and write its folder."""
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import torch
 from transformers import set_seed
 
 from distill.common.digest import digest_of
+from distill.common.disk import check_free, measure_folder
 from distill.common.errors import InputError
 from distill.models.batches import is_out_of_memory
 from distill.models.chat import ChatTemplate
@@ -47,7 +49,7 @@ from distill.student.training_examples import (
     local_device,
 )
 from distill.student.validation_samples import ValidationSamples, choose_records
-from distill.student.write_student import Examples, write_student
+from distill.student.write_student import SAVED_DTYPES, Examples, write_student
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,12 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         init_distributed(device)
     chat = load_chat(run.model, run.template_arguments, run.template_date)
     tokenizer = chat.tokenizer
+    if run.teacher:
+        logger.info(
+            "loading the %s", "teacher" if run.objective.signal == "online" else "index of the teacher's signal"
+        )
     teacher = load_teacher(run, chat, device)
+    logger.info("tokenizing %d training and %d validation records", sum(map(len, train)), sum(map(len, val)))
     examples = make_examples(run, {"train": train, "val": val}, chat, teacher)
     check_positions(run, chain(*examples.values()))
     warnings = compare_teachers(examples["train"], chat, teacher) if teacher and not teacher.alignment else []
@@ -86,6 +93,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         logger.info("%s", describe_spans(examples["train"], teacher.alignment))
     set_seed(run.train.seed)  # before the LoRA weights are initialised
     previous = find_previous(run)
+    logger.info("loading the student")
     model = load_student(run, device, previous)
     if run.train.strategy == "fsdp":
         shard_student(model, local_device(device), run.train.fsdp_offload, run.train.precision)
@@ -93,7 +101,8 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     folder = runs / (run_digest(run, examples, teacher, previous) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
     samples = make_samples(run, [record for records in val for record in records], examples["val"], chat, model.config)
     trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings, samples)
-    logger.info("%d training and %d validation records", len(examples["train"]), len(examples["val"]))
+    logger.info("training on %d records, %d for validation", len(examples["train"]), len(examples["val"]))
+    check_space(run, trainer, runs)
     run_training(trainer, folder)
     if (run.train.best_checkpoint or trainer.has_run_away) and trainer.state.best_model_checkpoint:
         reason = "which has the lowest validation loss" if run.train.best_checkpoint else "before the answers ran away"
@@ -103,6 +112,34 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     if trainer.is_world_process_zero():
         keep_student(run, previous)
         shutil.rmtree(runs, ignore_errors=True)
+
+
+def check_space(run: StudentRun, trainer: DistillTrainer, checkpoints: Path) -> None:
+    """Check that the disks have room for the checkpoints and the student.
+
+    A checkpoint has the trained weights and, with AdamW, two moments of each: in 8 bits, or in the data type of the
+    weights; those of Adafactor are negligible. One more is kept than `save_total_limit`, since the oldest is removed
+    after the newest is written.
+
+    Args:
+        run: the options.
+        trainer: has the student.
+        checkpoints: folder of all checkpoints of this student and category; those that exist need no more room.
+
+    Raises:
+        InputError: a disk is too full; names the folder, the need and the free space.
+    """
+    model: Any = trainer.model
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    moments = {"adamw_bnb_8bit": lambda weight: 2, "adafactor": lambda weight: 0}
+    count_moments = moments.get(run.train.optimizer, lambda weight: 2 * weight.element_size())
+    size = sum(weight.numel() * (weight.element_size() + count_moments(weight)) for weight in trained)
+    saved = math.ceil(run.train.epochs * trainer.batches.steps_per_epoch / run.train.save_steps)
+    kept = size * min(saved + 1, run.train.save_total_limit + 1)
+    student = sum(weight.numel() for weight in parameters) * SAVED_DTYPES[run.train.precision].itemsize
+    advice = "lower train.save_total_limit"
+    check_free({checkpoints: kept - measure_folder(checkpoints), run.out: student}, "checkpoints and student", advice)
 
 
 def resolve_precision(train: TrainOptions, device: torch.device) -> TrainOptions:

@@ -22,7 +22,7 @@ from distill.common.errors import InputError
 from distill.models.batches import is_out_of_memory
 from distill.models.completions import collate, to_device
 from distill.models.examples import Example
-from distill.student.callbacks import FiniteCheck, LastStep, Preemption, SkippedValidation
+from distill.student.callbacks import FiniteCheck, LastStep, Preemption, SkippedValidation, StepProgress
 from distill.student.checkpoints import find_best
 from distill.student.fused_loss import score_completions
 from distill.student.loss import Objective, Terms
@@ -108,7 +108,7 @@ class DistillTrainer(Trainer):
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.remove_callback(PrinterCallback)
         self.preemption = Preemption()
-        for callback in (LastStep(), SkippedValidation(self), self.preemption):
+        for callback in (LastStep(), SkippedValidation(self), self.preemption, StepProgress()):
             self.add_callback(callback)
         self.finite_check = FiniteCheck()
         self.meter = TrainingMeter(self.args.device)

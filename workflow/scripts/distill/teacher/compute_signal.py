@@ -86,7 +86,7 @@ def check_storage(data: Path, shape: SignalShape, tokens: int, missing: int) -> 
     needed = shape.bytes_per_token * missing
     logger.info("%s to compute, %s free on the disk", format_bytes(needed), format_bytes(find_free(data)))
     advice = "set `signals` to a folder on another disk, or choose signal topk with a smaller top_k"
-    check_free(data, needed, "the teacher signal", advice)
+    check_free({data: needed}, "the teacher signal", advice)
 
 
 def compute_missing(
@@ -136,7 +136,8 @@ def compute_records(
     teacher.check_lengths(list(lengths.values()))
     order = sorted(missing, key=lambda key: -lengths[key])
     writer = ShardWriter(data, shape)
-    progress = Progress(len(examples), "teacher signals", done=len(examples) - len(missing))
+    known = len(examples) - len(missing)
+    progress = Progress(len(examples), "teacher signals", done=known, work=sum(lengths.values()))
 
     def work(rows: list[int]) -> list[tuple[str, dict[str, Tensor]]]:
         keys = [order[row] for row in rows]
@@ -145,7 +146,8 @@ def compute_records(
     for batch in in_batches(list(range(len(order))), work, teacher.batch_size):
         for key, tensors in batch:
             writer.add(key, tensors)
-        progress.add(len(batch), sum(len(tensors["completion"]) for _, tensors in batch))
+        tokens = sum(len(tensors["completion"]) for _, tensors in batch)
+        progress.add(len(batch), tokens, sum(lengths[key] for key, _ in batch))
     writer.flush()
     progress.close()
     figures = {"seconds": round(progress.seconds, 3), "tokens_per_second": round(progress.tokens_per_second, 1)}
@@ -224,6 +226,7 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     folder = open_data(out, options.get("store"))
     data = folder / fingerprint
     data.mkdir(parents=True, exist_ok=True)
+    logger.info("tokenizing %d records", len(train) + len(val))
     examples, left_out = encode([*train, *val], chat, options["max_length"])
     cached = scan_shards(data, options["kind"])
     config = load_config(options["model"]) if ENGINES[options["engine"]].loads_weights else None

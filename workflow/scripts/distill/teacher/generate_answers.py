@@ -28,9 +28,11 @@ class AnswerSettings(AnswerOptions):
 
     Attributes:
         answer_key: key of the number in the answer's JSON object; None accepts any text.
+        max_new_tokens: maximum length of an answer, by which the free disk space is checked; None checks nothing.
     """
 
     answer_key: str | None = None
+    max_new_tokens: int | None = None
 
 
 def load_prompts(path: Path) -> list[Prompt]:
@@ -98,7 +100,14 @@ def answer_prompts(
             the server refuses a prompt and `settings.refused` is `error`.
     """
     uids = {prompt["uid"] for prompt in prompts}
-    cached = CachedEngine(engine, cache / engine.fingerprint(), settings.answer_key, uids, refused=settings.refused)
+    cached = CachedEngine(
+        engine,
+        cache / engine.fingerprint(),
+        settings.answer_key,
+        uids,
+        refused=settings.refused,
+        longest=settings.max_new_tokens,
+    )
     wanted = drop_overlong(prompts, cached, settings.overlong)
     generate_or_explain(cached, [to_request(prompt, sample) for prompt in wanted for sample in range(settings.samples)])
     for attempt in range(settings.retries):
@@ -148,7 +157,8 @@ def to_output(prompt: Prompt, answer: dict[str, Any], answer_key: str | None) ->
         "prompt": prompt["prompt"],
         "raw_output": answer["raw_output"],
         "think": parsed.think,
-        "answer": parsed.answer,
+        # An answer that is the whole text would stand twice.
+        "answer": parsed.answer if parsed.answer != answer["raw_output"].strip() else None,
         "parsed_value": parsed.value,
         "usable": parsed.problem is None,
         "problem": parsed.problem,

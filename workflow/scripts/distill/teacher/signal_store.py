@@ -67,7 +67,7 @@ def move_files(source: Path, target: Path) -> None:
         InputError: the disk of the target is too small.
     """
     logger.info("moving the teacher signal from %s to %s", source.resolve(), target)
-    check_free(target, measure_folder(source.resolve()), "the teacher signal that is moved there")
+    check_free({target: measure_folder(source.resolve())}, "the teacher signal that is moved there")
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,9 @@ if "demo" in config:
     include: "rules/demo.smk"
 
 
+START_CACHE.save()
+
+
 report: "workflow/report/workflow.rst"
 
 

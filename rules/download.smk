@@ -18,7 +18,7 @@ rule download_model:
         runtime=1440,
     params:
         script=get_script("download_model"),
-        code=Untracked(code_digest(SCRIPTS / "download_model.py")),
+        code=Untracked(get_code("download_model")),
         folder=subpath(output.manifest, parent=True),
     shell:
         "python {params.script} --source {wildcards.hub}:{wildcards.source} --out {params.folder:q} > {log:q} 2>&1"

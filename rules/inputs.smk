@@ -14,9 +14,14 @@ def get_script(name):
     return Untracked(shlex.quote(str(SCRIPTS / f"{name}.py")))
 
 
+def get_code(name):
+    """Digest of a script's code."""
+    return START_CACHE.get(f"code of {name}", lambda: code_digest(SCRIPTS / f"{name}.py"))
+
+
 def job(script):
     """Parameters of a job that runs a script: its path, and a digest of its code, so that an edit reruns the job."""
-    return {"script": get_script(script), "code": code_digest(SCRIPTS / f"{script}.py")}
+    return {"script": get_script(script), "code": get_code(script)}
 
 
 def from_config(function, *names):
@@ -149,7 +154,12 @@ def get_serving_options(wildcards):
 
 
 def serving_nodes():
-    """Resource functions of a job whose vLLM server may span several nodes, by name; None leaves a resource unset."""
+    """Resource functions of a job whose vLLM server may span several nodes, by name; None leaves a resource unset.
+
+    There are none if no server does, since Snakemake calls each function for each job.
+    """
+    if not job_resources.spans_nodes(config):
+        return {}
 
     def make(name):
         def call(wildcards):

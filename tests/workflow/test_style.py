@@ -36,7 +36,7 @@ def test_every_script_named_in_a_rule_is_there_and_carries_its_digest():
     scripts = re.findall(r'\*\*job\("(\w+)"\)', RULES)
     assert len(scripts) > 10
     apart = re.findall(r'\bscript=get_script\("(\w+)"\)', RULES)
-    assert re.findall(r'code=Untracked\(code_digest\(SCRIPTS / "(\w+).py"\)\)', RULES) == apart == ["download_model"]
+    assert re.findall(r'code=Untracked\(get_code\("(\w+)"\)\)', RULES) == apart == ["download_model"]
     assert len(re.findall(r"\bscript=", RULES)) == len(apart)
     for name in scripts + apart:
         assert (ROOT / "workflow/scripts" / f"{name}.py").is_file()

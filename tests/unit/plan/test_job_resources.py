@@ -66,3 +66,10 @@ def test_a_vllm_server_requests_the_gpus_of_its_parallel_parts():
     expected = {"nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
     assert job_resources.get_serving_nodes(two) == expected
     assert set(job_resources.get_serving_nodes(two, "one").values()) == {None}
+    assert job_resources.spans_nodes(two)
+    assert not job_resources.spans_nodes(make())
+    own = make_config(
+        teacher={"model": "owner/t", "engine": "vllm"},
+        teachers={"banks": {"vllm": {"nodes": 2, "arguments": parallel}}},
+    )
+    assert job_resources.spans_nodes(own)

@@ -7,6 +7,7 @@ import pytest
 from distill.common.files import write_jsonl
 from distill.plan import signals
 from distill.plan.schema import check_config
+from distill.plan.start_cache import StartCache
 
 
 def make_config(students, quantization="none"):
@@ -73,7 +74,7 @@ def test_hidden_states_have_the_size_of_topk_beside_them(tmp_path, monkeypatch):
         "students": {"one": {"model": "s", "signal": "hidden"}},
         "signals": "large/disk",
     }
-    (line,) = signals.describe_signals(check_config(config), ["banks"])
+    (line,) = signals.describe_signals(check_config(config), ["banks"], StartCache())
     kept = int(re.search(r"at most ([\d,]+) tokens", line)[1].replace(",", ""))
     assert 60_000 < kept < 80_000  # all but the test split
     assert line == (
@@ -81,12 +82,12 @@ def test_hidden_states_have_the_size_of_topk_beside_them(tmp_path, monkeypatch):
         f"(signal topk with top_k 64: 237 bytes per token, {kept * 237 / 1e6:.3g} MB)"
     )
     monkeypatch.setattr(signals, "find_free", lambda folder: 20_000_000 if folder == "large/disk" else 10**15)
-    _, shortage = signals.describe_signals(check_config(config), ["banks"])
+    _, shortage = signals.describe_signals(check_config(config), ["banks"], StartCache())
     assert shortage.startswith(
         f"teacher signals: {kept * 7172 / 1e6:.3g} MB to compute, but only 20 MB are free in large"
     )
     config["students"]["one"]["signal"] = "topk"
-    assert len(signals.describe_signals(check_config(config), ["banks"])) == 1
+    assert len(signals.describe_signals(check_config(config), ["banks"], StartCache())) == 1
 
 
 def test_signals_that_exist_need_no_more_disk(tmp_path, monkeypatch):
@@ -96,8 +97,8 @@ def test_signals_that_exist_need_no_more_disk(tmp_path, monkeypatch):
     teacher = {"model": "teacher", "generation": {"max_new_tokens": 400}}
     config = check_config({"categories": ["banks"], "teacher": teacher, "students": students})
     monkeypatch.setattr(signals, "find_free", lambda _: 0)
-    assert len(signals.describe_signals(config, ["banks"])) == 2
+    assert len(signals.describe_signals(config, ["banks"], StartCache())) == 2
     data = tmp_path / "artifacts/distill_data/teacher_signal/banks/topk_64_t2/data"
     data.mkdir(parents=True)
     (data / "00000.safetensors").write_bytes(b"x" * 237 * 4000)
-    assert len(signals.describe_signals(config, ["banks"])) == 1
+    assert len(signals.describe_signals(config, ["banks"], StartCache())) == 1

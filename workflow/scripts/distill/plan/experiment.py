@@ -249,21 +249,23 @@ def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
 
 def get_made_files(config: Config, model: str) -> list[str]:
     """Return the files of a model that the workflow makes or downloads; none for the user's own model."""
+    # Those in the folder's name. Every job asks, and the folders of a thousand categories are a long list.
+    categories = set(model.split("/")).intersection(config["categories"])
     copies = {
         get_copy_folder(student["model"]["layers"], category)
         for student in config["students"].values()
         if not isinstance(student["model"], str)
-        for category in (*config["categories"], POOLED)
+        for category in (*categories, POOLED)
     }
     if "demo" in config and model in ("models/teacher", "models/student"):
         names = ["config.json", "model.safetensors"]
     elif "demo" in config and model.startswith("models/adapters/"):
         names = ["adapter_config.json", "adapter_model.safetensors"]
-    elif model in {*copies, *get_student_folders(config, config["categories"])}:
+    elif model in {*copies, *get_student_folders(config, [*categories])}:
         names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
     elif is_download(model):
         names = [MANIFEST]
-    elif variant := get_exports(config, config["categories"]).get(model):
+    elif variant := get_exports(config, [*categories]).get(model):
         names = ["config.json", "generation_config.json", VARIANTS[variant].weights_file, "tokenizer_config.json"]
     else:
         names = []

@@ -35,6 +35,11 @@ def get_serving_gpus(config: Config) -> int:
     return get_gpus(config) * count_gpus(config["teacher"]["vllm"]["arguments"], nodes=1)
 
 
+def spans_nodes(config: Config) -> bool:
+    """Whether the vLLM server of a teacher, or of a category's own, spans several nodes."""
+    return any(teacher["vllm"]["nodes"] > 1 for teacher in (config["teacher"], *config["teachers"].values()))
+
+
 def get_serving_nodes(config: Config, model: str = TEACHER) -> dict[str, Any]:
     """Return the resources of a job whose vLLM server spans several nodes; see `get_training_resources`."""
     nodes = config["teacher"]["vllm"]["nodes"] if get_engine(config, model).starts_vllm else 1

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from distill.common.disk import find_free, format_bytes, measure_folder
 from distill.plan.experiment import Config, get_category_config, get_teacher
+from distill.plan.start_cache import StartCache
 from distill.records.options import SplitOptions
 from distill.student.divergences import METHODS
 from distill.student.options import ObjectiveOptions
@@ -62,10 +64,11 @@ def read_split_options(config: Config) -> tuple[SplitOptions, Fraction]:
     return SplitOptions(**split, seed=config["split"]["seed"]), Fraction(str(original))
 
 
-def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
+def describe_signals(config: Config, categories: Sequence[str], cache: StartCache) -> list[str]:
     """Describe the disk space of the cached signals: a line per signal and category, and one if the disk is too small.
 
-    A line of a `hidden` signal has the size of a `topk` signal beside it.
+    A line of a `hidden` signal has the size of a `topk` signal beside it. The answers, of which there may be many, are
+    read only if they changed since the cache counted their tokens.
     """
     lines: list[str] = []
     if not get_signals(config):
@@ -77,7 +80,10 @@ def describe_signals(config: Config, categories: Sequence[str]) -> list[str]:
         longest = own["teacher"]["samples"] * own["teacher"]["generation"]["max_new_tokens"]
         answers = f"artifacts/distill_data/raw/teacher_outputs_{category}.jsonl"
         prompts = f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl"
-        tokens, qualifier = count_tokens(answers, prompts, longest, *read_split_options(config))
+        split, original = read_split_options(config)
+        count = partial(count_tokens, answers, prompts, longest, split, original)
+        counted = f"tokens of {category}, at most {longest}, {split}, {original} original answers"
+        tokens, qualifier = cache.get(counted, count, [answers, prompts])
         for name, signal in get_signals(own).items():
             settings = signal["top_k"], signal["temperatures"] or (), vocabulary, signal["tail_samples"] or 0
             shape = SignalShape(signal["kind"], width, *settings)

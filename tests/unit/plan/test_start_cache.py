@@ -8,6 +8,7 @@ import time
 import pytest
 from running import SCRIPTS
 
+from distill.common.files import write_jsonl
 from distill.plan import signals
 from distill.plan.schema import check_config
 from distill.plan.start_cache import StartCache, hash_code
@@ -124,8 +125,8 @@ def test_the_hash_covers_scripts_and_library(tmp_path):
 
 
 @pytest.mark.usefixtures("settled")
-def test_answers_are_counted_once(tmp_path, monkeypatch):
-    """The lines that describe a signal are those of a count, and a new answer is counted."""
+def test_prompts_are_counted_once(tmp_path, monkeypatch):
+    """The lines that describe a signal are those of a count, and new prompts are counted."""
     monkeypatch.chdir(tmp_path)
     config = check_config(
         {
@@ -136,14 +137,15 @@ def test_answers_are_counted_once(tmp_path, monkeypatch):
     )
     (tmp_path / "models/teacher").mkdir(parents=True)
     (tmp_path / "models/teacher/config.json").write_text('{"hidden_size": 8, "vocab_size": 10}')
-    answers = tmp_path / "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
-    answers.parent.mkdir(parents=True)
+    prompts = tmp_path / "artifacts/distill_data/raw/banks_teacher_prompts_base.jsonl"
     found = []
-    for tokens in (5, 5, 7):
-        if tokens == 7 or not answers.exists():
-            answers.write_text(f'{{"generated_tokens": {tokens}}}\n')
+    for count in (10, 10, 20):
+        if not found or count == 20:
+            records = [{"uid": f"{number:032x}", "system": "", "prompt": f"q{number}"} for number in range(count)]
+            write_jsonl(prompts, records)
         cache = StartCache()
-        (line,) = signals.describe_signals(config, ["banks"], cache)
-        found.append((line.split("token, ")[1].split(" tokens")[0], cache.is_changed))
+        (line, *_) = signals.describe_signals(config, ["banks"], cache)
+        found.append((line.split("at most ")[1].split(" tokens")[0], cache.is_changed))
         cache.save()
-    assert found == [("about 5", True), ("about 5", False), ("about 7", True)]
+    assert [is_changed for _, is_changed in found] == [True, False, True]
+    assert found[0][0] == found[1][0] != found[2][0]

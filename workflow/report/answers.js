@@ -1,5 +1,5 @@
 "use strict";
-// Search and filters in the bar at the top; without this script the page shows everything.
+// Search and filters in the bar at the top, and long pages bit by bit; without this script the page shows everything.
 (() => {
   const find = (selector, root = document) => [...root.querySelectorAll(selector)];
   const get = (id) => document.getElementById(id);
@@ -19,6 +19,8 @@
   if (marks) CSS.highlights.set("found", marks);
 
   const scrolled = [];
+  const step = 300; // prompts that are shown at first, and with each press of the button
+  let most = step;
 
   const isOn = (id) => Boolean(get(id)?.checked);
   const escape = (word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
@@ -58,12 +60,16 @@
     document.body.classList.toggle("whole", isOn("whole"));
     marks?.clear();
     for (const body of scrolled.splice(0)) body.scrollTop = 0;
+    const linked = location.hash.slice(1);
     let count = 0;
     for (const card of cards) {
       for (const answer of card.answers) answer.element.hidden = !chosen.has(answer.model);
-      card.element.hidden = !passes(card, words);
-      count += !card.element.hidden;
+      const found = passes(card, words);
+      count += found;
+      card.element.hidden = !(found && (count <= most || card.element.id === linked));
     }
+    get("more").hidden = count <= most;
+    get("rest").textContent = `${most.toLocaleString("en")} of ${count.toLocaleString("en")} prompts are shown; the search covers all.`;
     for (const group of find(".group")) group.hidden = !find(".card", group).some((card) => !card.hidden);
     get("count").textContent = `${count.toLocaleString("en")} of ${cards.length.toLocaleString("en")}`;
     if (!marks || !words.length) return;
@@ -77,6 +83,7 @@
     const words = new URLSearchParams(location.hash.slice(1)).get("q");
     if (words !== null) query.value = words;
     update();
+    if (words === null) get(location.hash.slice(1))?.scrollIntoView();
   }
 
   let waiting = 0;
@@ -88,6 +95,10 @@
   query.addEventListener("input", (event) => event.isComposing || updateSoon());
   query.addEventListener("compositionend", updateSoon);
   get("options").addEventListener("change", update);
+  get("next").addEventListener("click", () => {
+    most += step;
+    update();
+  });
   window.addEventListener("hashchange", readLink);
   document.addEventListener("keydown", (event) => {
     if (event.key === "/" && !event.target.closest("input") && !event.ctrlKey && !event.metaKey && !event.altKey) {

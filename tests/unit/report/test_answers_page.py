@@ -153,10 +153,12 @@ def test_files_with_other_records_are_refused(tmp_path):
         render(tmp_path, tests)
 
 
-def test_a_base_precedes_its_student_and_shares_its_colour():
+def test_a_base_precedes_its_student_and_shares_its_colour_with_replicas_and_variants():
     columns = order_columns(["teacher", "a-seed1", "a-seed2", "a_base", "a-seed1_nf4", "b"])
     names = ["reference", "teacher", "a_base", "a-seed1", "a-seed2", "a-seed1_nf4", "b"]
-    assert [(column.name, column.tone) for column in columns] == list(zip(names, [0, 0, 1, 1, 1, 2, 3], strict=True))
+    assert [(column.name, column.tone) for column in columns] == list(zip(names, [0, 0, 1, 1, 1, 1, 2], strict=True))
+    columns = order_columns(["teacher", "a", "a_nf4", "b", "b_gguf_f16", "c_nf4"])
+    assert [column.tone for column in columns] == [0, 0, 1, 1, 2, 2, 3]
     columns = order_columns(["teacher", "a", "a_base", "b", "b_base", "c_base"])
     assert [column.name for column in columns] == [
         "reference", "teacher", "a_base", "a", "b_base", "b", "c_base"
@@ -184,6 +186,34 @@ def test_script_and_style_contain_no_closing_tag():
     assert "</" not in PARTS[1].read_text(encoding="utf-8")
 
 
+def open_in_browser(folder, fragment):
+    """The page as its script leaves it."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
+    url = f"{(folder / 'page.html').as_uri()}#{fragment}"
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=60)
+    return Page(done.stdout)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize(
+    ("fragment", "shown", "total"),
+    [
+        ("", list(range(300)), 310),
+        (f"test-{305:032x}", [*range(300), 305], 310),  # a link to a prompt
+        (f"q={quote('第305问')}", [305], 1),
+    ],
+)
+def test_a_long_page_shows_its_first_prompts_and_searches_all(tmp_path, fragment, shown, total):
+    render(tmp_path, make_tests(310, ["teacher", "kd"]), most=400)
+    page = open_in_browser(tmp_path, fragment)
+    cards = [tags for _, tags in page.tags if tags.get("class") == "card"]
+    assert [number for number, card in enumerate(cards) if "hidden" not in card] == shown
+    assert f"{total} of 310" in page.get_texts("line")[0]
+    (more,) = [tags for _, tags in page.tags if tags.get("id") == "more"]
+    assert ("hidden" in more) == (total <= 300)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize(
     ("query", "shown"),
@@ -194,11 +224,7 @@ def test_search_in_a_browser(tmp_path, query, shown):
     tests = make_tests(4)
     tests["kd"][1]["prediction"] = HOSTILE
     render(tmp_path, tests)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    url = f"{(tmp_path / 'page.html').as_uri()}#q={quote(query)}"
-    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=60)
-    page = Page(done.stdout)
+    page = open_in_browser(tmp_path, f"q={quote(query)}")
     assert page.get_texts("title") == ["Answers side by side: sutras"]
     cards = [tags for _, tags in page.tags if tags.get("class") == "card"]
     assert (len(cards), sum("hidden" not in card for card in cards)) == (4, shown)

@@ -60,3 +60,5 @@ def test_the_spread_over_seeds_is_a_bar_on_both_sides_of_the_difference(tmp_path
     (panel,) = figures[0].axes
     bars = [list(line.get_xdata()) for line in panel.get_lines() if line.get_marker() == "None"]
     assert bars == [[0, 0], [3.5, 6.5], [2.0, 9.0], [-6.0, -1.0]]
+    points = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    assert [point.get_clip_on() for point in points] == [False, False]  # a point on the edge is drawn whole

@@ -19,7 +19,6 @@ from markupsafe import Markup
 from distill.common.errors import InputError, raise_problems
 from distill.common.files import read_jsonl, write_atomically
 from distill.common.names import TEACHER
-from distill.common.replicas import drop_seed
 from distill.evaluation.prediction_files import FIELDS, check_same_records, find_problems
 from distill.evaluation.score_table import get_owner, is_base_of, order_models
 from distill.records.conversations import format_turns
@@ -104,19 +103,20 @@ def read_answers(paths: Sequence[str | PathLike[str]], suffix: str) -> dict[str,
 
 
 def order_columns(models: Sequence[str]) -> list[Column]:
-    """The columns: reference, teacher, then the students, each preceded by its `_base`; replicas share a colour."""
+    """The columns: reference, teacher, then the students, each preceded by its `_base`.
+
+    A student's replicas, its `_base` and its variants share its colour, as in the figures.
+    """
     models = order_models(models)
     owners = [get_owner(model, models) for model in models]
     # sorted() keeps the order of equals: only a `_base` moves, to the start of its student's models.
     ordered = sorted(models, key=lambda model: (owners.index(get_owner(model, models)), not is_base_of(model, models)))
-    trained = [model for model in models if model != TEACHER and not is_base_of(model, models)]
-    students = list(dict.fromkeys(map(drop_seed, trained)))
+    students = list(dict.fromkeys(owner for owner in owners if owner != TEACHER))
     columns = [Column(REFERENCE, "reference", "used for the scores", 0, False)]
     for model in ordered:
         is_base = is_base_of(model, models)
         role = "before distillation" if is_base else ""
-        student = drop_seed(model.removesuffix("_base") if is_base else model)
-        tone = 0 if model == TEACHER else students.index(student) % TONES + 1
+        tone = 0 if model == TEACHER else students.index(get_owner(model, models)) % TONES + 1
         columns.append(Column(model, model, role, tone, is_base))
     return columns
 

@@ -56,7 +56,7 @@ def draw_difference(axes: Axes, place: int, row: Comparison, color: str) -> None
         axes.plot([row.ci_low, row.ci_high], [place, place], color=color, linewidth=1.4)
         excludes_0 = row.ci_low > 0 or row.ci_high < 0
     face = color if excludes_0 else "white"
-    axes.plot([row.difference], [place], "o", color=color, markerfacecolor=face, markersize=4)
+    axes.plot([row.difference], [place], "o", color=color, markerfacecolor=face, markersize=4, clip_on=False)
 
 
 def set_difference_scale(axes: Axes, metric: Metric, rows: Sequence[Comparison]) -> None:

@@ -184,7 +184,9 @@ def is_averaged(model: str, models: Sequence[str]) -> bool:
 def draw_replica(axes: Axes, score: Score | None, place: int, color: str) -> None:
     """Draw a replica's score as a small point below the mean on the line at `place`."""
     if score is not None and score.value is not None:
-        axes.plot([score.value], [place + 0.34], "o", color=color, markersize=2, markeredgewidth=0, zorder=3)
+        axes.plot(
+            [score.value], [place + 0.34], "o", color=color, markersize=2, markeredgewidth=0, zorder=3, clip_on=False
+        )
 
 
 def draw_score_panel(axes: Axes, cells: Mapping[str, Score | None], colors: Mapping[str, str]) -> None:
@@ -203,7 +205,7 @@ def draw_score_panel(axes: Axes, cells: Mapping[str, Score | None], colors: Mapp
         if score.ci_low is not None and score.ci_high is not None:
             axes.plot([score.ci_low, score.ci_high], [place, place], color=colors[model], linewidth=1.4)
         face = "white" if is_base_of(model, cells) else colors[model]
-        axes.plot([score.value], [place], "o", color=colors[model], markerfacecolor=face, markersize=4)
+        axes.plot([score.value], [place], "o", color=colors[model], markerfacecolor=face, markersize=4, clip_on=False)
     axes.grid(axis="y", visible=False)
 
 

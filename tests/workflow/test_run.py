@@ -85,8 +85,8 @@ def test_the_statistics_of_predictions_are_all_that_later_steps_read(copy):
     before = [(copy / table).read_bytes() for table in tables]
     pooled = evaluation / "teacher/all.metrics.json"
     metrics = pooled.read_bytes()
-    pooled.unlink()
-    (copy / tables[1]).unlink()
+    for path in (pooled, *(copy / table for table in tables)):
+        path.unlink()
     for path in evaluation.rglob("*.predictions.jsonl"):
         path.write_text("no texts\n")
     rules = ("--allowed-rules", "pool_scores", "tabulate_scores", "compare_models", "--rerun-triggers", "mtime")

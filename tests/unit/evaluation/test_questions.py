@@ -8,7 +8,7 @@ import pytest
 from running import ROOT
 
 from distill.common.files import read_jsonl
-from distill.evaluation.text_metrics import HAN
+from distill.evaluation.sacrebleu_metrics import HAN
 from distill.records.alpaca import read_alpaca
 
 FOLDER = ROOT / "examples/questions"

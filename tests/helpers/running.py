@@ -31,6 +31,8 @@ CONFIG = {
         name: {
             "model": "models/student",
             "method": method,
+            "temperature": 2.0,
+            "alpha": 0.5,
             "train": {"epochs": 4, "batch_size": 4, "gradient_accumulation_steps": 2, "precision": "fp32",
                       "learning_rate": 1.0e-3, "save_steps": 2, "gradient_checkpointing": False},
         }

@@ -51,7 +51,8 @@ def make_arguments(folder, models, method="forward_kl", out="out", data="unused"
     """The command line of a short run in float32 on the CPU."""
     argv = ["--data", str(data), "--name", "s", "--category", "banks", "--model", models["student"]]
     argv += ["--out", str(folder / out), "--checkpoints", str(folder / f"checkpoints_{out}")]
-    argv += ["--method", method, "--teacher-model", models["teacher"], "--teacher-dtype", "float32"]
+    argv += ["--method", method, "--temperature", "2", "--alpha", "0.5"]  # both terms and τ² count
+    argv += ["--teacher-model", models["teacher"], "--teacher-dtype", "float32"]
     argv += ["--precision", "fp32", "--device", "cpu", "--epochs", "2", "--batch-size", "2"]
     argv += ["--gradient-accumulation-steps", "2", "--learning-rate", "1e-3", "--logging-steps", "2"]
     return [*argv, "--validation-samples", "0"]  # most tests need no answers

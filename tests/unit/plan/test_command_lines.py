@@ -98,7 +98,7 @@ def test_students_with_a_cached_signal_get_its_folders():
     config = make_config(students=students, teacher={"model": "owner/t", "adapter": "lora/{category}"})
     args = parse_training(config, "topk", ["banks"])
     assert (args.signal, args.top_k, args.tail_samples) == ("topk", 16, 0)
-    assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/topk_16_t2_int8"]
+    assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/topk_16_t1_int8"]
     assert (args.teacher_model, args.teacher_quantization) == ("owner/t", "int8")
     args = parse_training(config, "hidden", ["banks"])
     assert args.signal_folders == ["artifacts/distill_data/teacher_signal/banks/hidden"]
@@ -221,7 +221,7 @@ def test_signal_options_follow_from_the_signals_name():
     train = {"max_length": 4096}
     students = {
         "one": {"model": "s", "signal": "topk"},
-        "two": {"model": "s", "signal": "topk", "temperature": 1, "train": train},
+        "two": {"model": "s", "signal": "topk", "temperature": 2, "train": train},
         "exact": {"model": "s", "signal": "hidden", "teacher_quantization": "nf4"},
     }
     teacher = {"model": "owner/t", "adapter": "lora/{category}", "generation": {"batch_size": 5}}

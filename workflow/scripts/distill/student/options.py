@@ -44,13 +44,13 @@ class ObjectiveOptions:
     )
     temperature: float = option(
         "Temperature of both distributions in the divergence. Not used by `seqkd`.",
-        2.0,
+        1.0,
         exclusiveMinimum=0,
         when="Higher values weight unlikely tokens more.",
     )
     alpha: float = option(
         "Weight of the divergence; the cross-entropy has weight 1 - alpha. Not used by `seqkd`.",
-        0.5,
+        0.9,
         minimum=0,
         maximum=1,
         when="1 for the divergence alone.",

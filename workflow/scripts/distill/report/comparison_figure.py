@@ -7,24 +7,29 @@ from os import PathLike
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from distill.common.names import POOLED
 from distill.evaluation.comparison_table import Comparison
 from distill.evaluation.metrics import Metric, select_drawn
-from distill.evaluation.score_table import order_categories
 from distill.report.figures import LOG_RATIO, TICK_STEPS
-from distill.report.panels import GREY, choose_colors, draw_spread, drawing, make_metric_panels
+from distill.report.panels import GREY, choose_colors, draw_spread, drawing, make_metric_panels, order_rows, set_titles
 
 # Powers of ten from which tick labels share a factor: longer labels of neighbouring ticks would overlap.
 POWER_LIMITS = (-3, 5)
+MAX_LINES = 200  # about what five screens show
 MINUS = "\N{MINUS SIGN}"
 
 
 def draw_comparisons(rows: Sequence[Comparison], path: str | PathLike[str]) -> None:
     """Draw differences with 95 % intervals: a row per category, a column per metric, a line in each panel per pair.
 
-    A pale bar is the standard deviation over seeds on both sides of a difference; see `Comparison`.
+    A pale bar is the standard deviation over seeds on both sides of a difference; see `Comparison`. With more than
+    MAX_LINES lines in a column, only the pooled row is drawn, and a note says so.
     """
-    categories = order_categories(row.category for row in rows)
+    categories = order_rows(row.category for row in rows)
     pairs = list(dict.fromkeys((row.model, row.other) for row in rows))
+    is_pooled = POOLED in categories and len(pairs) * len(categories) > MAX_LINES
+    if is_pooled:
+        rows, categories = [row for row in rows if row.category == POOLED], [POOLED]
     metrics = select_drawn(row.metric for row in rows)
     colors = choose_colors([*dict.fromkeys(model for model, _ in pairs), *(other for _, other in pairs)])
     with drawing(path) as figure:
@@ -39,8 +44,12 @@ def draw_comparisons(rows: Sequence[Comparison], path: str | PathLike[str]) -> N
                 for row in drawn:
                     if row.category == category:
                         draw_difference(axes, pairs.index((row.model, row.other)), row, colors[row.model])
-            column[0].set_title(metric.title)
+            set_titles(column, metric)
             set_difference_scale(column[0], metric, drawn)
+        if is_pooled:
+            figure.supxlabel(
+                "All categories together; comparisons.csv has each of them.", fontsize=7, x=0.01, ha="left"
+            )
 
 
 def draw_difference(axes: Axes, place: int, row: Comparison, color: str) -> None:

@@ -31,6 +31,8 @@ from distill.report.panels import (
     drawing,
     make_metric_panels,
     make_panels,
+    order_rows,
+    set_titles,
     wrap_name,
 )
 
@@ -154,7 +156,7 @@ def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
 
     The replicas of a student are small points on the line of their mean.
     """
-    categories = order_categories(score.category for score in scores)
+    categories = order_rows(score.category for score in scores)
     every = order_models(score.model for score in scores)
     models = [model for model in every if not is_averaged(model, every)]
     metrics = select_drawn(score.metric for score in scores)
@@ -172,7 +174,7 @@ def draw_scores(scores: Sequence[Score], path: str | PathLike[str]) -> None:
         panels[0, 0].set_yticks(range(len(models)), labels=models)
         panels[0, 0].set_ylim(len(models) - 0.4, -0.6)
         for column, metric in zip(panels.T, metrics, strict=True):
-            column[0].set_title(metric.title)
+            set_titles(column, metric)
             set_score_scale(column[0], metric, [score for score in scores if score.metric == metric.name])
 
 

@@ -5,7 +5,7 @@ Names of models and categories are data, never markup. The same input gives the 
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill.common.errors import InputError
-from distill.common.names import TEACHER
-from distill.evaluation.score_table import get_owner, order_models
+from distill.common.names import POOLED, TEACHER
+from distill.evaluation.metrics import Metric
+from distill.evaluation.score_table import get_owner, order_categories, order_models
 
 # Okabe and Ito's palette, which colour-blind readers can distinguish; the teacher is black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -48,6 +49,8 @@ STYLE: Any = {
 }
 FORMATS = ("svg", "png")
 MAX_COLUMNS = 8  # panels side by side that fit the width of a report
+MAX_ROWS = 6  # panels below one title: about what a screen shows
+TITLE_HEIGHT = 0.35  # of a title and tick labels between two rows, inches
 
 
 @contextmanager
@@ -120,10 +123,17 @@ def make_panels(figure: Figure, rows: Sequence[str], columns: int, size: tuple[f
     return panels
 
 
+def order_rows(categories: Iterable[str]) -> list[str]:
+    """Categories in the order of their rows: of more than MAX_ROWS, the pooled one first, where it is seen at once."""
+    ordered = order_categories(categories)
+    return sorted(ordered, key=lambda category: category != POOLED) if len(ordered) > MAX_ROWS else ordered
+
+
 def make_metric_panels(figure: Figure, rows: Sequence[str], metrics: int, height: float) -> Any:
     """A grid with a row per category and a column per metric. The panels of a metric share their x axis.
 
-    More than MAX_COLUMNS metrics are split into blocks, one below the other; each block has all rows.
+    More than MAX_COLUMNS metrics are split into blocks, one below the other; each block has all rows. If there are more
+    than MAX_ROWS rows, each has room for titles and tick labels.
 
     Args:
         figure: the figure.
@@ -136,7 +146,9 @@ def make_metric_panels(figure: Figure, rows: Sequence[str], metrics: int, height
     """
     blocks = -(-metrics // MAX_COLUMNS)
     columns = -(-metrics // blocks)
-    grid = make_panels(figure, [*rows] * blocks, columns, (1.5, height), sharey=True)
+    is_long = len(rows) > MAX_ROWS
+    size = (1.5, height + TITLE_HEIGHT * is_long)
+    grid = make_panels(figure, [*rows] * blocks, columns, size, sharey=True)
     panels = np.empty((len(rows), metrics), dtype=object)
     for place in range(blocks * columns):
         block, column = divmod(place, columns)
@@ -149,8 +161,14 @@ def make_metric_panels(figure: Figure, rows: Sequence[str], metrics: int, height
         for axes in column_panels[1:]:
             axes.sharex(column_panels[0])
         for axes in column_panels[:-1]:
-            axes.tick_params(labelbottom=False)
+            axes.tick_params(labelbottom=is_long)
     return panels
+
+
+def set_titles(column: Sequence[Axes], metric: Metric) -> None:
+    """Set the title of a metric's panels: on the first one, or on each of more than MAX_ROWS."""
+    for axes in column if len(column) > MAX_ROWS else column[:1]:
+        axes.set_title(metric.title or metric.name)
 
 
 def add_legend(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:

@@ -38,7 +38,6 @@ RESULTS = Path(__file__).parent / "results"
 CATEGORY = "questions"
 SYSTEM = "请用清楚的现代汉语准确地回答问题。"
 CHANGED, ADDED, REMOVED = 5, 100, 10
-FOLDERS = ("compute_signal",)
 SHIM = """#!{python} -SE
 # Runs another Python, and appends to a file its seconds, its peak memory and its rule, from the name of its log.
 import json, os, sys, time
@@ -185,7 +184,7 @@ class Run:
         found: dict[str, int] = defaultdict(int)
         for job in jobs:
             places = {self.folder / path for path in job.fields["output"]}
-            if job.rule in FOLDERS:  # their outputs stand beside the data, which a failed job must not lose
+            if job.rule == "compute_signal":  # its outputs stand beside the data, which a failed job must not lose
                 places = {place.parent for place in places}
             for place in places:
                 files = place.rglob("*") if place.is_dir() else [place]
@@ -299,7 +298,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--growth", action=argparse.BooleanOptionalAction, default=True, help="compare with a tenth of the questions"
     )
     parser.add_argument("--make-models", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(args.records) // (10 if args.growth else 1) <= CHANGED + REMOVED:
+        parser.error(f"--records: expected more than {CHANGED + REMOVED} questions, in a tenth of them too")
+    return args
 
 
 def measure_all(args: argparse.Namespace, work: Path) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.files import write_json
-from distill.common.options import add_options, read_options
-from distill.evaluation.options import ScoringOptions
+from distill.common.options import read_options
+from distill.evaluation.options import ScoringOptions, add_scoring_options
 from distill.evaluation.record_statistics import pool, read_statistics
 from distill.evaluation.seed_means import score_replicas
-from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +28,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--statistics", nargs="+", type=Path, required=True, metavar="FILE", help=".../REPLICA/CATEGORY.statistics.npz"
     )
-    add_options(parser, ScoringOptions)
-    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
+    add_scoring_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
     return parser.parse_args(argv)
 

@@ -12,11 +12,10 @@ import argparse
 import logging
 
 from distill.common.errors import run_script
-from distill.common.options import add_options, read_options
+from distill.common.options import read_options
 from distill.evaluation.compare import Pair, compare_models, load_models, sort_files
 from distill.evaluation.comparison_table import write_comparisons
-from distill.evaluation.options import ScoringOptions
-from distill.records.options import AnswerFormat
+from distill.evaluation.options import ScoringOptions, add_scoring_options
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pairs", nargs="+", type=parse_pair, required=True, metavar="MODEL:OTHER", help="models to compare"
     )
-    add_options(parser, ScoringOptions)
-    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
+    add_scoring_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="comparisons.csv")
     return parser.parse_args(argv)
 

@@ -11,12 +11,11 @@ import logging
 
 from distill.common.errors import run_script
 from distill.common.files import write_json
-from distill.common.options import add_options, read_options
-from distill.evaluation.options import ScoringOptions
+from distill.common.options import read_options
+from distill.evaluation.options import ScoringOptions, add_scoring_options
 from distill.evaluation.prediction_files import check_same_records
 from distill.evaluation.record_statistics import pool, read_statistics
 from distill.evaluation.scores import score
-from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +26,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--statistics", nargs="+", required=True, metavar="FILE", help="a model's .../CATEGORY.statistics.npz"
     )
-    add_options(parser, ScoringOptions)
-    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
+    add_scoring_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
     return parser.parse_args(argv)
 

@@ -16,13 +16,12 @@ from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.files import write_json
-from distill.common.options import add_options, read_options
+from distill.common.options import read_options
 from distill.evaluation.metrics import needs_likelihoods
-from distill.evaluation.options import ScoringOptions
+from distill.evaluation.options import ScoringOptions, add_scoring_options
 from distill.evaluation.prediction_files import add_judgements, load_predictions, write_lines
 from distill.evaluation.record_statistics import count_statistics, write_statistics
 from distill.evaluation.scores import score
-from distill.records.options import AnswerFormat
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="predictions.jsonl")
     parser.add_argument("--judged", nargs="+", metavar="FILE", help="files from judge_answers.py, for fdistill")
-    add_options(parser, ScoringOptions)
-    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})
+    add_scoring_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
     parser.add_argument("--statistics-out", metavar="FILE", help="statistics.npz, for the scripts that compare models")
     parser.add_argument("--answers-out", metavar="FILE", help="text file with one answer per line, for other scorers")

@@ -1,9 +1,11 @@
 """Options of the evaluation."""
 
+import argparse
 from dataclasses import dataclass
 
-from distill.common.options import SEED, option
+from distill.common.options import SEED, add_options, option
 from distill.evaluation.metrics import GROUPS
+from distill.records.options import AnswerFormat
 
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 
@@ -29,3 +31,9 @@ class ScoringOptions:
         when="Fewer for speed.",
     )
     seed: int = option("Seed of the bootstrap and of sampled answers.", 42, **SEED)
+
+
+def add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """Add `ScoringOptions` and `--answer-key`, "" without values, to the command line of a script that scores."""
+    add_options(parser, ScoringOptions)
+    add_options(parser, AnswerFormat, "answer_", only=["key"], defaults={"key": ""})

@@ -65,7 +65,7 @@ def test_the_files_are_those_of_one_machine(local, clustered):
 def test_short_jobs_are_grouped(clustered):
     groups = ("prepare", "collect", "evaluate")
     expected = {f"group_{group}_{category}": 1 for group in groups for category in ("banks", "households")}
-    expected |= {"generate_answers": 2, "train_student": 2, "group_evaluate_all": 1, "group_report": 1}
+    expected |= {"generate_answers": 2, "train_student": 2, "group_report": 1}
     assert Counter(job["rule"] for job in clustered.jobs) == expected
     assert {job["JobState"] for job in clustered.jobs} == {"COMPLETED"}
 
@@ -73,7 +73,7 @@ def test_short_jobs_are_grouped(clustered):
 def test_a_group_requests_the_time_of_all_its_jobs_and_the_cpus_of_one(clustered):
     """Its jobs run one after another."""
     (group,) = [job for job in clustered.jobs if job["rule"] == "group_evaluate_banks"]
-    minutes = [240] * 3 + [30] * 3 + [15]  # predictions, scores, page of answers
+    minutes = [240] * 3 + [15] * 3 + [15]  # predictions, scores, page of answers
     assert group["TimeLimit"] == str(sum(minutes))
     assert group["ProcCnt"] == "1"
 

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from distill.common.allocator import set_allocator
+from distill.common.threads import limit_spinning
 
 MOST_SHOWN = 20  # problems listed in one error
 
@@ -65,13 +66,14 @@ def start_logging() -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main function with logging to standard error, and torch's allocator set for GPUs.
+    """Run a script's main function with logging to standard error, and with torch's allocator and threads set.
 
     An InputError ends the script with its message and exit code 1. So does an OSError that names a file (missing file,
     no permission, full disk). Any other exception is a bug and keeps its traceback.
     """
     start_logging()
     set_allocator()
+    limit_spinning()
     try:
         main()
     except InputError as error:

@@ -50,6 +50,19 @@ def test_generation_resumes_after_a_kill(finished, directory, signal_number):
     assert stats["from_cache"] + stats["generated"] == stats["prompts"] == 33
 
 
+@pytest.mark.slow
+def test_a_second_run_in_the_same_directory_is_refused_and_the_first_one_goes_on(finished, directory):
+    shutil.rmtree(directory / "artifacts/cache/teacher")
+    (directory / ANSWERS).unlink()
+    process = start(directory, ANSWERS)
+    while not count_cached(directory):
+        assert process.poll() is None, "the first run ended before the second one began"
+        sleep(0.01)
+    assert "cannot be locked" in directory.run(ANSWERS, check=False)
+    assert process.wait(timeout=120) == 0
+    assert read_lines(directory / ANSWERS) == read_lines(finished / ANSWERS)
+
+
 @pytest.mark.parametrize("student", ["student_kd", pytest.param("student_seqkd", marks=pytest.mark.slow)])
 def test_training_resumes_after_a_kill(finished, directory, student):
     target = f"output/{student}/banks/model.safetensors"

@@ -44,6 +44,7 @@ def test_question_answering_fits_128_gb(tmp_path):
     assert {stage["fits"] for stage in read_stages(tmp_path)} == {"yes"}, done.stdout
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_with_what_helps(tmp_path):
     lengths = ["--prompt-tokens", "64", "--answer-tokens", "16"]
     done = plan(tmp_path, "--device", "0.61GiB", *lengths, config="demo", check=False)

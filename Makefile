@@ -97,8 +97,7 @@ test-gpu: setup
 
 test-slurm: setup
 	source .venv/bin/activate
-	# The longest files first. Most of the time, the cluster waits.
-	python -m pytest tests/slurm/test_cluster_runs.py tests/slurm/test_stopped_training.py tests/slurm --numprocesses 4
+	python -m pytest tests/slurm --numprocesses 4  # most of the time, the cluster waits
 
 # With VLLM_EXECUTABLE in the environment nothing is installed. Without vLLM the tests are skipped.
 test-vllm: setup

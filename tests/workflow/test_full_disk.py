@@ -1,9 +1,11 @@
 """A disk that is full ends a step with a clear message; with space again, the next run goes on from what is stored."""
 
+import errno
 import os
 import shutil
 import subprocess
 from contextlib import suppress
+from time import sleep
 
 import pytest
 from killing import count_cached, start
@@ -67,10 +69,11 @@ def test_generation_on_a_disk_that_fills_stores_what_it_has(finished, tmp_path, 
     process = start(directory, ANSWERS)
     while count_cached(directory) < 3:
         assert process.poll() is None, "the run ended before the disk was full"
+        sleep(0.01)
     disk.fill()
     assert process.wait(timeout=120) != 0
     log = (directory / "logs/generate_answers/banks.log").read_text()
-    assert f"cannot store a teacher answer: {os.strerror(28)}" in log
+    assert f"cannot store a teacher answer: {os.strerror(errno.ENOSPC)}" in log
     assert "free space on its disk and rerun the same command to resume" in log
     assert "Traceback" not in log
     kept = count_cached(directory)

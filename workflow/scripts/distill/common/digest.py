@@ -11,8 +11,9 @@ from typing import Any
 from distill.common.errors import InputError
 
 # Modules that affect messages, memory, speed or the choice of a GPU only, never results: editing them reruns nothing.
-NAMES = ("allocator", "disk", "errors", "gpu_claims", "progress", "threads")
-WITHOUT_RESULT = tuple(f"distill.common.{name}" for name in NAMES)
+WITHOUT_RESULT = tuple(
+    f"distill.common.{name}" for name in ("allocator", "disk", "errors", "gpu_claims", "progress", "threads")
+)
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

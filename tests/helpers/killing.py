@@ -31,13 +31,18 @@ def signal_session(process, signal_number):
     process.wait(timeout=60)
 
 
-def kill_when(process, is_time, signal_number=signal.SIGKILL, seconds=300):
-    """Signal the session as soon as `is_time()` is true; fail if the run ends before that."""
+def wait_in_run(process, is_time, seconds=300):
+    """Wait until `is_time()` is true; fail if the run ends before that."""
     end = time.monotonic() + seconds
     while not is_time():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end, f"the instant to kill the run did not come within {seconds} s"
+        assert process.poll() is None, "the run ended before the awaited instant"
+        assert time.monotonic() < end, f"the awaited instant did not come within {seconds} s"
         time.sleep(0.01)
+
+
+def kill_when(process, is_time, signal_number=signal.SIGKILL):
+    """Signal the session as soon as `is_time()` is true; fail if the run ends before that."""
+    wait_in_run(process, is_time)
     signal_session(process, signal_number)
 
 

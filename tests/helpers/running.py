@@ -1,5 +1,6 @@
 """Run the workflow as a user does, with Snakemake in a process of its own, on tiny models and synthetic records."""
 
+import functools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import preloaded
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,10 @@ CONFIG = {
     },
     "evaluation": {"max_new_tokens": 16, "bootstrap": 100},
 }  # fmt: skip
+
+# Settings of all runs, and the environment before any test changes it.
+SETTINGS = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT = dict(os.environ)
 
 # One teacher for all categories, for tests of the teacher's answers.
 TEACHER = CONFIG["teacher"] | {"adapter": None}
@@ -77,7 +83,13 @@ def copy_project(path):
 def environment():
     """Return the caller's environment, with this interpreter's programs first in PATH and without access to hubs."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return os.environ | {"PATH": path} | SETTINGS
+
+
+@functools.cache
+def start_preloaded():
+    """Return the folder of a `python` and a `snakemake` that need no time for imports; see `preloaded`."""
+    return preloaded.start(ENVIRONMENT | SETTINGS)
 
 
 def snakemake(*arguments, cwd=ROOT, check=True, timeout=1500):
@@ -89,10 +101,12 @@ def snakemake(*arguments, cwd=ROOT, check=True, timeout=1500):
         check: expect success if True, a failure if False.
         timeout: seconds after which the run fails.
     """
+    variables = environment()
+    path = f"{start_preloaded()}{os.pathsep}{variables['PATH']}"
     done = subprocess.run(
         ["snakemake", "--profile", "local", *map(str, arguments)],
         cwd=cwd,
-        env=environment(),
+        env=variables | {"PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

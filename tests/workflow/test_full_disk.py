@@ -5,10 +5,9 @@ import os
 import shutil
 import subprocess
 from contextlib import suppress
-from time import sleep
 
 import pytest
-from killing import count_cached, start
+from killing import count_cached, start, wait_in_run
 from running import merge, read_lines
 from safetensors.torch import load_file
 
@@ -67,9 +66,7 @@ def test_generation_on_a_disk_that_fills_stores_what_it_has(finished, tmp_path, 
     (directory / ANSWERS).unlink()
     disk = mount(directory / "artifacts/cache")
     process = start(directory, ANSWERS)
-    while count_cached(directory) < 3:
-        assert process.poll() is None, "the run ended before the disk was full"
-        sleep(0.01)
+    wait_in_run(process, lambda: count_cached(directory) >= 3)
     disk.fill()
     assert process.wait(timeout=120) != 0
     log = (directory / "logs/generate_answers/banks.log").read_text()

@@ -1,6 +1,7 @@
 """A run that is killed resumes where it stopped, and ends with the result of an undisturbed run."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from killing import count_cached, kill_later, kill_when, start
+from killing import count_cached, kill_later, kill_when, start, wait_in_run
 from running import ROOT, TEACHER, environment, merge, read_lines
 from safetensors.torch import load_file
 
@@ -55,10 +56,10 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_one_goes_on
     shutil.rmtree(directory / "artifacts/cache/teacher")
     (directory / ANSWERS).unlink()
     process = start(directory, ANSWERS)
-    while not count_cached(directory):
-        assert process.poll() is None, "the first run ended before the second one began"
-        sleep(0.01)
+    wait_in_run(process, lambda: count_cached(directory))
+    os.killpg(process.pid, signal.SIGSTOP)  # The first run must not end before the second one has begun.
     assert "cannot be locked" in directory.run(ANSWERS, check=False)
+    os.killpg(process.pid, signal.SIGCONT)
     assert process.wait(timeout=120) == 0
     assert read_lines(directory / ANSWERS) == read_lines(finished / ANSWERS)
 

@@ -6,14 +6,18 @@ The teacher answers a fixed set of questions. A small student with random weight
 the training split, learns from the same answers in the same number of steps: by seqkd, and across tokenizers from the
 teacher's cached hidden states and its top 64 tokens. Each is trained with several seeds, which decide the initial
 weights and the order of the records. With --student, a pretrained chat model is the student, and seeds decide the order
-only. On held-out answers, bits per byte of their text are measured, which tokenizers do not change. Prints a Markdown
-table; --out writes all results as JSON.
+only. If TRL is installed, the hybrid loss of its GOLDTrainer trains the same students, with the teacher in memory. On
+held-out answers, bits per byte of their text are measured, which tokenizers do not change. Prints a Markdown table with
+the seconds of a training, its start included; --out writes all results as JSON.
 """
 
 import argparse
 import datetime
 import json
 import sys
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -37,11 +41,12 @@ from distill.records.splits import read_split
 
 TOP_K = 64
 SEQKD = "seqkd"
+GOLD = "TRL GOLD"
 STUDENTS: dict[str, dict[str, Any]] = {
     SEQKD: {"method": "seqkd"},
     "forward_kl hidden": {"method": "forward_kl", "signal": "hidden"},
     f"forward_kl topk {TOP_K}": {"method": "forward_kl", "signal": "topk"},
-}
+} | ({GOLD: {}} if find_spec("trl") else {})
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> None:
@@ -81,9 +86,26 @@ def write_student(folder: Path, tokenizer: Any, args: argparse.Namespace, seed: 
     tokenizer.save_pretrained(folder)
 
 
-def train(name: str, seed: int, args: argparse.Namespace, folder: Path) -> Path:
-    """Train a student and return its folder."""
-    student, out = STUDENTS[name], folder / f"{name.replace(' ', '_')}_{seed}"
+def train(name: str, seed: int, args: argparse.Namespace, folder: Path) -> tuple[Path, float]:
+    """Train a student and return its folder and the seconds that it took."""
+    out = folder / f"{name.replace(' ', '_')}_{seed}"
+    began = time.monotonic()
+    (train_gold if name == GOLD else train_student)(name, seed, args, folder, out)
+    return out, time.monotonic() - began
+
+
+def train_gold(name: str, seed: int, args: argparse.Namespace, folder: Path, out: Path) -> None:
+    """Train a student with TRL."""
+    options = ["--data", folder / "data", "--out", out, "--teacher", args.model]
+    options += ["--student", initial_student(seed, args, folder), "--epochs", args.epochs]
+    options += ["--batch-size", args.batch_size, "--learning-rate", args.learning_rate, "--precision", args.precision]
+    options += ["--temperature", args.temperature, "--alpha", args.alpha, "--seed", seed, "--device", args.device]
+    run(Path(__file__).with_name("trl_gold.py"), *options)
+
+
+def train_student(name: str, seed: int, args: argparse.Namespace, folder: Path, out: Path) -> None:
+    """Train a student with the workflow's script."""
+    student = STUDENTS[name]
     options = ["--data", folder / "data", "--out", out, "--checkpoints", folder / "checkpoints"]
     options += ["--name", "student", "--category", "questions", "--model", initial_student(seed, args, folder)]
     options += ["--method", student["method"], "--device", args.device, "--precision", args.precision]
@@ -95,7 +117,6 @@ def train(name: str, seed: int, args: argparse.Namespace, folder: Path) -> Path:
         options += ["--signal-folders", folder / student["signal"], "--top-k", TOP_K, "--cross-tokenizer"]
         options += ["--temperature", args.temperature, "--alpha", args.alpha]
     run("train_student", *options)
-    return out
 
 
 @torch.inference_mode()
@@ -123,13 +144,14 @@ def summarize(scores: list[float], others: list[float] | None) -> dict[str, Any]
 
 def table(result: dict[str, Any]) -> str:
     """Format the results as a Markdown table."""
-    lines = ["| student | bits per byte | of each seed | above seqkd |", "|---|---|---|---|"]
+    lines = ["| student | bits per byte | of each seed | above seqkd | seconds |", "|---|---|---|---|---|"]
     for name, found in result["students"].items():
         seeds = ", ".join(f"{one:.3f}" for one in found["bits_per_byte"])
         above = f"{found['above_seqkd']:+.3f}" if "above_seqkd" in found else ""
         if found.get("above_seqkd_deviation") is not None:
             above += f" ± {found['above_seqkd_deviation']:.3f}"
-        lines.append(f"| {name} | {found['mean']:.3f} | {seeds} | {above} |")
+        seconds = f"{mean(found['seconds']):.0f}" if "seconds" in found else ""
+        lines.append(f"| {name} | {found['mean']:.3f} | {seeds} | {above} | {seconds} |")
     return "\n".join(lines)
 
 
@@ -162,13 +184,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     device = torch.device(args.device)
     prepare(args, folder)
     records = read_split(folder / "data", "test")
-    folders = {name: [train(name, seed, args, folder) for seed in range(args.seeds)] for name in STUDENTS}
-    scores = {name: [score(one, records, device) for one in trained] for name, trained in folders.items()}
-    log = (folders[SEQKD][0] / "training_log.jsonl").read_text().splitlines()
+    trained = {name: [train(name, seed, args, folder) for seed in range(args.seeds)] for name in STUDENTS}
+    scores = {name: [score(one, records, device) for one, _ in found] for name, found in trained.items()}
+    log = (trained[SEQKD][0][0] / "training_log.jsonl").read_text().splitlines()
     found = {"teacher": summarize([score(Path(args.model), records, device)], None)}
     if args.student:
         found["before"] = summarize([score(args.student, records, device)], None)
-    found |= {name: summarize(one, scores[SEQKD] if name != SEQKD else None) for name, one in scores.items()}
+    found |= {
+        name: summarize(one, scores[SEQKD] if name != SEQKD else None)
+        | {"seconds": [round(seconds, 1) for _, seconds in trained[name]]}
+        for name, one in scores.items()
+    }
     return {
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(device),
@@ -181,6 +207,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "bytes": sum(len(one["messages"][2]["content"].encode()) for one in records),
         },
         "students": found,
+        **({"trl": version("trl")} if GOLD in STUDENTS else {}),
     }
 
 

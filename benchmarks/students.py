@@ -42,16 +42,17 @@ TOPICS = (
 )  # fmt: skip
 
 
-def run(script: str, *arguments: Any) -> None:
-    """Run one of the workflow's scripts.
+def run(script: str | Path, *arguments: Any) -> None:
+    """Run one of the workflow's scripts by its name, or another one by its path.
 
     Raises:
         InputError: the script failed; contains its last lines.
     """
-    command = [sys.executable, SCRIPTS / f"{script}.py", *map(str, arguments)]
+    path = script if isinstance(script, Path) else SCRIPTS / f"{script}.py"
+    command = [sys.executable, path, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise InputError(f"{script}.py failed:\n{done.stdout[-2000:]}")
+        raise InputError(f"{path.name} failed:\n{done.stdout[-2000:]}")
 
 
 def write_prompts(path: Path, count: int) -> None:

@@ -35,9 +35,7 @@ MODULES = (
     "snakemake_executor_plugin_slurm",
 )
 # Libraries read variables of these names when they are imported, so that a job with other values starts the usual way.
-READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TORCH_", "TRANSFORMERS_")
-# As Snakemake sets them for a job with one thread.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "PYTHON", "PYTORCH_", "TORCH_", "TRANSFORMERS_")
 PROGRAMS = ("python", "snakemake")
 OTHER_START = b"other"
 LARGEST_REQUEST = 2**17
@@ -49,11 +47,11 @@ def start(environment):
     The process ends with the caller, which calls this once.
 
     Args:
-        environment: variables of the jobs, without those of `ONE_THREAD`.
+        environment: variables of the jobs, except those that Snakemake sets.
     """
     folder = Path(tempfile.mkdtemp(prefix="stillhouse-python-"))
     command = [sys.executable, __file__, folder]
-    server = subprocess.Popen(command, env=environment | ONE_THREAD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.read(1), "the process that imports the libraries of the jobs did not start"
     for program in PROGRAMS:
         command = shlex.join([sys.executable, "-IS", __file__, str(folder), program])
@@ -86,18 +84,15 @@ def end_with(status):
     sys.exit(status)
 
 
-def choose_variables(environment, program="python"):
-    """Return the variables that must be those of the server. Snakemake computes nothing, with any number of threads."""
-    ignored = ONE_THREAD if program == "snakemake" else {}
-    return {
-        name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT) and name not in ignored
-    }
+def choose_variables(environment):
+    """Return the variables that must be those of the server."""
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
 
 
 def serve(folder):
     """Fork for each request until the standard input ends; return the request in the fork that runs it."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    variables = {program: choose_variables(os.environ, program) for program in PROGRAMS}
+    variables = choose_variables(os.environ)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(folder / "socket"))
     listener.listen(64)
@@ -120,8 +115,7 @@ def answer(connection, variables):
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, streams, *_ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
     request = json.loads(message)
-    program = request["program"]
-    if choose_variables(request["environment"], program) != variables[program]:
+    if choose_variables(request["environment"]) != variables:
         connection.send(OTHER_START)
         os._exit(0)
     job = os.fork()
@@ -150,6 +144,7 @@ def run(request):
         sys.argv = [str(Path(sys.executable).parent / "snakemake"), *request["arguments"]]
         sys.path[0] = str(Path(sys.executable).parent)
         sys.exit(sys.modules["snakemake.cli"].main())
+    sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch reads it when it is imported
     script, *_ = sys.argv = request["arguments"]
     sys.path[0] = str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")

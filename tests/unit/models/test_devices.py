@@ -10,7 +10,7 @@ from running import SCRIPTS, environment
 from training_runs import write_splits
 
 import run_on_nodes
-from distill.common import allocator, gpu_claims, threads
+from distill.common import allocator, gpu_claims
 from distill.common.errors import InputError, run_script
 from distill.models import load
 from distill.models.load import GPU_VARIABLES, find_cuda_problem, select_device
@@ -276,17 +276,6 @@ def test_other_systems_keep_the_usual_segments(monkeypatch, system, release):
     monkeypatch.setattr(allocator.platform, "release", lambda: release)
     allocator.set_allocator()
     assert allocator.VARIABLES[0] not in os.environ
-
-
-@pytest.mark.parametrize("name", threads.VARIABLES)
-def test_threads_sleep_early_unless_the_user_decides(monkeypatch, name):
-    for variable in threads.VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-    run_script(lambda: None)
-    assert os.environ.pop("GOMP_SPINCOUNT") == "1000"
-    monkeypatch.setenv(name, "7")
-    run_script(lambda: None)
-    assert {variable: os.environ[variable] for variable in threads.VARIABLES if variable in os.environ} == {name: "7"}
 
 
 def test_no_script_imports_torch_before_its_environment_is_set():

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from distill.common.allocator import set_allocator
-from distill.common.threads import limit_spinning
+from distill.common.threads import set_threads
 
 MOST_SHOWN = 20  # problems listed in one error
 
@@ -73,7 +73,7 @@ def run_script(main: Callable[[], None]) -> None:
     """
     start_logging()
     set_allocator()
-    limit_spinning()
+    set_threads()
     try:
         main()
     except InputError as error:

@@ -1,18 +1,65 @@
-"""How torch's threads wait for each other on a CPU, which OpenMP reads when torch is imported. Imports no torch."""
+"""torch's threads on a CPU: how many there are, and how they wait. OpenMP reads both when torch is imported.
 
+Imports no torch.
+"""
+
+import math
 import os
+from pathlib import Path
 
-VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 # Turns of the loop in which a thread of GNU OpenMP waits before it sleeps; by default it waits for milliseconds. Where
 # other processes need the processors, such a loop takes the time of the thread that it waits for, and jobs take several
 # times as long. See benchmarks/waiting.py.
 SPINS = "1000"
 
 
-def limit_spinning() -> None:
-    """Let threads that wait sleep early, unless the user has set how they wait.
+def set_threads() -> None:
+    """Let torch start no more threads than this process may use, and let those that wait sleep early.
 
-    Other implementations of OpenMP, such as Intel's, sleep early enough by themselves and ignore the setting.
+    Snakemake sets the number of a job's threads. It knows the processors of this process, and so do Slurm's jobs, but
+    not the quota of a container (`docker run --cpus`). How threads wait is left alone if the environment says it. Other
+    implementations of OpenMP than GNU's, such as Intel's, sleep early enough and ignore the setting.
     """
-    if not any(name in os.environ for name in VARIABLES):
-        os.environ[VARIABLES[0]] = SPINS
+    quota = find_quota()
+    if quota is not None:
+        for name in NUMBERS:
+            number = os.environ.get(name, "") or str(len(os.sched_getaffinity(0)))
+            if number.isdecimal() and int(number) > quota:
+                os.environ[name] = str(quota)
+    if not any(name in os.environ for name in WAITING):
+        os.environ[WAITING[0]] = SPINS
+
+
+def find_quota(root: Path = Path("/")) -> int | None:
+    """Return how many processors the control groups of this process may use, rounded up; None if there is no limit.
+
+    The limit is the lowest one of the groups from this process's up to the topmost, in the files of versions 2
+    (`cpu.max`) and 1 (`cpu.cfs_quota_us`) of Linux's control groups.
+    """
+    groups = root / "proc/self/cgroup"
+    if not groups.exists():
+        return None
+    found = []
+    for line in groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        group = top / path.lstrip("/")
+        found += [read_quota(folder) for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    limits = [limit for limit in found if limit is not None]
+    return max(1, math.ceil(min(limits))) if limits else None
+
+
+def read_quota(group: Path) -> float | None:
+    """Return how many processors one control group may use; None if it has no limit."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+    except FileNotFoundError:
+        try:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        except FileNotFoundError:
+            return None
+    return int(quota) / int(period) if quota not in ("max", "-1") else None

@@ -1,0 +1,91 @@
+"""How many threads a job has, in control groups with a CPU quota as those of containers, and how they wait."""
+
+import os
+
+import pytest
+
+from distill.common import threads
+from distill.common.errors import run_script
+from distill.common.threads import find_quota, set_threads
+
+UNIFIED = "0::{path}\n"
+SEPARATE = "9:name=systemd:/\n4:memory:/\n2:cpu,cpuacct:{path}\n0::/\n"
+
+
+def write_groups(root, lines, path, quotas):
+    """Write the files of a process in the group `path`; `quotas` maps groups below sys/fs/cgroup to their files."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(lines.format(path=path))
+    for group, files in quotas.items():
+        folder = root / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_text(f"{content}\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "quotas", "expected"),
+    [
+        pytest.param(UNIFIED, "/", {"": {"cpu.max": "200000 100000"}}, 2, id="a container of its own"),
+        pytest.param(UNIFIED, "/", {"": {"cpu.max": "150000 100000"}}, 2, id="a fraction is rounded up"),
+        pytest.param(UNIFIED, "/", {"": {"cpu.max": "10000 100000"}}, 1, id="at least one"),
+        pytest.param(
+            UNIFIED, "/a/b", {"a": {"cpu.max": "100000 50000"}, "a/b": {"cpu.max": "max 100000"}}, 2, id="above"
+        ),
+        pytest.param(UNIFIED, "/a", {"a": {"cpu.max": "max 100000"}}, None, id="no limit"),
+        pytest.param(UNIFIED, "/a", {}, None, id="no files"),
+        pytest.param(
+            SEPARATE,
+            "/a",
+            {"cpu,cpuacct/a": {"cpu.cfs_quota_us": "300000", "cpu.cfs_period_us": "100000"}},
+            3,
+            id="version 1",
+        ),
+        pytest.param(
+            SEPARATE,
+            "/docker/1f",  # The path outside of the container, which does not exist in it.
+            {"cpu,cpuacct": {"cpu.cfs_quota_us": "100000", "cpu.cfs_period_us": "100000"}},
+            1,
+            id="version 1 in a container",
+        ),
+        pytest.param(
+            SEPARATE,
+            "/",
+            {"cpu,cpuacct": {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}},
+            None,
+            id="version 1, no limit",
+        ),
+    ],
+)
+def test_the_quota_is_the_lowest_one_of_the_groups(tmp_path, lines, path, quotas, expected):
+    write_groups(tmp_path, lines, path, quotas)
+    assert find_quota(tmp_path) == expected
+
+
+def test_a_system_without_control_groups_has_no_quota(tmp_path):
+    assert find_quota(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("8", "2"), ("1", "1"), ("4,2", "4,2"), (None, "2" if len(os.sched_getaffinity(0)) > 2 else None)],
+)
+def test_threads_are_at_most_the_quota(monkeypatch, before, after):
+    monkeypatch.setattr(threads, "find_quota", lambda: 2)
+    for name in threads.NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    if before:
+        monkeypatch.setenv("OMP_NUM_THREADS", before)
+    set_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == after
+
+
+@pytest.mark.parametrize("name", threads.WAITING)
+def test_threads_sleep_early_unless_the_user_decides(monkeypatch, name):
+    for variable in threads.WAITING:
+        monkeypatch.delenv(variable, raising=False)
+    run_script(lambda: None)
+    assert os.environ.pop("GOMP_SPINCOUNT") == "1000"
+    monkeypatch.setenv(name, "7")
+    run_script(lambda: None)
+    assert {variable: os.environ[variable] for variable in threads.WAITING if variable in os.environ} == {name: "7"}

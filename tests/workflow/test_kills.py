@@ -16,6 +16,7 @@ from running import ROOT, TEACHER, environment, merge, read_lines
 from safetensors.torch import load_file
 
 ANSWERS = "artifacts/distill_data/raw/teacher_outputs_banks.jsonl"
+SIGNAL = "artifacts/distill_data/teacher_signal/banks/topk_8_t2/data/*/*.safetensors"
 STATS = "artifacts/distill_data/raw/teacher_outputs_banks.stats.json"
 
 
@@ -79,6 +80,33 @@ def test_training_resumes_after_a_kill(finished, directory, student):
     assert "resuming from" in Path(directory / f"logs/train_student/{student}/banks.log").read_text()
     one, other = load_file(directory / target), load_file(finished / target)
     assert all(one[name].equal(other[name]) for name in other)
+
+
+@pytest.mark.slow
+def test_signals_scores_and_comparisons_are_whole_after_kills_in_each_step(finished, directory, tmp_path):
+    """Each step is killed as soon as its job has begun. The next run ends with the files of an undisturbed one."""
+    kd = directory.config["students"]["student_kd"]
+    students = directory.config["students"] | {"student_kd": kd | {"signal": "topk", "top_k": 8}}
+    directory.configure(directory.config | {"students": students})
+    undisturbed = directory.copy(tmp_path / "undisturbed")
+    target = "output/report/comparisons.csv"
+    undisturbed.run(target)
+    for rule in ("compute_signal/banks.topk_8_t2", "score_predictions/student_kd/banks", "compare_models"):
+        (log := directory / f"logs/{rule}.log").unlink(missing_ok=True)
+        kill_when(start(directory, target), log.exists)
+        # Snakemake removes the outputs of a job before the job begins.
+        left = [path.read_bytes() for path in (directory / target,) if path.exists()]
+        assert left == ([] if rule == "compare_models" else [(finished / target).read_bytes()])
+        directory.run("--unlock")
+    directory.run(target)
+    for path in (target, "output/evaluation/student_kd/banks.metrics.json"):
+        assert (directory / path).read_bytes() == (undisturbed / path).read_bytes()
+        assert (directory / path).read_bytes() != (finished / path).read_bytes()
+    files = [path.relative_to(undisturbed.path) for path in undisturbed.path.glob(SIGNAL)]
+    assert files
+    for path in files:
+        one, other = load_file(directory / path), load_file(undisturbed / path)
+        assert all(one[name].equal(other[name]) for name in other)
 
 
 def run_undisturbed(directory):

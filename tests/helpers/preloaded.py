@@ -35,7 +35,7 @@ MODULES = (
     "snakemake_executor_plugin_slurm",
 )
 # Libraries read variables of these names when they are imported, so that a job with other values starts the usual way.
-READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "PYTHON", "PYTORCH_", "TORCH_", "TRANSFORMERS_")
+READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "PYTORCH_", "TRANSFORMERS_")
 PROGRAMS = ("python", "snakemake")
 OTHER_START = b"other"
 LARGEST_REQUEST = 2**17
@@ -64,7 +64,8 @@ def start(environment):
 
 def ask(folder, program, arguments):
     """Run a program in a fork of the server, and end with its exit code."""
-    if program == "snakemake" or (arguments and Path(arguments[0]).parent.match("workflow/scripts")):
+    is_script = arguments and arguments[0].endswith(".py")
+    if program == "snakemake" or is_script or arguments[:1] == ["-m"]:
         request = {"program": program, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.connect(str(folder / "socket"))
@@ -136,7 +137,7 @@ def answer(connection, variables):
 
 
 def run(request):
-    """Run the script of a request, or Snakemake, in this process."""
+    """Run the script or module of a request, or Snakemake, in this process."""
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -144,10 +145,16 @@ def run(request):
         sys.argv = [str(Path(sys.executable).parent / "snakemake"), *request["arguments"]]
         sys.path[0] = str(Path(sys.executable).parent)
         sys.exit(sys.modules["snakemake.cli"].main())
-    sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch reads it when it is imported
-    script, *_ = sys.argv = request["arguments"]
-    sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
+    if "OMP_NUM_THREADS" in os.environ:  # torch reads it when it is imported
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if request["arguments"][0] == "-m":
+        sys.argv, sys.path[0] = request["arguments"][1:], os.getcwd()
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = request["arguments"]
+        sys.path[0] = str(Path(sys.argv[0]).parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

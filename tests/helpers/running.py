@@ -88,8 +88,13 @@ def environment():
 
 @functools.cache
 def start_preloaded():
-    """Return the folder of a `python` and a `snakemake` that need no time for imports; see `preloaded`."""
     return preloaded.start(ENVIRONMENT | SETTINGS)
+
+
+def preloaded_environment():
+    """Return `environment` with a `python` and a `snakemake` that need no time for imports; see `preloaded`."""
+    variables = environment()
+    return variables | {"PATH": f"{start_preloaded()}{os.pathsep}{variables['PATH']}"}
 
 
 def snakemake(*arguments, cwd=ROOT, check=True, timeout=1500):
@@ -101,12 +106,10 @@ def snakemake(*arguments, cwd=ROOT, check=True, timeout=1500):
         check: expect success if True, a failure if False.
         timeout: seconds after which the run fails.
     """
-    variables = environment()
-    path = f"{start_preloaded()}{os.pathsep}{variables['PATH']}"
     done = subprocess.run(
         ["snakemake", "--profile", "local", *map(str, arguments)],
         cwd=cwd,
-        env=variables | {"PATH": path},
+        env=preloaded_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import SCRIPTS, environment
+from running import SCRIPTS, environment, preloaded_environment
 from safetensors.torch import load_file
 from tiny import SPECIAL, ZEPHYR, build_tokenizer, save_model
 from training_runs import (
@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, Qwen3Mo
 import run_on_nodes
 from distill.student import fsdp
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+TORCHRUN = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python", "python"]
 # Trains; one of two ranks receives a signal during the third step.
 SIGNALLED = """
 import os, signal, sys
@@ -98,11 +98,10 @@ sys.exit(143)
 
 
 def run(*command, **variables):
-    """Run a command; returns its exit code and standard error."""
+    """Run a command whose processes are preloaded, and return its exit code and standard error."""
     paths = {"PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), env=environment() | paths | variables, capture_output=True, text=True, timeout=300
-    )
+    variables = preloaded_environment() | paths | variables
+    done = subprocess.run(list(map(str, command)), env=variables, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stderr
 
 
@@ -274,7 +273,7 @@ def test_fsdp_of_other_architectures(tmp_path, models, records, tokenizer, famil
     tokenizer.save_pretrained(tmp_path / "other")
     models |= {"student": str(tmp_path / "other")}
     data = write_splits(tmp_path / "data", records, records[:2])
-    for out, launch, strategy in (("one", [sys.executable], "ddp"), ("two", TORCHRUN, "fsdp")):
+    for out, launch, strategy in (("one", ["python"], "ddp"), ("two", TORCHRUN, "fsdp")):
         (tmp_path / "sgd.py").write_text(SGD)
         arguments = [*make_arguments(tmp_path, models, out=out, data=data), "--learning-rate=0.5", *more]
         code, log = run(*launch, tmp_path / "sgd.py", *arguments, "--strategy", strategy, "--logging-steps=1")
@@ -299,7 +298,7 @@ def test_one_process_resumes_a_training_of_two_ranks(tmp_path, models, records, 
     assert "(exitcode: 143)" in log
     (checkpoint,) = (tmp_path / "checkpoints_stopped").glob("s/banks/*/checkpoint-3")
     assert (checkpoint / "rng_state_1.pth").exists()
-    code, log = run(sys.executable, SCRIPTS / "train_student.py", *arguments)
+    code, log = run("python", SCRIPTS / "train_student.py", *arguments)
     assert code == 0, log
     assert f"resuming from {checkpoint}" in log
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")

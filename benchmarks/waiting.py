@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow/scripts"))
 
 from distill.common.files import write_json  # noqa: E402
-from distill.common.threads import SPINS, VARIABLES  # noqa: E402
+from distill.common.threads import SPINS, WAITING  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 WAYS: dict[str, dict[str, str]] = {
     "default": {},
-    "workflow": {VARIABLES[0]: SPINS},
-    "passive": {VARIABLES[1]: "PASSIVE"},
+    "workflow": {WAITING[0]: SPINS},
+    "passive": {WAITING[1]: "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 BATCH, LENGTH, VOCABULARY = 8, 128, 4096
@@ -57,7 +57,7 @@ def work(steps: int) -> None:
 
 def measure(way: dict[str, str], jobs: int, steps: int) -> float:
     """Run jobs at the same time; return the seconds until the last one has taken its steps."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
     environment |= {"OMP_NUM_THREADS": str(os.cpu_count())} | way
     command = [sys.executable, __file__, "--work", "--steps", str(steps)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

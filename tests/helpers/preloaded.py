@@ -2,7 +2,8 @@
 
 Most jobs of the tests compute for less than a second, after imports that take four. Here one process imports, and forks
 for each of them. A job still is a process of its own, with its own arguments, environment, folder, standard streams and
-exit code. Tests that kill a run, or look at the processes of one, start it the usual way.
+exit code. But it gets no signals, so tests that kill a run start it the usual way, and so do jobs that run until a
+signal.
 """
 
 import atexit
@@ -35,8 +36,9 @@ MODULES = (
     "snakemake_executor_plugin_slurm",
 )
 # Libraries read variables of these names when they are imported, so that a job with other values starts the usual way.
-READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "PYTORCH_", "TRANSFORMERS_")
+READ_AT_IMPORT = ("CUDA_VISIBLE_DEVICES", "HF_", "LD_", "TRANSFORMERS_")
 PROGRAMS = ("python", "snakemake")
+SERVICE = "serve_teacher.py"  # runs until a signal
 OTHER_START = b"other"
 LARGEST_REQUEST = 2**17
 
@@ -64,8 +66,8 @@ def start(environment):
 
 def ask(folder, program, arguments):
     """Run a program in a fork of the server, and end with its exit code."""
-    is_script = arguments and arguments[0].endswith(".py")
-    if program == "snakemake" or is_script or arguments[:1] == ["-m"]:
+    first = Path(arguments[0]).name if arguments else ""
+    if program == "snakemake" or first == "-m" or (first.endswith(".py") and first != SERVICE):
         request = {"program": program, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.connect(str(folder / "socket"))

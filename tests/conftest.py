@@ -6,6 +6,16 @@ import os
 import pytest
 from running import ROOT, is_generated
 
+# The files that take longest run first, so that both workers end at about the same time: a file stays on one worker.
+LONG = (
+    "test_scale_benchmark.py",
+    "test_kills.py",
+    "test_benchmarks.py",
+    "test_memory_plan.py",
+    "test_vllm_runs.py",
+    "test_vllm_engine.py",
+    "test_served_teacher.py",
+)
 NEW_FILES = pytest.StashKey[list[str]]()
 FILES_BEFORE = pytest.StashKey[set[str]]()
 
@@ -26,6 +36,10 @@ def is_worker(config):
 def pytest_sessionstart(session):
     if not is_worker(session.config):
         session.config.stash[FILES_BEFORE] = list_files()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def pytest_collection_finish():

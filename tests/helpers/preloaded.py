@@ -155,7 +155,7 @@ def run(request):
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = request["arguments"]
-        sys.path[0] = str(Path(sys.argv[0]).parent)
+        sys.path[0] = str(Path(sys.argv[0]).absolute().parent)
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 

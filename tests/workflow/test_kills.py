@@ -87,7 +87,7 @@ def test_signals_scores_and_comparisons_are_whole_after_kills_in_each_step(finis
     """Each step is killed as soon as its job has begun. The next run ends with the files of an undisturbed one."""
     kd = directory.config["students"]["student_kd"]
     students = directory.config["students"] | {"student_kd": kd | {"signal": "topk", "top_k": 8}}
-    directory.configure(directory.config | {"students": students})
+    directory.configure(directory.config | {"students": students, "categories": ["banks"]})
     undisturbed = directory.copy(tmp_path / "undisturbed")
     target = "output/report/comparisons.csv"
     undisturbed.run(target)

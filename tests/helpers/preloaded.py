@@ -82,7 +82,8 @@ def ask(folder, program, arguments):
 def end_with(status):
     """End this process with an exit code, or by a signal if the code is negative."""
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:  # whose effect cannot be set
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
 
@@ -149,6 +150,9 @@ def run(request):
         sys.exit(sys.modules["snakemake.cli"].main())
     if "OMP_NUM_THREADS" in os.environ:  # torch reads it when it is imported
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # Random numbers differ from job to job unless a job sets a seed; Python's own ones do so by themselves.
+    sys.modules["torch"].seed()
+    sys.modules["numpy"].random.seed()
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     if request["arguments"][0] == "-m":
         sys.argv, sys.path[0] = request["arguments"][1:], os.getcwd()

@@ -66,6 +66,12 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path):
     assert find_quota(tmp_path) is None
 
 
+def test_a_group_whose_files_cannot_be_read_sets_no_limit(tmp_path):
+    write_groups(tmp_path, UNIFIED, "/a", {"": {"cpu.max": "200000 100000"}})
+    (tmp_path / "sys/fs/cgroup/a/cpu.max").mkdir(parents=True)  # an OSError for root, too, who may read every file
+    assert find_quota(tmp_path) == 2
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [("8", "2"), ("1", "1"), ("4,2", "4,2"), (None, "2" if len(os.sched_getaffinity(0)) > 2 else None)],

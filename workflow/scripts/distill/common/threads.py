@@ -38,11 +38,12 @@ def find_quota(root: Path = Path("/")) -> int | None:
     The limit is the lowest one of the groups from this process's up to the topmost, in the files of versions 2
     (`cpu.max`) and 1 (`cpu.cfs_quota_us`) of Linux's control groups.
     """
-    groups = root / "proc/self/cgroup"
-    if not groups.exists():
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
         return None
     found = []
-    for line in groups.read_text().splitlines():
+    for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -57,9 +58,9 @@ def read_quota(group: Path) -> float | None:
     """Return how many processors one control group may use; None if it has no limit."""
     try:
         quota, period = (group / "cpu.max").read_text().split()
-    except FileNotFoundError:
+    except OSError:
         try:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        except FileNotFoundError:
+        except OSError:
             return None
     return int(quota) / int(period) if quota not in ("max", "-1") else None

@@ -12,27 +12,23 @@ import types
 import psutil
 import pytest
 import torch
+from benchmark_modules import import_benchmark
 from running import ROOT
 from tiny import build_tokenizer, save_model
 
 from distill.common.errors import InputError
 from distill.models.load import load_model
 
-# Not for longer than its import: a benchmark and a script may have one name.
-known = list(sys.path)
-sys.path.append(str(ROOT / "benchmarks"))
-import gpu  # noqa: E402
-import gpu_measure  # noqa: E402
-import gpu_parts  # noqa: E402
-import job  # noqa: E402
-import kd_step  # noqa: E402
-import limited_process  # noqa: E402
-import packing  # noqa: E402
-import planned_peak  # noqa: E402
-from kd_ways import count_operations, expected_losses  # noqa: E402
-from shapes import SHAPES, build, quantize_int8  # noqa: E402
-
-sys.path[:] = known
+gpu = import_benchmark("gpu")
+gpu_measure = import_benchmark("gpu_measure")
+gpu_parts = import_benchmark("gpu_parts")
+job = import_benchmark("job")
+kd_step = import_benchmark("kd_step")
+limited_process = import_benchmark("limited_process")
+packing = import_benchmark("packing")
+planned_peak = import_benchmark("planned_peak")
+kd_ways = import_benchmark("kd_ways")
+shapes = import_benchmark("shapes")
 
 WAYS = ["plain", "online", "hidden", "topk"]
 
@@ -43,7 +39,7 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("signals")
     shape = ["--shape", "tiny", "--prompt-tokens", "20", "--completion-tokens", "8", "--top-k", "16", "--steps", "1"]
     args = kd_step.parse_args([*shape, "--device", "cpu"])
-    expected = expected_losses(args, torch.device("cpu"), folder)
+    expected = kd_ways.expected_losses(args, torch.device("cpu"), folder)
     return {way: kd_step.measure(way, args, folder) for way in WAYS}, expected
 
 
@@ -86,8 +82,8 @@ def test_packed_and_plain_steps_have_the_same_losses_in_fewer_micro_batches(tmp_
 
 def test_operations_are_those_of_the_matrix_products():
     """A pair of models by hand: 2 multiplications and additions a weight and token, thrice with a backward pass."""
-    found = count_operations("tiny", batch=2, prompt=6, completion=4)
-    teacher_vocabulary, vocabulary = SHAPES["tiny"][0].vocab_size, SHAPES["tiny"][2]
+    found = kd_ways.count_operations("tiny", batch=2, prompt=6, completion=4)
+    teacher_vocabulary, vocabulary = shapes.SHAPES["tiny"][0].vocab_size, shapes.SHAPES["tiny"][2]
     teacher_layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 64 * 10  # projections, feed-forward, half of the mixing
     student_layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 32 * 10
     student = 3 * (2 * 2 * 20 * student_layer + 8 * 2 * 32 * vocabulary)
@@ -193,7 +189,7 @@ def test_vllm_gets_the_same_prompts_and_lengths_without_weights(monkeypatch, tmp
     assert seen["load_format"] == "dummy"
     assert "config.json" in seen["files"]
     assert not any(name.endswith(".safetensors") for name in seen["files"])
-    assert SHAPES["tiny"][0].architectures is None  # the shape that other measurements use is unchanged
+    assert shapes.SHAPES["tiny"][0].architectures is None  # the shape that other measurements use is unchanged
 
 
 @pytest.mark.parametrize("kind", gpu_parts.SIGNALS)
@@ -213,11 +209,11 @@ def test_a_signal_is_measured_and_checked(kind, tmp_path, monkeypatch):
 
 
 def test_int8_in_memory_is_what_is_loaded_from_a_folder(tmp_path):
-    config, _, vocabulary = SHAPES["tiny"]
-    build(config, 2, torch.bfloat16, CPU).save_pretrained(tmp_path)
+    config, _, vocabulary = shapes.SHAPES["tiny"]
+    shapes.build(config, 2, torch.bfloat16, CPU).save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), CPU, torch.bfloat16, "int8", for_generation=False)
-    made = build(config, 2, torch.bfloat16, CPU).eval().requires_grad_(False)
-    quantize_int8(made)
+    made = shapes.build(config, 2, torch.bfloat16, CPU).eval().requires_grad_(False)
+    shapes.quantize_int8(made)
     assert {name: type(one) for name, one in made.named_modules()} == {
         name: type(one) for name, one in loaded.named_modules()
     }

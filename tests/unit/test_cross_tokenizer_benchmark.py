@@ -1,19 +1,13 @@
 """The benchmark of students with another tokenizer, on a tiny teacher."""
 
 import json
-import sys
 from importlib.util import find_spec
 
 import pytest
-from running import ROOT
+from benchmark_modules import import_benchmark
 from tiny import save_model
 
-# Not for longer than its import: a benchmark and a script may have one name.
-known = list(sys.path)
-sys.path.append(str(ROOT / "benchmarks"))
-import cross_tokenizer  # noqa: E402
-
-sys.path[:] = known
+cross_tokenizer = import_benchmark("cross_tokenizer")
 
 OURS = ("seqkd", "forward_kl hidden", "forward_kl topk 64")
 

@@ -2,18 +2,12 @@
 
 import json
 import statistics
-import sys
 
 import pytest
-from running import ROOT
+from benchmark_modules import import_benchmark
 from tiny import save_model
 
-# Not for longer than its import: a benchmark and a script may have one name.
-known = list(sys.path)
-sys.path.append(str(ROOT / "benchmarks"))
-import quality  # noqa: E402
-
-sys.path[:] = known
+quality = import_benchmark("quality")
 
 
 @pytest.fixture

@@ -1,16 +1,11 @@
 """The benchmark of scoring runs the workflow's scripts on texts of the length that it names."""
 
 import json
-import sys
 
+from benchmark_modules import import_benchmark
 from running import ROOT
 
-# Not for longer than its import: a benchmark and a script may have one name.
-known = list(sys.path)
-sys.path.append(str(ROOT / "benchmarks"))
-import scoring  # noqa: E402
-
-sys.path[:] = known
+scoring = import_benchmark("scoring")
 
 
 def test_texts_have_their_length_and_models_have_the_same_references():

@@ -1,22 +1,16 @@
 """The benchmarks of vLLM, with the stand-in in its place."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
-from running import ROOT
+from benchmark_modules import import_benchmark
 from tiny import save_model
 from vllm_stand_in import write_executable
 
 from distill.common.files import write_jsonl
 
-# Not for longer than its import: a benchmark and a script may have one name.
-known = list(sys.path)
-sys.path.append(str(ROOT / "benchmarks"))
-import generation  # noqa: E402
-import signals  # noqa: E402
-
-sys.path[:] = known
+generation = import_benchmark("generation")
+signals = import_benchmark("signals")
 
 WIDTH = 16
 

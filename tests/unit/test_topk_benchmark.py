@@ -1,18 +1,12 @@
 """The benchmark of the signal `topk` on a tiny teacher: what it compares, stores and prints."""
 
 import json
-import sys
 
 import pytest
 import torch
-from running import ROOT
+from benchmark_modules import import_benchmark
 
-# Not for longer than its import: a benchmark and a script may have one name.
-known = list(sys.path)
-sys.path.append(str(ROOT / "benchmarks"))
-import topk_signal  # noqa: E402
-
-sys.path[:] = known
+topk_signal = import_benchmark("topk_signal")
 
 
 def make_examples(*_):

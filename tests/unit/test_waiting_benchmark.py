@@ -3,14 +3,12 @@
 import json
 
 import pytest
-from running import ROOT
+from benchmark_modules import import_benchmark
 
 
 @pytest.mark.slow
 def test_jobs_are_measured_alone_and_in_pairs(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import waiting
-
+    waiting = import_benchmark("waiting")
     monkeypatch.setattr(waiting, "WAYS", {"workflow": waiting.WAYS["workflow"]})
     waiting.main(["--steps", "2", "--runs", "1", "--out", str(tmp_path)])
     (path,) = tmp_path.iterdir()

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from running import ROOT
+from benchmark_modules import import_benchmark
 
 STEPS = {
     "first dry run",
@@ -30,9 +30,7 @@ STEPS = {
 @pytest.mark.slow
 def test_a_run_of_500_questions_is_measured_and_only_changed_ones_are_asked_again(tmp_path, monkeypatch):
     """The benchmark itself fails if other questions are asked, or other signals computed, than those that changed."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import scale
-
+    scale = import_benchmark("scale")
     # One student is enough here, without the fixed questions, which do not grow with the records.
     students = {"student_topk": scale.CONFIG["students"]["student_topk"]}
     evaluation = scale.CONFIG["evaluation"] | {"questions": []}

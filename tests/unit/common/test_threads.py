@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from distill.common import threads
+from distill.common import control_groups, threads
 from distill.common.errors import run_script
 from distill.common.threads import find_quota, set_threads
 
@@ -12,15 +12,22 @@ UNIFIED = "0::{path}\n"
 SEPARATE = "9:name=systemd:/\n4:memory:/\n2:cpu,cpuacct:{path}\n0::/\n"
 
 
-def write_groups(root, lines, path, quotas):
-    """Write the files of a process in the group `path`; `quotas` maps groups below sys/fs/cgroup to their files."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(lines.format(path=path))
-    for group, files in quotas.items():
-        folder = root / "sys/fs/cgroup" / group
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).write_text(f"{content}\n")
+@pytest.fixture
+def write_groups(tmp_path, monkeypatch):
+    """Put this process in the group `path`, with the files that `quotas` gives by group; return their folder."""
+
+    def write(lines, path, quotas):
+        (tmp_path / "own").write_text(lines.format(path=path))
+        for group, files in quotas.items():
+            folder = tmp_path / "mounted" / group
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (folder / name).write_text(f"{content}\n")
+        return tmp_path / "mounted"
+
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "MOUNTED", tmp_path / "mounted")
+    return write
 
 
 @pytest.mark.parametrize(
@@ -57,19 +64,20 @@ def write_groups(root, lines, path, quotas):
         ),
     ],
 )
-def test_the_quota_is_the_lowest_one_of_the_groups(tmp_path, lines, path, quotas, expected):
-    write_groups(tmp_path, lines, path, quotas)
-    assert find_quota(tmp_path) == expected
+def test_the_quota_is_the_lowest_one_of_the_groups(write_groups, lines, path, quotas, expected):
+    write_groups(lines, path, quotas)
+    assert find_quota() == expected
 
 
-def test_a_system_without_control_groups_has_no_quota(tmp_path):
-    assert find_quota(tmp_path) is None
+def test_a_system_without_control_groups_has_no_quota(monkeypatch, tmp_path):
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "missing")
+    assert find_quota() is None
 
 
-def test_a_group_whose_files_cannot_be_read_sets_no_limit(tmp_path):
-    write_groups(tmp_path, UNIFIED, "/a", {"": {"cpu.max": "200000 100000"}})
-    (tmp_path / "sys/fs/cgroup/a/cpu.max").mkdir(parents=True)  # an OSError for root, too, who may read every file
-    assert find_quota(tmp_path) == 2
+def test_a_group_whose_files_cannot_be_read_sets_no_limit(write_groups):
+    groups = write_groups(UNIFIED, "/a", {"": {"cpu.max": "200000 100000"}})
+    (groups / "a/cpu.max").mkdir(parents=True)  # an OSError for root, too, who may read every file
+    assert find_quota() == 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tiny import build_model, save_model
 from transformers import AutoModelForCausalLM, Gemma4TextConfig, Qwen2Config
 from transformers.integrations.accelerate import _get_device_map
 
+from distill.common import control_groups
 from distill.common.errors import InputError
 from distill.generation.transformers_engine import ModelSource
 from distill.models import host_memory, memory
@@ -256,8 +257,8 @@ def write_groups(folder, groups):
 def test_the_limits_of_control_groups(monkeypatch, tmp_path, own, groups, limits):
     write_groups(tmp_path, groups)
     (tmp_path / "own").write_text(own + "\n")
-    monkeypatch.setattr(host_memory, "GROUPS", tmp_path)
-    monkeypatch.setattr(host_memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "MOUNTED", tmp_path)
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2000))
     assert host_memory.read_limits() == limits
     left = [limit - usage for limit, usage in limits]
@@ -266,7 +267,7 @@ def test_the_limits_of_control_groups(monkeypatch, tmp_path, own, groups, limits
 
 
 def test_a_machine_without_control_groups_has_no_limits(monkeypatch, tmp_path):
-    monkeypatch.setattr(host_memory, "OWN_GROUPS", tmp_path / "missing")
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "missing")
     assert host_memory.read_limits() == []
 
 

@@ -12,7 +12,8 @@ from distill.common.errors import InputError
 
 # Modules that affect messages, memory, speed or the choice of a GPU only, never results: editing them reruns nothing.
 WITHOUT_RESULT = tuple(
-    f"distill.common.{name}" for name in ("allocator", "disk", "errors", "gpu_claims", "progress", "threads")
+    f"distill.common.{name}"
+    for name in ("allocator", "control_groups", "disk", "errors", "gpu_claims", "progress", "threads")
 )
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -7,6 +7,8 @@ import math
 import os
 from pathlib import Path
 
+from distill.common.control_groups import list_groups
+
 NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 # Turns of the loop in which a thread of GNU OpenMP waits before it sleeps; by default it waits for milliseconds. Where
@@ -32,35 +34,19 @@ def set_threads() -> None:
         os.environ[WAITING[0]] = SPINS
 
 
-def find_quota(root: Path = Path("/")) -> int | None:
-    """Return how many processors the control groups of this process may use, rounded up; None if there is no limit.
-
-    The limit is the lowest one of the groups from this process's up to the topmost, in the files of versions 2
-    (`cpu.max`) and 1 (`cpu.cfs_quota_us`) of Linux's control groups.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return None
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / controllers
-        group = top / path.lstrip("/")
-        found += [read_quota(folder) for folder in (group, *group.parents) if folder.is_relative_to(top)]
-    limits = [limit for limit in found if limit is not None]
+def find_quota() -> int | None:
+    """Return how many processors the control groups of this process may use, rounded up; None if there is no limit."""
+    limits = [limit for group, version in list_groups("cpu") if (limit := read_quota(group, version)) is not None]
     return max(1, math.ceil(min(limits))) if limits else None
 
 
-def read_quota(group: Path) -> float | None:
+def read_quota(group: Path, version: int) -> float | None:
     """Return how many processors one control group may use; None if it has no limit."""
     try:
-        quota, period = (group / "cpu.max").read_text().split()
-    except OSError:
-        try:
+        if version == 2:
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        except OSError:
-            return None
+    except OSError:
+        return None
     return int(quota) / int(period) if quota not in ("max", "-1") else None

@@ -1,18 +1,17 @@
 """The machine's memory that this process may use, with the limits of its control groups (containers, Slurm jobs)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 
-GROUPS = Path("/sys/fs/cgroup")
-OWN_GROUPS = Path("/proc/self/cgroup")
+from distill.common.control_groups import list_groups
+
 UNLIMITED = 2**60  # version 1 has no word for "no limit" but a number of about 2^63
 
 
 @dataclass(frozen=True)
-class Version:
+class Files:
     """Names of a control group's files.
 
     Attributes:
@@ -25,8 +24,10 @@ class Version:
     reclaimable: str
 
 
-V1 = Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-V2 = Version("memory.max", "memory.current", "inactive_file")
+FILES = {
+    1: Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: Files("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def available_memory() -> int:
@@ -46,31 +47,13 @@ def read_limits() -> list[tuple[int, int]]:
     The usage leaves out page cache that the kernel frees on demand.
     """
     found = []
-    for folder, version in list_groups():
-        limit = read_number(folder / version.limit)
-        usage = read_number(folder / version.usage)
+    for folder, version in list_groups("memory"):
+        files = FILES[version]
+        limit = read_number(folder / files.limit)
+        usage = read_number(folder / files.usage)
         if limit is not None and usage is not None and limit < UNLIMITED:
-            found.append((limit, max(0, usage - read_reclaimable(folder, version))))
+            found.append((limit, max(0, usage - read_reclaimable(folder, files))))
     return found
-
-
-def list_groups() -> Iterator[tuple[Path, Version]]:
-    """List the folders of the groups of memory that this process is in, from its own to the root.
-
-    In a container the path may be that of the host, of which only the root is mounted.
-    """
-    try:
-        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        root, version = (GROUPS, V2) if not controllers else (GROUPS / "memory", V1)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        parts = PurePosixPath(path.lstrip("/"))
-        for part in (parts, *parts.parents):
-            yield root / part, version
 
 
 def read_number(path: Path) -> int | None:
@@ -82,11 +65,11 @@ def read_number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def read_reclaimable(folder: Path, version: Version) -> int:
+def read_reclaimable(folder: Path, files: Files) -> int:
     """Read the page cache of a group that the kernel frees first, in bytes."""
     try:
         lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     counts = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(counts.get(version.reclaimable, 0))
+    return int(counts.get(files.reclaimable, 0))

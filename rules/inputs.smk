@@ -196,6 +196,15 @@ def planned_memory(rule, default):
     return call
 
 
+def planned_batch_memory(models, default):
+    """A resource function for the memory of a job that evaluates these models: that of the largest."""
+
+    def call(wildcards):
+        return max(MEMORY.get("predict_answers", default, {**wildcards, "model": model}) for model in models)
+
+    return call
+
+
 def get_first_base(wildcards):
     """The `_base` whose answers this one shares."""
     return experiment.get_first_base(config, f"{wildcards.student}_base")

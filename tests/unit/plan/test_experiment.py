@@ -118,6 +118,23 @@ def make_seeds(**more):
     return check_config(config | more)
 
 
+@pytest.mark.parametrize(
+    ("size", "batches"),
+    [
+        (1, []),
+        (2, [["one-seed7", "one-seed8"], ["one_base", "two"]]),
+        (3, [["one-seed7", "one-seed8", "one_base"], ["two"]]),
+        (9, [["one-seed7", "one-seed8", "one_base", "two"]]),
+    ],
+)
+def test_students_answer_in_batches_and_the_teacher_alone(size, batches):
+    """A `_base` that shares another's answers is in no batch."""
+    config = make_seeds(evaluation={"models_per_job": size})
+    assert experiment.get_model_batches(config) == batches
+    alone = experiment.get_models_alone(config)
+    assert alone == (["teacher"] if batches else experiment.get_evaluated_models(config))
+
+
 def test_a_student_with_seeds_is_replicas_that_share_a_base():
     config = make_seeds()
     seeds = {name: student["train"]["seed"] for name, student in config["students"].items()}

@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from distill.common.digest import digest_of
@@ -290,6 +291,20 @@ def question_flags(config: Config, model: str, category: str) -> str:
     """Return the options of answer_questions.py for an evaluated model."""
     questions = pick(config["evaluation"], "questions") | {"system": get_questions_system(config)}
     return flags(evaluated_settings(config, model, category) | questions)
+
+
+def batch_flags(config: Config, category: str, models: Sequence[str]) -> str:
+    """Return the options of predict_models.py: those of predict_answers.py and answer_questions.py for each model."""
+    folder = Path("output/evaluation")
+    test = flags({"test": f"artifacts/distill_data/processed/{category}/test.jsonl"})
+    runs = []
+    for model in models:
+        out = flags({"out": folder / model / f"{category}.predictions.jsonl"})
+        runs.append(shlex.join(["--predict", f"{test} {predict_flags(config, model, category)} {out}"]))
+        if config["evaluation"]["questions"]:
+            out = flags({"out": folder / model / f"{category}.questions.jsonl"})
+            runs.append(shlex.join(["--ask", f"{question_flags(config, model, category)} {out}"]))
+    return " ".join(runs)
 
 
 def predict_run_flags(config: Config, model: str) -> str:

@@ -75,7 +75,14 @@ def list_steps(config: Config) -> list[Step]:
             "predictions and scores",
             ("output/evaluation",),
             "made again from the students",
-            ("predict_answers", "answer_questions", "judge_answers", "score_predictions", "average_scores"),
+            (
+                "predict_answers",
+                "predict_models",
+                "answer_questions",
+                "judge_answers",
+                "score_predictions",
+                "average_scores",
+            ),
         ),
         Step(
             "exports",

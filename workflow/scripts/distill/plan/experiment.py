@@ -322,6 +322,26 @@ def get_evaluated_models(config: Config) -> list[str]:
     return [model for model in get_models(config) if not is_base(model) or get_first_base(config, model) == model]
 
 
+def get_model_batches(config: Config) -> list[list[str]]:
+    """Return the models that answer together in one job; none if each has a job of its own.
+
+    The teacher, which may be on a server or have another size, always has.
+    """
+    size = config["evaluation"]["models_per_job"]
+    models = [model for model in get_evaluated_models(config) if model != TEACHER]
+    return [models[start : start + size] for start in range(0, len(models), size)] if size > 1 else []
+
+
+def get_batch_sources(config: Config, category: str, models: Sequence[str]) -> list[str]:
+    """Return the hub ids and folders that a job loads to generate the answers of several models."""
+    return [source for model in models for source in get_predicting_models(config, model, category)]
+
+
+def get_models_alone(config: Config) -> list[str]:
+    """Return the models that answer in a job of their own; see `get_model_batches`."""
+    return [TEACHER] if get_model_batches(config) else get_evaluated_models(config)
+
+
 def get_sharing_students(config: Config) -> list[str]:
     """Return the students whose `_base` shares the answers of another student's `_base`."""
     return [student for student in list_students(config) if f"{student}_base" not in get_evaluated_models(config)]

@@ -198,6 +198,12 @@ class Evaluation(BatchOptions, ScoringOptions):
     temperature: float = option(
         "Sampling temperature; 0 is greedy decoding.", 0.0, minimum=0, when="Above 0 to score sampled answers."
     )
+    models_per_job: int = option(
+        "Students of a category that answer in one job, one after the other. The answers are the same.",
+        1,
+        minimum=1,
+        when="About 4 if models load faster than Python starts, which takes seconds.",
+    )
 
 
 @dataclass(frozen=True)

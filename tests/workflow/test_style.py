@@ -15,7 +15,7 @@ from running import ROOT, environment
     [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["snakefmt", "--check", "Snakefile", "rules"],
+        ["snakefmt", "--check", "workflow/Snakefile", "workflow/rules"],
         pytest.param(["mypy"], marks=pytest.mark.slow),
     ],
     ids=lambda command: " ".join(command[:2]),
@@ -58,7 +58,7 @@ def test_every_rule_that_does_work_is_whole_and_named_as_its_script():
 
 
 def test_helpers_stay_small_and_import_no_torch():
-    common = (ROOT / "rules/common.smk").read_text()
+    common = (ROOT / "workflow/rules/common.smk").read_text()
     assert len(common.splitlines()) < 200
     names = "command_lines, experiment, job_resources, prune_cache, schema, signals, status"
     code = f"import sys; from distill.plan import {names}; print('torch' in sys.modules)"

@@ -14,7 +14,7 @@ from distill.student.options import ObjectiveOptions
 from distill.teacher.signal_size import SignalShape, count_tokens, describe_storage, read_sizes
 from distill.teacher.signal_store import DATA
 
-SIGNALS = "artifacts/distill_data/teacher_signal"  # the folder of each category's signals, see rules/teacher.smk
+SIGNALS = "artifacts/distill_data/teacher_signal"  # the folder of each category's signals
 
 
 def get_signal(config: Config, student: str) -> str | None:

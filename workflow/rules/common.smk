@@ -9,7 +9,15 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
+# Also if this is a module of another workflow, whose Snakefile is elsewhere.
+SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
+if not SCRIPTS.is_dir():
+    raise WorkflowError(
+        f"{workflow.current_basedir}: expected the folder of a clone of Stillhouse; clone the repository and name its "
+        "workflow/Snakefile as the module's snakefile"
+    )
+if workflow.modifier.path_modifier.prefix or workflow.modifier.path_modifier.modifies_prefixes:
+    raise WorkflowError("expected a module without prefix and replace_prefix: Stillhouse's jobs read fixed paths")
 sys.path.insert(0, str(SCRIPTS))
 
 from distill.common.digest import code_digest, files_digest

@@ -476,6 +476,15 @@ ERRORS = [
         "expected one of kd-seed1, kd-seed2, found kd",
     ),
     ("export: {students: [other]}", "export.students[0]", "expected one of kd, found other"),
+    ("export: {push_to: 'o/{student}-{category}-{variant}'}", "", None),
+    ("export: {push_to: model}", "export.push_to", "expected text that matches ^[^/]+/[^/]+$"),
+    (
+        "export: {push_to: 'o/{model}'}",
+        "export.push_to",
+        "expected no other names in braces than {student}, {category}, {variant}, found o/{model}",
+    ),
+    ("export: {push_to: 'o/{student'}", "export.push_to", "expected no other names in braces than {student}"),
+    ("export: {push_to: 'o/my {student}'}", "export.push_to", "expected OWNER/NAME of letters, digits, dots, hyphens"),
     ("export: {}", "", None),
     ("export: {variants: []}", "export.variants", "expected at least 1, found []"),
     (
@@ -487,7 +496,7 @@ ERRORS = [
     (
         "export: [full]",
         "export",
-        "expected the keys variants, students, license, datasets, language | null, found ['full']",
+        "expected the keys variants, students, license, datasets, language, push_to, push_private | null, found ['full']",
     ),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
     # paths

@@ -210,5 +210,19 @@ def get_first_base(wildcards):
     return experiment.get_first_base(config, f"{wildcards.student}_base")
 
 
+def get_uploaded_files(wildcards):
+    """The files of an exported model and its card."""
+    folder = f"output/export/{wildcards.student}/{wildcards.category}/{wildcards.variant}"
+    return [*experiment.get_made_files(config, folder), f"{folder}/README.md"]
+
+
+def get_published(wildcards):
+    """The records of all uploads."""
+    try:
+        return experiment.get_published(config, CATEGORIES)
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
 def get_test_option(wildcards, input):
     return command_lines.flags({"test": input.test})

@@ -28,6 +28,7 @@ from distill.plan.experiment import (
     get_initial_model,
     get_predicting_models,
     get_questions_system,
+    get_repository,
     get_server_file,
     get_source_format,
     get_student,
@@ -358,6 +359,12 @@ def page_flags(config: Config, category: str) -> str:
 def export_flags(config: Config, student: str) -> str:
     """Return the options of export_model.py."""
     return flags({"dtype": get_dtype(config, student)})
+
+
+def publish_flags(config: Config, student: str, category: str, variant: str) -> str:
+    """Return the options of publish_model.py."""
+    private = {"private": config["export"]["push_private"]}
+    return flags({"repository": get_repository(config, student, category, variant)} | private)
 
 
 def card_flags(config: Config, student: str, category: str) -> str:

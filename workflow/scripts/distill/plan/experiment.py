@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.common.errors import InputError
 from distill.common.names import POOLED, TEACHER
 from distill.common.replicas import drop_seed, list_replicas
-from distill.common.variants import VARIANTS, get_evaluated_name, get_variant, is_base, split_name
+from distill.common.variants import FULL, VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
 from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import MANIFEST, get_folder, is_download
@@ -245,6 +246,31 @@ def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
         for name in get_training_categories(config, student, categories)
         for variant in get_exported_variants(config, student)
     }
+
+
+def get_repository(config: Config, student: str, category: str, variant: str) -> str:
+    """Return the repository on the hub that an exported model is published to; see `export.push_to`."""
+    pattern = config["export"]["push_to"]
+    name: str = pattern.format(student=student, category=category, variant=variant)
+    return name if variant == FULL or "{variant}" in pattern else f"{name}-{variant}"
+
+
+def get_published(config: Config, categories: Sequence[str]) -> list[str]:
+    """Return the records of the uploads of all exported models.
+
+    Raises:
+        InputError: there is no `export.push_to`, or several models would be uploaded to one repository.
+    """
+    if not (config["export"] and config["export"]["push_to"]):
+        raise InputError("publish: expected export.push_to in the configuration, such as OWNER/{student}-{category}")
+    owners: dict[str, str] = {}
+    for folder in get_exports(config, categories):
+        repository = get_repository(config, *folder.split("/")[2:])
+        if repository in owners:
+            text = f"expected a repository for each model, found {repository} for {owners[repository]} and {folder}"
+            raise InputError(f"export.push_to: {text}; add {{student}}, {{category}} or {{variant}} to the name")
+        owners[repository] = folder
+    return [f"{folder}.published.json" for folder in owners.values()]
 
 
 def get_made_files(config: Config, model: str) -> list[str]:

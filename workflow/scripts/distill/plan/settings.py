@@ -10,7 +10,7 @@ from distill.common.options import COUNT, SEED, group, option, prefixed, same_as
 from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
-from distill.export.options import CardOptions
+from distill.export.options import CardOptions, PublishOptions
 from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
@@ -228,7 +228,7 @@ class Variants:
 
 
 @dataclass(frozen=True)
-class Export(CardOptions, Variants):
+class Export(PublishOptions, CardOptions, Variants):
     """Students as folders to deploy."""
 
 

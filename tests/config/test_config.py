@@ -496,7 +496,7 @@ ERRORS = [
     (
         "export: [full]",
         "export",
-        "expected the keys variants, students, license, datasets, language, push_to, push_private | null, found ['full']",
+        "expected the keys variants, students, license, datasets, language, push_to, push_private | null",
     ),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
     # paths

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -18,7 +19,7 @@ from distill.plan import command_lines, experiment, job_resources, memory_reques
 from distill.plan.schema import check_config
 from distill.plan.settings import NAME_PATTERN
 from distill.plan.start_cache import StartCache
-from distill.report import answers_page, samples_page
+from distill.report import answers_page, near_duplicates_page, samples_page
 
 # Snakemake keeps all jobs in memory. Looking for garbage among them takes a seventh of the time for 30,000 jobs.
 gc.set_threshold(200_000)
@@ -98,6 +99,11 @@ def check_models():
 
 if workflow.is_main_process:
     check_models()
+
+# With conda, jobs have environments of their own.
+if workflow.is_main_process and DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+    if missing_package := experiment.find_missing_package(config):
+        stop(missing_package)
 
 if workflow.is_main_process:
     for line in [experiment.describe_teacher(config), *signals.describe_signals(config, CATEGORIES, START_CACHE)]:

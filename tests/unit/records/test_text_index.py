@@ -63,7 +63,7 @@ def test_shingles_are_n_grams_of_characters():
 @pytest.mark.parametrize("threshold", [0.5, 0.65, 0.8, 0.9, 1.0])
 def test_a_text_at_the_threshold_is_a_candidate(threshold):
     bands, length = choose_bands(threshold)
-    assert bands * length <= 128
+    assert bands * length <= 256
     assert 1 - (1 - threshold**length) ** bands >= RECALL
 
 
@@ -114,14 +114,14 @@ def test_of_many_candidates_the_most_similar_are_compared_and_the_rest_is_told_o
     template = "Estimate the log change of the holding in {} for the next quarter"
     rng = random.Random(1)
     for number in range(100):
-        text = template.format(make_text(rng, "ABCDEFGHIJ", 12))
+        text = template.format("".join(rng.sample("ABCDEFGHIJ", 6)))
         index.add(Text(str(number), text), sketcher.sketch(text))
-    known = template.format("ABCDEFGHIJKL")
+    known = template.format("ABCDKL")
     index.add(Text("known", known), sketcher.sketch(known))
-    near, far = (template.format(name) for name in ("ABCDEFGHIJKM", "1234567890123456"))
+    near, far = (template.format(name) for name in ("ABCDKM", "123456"))
     other, similarity = index.find(Text("near", near), sketcher.sketch(near))
     assert other.name == "known"
-    assert similarity > 0.9
+    assert similarity > 0.8
     assert index.incomplete == 0
     assert index.find(Text("far", far), sketcher.sketch(far)) is None
     assert index.incomplete == 1

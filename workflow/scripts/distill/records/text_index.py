@@ -1,19 +1,22 @@
 """Near-duplicate texts: similarity of character n-grams, and an index that finds texts above a threshold.
 
-Locality-sensitive hashing of MinHash signatures (rensa) finds candidates, and the exact Jaccard similarity of each
-decides, so that every text found is a near-duplicate. One at the threshold is a candidate with probability RECALL or
-more, a more similar one with a higher probability.
+Locality-sensitive hashing of MinHash signatures (rensa) finds candidates, the signatures estimate their similarity, and
+the exact Jaccard similarity of those near the threshold or above decides, so that every text found is a near-duplicate.
+One at the threshold is found with probability RECALL or more, a more similar one with a higher probability.
 """
 
+import math
+from collections import defaultdict
 from heapq import nlargest
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from distill.common.errors import InputError
 
-MOST_HASH_VALUES = 128  # of a MinHash signature
+MOST_HASH_VALUES = 256  # of a MinHash signature
 SEED = 1  # of the hash functions
 RECALL = 0.999
+DEVIATIONS = 4.0  # standard deviations by which an estimate may be below the threshold
 # Texts that share a template have candidates without number, of which only the most similar ones are compared exactly.
 MOST_COMPARED = 200
 
@@ -76,6 +79,14 @@ def choose_bands(threshold: float) -> tuple[int, int]:
     return MOST_HASH_VALUES // length, length
 
 
+def find_least_estimate(threshold: float, hash_values: int) -> float:
+    """Return the least estimate of a similarity at the threshold, up to a probability below 0.0001.
+
+    The estimate is the share of equal hash values, each of which is equal with the similarity as probability.
+    """
+    return threshold - DEVIATIONS * math.sqrt(threshold * (1 - threshold) / hash_values)
+
+
 class Sketcher:
     """Makes sketches of texts, and indexes to search them.
 
@@ -96,6 +107,7 @@ class Sketcher:
         self.rensa, self.threshold, self.size = rensa, threshold, size
         self.bands, length = choose_bands(threshold)
         self.hash_values = self.bands * length
+        self.least_estimate = find_least_estimate(threshold, self.hash_values)
 
     def get_shingles(self, text: str) -> set[str]:
         """Return the n-grams of a text."""
@@ -129,32 +141,34 @@ class TextIndex:
         self.sketcher, self.hashing = sketcher, hashing
         self.texts: list[Text] = []
         self.signatures: list[Any] = []
+        self.groups: dict[str, set[int]] = defaultdict(set)
         self.incomplete = 0
 
     def add(self, text: Text, sketch: Sketch) -> None:
         """Add a text."""
-        self.hashing.insert(len(self.texts), sketch.signature)
+        row = len(self.texts)
+        self.hashing.insert(row, sketch.signature)
         self.texts.append(text)
         self.signatures.append(sketch.signature)
+        if text.group:
+            self.groups[text.group].add(row)
 
     def find(self, text: Text, sketch: Sketch) -> tuple[Text, float] | None:
         """Return the most similar text and its similarity, or None if no text reaches the threshold.
 
         Of equally similar texts it is the one that was added first.
         """
-        rows = sorted(row for row in self.hashing.query(sketch.signature) if self.is_comparable(text, row))
-        is_cut = len(rows) > MOST_COMPARED
-        if is_cut:
-            rows = nlargest(MOST_COMPARED, rows, key=lambda row: sketch.signature.jaccard(self.signatures[row]))
+        candidates = set(self.hashing.query(sketch.signature)) - self.groups.get(text.group, set())
+        estimate, least = sketch.signature.jaccard, self.sketcher.least_estimate
+        estimates = [(estimate(self.signatures[row]), -row) for row in candidates]
+        near = [found for found in estimates if found[0] >= least]
+        is_cut = len(near) > MOST_COMPARED
+        rows = [-row for _, row in (nlargest(MOST_COMPARED, near) if is_cut else near)]
         similarity, row = max(((self.measure(sketch, row), -row) for row in rows), default=(0.0, 0))
         if similarity >= self.sketcher.threshold:
             return self.texts[-row], similarity
         self.incomplete += is_cut
         return None
-
-    def is_comparable(self, text: Text, row: int) -> bool:
-        """Whether a text and one of the index do not belong to one group."""
-        return not text.group or self.texts[row].group != text.group
 
     def measure(self, sketch: Sketch, row: int) -> float:
         """Return the similarity with a text of the index, whose n-grams are not kept since they need much memory."""

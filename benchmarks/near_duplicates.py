@@ -5,8 +5,8 @@
 
 Writes synthetic prompts to a temporary folder and runs find_near_duplicates.py on them: short Chinese questions and
 longer ones in letters, one in twelve of which is an edited copy of another, and the demo's holdings prompts, which are
-made from a template, a fifth as many, since they are compared almost all with all. The alternative runs the same script
-with MinHash and LSH of datasketch in the place of rensa; without datasketch it is left out, as for prompts of a template.
+made from a template, a fifth as many, since they are compared almost all with all. The alternative, if datasketch is
+installed, runs the same script with its MinHash and LSH in the place of rensa, except on the prompts of a template.
 Prints a table and writes benchmarks/results/near_duplicates_{date}.json.
 """
 
@@ -174,6 +174,11 @@ def measure(folder: Path, kind: str, count: int, threshold: float, has_alternati
     return row | ({"datasketch": run_script(__file__, "--search", *options)} if has_alternative else {})
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark, print the results and write them."""
     args = parse_args(argv)
     rows = []
-    has_alternative = importlib.util.find_spec("datasketch") is not None
+    has_alternative = is_installed("datasketch")
     print("| prompts | of kind | near-duplicates | CPU seconds | peak MiB | with datasketch | peak MiB |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for count in args.prompts:

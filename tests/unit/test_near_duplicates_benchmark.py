@@ -18,7 +18,7 @@ def test_prompts_have_their_length_and_stay_the_same():
 
 def test_every_kind_is_searched(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(near_duplicates.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(near_duplicates, "is_installed", lambda name: False)
     near_duplicates.main(["--prompts", "60", "--out", str(tmp_path)])
     (path,) = tmp_path.iterdir()
     rows = json.loads(path.read_text())["rows"]

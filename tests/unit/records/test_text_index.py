@@ -1,10 +1,12 @@
 """Near-duplicate texts: what is compared, and that the index finds what a comparison of all pairs finds."""
 
+import math
 import random
 import sys
 from itertools import combinations
 
 import pytest
+from scipy.stats import binom
 
 from distill.common.errors import InputError
 from distill.records import text_index
@@ -13,6 +15,7 @@ from distill.records.text_index import (
     Sketcher,
     Text,
     choose_bands,
+    find_least_estimate,
     get_shingles,
     measure_similarity,
     normalise,
@@ -60,11 +63,15 @@ def test_shingles_are_n_grams_of_characters():
     assert measure_similarity(get_shingles("abcde", 3), get_shingles("ABCD F", 3)) == 2 / 4
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.65, 0.8, 0.9, 1.0])
-def test_a_text_at_the_threshold_is_a_candidate(threshold):
+@pytest.mark.parametrize("threshold", [0.5, 0.65, 0.8, 0.9, 0.97, 0.995, 1.0])
+def test_a_text_at_the_threshold_is_found_with_a_probability_above_999_in_1000(threshold):
     bands, length = choose_bands(threshold)
-    assert bands * length <= 256
-    assert 1 - (1 - threshold**length) ** bands >= RECALL
+    values = bands * length
+    assert values <= 256
+    candidate = 1 - (1 - threshold**length) ** bands
+    compared = binom.sf(math.ceil(find_least_estimate(threshold, values) * values) - 1, values, threshold)
+    assert candidate >= RECALL
+    assert candidate + compared - 1 > 0.999
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])

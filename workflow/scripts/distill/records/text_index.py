@@ -2,7 +2,7 @@
 
 Locality-sensitive hashing of MinHash signatures (rensa) finds candidates, the signatures estimate their similarity, and
 the exact Jaccard similarity of those near the threshold or above decides, so that every text found is a near-duplicate.
-One at the threshold is found with probability RECALL or more, a more similar one with a higher probability.
+One at the threshold is found with a probability above 99.9%, a more similar one with a higher probability.
 """
 
 import math
@@ -15,8 +15,9 @@ from distill.common.errors import InputError
 
 MOST_HASH_VALUES = 256  # of a MinHash signature
 SEED = 1  # of the hash functions
-RECALL = 0.999
-DEVIATIONS = 4.0  # standard deviations by which an estimate may be below the threshold
+RECALL = 0.9995  # least probability that a text at the threshold is a candidate
+# How far an estimate may be below the threshold: standard deviations, and hash values, for thresholds near 1.
+DEVIATIONS, VALUES = 4.0, 2
 # Texts that share a template have candidates without number, of which only the most similar ones are compared exactly.
 MOST_COMPARED = 200
 
@@ -80,11 +81,12 @@ def choose_bands(threshold: float) -> tuple[int, int]:
 
 
 def find_least_estimate(threshold: float, hash_values: int) -> float:
-    """Return the least estimate of a similarity at the threshold, up to a probability below 0.0001.
+    """Return the least estimate of similarities at the threshold, except for a probability of about 0.0001.
 
     The estimate is the share of equal hash values, each of which is equal with the similarity as probability.
     """
-    return threshold - DEVIATIONS * math.sqrt(threshold * (1 - threshold) / hash_values)
+    deviation = math.sqrt(threshold * (1 - threshold) / hash_values)
+    return threshold - DEVIATIONS * deviation - VALUES / hash_values
 
 
 class Sketcher:

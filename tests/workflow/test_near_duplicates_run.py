@@ -37,7 +37,7 @@ def write_records(folder):
     ]
     write_jsonl(folder / "artifacts/sft/sft_train_banks.jsonl", [{"messages": one} for one in messages])
     (folder / "bench").mkdir()
-    write_jsonl(folder / "bench/questions.jsonl", [{"question": texts[39]}, {"question": "Who painted the ceiling?"}])
+    write_jsonl(folder / "bench/questions.jsonl", [{"question": text} for text in texts[30:40]])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,17 @@ def test_the_page_shows_what_was_dropped(directory):
     page = (directory / f"{OUT}.html").read_text(encoding="utf-8")
     for uid in json.loads((directory / f"{OUT}/banks.json").read_text())["uids"]:
         assert uid in page
-    assert "bench/questions.jsonl:1" in page
+    assert "bench/questions.jsonl:" in page
+
+
+def test_the_report_has_the_page_with_its_caption(directory, tmp_path):
+    copy, report = directory.copy(tmp_path / "copy"), tmp_path / "report.html"
+    copy.run(f"{OUT}.html", "--report", report)
+    text = report.read_text(encoding="utf-8")
+    assert "near_duplicates.html" in text
+    assert "System Message" not in text  # docutils writes it for a malformed caption
+    assert "3-grams of characters have a Jaccard similarity of" in " ".join(text.split())
+    assert "The prompts found were dropped" in " ".join(text.split())
 
 
 def test_what_depends_on_the_filter_reruns(directory, tmp_path):

@@ -100,10 +100,18 @@ def check_models():
 if workflow.is_main_process:
     check_models()
 
-# With conda, jobs have environments of their own.
-if workflow.is_main_process and DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
-    if missing_package := experiment.find_missing_package(config):
-        stop(missing_package)
+
+def check_near_duplicates():
+    """End with what the search for near-duplicates lacks."""
+    # With conda, jobs have environments of their own.
+    has_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    missing = experiment.find_missing_prompts(config) or (not has_conda and experiment.find_missing_package(config))
+    if missing:
+        stop(missing)
+
+
+if workflow.is_main_process:
+    check_near_duplicates()
 
 if workflow.is_main_process:
     for line in [experiment.describe_teacher(config), *signals.describe_signals(config, CATEGORIES, START_CACHE)]:

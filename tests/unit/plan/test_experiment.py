@@ -97,6 +97,16 @@ def test_a_pooled_student_must_not_know_held_out_prompts_of_other_categories():
     assert experiment.get_other_categories(pooled, "banks", ["banks", "funds"]) == ["funds"]
 
 
+def test_a_further_file_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text("[]")
+    config = make_config({"one": {"model": "owner/s"}})
+    assert experiment.find_missing_prompts(config) is None
+    own = check_config(config | {"near_duplicates": {"against": ["a.json", "b.json"]}})
+    said = "near_duplicates.against[1]: expected a file, found 'b.json' (relative to "
+    assert experiment.find_missing_prompts(own).startswith(said)
+
+
 def test_a_package_is_missing_only_where_it_is_needed(monkeypatch):
     monkeypatch.setattr(experiment, "find_spec", lambda name: None)
     config = make_config({"one": {"model": "owner/s"}})

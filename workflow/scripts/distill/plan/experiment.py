@@ -85,6 +85,17 @@ def get_further_prompts(config: Config) -> list[str]:
     return list(config["near_duplicates"]["against"]) if config["near_duplicates"] else []
 
 
+def find_missing_prompts(config: Config) -> str | None:
+    """Return a sentence about a further file with held-out prompts that does not exist; None if all exist.
+
+    Snakemake itself tells of none once the search has results, whatever the configuration named then.
+    """
+    for number, path in enumerate(get_further_prompts(config)):
+        if not Path(path).is_file():
+            return f"near_duplicates.against[{number}]: expected a file, found {path!r} (relative to {Path.cwd()})"
+    return None
+
+
 def get_other_categories(config: Config, category: str, categories: Sequence[str]) -> list[str]:
     """Return the categories whose held-out prompts a category must not train on: the others if a student is pooled."""
     is_pooled = any(student["pool"] for student in config["students"].values())

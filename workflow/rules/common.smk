@@ -8,6 +8,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 # Also if this is a module of another workflow, whose Snakefile is elsewhere.
 SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
@@ -27,7 +28,7 @@ from distill.plan import command_lines, experiment, job_resources, memory_reques
 from distill.plan.schema import check_config
 from distill.plan.settings import NAME_PATTERN
 from distill.plan.start_cache import StartCache
-from distill.report import answers_page, samples_page
+from distill.report import answers_page, near_duplicates_page, samples_page
 
 # Snakemake keeps all jobs in memory. Looking for garbage among them takes a seventh of the time for 30,000 jobs.
 gc.set_threshold(200_000)
@@ -107,6 +108,19 @@ def check_models():
 
 if workflow.is_main_process:
     check_models()
+
+
+def check_near_duplicates():
+    """End with what the search for near-duplicates lacks."""
+    # With conda, jobs have environments of their own.
+    has_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    missing = experiment.find_missing_prompts(config) or (not has_conda and experiment.find_missing_package(config))
+    if missing:
+        stop(missing)
+
+
+if workflow.is_main_process:
+    check_near_duplicates()
 
 if workflow.is_main_process:
     for line in [experiment.describe_teacher(config), *signals.describe_signals(config, CATEGORIES, START_CACHE)]:

@@ -103,6 +103,12 @@ def get_judged_categories(wildcards):
     return categories if experiment.are_judged(config, categories) else []
 
 
+def get_other_prompts(wildcards):
+    """Prompts of other categories, whose held-out prompts a pooled student must not be trained on."""
+    others = experiment.get_other_categories(config, wildcards.category, CATEGORIES)
+    return [f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl" for category in others]
+
+
 def get_card_category(wildcards):
     """The category of the scores in a model card: that of the model, or the only one for a pooled student's `all`."""
     return CATEGORIES[0] if len(CATEGORIES) == 1 else wildcards.category
@@ -135,7 +141,7 @@ def has_shared_server(wildcards):
 def get_served_inputs(wildcards):
     """What the jobs that share a server read, so that it starts when all of them can."""
     files = {
-        "answers": "artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
+        "answers": experiment.get_prompts(config, "{category}"),
         "signals": "artifacts/distill_data/processed/{category}/train.jsonl",
         "predictions": "artifacts/distill_data/processed/{category}/test.jsonl",
         "judgements": "output/evaluation/{model}/{category}.predictions.jsonl",

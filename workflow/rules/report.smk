@@ -212,3 +212,22 @@ use rule tabulate_scores as plot_comparisons with:
         "logs/plot_comparisons.benchmark.tsv"
     params:
         **job("plot_comparisons"),
+
+
+use rule tabulate_scores as render_near_duplicates with:
+    input:
+        counts=expand("output/report/near_duplicates/{category}.json", category=CATEGORIES),
+        pairs=expand("output/report/near_duplicates/{category}.csv", category=CATEGORIES),
+    output:
+        page=report(
+            "output/report/near_duplicates.html",
+            caption="../report/near_duplicates.rst",
+            category="Data",
+        ),
+    log:
+        "logs/render_near_duplicates.log",
+    benchmark:
+        "logs/render_near_duplicates.benchmark.tsv"
+    params:
+        **job("render_near_duplicates"),
+        template=files_digest(near_duplicates_page.PARTS),

@@ -34,6 +34,7 @@ from distill.plan.experiment import (
     get_student,
     get_teacher,
     get_training_categories,
+    is_dropping,
     is_shared,
 )
 from distill.plan.signals import SIGNALS, get_signal, get_signals
@@ -101,6 +102,12 @@ def prompt_flags(config: Config, category: str) -> str:
     if source["teacher_prompt"]:
         options |= {"teacher_prompt": source["teacher_prompt"].replace("{category}", category)}
     return flags(options)
+
+
+def near_duplicate_flags(config: Config, category: str) -> str:
+    """Return the options of find_near_duplicates.py, except its files."""
+    options = config["near_duplicates"]
+    return flags({"category": category} | config["split"] | pick(options, "threshold", "shingle_size", "action"))
 
 
 def split_flags(config: Config) -> str:
@@ -409,6 +416,8 @@ def digest_settings(config: Config, student: str) -> str:
     # Settings that came later are left out at their defaults, so that the digests of older students stay.
     if not settings["teachers"]:
         del settings["teachers"]
+    if not is_dropping(config):
+        del settings["near_duplicates"]
     source = settings["source"]
     remove(source, [name for name, value in (("targets", "last"), ("teacher_prompt", None)) if source[name] == value])
     for place, names in WITHOUT_RESULT.items():

@@ -60,7 +60,7 @@ def list_steps(config: Config) -> list[Step]:
             "answers and splits",
             ("artifacts/distill_data/raw", "artifacts/distill_data/processed"),
             "made again from the answer cache",
-            ("mix_records", "make_prompts", "gather_answers", "split_answers"),
+            ("mix_records", "make_prompts", "find_near_duplicates", "gather_answers", "split_answers"),
         ),
         Step("signals", (SIGNALS, *list_stores(config)), "yes, once the students are trained", ("compute_signal",)),
         Step("copied students", ("artifacts/initial_students",), "made again from the teacher", ("copy_layers",)),

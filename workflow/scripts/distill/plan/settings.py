@@ -14,6 +14,7 @@ from distill.export.options import CardOptions, PublishOptions
 from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
+from distill.records.near_duplicate_options import NearDuplicateOptions
 from distill.records.options import AnswerFormat, MixOptions, PromptOptions, SplitOptions
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.report.options import PageOptions
@@ -262,6 +263,12 @@ class Config:
         "the teacher's alone.",
         None,
         when="The original annotations are worth learning from, too.",
+    )
+    near_duplicates: NearDuplicateOptions | None = group(
+        "Find training prompts that resemble held-out prompts or each other, before the teacher is asked; null does "
+        "not look for them.",
+        None,
+        when="`{}` uses the defaults below. Prompts are questions or instructions rather than a filled-in template.",
     )
     teacher: Teacher = group("The model that is distilled.")
     teachers: dict[str, Teacher] = group(

@@ -16,7 +16,7 @@ from distill.common.names import POOLED
 STEPS = {
     "download": ("download_model",),
     "mix": ("mix_records",),
-    "prompts": ("make_prompts",),
+    "prompts": ("make_prompts", "find_near_duplicates"),
     "answers": ("generate_answers", "gather_answers"),
     "split": ("split_answers",),
     "signal": ("compute_signal",),

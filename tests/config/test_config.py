@@ -781,8 +781,14 @@ ALPACA = "source: {format: alpaca, path: 'data/{category}.json', system: Be brie
     [
         ("source: {format: alpaca, system: Be brief.}", "source.path: expected text, since source.format is alpaca"),
         ("source: {format: alpaca, path: 'd/{category}.json'}", "source.system: expected text"),
-        ("source: {format: alpaca, path: d.json, system: x}", "source.path: expected a path that contains {category}"),
-        ("mix_targets: {teacher: 0.7, original: 0.3}", "mix_targets: expected null: only source.format alpaca"),
+        (
+            "categories: [a, b]\nsource: {format: alpaca, path: d.json, system: x}",
+            "source.path: expected a path that contains {category}",
+        ),
+        (
+            "mix_targets: {teacher: 0.7, original: 0.3}",
+            "mix_targets: expected null: only source.format alpaca | prompt_",
+        ),
         (ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.2}", "mix_targets: expected shares that sum to 1"),
         (ALPACA + "\nmix_targets: {teacher: 0.7}", "original"),
         (ALPACA.replace("{", "{targets: all, ", 1), "source.targets: expected last: records of source.format alpaca"),
@@ -793,6 +799,7 @@ def test_what_alpaca_needs_and_what_needs_alpaca(text, message):
     with pytest.raises(InputError, match=re.escape(message)):
         check_config(make_config(text))
     check_config(make_config(ALPACA + "\nmix_targets: {teacher: 0.7, original: 0.3}"))
+    check_config(make_config("source: {format: alpaca, path: d.json, system: x}"))  # a single category
 
 
 @pytest.mark.parametrize("text", ["a\ud83d b", "a\0b"], ids=ascii)

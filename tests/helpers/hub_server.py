@@ -12,19 +12,24 @@ COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
 
 class HubServer:
-    """Serve model folders by their names `owner/name`.
+    """Serve folders of models, and of datasets on Hugging Face, by their names `owner/name`.
 
     Attributes:
         breaks: for each file, the list of its next responses: the bytes after which to cut the connection, or None.
         spoiled: for each file, the number of next responses that end in a wrong byte.
         token: token that requests need; None accepts all.
+        denial: Hugging Face's code of the error for requests without the token: `GatedRepo`, or `RepoNotFound` as for
+            private repositories.
+        commits: commit of each branch, tag and commit on Hugging Face.
         delay: seconds to wait before each block of a file.
         requests: (file, Range header or None) of each request, in order.
         served: bytes sent, for each file.
     """
 
-    def __init__(self, models):
+    def __init__(self, models, datasets=()):
         self.models = {name: Path(folder) for name, folder in models.items()}
+        self.datasets = {name: Path(folder) for name, folder in dict(datasets).items()}
+        self.denial, self.commits = "GatedRepo", {"main": COMMIT}
         self.breaks, self.spoiled, self.token, self.delay = {}, {}, None, 0.0
         self.requests, self.served, self.lock = [], {}, threading.Lock()
 
@@ -43,6 +48,18 @@ class HubServer:
     def environment(self):
         """Return the variables that direct both clients to this server."""
         return {"HF_ENDPOINT": self.url, "MODELSCOPE_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+
+    def use(self, monkeypatch, home):
+        """Direct the clients in this process to this server; `home` is the folder of their caches and tokens."""
+        homes = dict.fromkeys(("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE"), str(home))
+        for name, value in (self.environment() | homes).items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "MODELSCOPE_DOMAIN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", self.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
 
     def ranges(self, name):
         """Return the Range header (or None) of each request for a file, in order."""
@@ -75,9 +92,9 @@ class Handler(BaseHTTPRequestHandler):
         if hub.token and hub.token not in (self.headers.get("Authorization") or "") + (
             self.headers.get("Cookie") or ""
         ):
-            self.send(401, {"error": "Unauthorized"}, {"X-Error-Code": "GatedRepo"})
-        elif parts[:2] == ["api", "models"]:
-            self.answer_hugging_face(parts[2:])
+            self.send(401, {"error": "Unauthorized"}, {"X-Error-Code": hub.denial})
+        elif parts[:2] in (["api", "models"], ["api", "datasets"]):
+            self.answer_hugging_face(hub.models if parts[1] == "models" else hub.datasets, parts[2:])
         elif parts[:3] == ["api", "v1", "models"]:
             folder = hub.models.get("/".join(parts[3:5]))
             if folder is None:
@@ -90,21 +107,24 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(200, {"Code": 200, "Data": {"Files": files}, "Success": True})
             else:
                 self.send_file(folder / query["FilePath"][0], has_body)
+        elif parts[0] == "datasets" and parts[3:4] == ["resolve"]:
+            self.send_file(hub.datasets["/".join(parts[1:3])].joinpath(*parts[5:]), has_body)
         elif parts[2:3] == ["resolve"]:
             self.send_file(hub.models["/".join(parts[:2])] / parts[4], has_body)
         else:
             self.send(404, {"error": "not found"})
 
-    def answer_hugging_face(self, parts):
-        folder = self.hub.models.get("/".join(parts[:2]))
+    def answer_hugging_face(self, folders, parts):
+        folder, commits = folders.get("/".join(parts[:2])), self.hub.commits
         if folder is None:
             self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        elif parts[2] == "revision" and parts[3] not in ("main", COMMIT):
+        elif parts[2] == "revision" and parts[3] not in (*commits, *commits.values()):
             self.send(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         elif parts[2] == "revision":
-            self.send(200, {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": []})
+            self.send(200, {"id": "/".join(parts[:2]), "sha": commits.get(parts[3], parts[3]), "siblings": []})
         else:
-            self.send(200, [describe(file) for file in sorted(folder.iterdir())])
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+            self.send(200, [describe(file, file.relative_to(folder).as_posix()) for file in files])
 
     def send(self, status, value, headers=None):
         body = json.dumps(value).encode()
@@ -157,10 +177,10 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def describe(path):
+def describe(path, name):
     """Describe a file as Hugging Face lists it: weights as LFS objects, other files as git objects."""
     data = path.read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    entry = {"type": "file", "path": path.name, "size": len(data), "oid": git}
+    entry = {"type": "file", "path": name, "size": len(data), "oid": git}
     lfs = {"oid": sha256(path), "size": len(data), "pointerSize": 134}
-    return entry | ({"lfs": lfs} if path.suffix in (".safetensors", ".bin") else {})
+    return entry | ({"lfs": lfs} if path.suffix in (".safetensors", ".bin", ".parquet") else {})

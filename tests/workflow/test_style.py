@@ -36,7 +36,8 @@ def test_every_script_named_in_a_rule_is_there_and_carries_its_digest():
     scripts = re.findall(r'\*\*job\("(\w+)"\)', RULES)
     assert len(scripts) > 10
     apart = re.findall(r'\bscript=get_script\("(\w+)"\)', RULES)
-    assert re.findall(r'code=Untracked\(get_code\("(\w+)"\)\)', RULES) == apart == ["download_model", "publish_model"]
+    assert re.findall(r'code=Untracked\(get_code\("(\w+)"\)\)', RULES) == apart
+    assert apart == ["download_model", "download_dataset", "publish_model"]
     assert len(re.findall(r"\bscript=", RULES)) == len(apart)
     for name in scripts + apart:
         assert (ROOT / "workflow/scripts" / f"{name}.py").is_file()
@@ -69,7 +70,7 @@ def test_helpers_stay_small_and_import_no_torch():
 
 
 @pytest.mark.parametrize(
-    "name", ["mix_records", "make_prompts", "gather_answers", "split_answers", "score_predictions"]
+    "name", ["mix_records", "read_records", "make_prompts", "gather_answers", "split_answers", "score_predictions"]
 )
 def test_data_steps_import_no_torch(name):
     code = f"import sys, {name}; print('torch' in sys.modules)"

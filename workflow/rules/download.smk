@@ -22,3 +22,29 @@ rule download_model:
         folder=subpath(output.manifest, parent=True),
     shell:
         "python {params.script} --source {wildcards.hub}:{wildcards.source} --out {params.folder:q} > {log:q} 2>&1"
+
+
+# Downloads a split of a dataset that is named with its hub; as `download_model`.
+rule download_dataset:
+    output:
+        manifest="datasets/hf/{source}/{split}/download.json",
+    log:
+        "logs/download_dataset/{source}/{split}.log",
+    benchmark:
+        "logs/download_dataset/{source}/{split}.benchmark.tsv"
+    wildcard_constraints:
+        source="[^/]+/[^/]+",
+        split="[^/]+(/[^/]+)?",
+    localrule: True
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=1440,
+    params:
+        script=get_script("download_dataset"),
+        code=Untracked(get_code("download_dataset")),
+        folder=subpath(output.manifest, parent=True),
+    shell:
+        "python {params.script} --source hf:datasets/{wildcards.source}:{wildcards.split} --out {params.folder:q}"
+        " > {log:q} 2>&1"

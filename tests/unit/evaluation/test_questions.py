@@ -5,11 +5,11 @@ import re
 from collections import Counter
 
 import pytest
+from reading import read_alpaca
 from running import ROOT
 
 from distill.common.files import read_jsonl
 from distill.evaluation.sacrebleu_metrics import HAN
-from distill.records.alpaca import read_alpaca
 
 FOLDER = ROOT / "examples/questions"
 FEWEST = {"english": 240, "chinese": 72}

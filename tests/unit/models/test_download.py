@@ -43,16 +43,7 @@ def model(tmp_path):
 def hub(model, monkeypatch, tmp_path):
     """A server for both hubs; retries do not wait."""
     with HubServer({"owner/name": model}) as server:
-        homes = dict.fromkeys(("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE"), str(tmp_path / "home"))
-        environment = server.environment() | homes
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "MODELSCOPE_DOMAIN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        server.use(monkeypatch, tmp_path / "home")
         monkeypatch.setattr(downloads, "WAIT", tenacity.wait_none())
         yield server
 

@@ -4,11 +4,11 @@ import json
 from fractions import Fraction
 
 import pytest
+from reading import read_alpaca
 
-import read_alpaca as script
+import read_records as script
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl
-from distill.records.alpaca import read_alpaca
 from distill.records.prompts import make_prompts
 from distill.records.raw_records import get_uid
 from distill.records.splits import read_split, split_answers
@@ -92,7 +92,7 @@ def test_bad_records_are_named_with_file_and_place(tmp_path, is_array, change, m
             "record 2: record: expected a JSON array in UTF-8 (Unterminated string starting at), found '{\"instr'",
         ),
         ('[{"instruction": "a", "output": "b"} {', "record 2: record: expected a JSON array in UTF-8 (, or ]"),
-        ("[1]", "record 1: record: expected an object with instruction, input and output, found 1"),
+        ("[1]", "record 1: record: expected an object with instruction and output, found 1"),
         ("[]", "expected at least one record, found 'an empty file'"),
         ("", "expected at least one record, found 'an empty file'"),
         ('{"instruction": "a", "output": "b"}\n{', "2: line: expected a JSON object"),
@@ -225,5 +225,5 @@ def test_an_original_target_is_written_once_per_prompt(tmp_path):
 def test_the_script_reads_a_file(tmp_path):
     path = write(tmp_path / "q.json", QUESTIONS, True)
     options = ["--system", "x", "--label-fields", "weight", "--out", str(tmp_path / "out")]
-    script.main(["--category", "c", "--questions", str(path), *options])
+    script.main(["--category", "c", "--format", "alpaca", "--records", str(path), *options])
     assert len(list(read_jsonl(tmp_path / "out"))) == 3

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from reading import read_alpaca
 
 from distill.common.errors import InputError
 from distill.records import json_array
-from distill.records.alpaca import read_alpaca
 from distill.records.json_array import read_array
 
 VALUES = [

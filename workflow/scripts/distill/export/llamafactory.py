@@ -10,8 +10,8 @@ import yaml
 
 from distill.common.errors import InputError
 from distill.common.files import dump_json, write_atomically, write_json
-from distill.records.alpaca import read_array
 from distill.records.conversations import read_conversation
+from distill.records.json_array import read_array
 from distill.records.splits import read_chat
 from distill.student.options import LoraOptions, TrainOptions
 from distill.student.student_run import StudentRun

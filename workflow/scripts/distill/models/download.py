@@ -1,25 +1,26 @@
-"""Download a model: several files at a time, resumed after interruptions, checked, and listed in a manifest."""
+"""Download the files of a model or a dataset: several at a time, resumed after interruptions, checked, and listed."""
 
 import contextlib
 import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from distill.common.disk import check_free
+from distill.common.downloads import MANIFEST
 from distill.common.errors import InputError
 from distill.common.files import write_json
 from distill.common.progress import Pace, format_left
 from distill.models.checked_files import CHECKED, CheckedFiles, find_difference
 from distill.models.fingerprint import list_model_files
 from distill.models.hub_files import Hub, RemoteFile, choose_files, count_bytes, describe_failure
-from distill.models.hub_names import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +215,30 @@ def remove_others(files: list[RemoteFile], folder: Path) -> None:
             path.unlink()
 
 
+def list_files(source: str, hub: Hub) -> tuple[str, list[RemoteFile]]:
+    """Return the commit and the files of a model or dataset.
+
+    Raises:
+        InputError: it is not available; names it.
+    """
+    try:
+        return hub.list_files()
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def write_manifest(
+    source: str, commit: str, files: list[RemoteFile], digests: Mapping[str, str], folder: Path, **more: Any
+) -> None:
+    """Write the manifest of a complete download: its name, commit and files, and what else is known of it.
+
+    Args:
+        digests: SHA-256 of each file by name.
+    """
+    entries = [{"name": file.name, "size": file.size, "sha256": digests[file.name]} for file in files]
+    write_json(folder / MANIFEST, {"source": source, "commit": commit, **more, "files": entries})
+
+
 def download(source: str, hub: Hub, folder: Path, workers: int) -> None:
     """Download a model's files into a folder, check them, and write the manifest last.
 
@@ -228,8 +253,8 @@ def download(source: str, hub: Hub, folder: Path, workers: int) -> None:
             are kept.
     """
     with lock_folder(folder):
+        commit, listed = list_files(source, hub)
         try:
-            commit, listed = hub.list_files()
             files = choose_files(listed)
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
@@ -238,5 +263,4 @@ def download(source: str, hub: Hub, folder: Path, workers: int) -> None:
         check_space(files, hub, folder)
         digests = download_files(source, hub, files, folder, workers, CheckedFiles(folder))
         remove_others(files, folder)
-        entries = [{"name": file.name, "size": file.size, "sha256": digests[file.name]} for file in files]
-        write_json(folder / MANIFEST, {"source": source, "commit": commit, "files": entries})
+        write_manifest(source, commit, files, digests, folder)

@@ -1,4 +1,7 @@
-"""Clients for Hugging Face and ModelScope. Tokens and mirrors come from environment variables only."""
+"""Clients for models on Hugging Face and ModelScope, and for datasets on Hugging Face.
+
+Tokens and mirrors come from environment variables only.
+"""
 
 import os
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 from distill.common.errors import InputError
 from distill.models.hub_files import Hub, RemoteFile, describe_failure
 from distill.models.hub_names import SOURCE
+from distill.records.dataset_names import DatasetName
 
 
 def open_hub(source: str) -> Hub:
@@ -24,22 +28,27 @@ def open_hub(source: str) -> Hub:
     return ModelScope(repository, found["revision"])
 
 
+def open_dataset_hub(dataset: DatasetName) -> Hub:
+    """Return the client for a dataset."""
+    return HuggingFace(dataset.repository, dataset.revision, "dataset")
+
+
 WRITE_BYTES = 2**16  # bytes written at a time: a lost connection or a kill loses no more
 
 
 class HuggingFace:
-    """A model on Hugging Face. Unfinished files are named `.NAME.DIGEST.part`.
+    """A model or a dataset on Hugging Face. Unfinished files are named `.NAME.DIGEST.part`.
 
     HF_ENDPOINT sets a mirror, HF_TOKEN the access token.
     """
 
-    def __init__(self, repository: str, revision: str | None):
+    def __init__(self, repository: str, revision: str | None, kind: str = "model"):
         import httpx2
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import build_hf_headers
 
         constants.DOWNLOAD_CHUNK_SIZE = WRITE_BYTES  # an unstable connection would never complete the default 10 MiB
-        self.repository, self.revision = repository, revision or "main"
+        self.repository, self.revision, self.kind = repository, revision or "main", kind
         token = os.environ.get("HF_TOKEN") or False
         self.api, self.headers = HfApi(token=token), build_hf_headers(token=token)
         self.retryable: tuple[type[Exception], ...] = (httpx2.HTTPError, OSError)
@@ -51,16 +60,19 @@ class HuggingFace:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         try:
-            commit = self.api.model_info(self.repository, revision=self.revision).sha
-            tree = list(self.api.list_repo_tree(self.repository, recursive=True, revision=commit))
+            commit = self.api.repo_info(self.repository, revision=self.revision, repo_type=self.kind).sha
+            options: dict[str, Any] = {"recursive": True, "revision": commit, "repo_type": self.kind}
+            tree = list(self.api.list_repo_tree(self.repository, **options))
         except GatedRepoError as error:
-            text = "access denied: accept the model's terms on its page, and set HF_TOKEN to a token of that account"
+            text = (
+                f"access denied: accept the {self.kind}'s terms on its page, and set HF_TOKEN to that account's token"
+            )
             raise InputError(f"{text}: {describe_failure(error)}") from error
         except RepositoryNotFoundError as error:
-            text = f"no such model at {self.api.endpoint}, or it is private and needs HF_TOKEN"
+            text = f"no such {self.kind} at {self.api.endpoint}, or it is private and needs HF_TOKEN"
             raise InputError(f"{text}: {describe_failure(error)}") from error
         except RevisionNotFoundError as error:
-            raise InputError(f"expected a branch, tag or commit of the model, found {self.revision!r}") from error
+            raise InputError(f"expected a branch, tag or commit of the {self.kind}, found {self.revision!r}") from error
         except (httpx2.HTTPError, OSError) as error:
             text = f"{self.api.endpoint} cannot be reached (HF_ENDPOINT sets a mirror; HF_HUB_OFFLINE must not be set)"
             raise InputError(f"{text}: {describe_failure(error)}") from error
@@ -80,8 +92,10 @@ class HuggingFace:
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.file_download import http_get
 
-        url = hf_hub_url(self.repository, file.name, revision=self.revision, endpoint=self.api.endpoint)
+        place: dict[str, Any] = {"repo_type": self.kind, "revision": self.revision, "endpoint": self.api.endpoint}
+        url = hf_hub_url(self.repository, file.name, **place)
         part = self.get_part(file, folder)
+        part.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as out:
             size = out.tell()
             if size > file.size:
@@ -96,7 +110,8 @@ class HuggingFace:
 
     def get_part(self, file: RemoteFile, folder: Path) -> Path:
         """Return the path of an unfinished file; it depends on the content, so another revision never resumes it."""
-        return folder / f".{file.name}.{(file.digest or self.revision)[:12]}.part"
+        whole = folder / file.name
+        return whole.with_name(f".{whole.name}.{(file.digest or self.revision)[:12]}.part")
 
     def list_parts(self, file: RemoteFile, folder: Path) -> list[Path]:
         """List the unfinished and the finished file if they exist."""

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+from distill.common.downloads import NAME_PART as PART
+
 HUBS = {"hf": "Hugging Face", "modelscope": "ModelScope"}
-PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 SOURCE = re.compile(rf"(?P<hub>{'|'.join(HUBS)}):(?P<owner>{PART})/(?P<name>{PART})(?:@(?P<revision>{PART}))?")
 FOLDER = re.compile(rf"models/(?P<hub>{'|'.join(HUBS)})/(?P<owner>{PART})/(?P<name>{PART})(?:@(?P<revision>{PART}))?")
-MANIFEST = "download.json"
 
 
 def get_folder(model: str) -> str:

@@ -1,5 +1,6 @@
 """Checks across the values of a configuration, beyond what the schema states about each value alone."""
 
+import difflib
 import re
 from collections.abc import Sequence, Set
 from datetime import date
@@ -13,7 +14,10 @@ from distill.generation.options import OWN_ARGUMENTS, find_longer_name
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import PART, find_source_problem
 from distill.models.options import TEMPLATE_DATE
-from distill.records.source_formats import SOURCE_FORMATS
+from distill.records.dataset_names import find_name_problem, is_dataset
+from distill.records.raw_files import COLUMNAR
+from distill.records.shapes import list_fields
+from distill.records.source_formats import SOURCE_FORMATS, SourceFormat, choose_format
 from distill.student.divergences import METHODS
 from distill.teacher.options import CACHED_SIGNALS
 
@@ -127,14 +131,19 @@ def check_repository(config: Config, problems: Problems) -> None:
 
 
 def check_paths(config: Config, problems: Problems) -> None:
-    """Check placeholders: paths of raw files contain {category}, those of the students' models must not."""
+    """Check placeholders: paths of raw files contain {category}, those of the students' models must not.
+
+    A single category may have `source.path` without it.
+    """
     students = get_value(config, problems, "students")
     for name in students if isinstance(students, dict) else {}:
         check_model_path(config, ("students", name, "model"), problems)
-    for key in (key for source_format in SOURCE_FORMATS.values() for key in source_format.files.values()):
+    categories = get_value(config, problems, "categories")
+    for key in dict.fromkeys(key for entry in SOURCE_FORMATS.values() for key in entry.files.values()):
         path = get_value(config, problems, "source", key)
         if isinstance(path, str):
-            check_placeholders(path, ("source", key), problems, {"category"})
+            is_single = key == "path" and isinstance(categories, list) and len(categories) == 1
+            check_placeholders(path, ("source", key), problems, {"category"}, is_required=not is_single)
     grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
     if grpo is not None and grpo == sft:
         problems.setdefault(("source", "sft"), "expected another file than source.grpo")
@@ -168,13 +177,15 @@ def check_model_path(
     check_placeholders(path, place, problems, allowed)
 
 
-def check_placeholders(path: str, place: tuple[str, ...], problems: Problems, allowed: Set[str]) -> None:
-    """Check the placeholders of one path or name."""
+def check_placeholders(
+    path: str, place: tuple[str, ...], problems: Problems, allowed: Set[str], is_required: bool = False
+) -> None:
+    """Check the placeholders of one path or name; `is_required` demands {category}."""
     unknown = set(re.findall(r"\{([^{}]*)\}", path)) - allowed
     if unknown or re.search(r"[{}]", path.replace("{category}", "")):
         rule = "{category} as the only placeholder" if allowed else "no placeholder"
         problems.setdefault(place, f"expected {rule}, found {path!r}")
-    elif place[0] == "source" and "{category}" not in path:
+    elif is_required and "{category}" not in path:
         problems.setdefault(place, f"expected a path that contains {{category}}, found {path!r}")
     elif place[-1] == "adapter" and path.lower() == "none":
         problems.setdefault(place, f"expected a path | null, found {path!r} (the empty value in YAML is null)")
@@ -182,16 +193,67 @@ def check_placeholders(path: str, place: tuple[str, ...], problems: Problems, al
 
 def check_source(config: Config, problems: Problems) -> None:
     """Check what the format of the raw records requires, and what requires another format."""
-    name = get_value(config, problems, "source", "format")
-    source_format = SOURCE_FORMATS.get(name)
+    name, path = (get_value(config, problems, "source", key) for key in ("format", "path"))
+    source_format = choose_format(name, path)
     for key in source_format.required_keys if source_format else ():
         if get_value(config, problems, "source", key) is None:
             problems.setdefault(("source", key), f"expected text, since source.format is {name}, found nothing")
     has_demo = get_value(config, problems, "demo") is not None
     if has_demo and source_format and "sft" not in source_format.files:
-        problems.setdefault(("demo",), f"expected no demo models with source.format {name}: they train on SFT records")
+        one = f"source.format {name}" if source_format is SOURCE_FORMATS[name] else "source.path"
+        problems.setdefault(("demo",), f"expected no demo models with {one}: they train on SFT records")
     if source_format and not source_format.has_turns and get_value(config, problems, "source", "targets") == "all":
         problems.setdefault(("source", "targets"), f"expected last: records of source.format {name} are single turns")
+    if source_format:
+        check_raw_files(source_format, config, problems)
+        check_columns(source_format, config, problems)
+    check_targets(source_format, config, problems)
+
+
+def check_raw_files(source_format: SourceFormat, config: Config, problems: Problems) -> None:
+    """Check the names of datasets, and that only a format that reads them has one, or a file with columns."""
+    for key in source_format.files.values():
+        path = get_value(config, problems, "source", key)
+        if not isinstance(path, str):
+            continue
+        if problem := find_name_problem(path):
+            problems.setdefault(("source", key), f"{problem}, found {path!r}")
+        elif not source_format.reads_datasets and (is_dataset(path) or path.lower().endswith(COLUMNAR)):
+            text = f"expected JSONL, found {path!r}: datasets, CSV, Parquet and Arrow are read from source.path"
+            problems.setdefault(("source", key), text)
+
+
+def check_columns(source_format: SourceFormat, config: Config, problems: Problems) -> None:
+    """Check that the keys of `source.columns` are fields of the format or of labels."""
+    columns, name = get_value(config, problems, "source", "columns"), get_value(config, problems, "source", "format")
+    if not columns or not isinstance(columns, dict):
+        return
+    if not source_format.reads_datasets:
+        text = f"expected none, since source.format {name} reads no columns"
+        problems.setdefault(("source", "columns"), text + (" without source.path" if source_format.single else ""))
+        return
+    labels = get_value(config, problems, "answer", "label_fields")
+    known = list_fields(name, labels if isinstance(labels, list) else [])
+    for field in columns:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            text = f"expected a field of source.format {name} or of a label: {', '.join(known)}{hint}"
+            problems.setdefault(("source", "columns", field), text)
+
+
+def check_single_file(config: Config, problems: Problems) -> None:
+    """Check that no paths of GRPO and SFT records are set beside `source.path`; `config` is without defaults."""
+    if get_value(config, problems, "source", "path") is None:
+        return
+    for key in SOURCE_FORMATS["messages"].files.values():
+        if (found := get_value(config, problems, "source", key)) is not None:
+            text = f"expected nothing beside source.path, whose records are all that is read, found {found!r}"
+            problems.setdefault(("source", key), text)
+
+
+def check_targets(source_format: SourceFormat | None, config: Config, problems: Problems) -> None:
+    """Check the shares of the targets, and that the format has original answers."""
     targets = get_value(config, problems, "mix_targets")
     if not targets:
         return

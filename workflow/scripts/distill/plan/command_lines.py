@@ -46,6 +46,9 @@ from distill.teacher.serving import describe_serving
 SERVER_OPTIONS = list_run_options(EngineOptions)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by train.precision
 
+# Settings of `source` that came later, at their defaults.
+DEFAULT_SOURCE: tuple[tuple[str, Any], ...] = (("targets", "last"), ("teacher_prompt", None), ("columns", {}))
+
 # Settings that do not affect a student's weights and scores, by their place in the configuration.
 WITHOUT_RESULT = {
     "": list_run_options(declared.Config),
@@ -419,7 +422,7 @@ def digest_settings(config: Config, student: str) -> str:
     if not is_dropping(config):
         del settings["near_duplicates"]
     source = settings["source"]
-    remove(source, [name for name, value in (("targets", "last"), ("teacher_prompt", None)) if source[name] == value])
+    remove(source, [name for name, value in DEFAULT_SOURCE if source[name] == value])
     for place, names in WITHOUT_RESULT.items():
         section = settings
         for key in filter(None, place.split(".")):

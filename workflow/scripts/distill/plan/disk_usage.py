@@ -49,7 +49,12 @@ class Usage:
 def list_steps(config: Config) -> list[Step]:
     """Return the steps in the order of the data path."""
     return [
-        Step("downloads", ("models/hf", "models/modelscope"), "downloaded again", ("download_model",)),
+        Step(
+            "downloads",
+            ("models/hf", "models/modelscope", "datasets/hf"),
+            "downloaded again",
+            ("download_model", "download_dataset"),
+        ),
         Step(
             "answer cache",
             (config["cache"],),

@@ -5,15 +5,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from distill.common.downloads import MANIFEST
 from distill.common.errors import InputError
 from distill.common.names import POOLED, TEACHER
 from distill.common.replicas import drop_seed, list_replicas
 from distill.common.variants import FULL, VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
 from distill.generation.engine import ENGINES, EngineType
-from distill.models.hub_names import MANIFEST, get_folder, is_download
+from distill.models.hub_names import get_folder, is_download
+from distill.records.dataset_names import get_raw_file, parse_dataset
 from distill.records.near_duplicate_options import DROP
-from distill.records.source_formats import SOURCE_FORMATS, SourceFormat
+from distill.records.source_formats import SOURCE_FORMATS, SourceFormat, choose_format
 from distill.student.divergences import METHODS
 
 Config = dict[str, Any]
@@ -37,12 +39,13 @@ def group_by_teacher(config: Config, categories: Sequence[str]) -> dict[str, lis
 
 
 def get_source_format(config: Config) -> SourceFormat:
-    """Return the registry entry of `source.format`."""
-    return SOURCE_FORMATS[config["source"]["format"]]
+    """Return the registry entry of `source.format`, or that of its single file if `source.path` is set."""
+    name, path = config["source"]["format"], config["source"]["path"]
+    return choose_format(name, path) or SOURCE_FORMATS[name]
 
 
-def get_raw_files(config: Config, category: str) -> dict[str, str]:
-    """Return the raw files of a category that records are taken from, by input name.
+def get_raw_paths(config: Config, category: str) -> dict[str, str]:
+    """Return the paths and the names of hub datasets that a category's records are taken from, by input name.
 
     A file whose fraction in `mix` is 0 is not read.
     """
@@ -51,6 +54,11 @@ def get_raw_files(config: Config, category: str) -> dict[str, str]:
         for name, key in get_source_format(config).files.items()
         if config["mix"].get(f"{name}_fraction", 1) > 0
     }
+
+
+def get_raw_files(config: Config, category: str) -> dict[str, str]:
+    """Return the files of `get_raw_paths`: of a dataset on the hub, the manifest of its download."""
+    return {name: get_raw_file(path) for name, path in get_raw_paths(config, category).items()}
 
 
 def get_raw_inputs(config: Config, category: str) -> dict[str, list[str]]:
@@ -110,9 +118,16 @@ def get_all_raw_inputs(config: Config, categories: Sequence[str]) -> dict[str, l
 
 
 def get_missing_files(config: Config) -> dict[str, list[str]]:
-    """Return the raw files that do not exist, by category; complete categories are left out."""
+    """Return the raw files that do not exist, by category; complete categories are left out.
+
+    Datasets on the hub are downloaded by a job, so they are never missing.
+    """
     missing = {
-        category: [path for path in get_raw_files(config, category).values() if not Path(path).exists()]
+        category: [
+            path
+            for path in get_raw_paths(config, category).values()
+            if not parse_dataset(path) and not Path(path).exists()
+        ]
         for category in config["categories"]
     }
     return {category: paths for category, paths in missing.items() if paths}

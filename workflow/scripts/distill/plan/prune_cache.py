@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from distill.common.downloads import MANIFEST
 from distill.common.errors import InputError
 from distill.generation.answer_cache import DESCRIPTION, iterate_answers
 from distill.generation.engine import build_engine
-from distill.models.hub_names import MANIFEST, is_download
+from distill.models.hub_names import is_download
 from distill.plan.command_lines import generate_flags, generate_run_flags
 from distill.plan.experiment import (
     Config,

@@ -15,7 +15,16 @@ from jsonschema.exceptions import ValidationError
 from distill.common.errors import InputError, describe
 from distill.common.options import BOUNDS, Schema
 from distill.common.replicas import get_replica_name
-from distill.plan.checks import Place, Problems, check_names, check_paths, check_seeds, check_source, check_together
+from distill.plan.checks import (
+    Place,
+    Problems,
+    check_names,
+    check_paths,
+    check_seeds,
+    check_single_file,
+    check_source,
+    check_together,
+)
 from distill.plan.json_schema import PARTIAL, to_schema
 from distill.plan.settings import NAME_PATTERN, Config
 from distill.plan.teachers import check_entries, check_teachers, merge_teachers
@@ -235,6 +244,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     check_paths(filled, problems)
     check_together(filled, problems)
     check_source(filled, problems)
+    check_single_file(tidy, problems)
     check_teachers(filled, problems)
     if problems:
         listed = "\n".join(f"  {format_place(place)}: {text}" for place, text in problems.items())

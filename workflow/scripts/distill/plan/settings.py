@@ -15,7 +15,7 @@ from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 from distill.records.near_duplicate_options import NearDuplicateOptions
-from distill.records.options import AnswerFormat, MixOptions, PromptOptions, SplitOptions
+from distill.records.options import AnswerFormat, ColumnOptions, MixOptions, PromptOptions, SplitOptions
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.report.options import PageOptions
 from distill.student.options import (
@@ -40,19 +40,22 @@ class Source:
         "Format of the raw records.",
         "messages",
         choices=SOURCE_FORMATS,
-        when="`alpaca` for questions with `instruction`, `input` and `output`; see below.",
+        when="Your records have another shape; see below.",
     )
     path: str | None = option(
-        "With format `alpaca`: path of a category's questions (a JSON array or JSONL), containing `{category}`.",
+        "A category's records in one file (a JSON array, JSONL, CSV, Parquet or Arrow), or a dataset on the Hugging "
+        "Face hub, `hf:datasets/OWNER/NAME[@REVISION][:[SUBSET/]SPLIT]`. With several categories it contains "
+        "`{category}`.",
         None,
         minLength=1,
-        when="Required with `alpaca`.",
+        when="Required with all formats except `messages`, which reads it in place of `grpo` and `sft`.",
     )
+    columns: dict[str, str] = same_as(ColumnOptions, "columns")
     system: str | None = option(
-        "With format `alpaca`: system prompt of questions that have none of their own.",
+        "With `source.path`: system prompt of records that have none of their own.",
         None,
         minLength=1,
-        when="Required with `alpaca`.",
+        when="Required with `alpaca`, and with records that have no system prompt.",
     )
     grpo: str = option(
         "Path of a category's GRPO records (JSONL), containing `{category}`.",
@@ -257,10 +260,10 @@ class Config:
     signals: str | None = same_as(SignalOptions, "signals")
     template_date: str = same_as(TemplateOptions, "template_date")
     source: Source = group("Raw records.", Source)
-    mix: MixOptions = group("Which raw records are used. Format `alpaca` uses all of them instead.", MixOptions)
+    mix: MixOptions = group("Which raw records are used. With `source.path` all of them are used instead.", MixOptions)
     mix_targets: TargetShares | None = group(
-        "Whose answers students are trained on, the teacher's or the original ones of format `alpaca`; null trains on "
-        "the teacher's alone.",
+        "Whose answers students are trained on, the teacher's or the original ones of formats `alpaca` and "
+        "`prompt_completion`; null trains on the teacher's alone.",
         None,
         when="The original annotations are worth learning from, too.",
     )

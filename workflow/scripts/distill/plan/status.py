@@ -14,7 +14,7 @@ from distill.common.names import POOLED
 # Columns of the table, each with the rules that it covers. A step may have several jobs per category, such as one per
 # shard, student or model. Steps without jobs are not shown.
 STEPS = {
-    "download": ("download_model",),
+    "download": ("download_model", "download_dataset"),
     "mix": ("mix_records",),
     "prompts": ("make_prompts", "find_near_duplicates"),
     "answers": ("generate_answers", "gather_answers"),

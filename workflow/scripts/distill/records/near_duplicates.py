@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from distill.common.errors import InputError, format_problem
 from distill.common.files import dump_json, read_jsonl, write_atomically, write_json
-from distill.records.alpaca import Place, read_records
 from distill.records.conversations import clean_message, find_answer_start, format_turn, read_conversation
 from distill.records.near_duplicate_options import COLUMNS, DROP, NearDuplicateOptions
 from distill.records.options import SplitOptions
+from distill.records.raw_files import Place, RawFile, read_rows
 from distill.records.raw_records import check_message, get_split_key
 from distill.records.splits import SPLITS, get_split
 from distill.records.text_index import Sketcher, Text
@@ -99,7 +99,7 @@ def read_further(path: Path) -> Iterator[Text]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     count = 0
-    for count, (place, record) in enumerate(read_records(path), start=1):  # noqa: B007
+    for count, (place, record) in enumerate(read_rows(RawFile(path)), start=1):  # noqa: B007
         yield Text(f"{path}:{place}", get_further_text(record, path, place))
     if not count:
         raise InputError(format_problem(path, 1, "file", "at least one record", "an empty file"))

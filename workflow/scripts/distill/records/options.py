@@ -50,6 +50,19 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class ColumnOptions:
+    """Where a record has its fields."""
+
+    columns: dict[str, str] = option(
+        "With `source.path`: names of columns in the file or dataset, by the field that each of them holds, such as "
+        "`{instruction: question, output: answer}`. Other fields have the name of their column.",
+        {},
+        when="The columns of your dataset have other names than the fields of `source.format` and "
+        "`answer.label_fields`.",
+    )
+
+
+@dataclass(frozen=True)
 class SplitOptions:
     """Which usable answers are held out."""
 

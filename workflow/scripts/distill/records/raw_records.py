@@ -28,9 +28,10 @@ DEEPEST = 100  # Python's json module refuses about 1,000, less in the middle of
 SEPARATOR = "\x1f"  # between system and user text in the hash
 
 Record = dict[str, Any]
+Fault = tuple[str, str, Any]  # field, what is expected in it, what is found
 
 
-def check_message(message: Any, where: str) -> tuple[str, str, Any] | None:
+def check_message(message: Any, where: str) -> Fault | None:
     """Return (field, expected, found) for the first problem of a message; None if it is well-formed."""
     if not isinstance(message, dict):
         return where, "an object with role and content", message
@@ -69,27 +70,32 @@ def is_tool(tool: Any) -> bool:
 
 
 def check_record(record: Record, path: str | PathLike[str], line: int) -> list[str]:
-    """List the problems of a record's messages, tools and `teacher_prompt`, each with file, line and field.
+    """List the problems of a record's messages, tools and `teacher_prompt`, each with file, line and field."""
+    return [format_problem(path, line, *fault) for fault in find_faults(record)]
+
+
+def find_faults(record: Record) -> list[Fault]:
+    """List the faults of a record's messages, tools and `teacher_prompt`.
 
     A record starts with a system and a user message; further turns follow, see `find_order_problem`. Any number of
     assistant turns end it. System and user messages are not blank.
     """
     messages = record.get("messages")
     if not isinstance(messages, list):
-        return [format_problem(path, line, "messages", "a list of messages", messages)]
-    faults = [check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    if any(faults):
-        return [format_problem(path, line, *fault) for fault in faults if fault]
-    problems = [format_problem(path, line, *fault) for fault in (*check_texts(messages), *check_context(record))]
-    if not problems and SEPARATOR in messages[0]["content"]:
+        return [("messages", "a list of messages", messages)]
+    found = [check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    if faults := [fault for fault in found if fault]:
+        return faults
+    faults = [*check_texts(messages), *check_context(record)]
+    if not faults and SEPARATOR in messages[0]["content"]:
         expected = "a system text without U+001F, which separates the texts in the uid"
-        problems.append(format_problem(path, line, "messages[0].content", expected, messages[0]["content"]))
-    if not problems and (order := find_order_problem(messages)):
-        problems.append(format_problem(path, line, "messages", order, [message["role"] for message in messages]))
-    return problems
+        faults.append(("messages[0].content", expected, messages[0]["content"]))
+    if not faults and (order := find_order_problem(messages)):
+        faults.append(("messages", order, [message["role"] for message in messages]))
+    return faults
 
 
-def check_texts(messages: Sequence[dict[str, Any]]) -> list[tuple[str, str, Any]]:
+def check_texts(messages: Sequence[dict[str, Any]]) -> list[Fault]:
     """List (field, expected, found) of system and user messages that are missing, blank or too many."""
     texts = {role: [message["content"] for message in messages if message["role"] == role] for role in ROLES}
     faults = []
@@ -102,9 +108,9 @@ def check_texts(messages: Sequence[dict[str, Any]]) -> list[tuple[str, str, Any]
     return faults
 
 
-def check_context(record: Record) -> list[tuple[str, str, Any]]:
+def check_context(record: Record) -> list[Fault]:
     """List (field, expected, found) of a record's `tools` and `teacher_prompt`, which may be missing or null."""
-    faults: list[tuple[str, str, Any]] = []
+    faults: list[Fault] = []
     tools, text = record.get("tools"), record.get("teacher_prompt")
     if tools is not None and not (isinstance(tools, list) and all(map(is_tool, tools))):
         faults.append(("tools", "a list of JSON schemas, objects with function.name", tools))
@@ -121,12 +127,17 @@ def measure_depth(value: Any) -> int:
 
 def check_writable(record: Record, path: str | PathLike[str], place: int | str) -> list[str]:
     """List the problem of a record with values that cannot be written as JSON in UTF-8, or not be read back."""
+    return [format_problem(path, place, *fault) for fault in find_writing_faults(record)]
+
+
+def find_writing_faults(record: Record) -> list[Fault]:
+    """List the fault of a record that cannot be written; see `check_writable`."""
     try:
         dump_json(record).encode()
         if measure_depth(record) > DEEPEST:
             raise ValueError(f"lists or objects inside each other more than {DEEPEST} times")
-    except (ValueError, RecursionError) as error:
-        return [format_problem(path, place, "record", WRITABLE, str(error))]
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: a date or bytes in a Parquet file
+        return [("record", WRITABLE, str(error))]
     return []
 
 
@@ -182,10 +193,15 @@ def get_answer_text(record: Record) -> str:
 
 def check_label(record: Record, label_fields: Sequence[str], path: str | PathLike[str], place: int | str) -> list[str]:
     """List the problem of a record's label: the first label field that is present must contain a finite number."""
+    return [format_problem(path, place, *fault) for fault in find_label_faults(record, label_fields)]
+
+
+def find_label_faults(record: Record, label_fields: Sequence[str]) -> list[Fault]:
+    """List the fault of a record's label; see `check_label`."""
     for field in label_fields:
         value = record.get(field)
         if value is not None:
-            return [] if is_finite(value) else [format_problem(path, place, field, "a finite number", value)]
+            return [] if is_finite(value) else [(field, "a finite number", value)]
     return []
 
 

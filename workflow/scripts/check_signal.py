@@ -16,8 +16,9 @@ from distill.common.errors import run_script
 from distill.common.options import add_options
 from distill.generation.engine import ENGINES
 from distill.generation.options import add_engine_options
+from distill.models.example_folders import add_examples_option
 from distill.models.options import DeviceOptions, ModelOptions, TemplateOptions
-from distill.records.splits import read_split
+from distill.records.split_reader import JoinedRecords, SplitReader
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -31,6 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_engine_options(parser, [name for name, kind in ENGINES.items() if kind.signals])
     parser.add_argument("--records", type=count, default=16, help="number of records to compare")
     parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")
+    add_examples_option(parser)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
         "--tolerance", type=float, default=0.05, help="largest divergence that rounding explains, in nats per token"
@@ -41,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Compare the signals and print a table."""
     args = parse_args(argv)
-    records = [record for name in ("train", "val") for record in read_split(args.data, name)]
+    records = JoinedRecords(*(SplitReader(args.data, name) for name in ("train", "val")))
     from distill.teacher.compute_signal import compare_signal  # imports torch, so only after the input is read
 
     found = compare_signal(vars(args), records)

@@ -31,10 +31,9 @@ def directory(tmp_path, records, monkeypatch):
 def test_the_list_names_splits_sizes_and_what_is_of_no_use(directory):
     text = describe_examples([directory])
     assert text.startswith(f"{directory / EXAMPLES}: tokenized examples: 3 folders, ")
-    assert "10 examples of ../../distill_data/processed/banks/train.jsonl, " in text
-    assert (
-        "13 examples of ../../distill_data/processed/banks/train.jsonl, ../../distill_data/processed/banks/val" in text
-    )
+    train, val = (directory / f"artifacts/distill_data/processed/banks/{name}.jsonl" for name in ("train", "val"))
+    assert f"10 examples of {train}, " in text
+    assert f"13 examples of {train} and {val}, " in text
     assert text.count("incomplete") == 1
     assert "of other records or software than the current" not in text
     assert describe_examples([directory / "elsewhere"]) == ""

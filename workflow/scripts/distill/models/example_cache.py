@@ -90,6 +90,7 @@ def get_cached(
     fingerprint = digest_of({"format": FORMAT, **parts})
     folder = cache / fingerprint
     if found := open_folder(folder, check):
+        logger.info("using the examples that another job has tokenized: %s", folder)
         return found
     cache.mkdir(parents=True, exist_ok=True)
     files = write_sources(cache, sources)

@@ -39,6 +39,7 @@ def assert_same_run(run, wanted, rel=1e-3):
 def add_signal(tmp_path, models, records, kind, device):
     """Options that train from a signal which was computed on a device."""
     argv = ["--data", "unused", "--kind", kind, "--out", str(tmp_path / f"signal_{kind}_{device}")]
+    argv += ["--examples", str(tmp_path / "examples")]
     argv += ["--model", models["teacher"], "--dtype", "float32", "--device", device]
     argv += ["--top-k", "8", "--temperatures", "2.0"] if kind == "topk" else []
     kept = vars(signal_script.parse_args(argv))

@@ -51,6 +51,7 @@ def make_arguments(folder, models, method="forward_kl", out="out", data="unused"
     """The command line of a short run in float32 on the CPU."""
     argv = ["--data", str(data), "--name", "s", "--category", "banks", "--model", models["student"]]
     argv += ["--out", str(folder / out), "--checkpoints", str(folder / f"checkpoints_{out}")]
+    argv += ["--examples", str(folder / "examples")]
     argv += ["--method", method, "--temperature", "2", "--alpha", "0.5"]  # both terms and τ² count
     argv += ["--teacher-model", models["teacher"], "--teacher-dtype", "float32"]
     argv += ["--precision", "fp32", "--device", "cpu", "--epochs", "2", "--batch-size", "2"]

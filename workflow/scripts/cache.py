@@ -1,10 +1,11 @@
-"""List the cached answers of all teachers, or remove those that no configuration uses.
+"""List the cached answers of all teachers and tokenized examples, or remove those that nothing uses.
 
     python workflow/scripts/cache.py list
     python workflow/scripts/cache.py prune --configfile config/config.yaml --directory DIR… [--yes]
 
 Without --configfile, the project's own configurations (config/*.yaml) are used. If several working directories share a
-cache, --directory has to name all of them. Do not prune during a run.
+cache, --directory has to name all of them. Answers are removed that no configuration uses, and tokenized examples of
+records that have changed since. Do not prune during a run.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import generate_answers
 from distill.common.errors import run_script
 from distill.plan.prune_cache import check_sharing, find_uses, list_cache, prune_cache
+from distill.plan.prune_examples import describe_examples, prune_examples
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 
@@ -47,13 +49,14 @@ def main(argv: list[str] | None = None) -> None:
     """List or prune the cache."""
     args = parse_args(argv)
     files = [path.absolute() for path in args.configfile]
-    uses = find_uses(files, args.directory or [Path()], generate_answers.parse_args)
+    directories = args.directory or [Path()]
+    uses = find_uses(files, directories, generate_answers.parse_args)
     if args.command == "list":
-        print(list_cache(uses))
+        print("\n".join(filter(None, [list_cache(uses), describe_examples(directories)])))
         return
     if not args.directory:
         check_sharing(uses, Path())
-    print(prune_cache(uses, args.yes))
+    print("\n".join(filter(None, [prune_cache(uses, args.yes), prune_examples(directories, args.yes)])))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from distill.common.options import add_options
 from distill.generation.engine import ENGINES
 from distill.generation.options import add_engine_options
 from distill.models.options import DeviceOptions, ModelOptions, TemplateOptions
-from distill.records.splits import read_split
+from distill.records.split_reader import JoinedRecords, SplitReader
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Compare the signals and print a table."""
     args = parse_args(argv)
-    records = [record for name in ("train", "val") for record in read_split(args.data, name)]
+    records = JoinedRecords(*(SplitReader(args.data, name) for name in ("train", "val")))
     from distill.teacher.compute_signal import compare_signal  # imports torch, so only after the input is read
 
     found = compare_signal(vars(args), records)

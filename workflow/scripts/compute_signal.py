@@ -14,8 +14,9 @@ from distill.common.errors import run_script
 from distill.common.options import add_options
 from distill.generation.engine import ENGINES, claim_engine_gpus
 from distill.generation.options import add_engine_options
+from distill.models.example_folders import add_examples_option
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
-from distill.records.splits import read_split
+from distill.records.split_reader import SplitReader
 from distill.teacher.options import CACHED_SIGNALS
 
 
@@ -38,6 +39,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_engine_options(parser, [name for name, kind in ENGINES.items() if kind.signals])
     parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")
     parser.add_argument("--out", type=Path, required=True, help="folder for index.json, stats.json and the data")
+    add_examples_option(parser)
     parser.add_argument(
         "--store", type=Path, help="folder for the data of this signal, to which `data` in --out then links"
     )
@@ -53,7 +55,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Compute the signal."""
     args = parse_args(argv)
-    train, val = read_split(args.data, "train"), read_split(args.data, "val")
+    train, val = SplitReader(args.data, "train"), SplitReader(args.data, "val")
     claim_engine_gpus(args)
     from distill.teacher.compute_signal import compute_signal  # imports torch, so only after the input is read
 

@@ -12,7 +12,7 @@ import argparse
 
 from distill.common.errors import run_script
 from distill.common.gpu_claims import claim_gpus
-from distill.records.splits import read_split
+from distill.records.split_reader import SplitReader
 from distill.student.student_run import add_run_options, check_run, read_run
 
 
@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train and write the student."""
     run = read_run(parse_args(argv))
-    train, val = ([read_split(folder, name) for folder in run.data] for name in ("train", "val"))
+    train, val = ([SplitReader(folder, name) for folder in run.data] for name in ("train", "val"))
     claim_gpus(run.device)
     from distill.student.train_student import train_student  # imports torch: only after bad input is rejected
 

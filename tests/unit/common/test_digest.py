@@ -131,6 +131,17 @@ def test_subpackages_and_sibling_scripts_are_followed(tmp_path):
     assert len({base, *digests}) == 5
 
 
+def test_a_module_counts_with_what_it_imports_from_the_folder_above(tmp_path):
+    def of_module(**modules):
+        digest(tmp_path, **modules)
+        root = tmp_path / f"checkout{COUNT}"
+        return code_digest(root / "distill/user.py", root)
+
+    user = "from distill.data import read\n"
+    assert of_module(user=user) == of_module(user=user + "# A comment\n", loss="")
+    assert of_module(user=user) != of_module(user=user, data="def read():\n    return 4\n")
+
+
 def test_circular_imports_end(tmp_path):
     assert digest(tmp_path, near="from distill import loss\n")
 

@@ -56,7 +56,7 @@ def test_the_reason_and_the_kind_of_records_are_named(tokenizer, caplog):
     chat = ChatTemplate(tokenizer)
     with pytest.raises(InputError, match="no validation records are left: 1 of 1 are longer than max_length = 3"):
         encode_examples([make_record()], chat, None, 3, what="validation records")
-    assert encode_examples([make_record()], chat, None, 3, what="validation records", may_be_empty=True) == []
+    assert len(encode_examples([make_record()], chat, None, 3, what="validation records", may_be_empty=True)) == 0
     assert "1 of 1 validation records are left out: they are longer than max_length = 3" in caplog.text
 
 

@@ -13,6 +13,7 @@ FILES = {
     "artifacts/distill_data/raw/teacher_outputs_banks.jsonl": 30,
     "artifacts/distill_data/processed/banks/train.jsonl": 20,
     "artifacts/distill_data/teacher_signal/banks/topk_64_t2/index.json": 10,
+    "artifacts/cache/examples/abc/examples.arrow": 80,
     "artifacts/checkpoints/one/banks/abc/checkpoint-2/model.safetensors": 200,
     "artifacts/predicted/one/banks.predictions/abc.jsonl": 15,
     "output/one/banks/model.safetensors": 100,
@@ -54,8 +55,9 @@ def test_every_file_counts_once_in_its_step(directory):
     sizes = {name: round(usage.size / KIB) for name, usage in found.items()}
     assert sizes == pytest.approx(
         {
-            "downloads": 400, "answer cache": 60, "answers and splits": 50, "signals": 310, "checkpoints": 200,
-            "kept evaluations": 15, "students": 200, "predictions and scores": 40, "exports": 50, "report": 5,
+            "downloads": 400, "answer cache": 60, "answers and splits": 50, "signals": 310, "tokenized examples": 80,
+            "checkpoints": 200, "kept evaluations": 15, "students": 200, "predictions and scores": 40, "exports": 50,
+            "report": 5,
         },
         abs=12,
     )  # fmt: skip

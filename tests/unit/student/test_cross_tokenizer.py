@@ -46,6 +46,7 @@ def run_of(tmp_path, models, records):
         if signal == "online":
             return change_run(run, **changes)
         argv = ["--data", "unused", "--kind", signal, "--out", str(tmp_path / signal), "--model", chosen["teacher"]]
+        argv += ["--examples", str(tmp_path / "examples")]
         argv += ["--dtype", "float32", "--device", "cpu"]
         argv += ["--top-k", "16", "--temperatures", "2.0"] if signal == "topk" else []
         compute_signal(vars(signal_script.parse_args(argv)), records, [])

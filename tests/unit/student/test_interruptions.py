@@ -35,7 +35,6 @@ from distill.student.checkpoints import find_last_checkpoint
 from distill.student.on_policy import SampleBuffer
 from distill.student.options import OnPolicyOptions
 from distill.student.step_batches import StepBatches
-from distill.student.training_examples import balance
 
 TRAINER = student_module.DistillTrainer
 
@@ -498,16 +497,6 @@ def test_a_pooled_student_learns_from_all_folders(options, records):
     lines = log_lines(run)
     assert lines[-1]["val_loss"] < 0.8 * next(line for line in lines if "val_loss" in line)["val_loss"]
     assert "10 training and\n2 validation records of all categories." in (run.out / "README.md").read_text()
-
-
-def test_a_balanced_pool_has_as_many_records_from_each_folder():
-    examples = [{"folder": folder, "uid": f"{folder}-{n}"} for folder, count in ((0, 7), (1, 3)) for n in range(count)]
-    found = balance(examples, seed=1)
-    counts = [sum(one["folder"] == folder for one in found) for folder in (0, 1)]
-    assert counts == [7, 7]
-    of_each = [sum(one["uid"] == f"1-{n}" for one in found) for n in range(3)]
-    assert sorted(of_each) == [2, 2, 3]
-    assert found != balance(examples, seed=2)
 
 
 def test_distillation_raises_the_likelihood_of_the_answers(options, records):

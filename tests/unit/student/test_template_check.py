@@ -36,6 +36,7 @@ def cached(tmp_path, models):
 
     def make(kind, records):
         argv = ["--data", "unused", "--kind", kind, "--out", str(tmp_path / "signal"), "--model", models["teacher"]]
+        argv += ["--examples", str(tmp_path / "examples")]
         argv += ["--dtype", "float32", "--device", "cpu"]
         argv += ["--top-k", "8", "--temperatures", "2.0"] if kind == "topk" else []
         compute_signal(vars(signal_script.parse_args(argv)), records, [])

@@ -48,6 +48,7 @@ def signal(tmp_path, teacher, monkeypatch):
 
     def make(kind="topk", engine="vllm", out="signal", top_k=8, temperature=1.0, **changes):
         argv = ["--data", "unused", "--kind", kind, "--out", str(tmp_path / f"{out}_{engine}"), "--engine", engine]
+        argv += ["--examples", str(tmp_path / "examples")]
         argv += ["--model", teacher, "--dtype", "float32", "--device", "cpu", "--vllm-executable", executable]
         argv += ["--top-k", str(top_k), "--temperatures", str(temperature)] if kind == "topk" else []
         return vars(script.parse_args(argv)) | changes

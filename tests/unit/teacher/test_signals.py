@@ -64,6 +64,7 @@ def signal(tmp_path, models):
 
     def make(kind="topk", out="signal", top_k=8, **changes):
         argv = ["--data", "unused", "--kind", kind, "--out", str(tmp_path / out)]
+        argv += ["--examples", str(tmp_path / "examples")]
         argv += ["--model", models["teacher"], "--dtype", "float32", "--device", "cpu"]
         argv += ["--top-k", str(top_k), "--temperatures", "2.0"] if kind == "topk" else []
         return vars(script.parse_args(argv)) | changes

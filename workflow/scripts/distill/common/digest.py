@@ -110,12 +110,16 @@ def locate(root: Path, name: str) -> list[tuple[str, str, Path]]:
 
 
 @functools.cache
-def code_digest(script: Path) -> str:
+def code_digest(script: Path, folder: Path | None = None) -> str:
     """Hash a script and all modules in its folder that it imports, directly or indirectly.
 
     Comments, docstrings, help texts, formatting and the location of the checkout do not change the digest, nor do the
     modules in WITHOUT_RESULT. Installed libraries and modules imported by name at run time (importlib) are ignored.
     Every file is read once per process.
+
+    Args:
+        script: the script, or a module.
+        folder: the folder that imports start from, if it is not the script's.
 
     Returns:
         SHA-256 as 64 hexadecimal digits.
@@ -123,7 +127,7 @@ def code_digest(script: Path) -> str:
     Raises:
         InputError: one of the files is not valid Python.
     """
-    root = Path(script).parent
+    root = folder or Path(script).parent
     waiting = [("__main__", "", Path(script))]
     seen: dict[str, str] = {}
     while waiting:

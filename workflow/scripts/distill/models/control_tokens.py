@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.utils import chat_template_utils
@@ -108,16 +109,39 @@ def tokenize_marked(tokenizer: Any, text: str) -> list[int]:
         raise InputError(f"{tokenizer.name_or_path}: a message contains a control token: {error}") from error
 
 
+@dataclass
+class ControlTokens:
+    """How many records have control tokens in their texts, and which.
+
+    Attributes:
+        total, affected: numbers of records, and of those with control tokens.
+        counts: how often each token occurs.
+    """
+
+    total: int = 0
+    affected: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, pattern: re.Pattern[str], texts: Iterable[str]) -> None:
+        """Count the control tokens, see `compile_control_tokens`, in the texts of a record."""
+        found = [token for text in texts for token in pattern.findall(text)]
+        for token in found:
+            self.counts[token] = self.counts.get(token, 0) + 1
+        self.affected += bool(found)
+        self.total += 1
+
+    def log(self) -> None:
+        """Warn of the tokens if there are any."""
+        if self.affected:
+            counts = Counter(self.counts).most_common()
+            listed = ", ".join(f"{token} {count} times" for token, count in counts)
+            text = "%d of %d records have control tokens in their text, which are read as ordinary text: %s"
+            logger.warning(text, self.affected, self.total, listed)
+
+
 def log_control_tokens(pattern: re.Pattern[str], records: Iterable[Iterable[str]]) -> None:
     """Log how many records have control tokens in their texts, and which."""
-    counts: Counter[str] = Counter()
-    affected = total = 0
+    found = ControlTokens()
     for texts in records:
-        found = [token for text in texts for token in pattern.findall(text)]
-        counts.update(found)
-        affected += bool(found)
-        total += 1
-    if affected:
-        listed = ", ".join(f"{token} {count} times" for token, count in counts.most_common())
-        text = "%d of %d records have control tokens in their text, which are read as ordinary text: %s"
-        logger.warning(text, affected, total, listed)
+        found.add(pattern, texts)
+    found.log()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.common.disk import find_free, format_bytes, measure_folder
+from distill.models.example_folders import EXAMPLES
 from distill.plan.experiment import Config
 from distill.plan.signals import SIGNALS
 
@@ -69,6 +70,7 @@ def list_steps(config: Config) -> list[Step]:
         ),
         Step("signals", (SIGNALS, *list_stores(config)), "yes, once the students are trained", ("compute_signal",)),
         Step("copied students", ("artifacts/initial_students",), "made again from the teacher", ("copy_layers",)),
+        Step("tokenized examples", (str(EXAMPLES),), "yes: made again by the next training"),
         Step("checkpoints", ("artifacts/checkpoints",), "yes, but interrupted trainings start again"),
         Step(
             "kept evaluations",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.models.completions import project, to_device
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.models.token_alignment import TokenAlignment, TokenGroups, list_spans
 from distill.student.aligned_loss import AlignedTeacher, SpanRows, score_observed
 from distill.student.loss import ExactTeacher, TopKTeacher
@@ -139,12 +139,12 @@ def take_teacher(teacher: ExactTeacher | TopKTeacher, rows: Tensor) -> ExactTeac
 
 def describe_spans(examples: Sequence[Example], alignment: TokenAlignment) -> str:
     """A sentence about how much of the examples' answers is compared, for the log."""
-    spans = compared = 0
+    spans = compared = tokens = 0
     for example in examples:
+        tokens += len(example["completion"])
         for student, teacher in example["spans"]:
             spans += 1
             compared += alignment.is_comparable(example["completion"][student], example["teacher_completion"][teacher])
-    tokens = sum(len(example["completion"]) for example in examples)
     return (
         f"cross_tokenizer: {tokens} tokens of the training answers are {spans} spans of equal bytes in both "
         f"tokenizations; the distributions are compared in {compared} of them"

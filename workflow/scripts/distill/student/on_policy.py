@@ -13,7 +13,7 @@ from distill.common.hashing import HASHES, hash_uid
 from distill.generation.generate import Draw, decode_job, stop_ids
 from distill.generation.rolling_batch import Job
 from distill.generation.sampling import Sampling, record_uniforms
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.models.vocabulary import find_unused_ids
 from distill.student.options import OnPolicyOptions
 from distill.student.step_batches import StepBatches
@@ -106,8 +106,8 @@ class SampleBuffer:
         limit = self.options.max_new_tokens
 
         def uniforms(place: int) -> Any:
-            step, index = places[place]
-            return record_uniforms(f"{self.examples[index]['uid']}@{step}", self.seed, limit)
+            step, _ = places[place]
+            return record_uniforms(f"{examples[place]['uid']}@{step}", self.seed, limit)
 
         stops = stop_ids(model.generation_config, self.tokenizer)
         job = Job(

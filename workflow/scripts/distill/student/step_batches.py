@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from distill.models.examples import Example
+from distill.models.example_table import Example, get_lengths
 from distill.models.packing import pack
 
 GROUPED_STEPS = 16  # optimizer steps whose records are sorted together with `group_by_length`
@@ -31,7 +32,7 @@ class StepBatches:
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         batch_size: int,
         accumulation: int,
         seed: int,
@@ -125,6 +126,6 @@ def split_validation(examples: Sequence[Example], size: int, rank: int, ranks: i
         ranks: number of ranks.
     """
     rounds = math.ceil(len(examples) / (size * ranks))
-    lengths = [len(example["prompt"]) + len(example["completion"]) for example in examples]
+    lengths = get_lengths(examples, "prompt", "completion")
     for indices in StepBatches(lengths, size, rounds * ranks, 0, rank, ranks):
         yield [examples[index] for index in indices]

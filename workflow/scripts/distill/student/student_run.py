@@ -14,13 +14,14 @@ from typing import Any
 
 from distill.common.options import StorePairs, add_options, parse_pair, read_options
 from distill.generation.sampling import Sampling
+from distill.models.example_folders import add_examples_option
 from distill.models.options import TEMPLATE_DATE, DeviceOptions, ModelOptions, TemplateOptions
 from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, PoolOptions, TrainOptions
 from distill.student.run_options import get_run_options
 
 # Where a run reads and writes, and its name: they do not change the trained weights.
-PLACES = ("data", "out", "checkpoints", "device", "name")
+PLACES = ("data", "out", "checkpoints", "examples", "device", "name")
 
 # The options of each teacher in `--teachers`, with the types of their values.
 TEACHER_OPTIONS = {
@@ -95,6 +96,7 @@ class StudentRun:
         template_arguments: further variables of the student's chat template.
         template_date: the day that chat templates read as today's.
         validation_max_new_tokens: maximum length of an answer to a validation prompt in tokens.
+        examples: cache of tokenized records; None keeps those of this run in memory.
     """
 
     data: tuple[Path, ...]
@@ -113,6 +115,7 @@ class StudentRun:
     template_arguments: dict[str, Any] = field(default_factory=dict)
     template_date: str = TEMPLATE_DATE
     validation_max_new_tokens: int = Sampling.max_new_tokens
+    examples: Path | None = None
 
     def __post_init__(self) -> None:
         method = self.objective.method
@@ -142,6 +145,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("artifacts/checkpoints"), help="Parent folder of the checkpoints."
     )
+    add_examples_option(parser)
     add_options(parser, ModelOptions, only=["template_arguments"])
     add_options(parser, TemplateOptions)
     add_options(parser, PoolOptions)
@@ -277,6 +281,7 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         template_arguments=args.template_arguments,
         template_date=args.template_date,
         validation_max_new_tokens=args.validation_max_new_tokens,
+        examples=args.examples,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from distill.models.completions import collate, decoder_and_head, read_batch, take_rows, to_device
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.models.logits import LogitTransform, read_transform
 from distill.student.aligned_loss import AlignedTeacher
 from distill.student.loss import CachedTeacher, ExactTeacher, MixedTeacher, SampledTeacher, TopKTeacher

@@ -7,7 +7,7 @@ from os.path import commonprefix
 from typing import Any
 
 from distill.models.chat import ChatTemplate
-from distill.models.examples import Example
+from distill.models.example_table import Example
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,14 @@ def compare_templates(examples: Sequence[Example], student: ChatTemplate, teache
 
 def compare_prompts(examples: Sequence[Example], student: ChatTemplate, teacher: ChatTemplate) -> list[str]:
     """A sentence with both texts if some prompts differ in more than what the teacher alone sees."""
-    different = [one for one in examples if one["prompt"] != get_common_prompt(one)]
-    if not different:
+    different, example = 0, None  # their number, and the first of them
+    for one in examples:
+        if one["prompt"] != get_common_prompt(one):
+            different, example = different + 1, example or one
+    if example is None:
         return []
-    count = "all" if len(different) == len(examples) else f"{len(different)} of {len(examples)}"
-    first, second = cut_at_difference(*read_prompts(different[0], student.tokenizer, teacher.tokenizer))
+    count = "all" if different == len(examples) else f"{different} of {len(examples)}"
+    first, second = cut_at_difference(*read_prompts(example, student.tokenizer, teacher.tokenizer))
     return [
         f"Student and teacher read different prompts in {count} training records. Where those of the first one "
         f"differ, the student reads {first!r} and the teacher {second!r}. The teacher's distribution belongs to its "

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from distill.common.disk import check_free, measure_folder
 from distill.common.errors import InputError
 from distill.models.batches import is_out_of_memory
 from distill.models.chat import ChatTemplate
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
 from distill.models.rope import context_length
+from distill.records.split_reader import JoinedRecords, Records
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, find_others, remove_incomplete
 from distill.student.continuation import count_trainings, find_previous, keep_student
 from distill.student.cross_tokenizer import describe_spans
@@ -40,7 +40,6 @@ from distill.student.trainer import OUT_OF_MEMORY, DistillTrainer
 from distill.student.trainer_arguments import make_trainer_arguments
 from distill.student.training_examples import (
     LoadedTeacher,
-    Record,
     balance,
     check_positions,
     compare_teachers,
@@ -54,7 +53,7 @@ from distill.student.write_student import SAVED_DTYPES, Examples, write_student
 logger = logging.getLogger(__name__)
 
 
-def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[list[Record]]) -> None:
+def train_student(run: StudentRun, train: Sequence[Records], val: Sequence[Records]) -> None:
     """Train a student and write its folder: model, tokenizer, training_log.jsonl, README.md.
 
     Resumes from the last checkpoint of the same run, if there is one: the folder of the checkpoints is named after a
@@ -63,7 +62,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
 
     Args:
         run: the options.
-        train: training records from `read_split`, by data folder.
+        train: training records from `read_split` or a `SplitReader`, by data folder.
         val: validation records, likewise; without records nothing is validated.
 
     Raises:
@@ -87,7 +86,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
     teacher = load_teacher(run, chat, device)
     logger.info("tokenizing %d training and %d validation records", sum(map(len, train)), sum(map(len, val)))
     examples = make_examples(run, {"train": train, "val": val}, chat, teacher)
-    check_positions(run, chain(*examples.values()))
+    check_positions(run, examples.values())
     warnings = compare_teachers(examples["train"], chat, teacher) if teacher and not teacher.alignment else []
     if teacher and teacher.alignment:
         logger.info("%s", describe_spans(examples["train"], teacher.alignment))
@@ -99,7 +98,7 @@ def train_student(run: StudentRun, train: Sequence[list[Record]], val: Sequence[
         shard_student(model, local_device(device), run.train.fsdp_offload, run.train.precision)
     runs = run.checkpoints / run.name / run.category
     folder = runs / (run_digest(run, examples, teacher, previous) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
-    samples = make_samples(run, [record for records in val for record in records], examples["val"], chat, model.config)
+    samples = make_samples(run, JoinedRecords(*val), examples["val"], chat, model.config)
     trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings, samples)
     logger.info("training on %d records, %d for validation", len(examples["train"]), len(examples["val"]))
     check_space(run, trainer, runs)
@@ -157,7 +156,7 @@ def resolve_precision(train: TrainOptions, device: torch.device) -> TrainOptions
 
 
 def make_examples(
-    run: StudentRun, splits: dict[str, Sequence[list[Record]]], chat: ChatTemplate, teacher: LoadedTeacher | None
+    run: StudentRun, splits: dict[str, Sequence[Records]], chat: ChatTemplate, teacher: LoadedTeacher | None
 ) -> Examples:
     """The examples of each split; those of `train` are balanced between folders if configured, and numbered.
 
@@ -172,15 +171,14 @@ def make_examples(
         "val": {"what": "validation records", "may_be_empty": not needs_validation},
     }
     examples = {
-        name: encode_folders(folders, chat, teacher, run.train.max_length, **settings[name])
+        name: encode_folders(folders, chat, teacher, run.train.max_length, cache=run.examples, **settings[name])
         for name, folders in splits.items()
     }
     if any(splits["val"]) and not examples["val"]:
         logger.warning("no validation records are left: the training is not validated")
     if run.pool_balance == "balanced":
         examples["train"] = balance(examples["train"], run.train.seed)
-    for index, example in enumerate(examples["train"]):
-        example["index"] = index
+    examples["train"] = examples["train"].number()
     return examples
 
 
@@ -207,7 +205,7 @@ def build_trainer(
 ) -> DistillTrainer:
     """The trainer of a run, with its checkpoints in `folder`, and what the log's first line warns of."""
     batches = StepBatches(
-        [len(example["prompt"]) + len(example["completion"]) for example in examples["train"]],
+        examples["train"].get_lengths("prompt", "completion"),
         run.train.batch_size,
         run.train.gradient_accumulation_steps,
         run.train.seed,
@@ -246,7 +244,7 @@ def make_objective(run: StudentRun, teacher: LoadedTeacher | None) -> Objective:
 
 
 def make_sampler(
-    run: StudentRun, teacher: LoadedTeacher | None, examples: list[Example], batches: StepBatches, tokenizer: Any
+    run: StudentRun, teacher: LoadedTeacher | None, examples: Sequence[Example], batches: StepBatches, tokenizer: Any
 ) -> SampleBuffer | None:
     """The student's own answers for on-policy steps; None without such steps."""
     if teacher is None or not run.on_policy.fraction:
@@ -263,7 +261,7 @@ def make_sampler(
 
 
 def make_samples(
-    run: StudentRun, records: Sequence[Record], examples: Sequence[Example], chat: ChatTemplate, config: Any
+    run: StudentRun, records: Records, examples: Sequence[Example], chat: ChatTemplate, config: Any
 ) -> ValidationSamples | None:
     """The validation prompts that the student answers; None without any.
 

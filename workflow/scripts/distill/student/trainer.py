@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer
 from distill.common.errors import InputError
 from distill.models.batches import is_out_of_memory
 from distill.models.completions import collate, to_device
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.student.callbacks import FiniteCheck, LastStep, Preemption, SkippedValidation, StepProgress
 from distill.student.checkpoints import find_best
 from distill.student.fused_loss import score_completions

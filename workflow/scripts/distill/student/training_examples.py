@@ -2,22 +2,26 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 import torch
 
 from distill.common.errors import InputError
 from distill.common.hashing import hash_uid
 from distill.models.chat import ChatTemplate
-from distill.models.examples import Example, encode_examples
+from distill.models.example_table import Example, ExampleTable
+from distill.models.examples import encode_examples
 from distill.models.fingerprint import fingerprint_model
 from distill.models.load import load_chat, load_config, load_model, select_dtype
 from distill.models.packing_check import check_packing
 from distill.models.rope import check_lengths
 from distill.models.token_alignment import TokenAlignment
 from distill.models.vocabulary import check_tokenizers_differ, shared_vocabulary_size
+from distill.records.split_reader import Records
 from distill.student.cross_tokenizer import CrossTokenizerSignal
 from distill.student.fsdp import shard_teacher
 from distill.student.options import TrainOptions
@@ -27,8 +31,6 @@ from distill.student.template_check import compare_ends, compare_templates
 from distill.teacher.signal_files import SignalReader, check_signal_fits, signal_key
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 @dataclass
@@ -204,15 +206,106 @@ def local_device(device: torch.device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
 
+class TrainingExamples(Sequence[Example]):
+    """The examples of all data folders, each converted to lists of token ids when it is read.
+
+    An example has, besides the fields of `encode_examples`, the index of its `folder`, with cached signals `signal`
+    (index of the reader, key), and `index`, its place in a numbered sequence.
+
+    Args:
+        tables: examples by data folder.
+        order: (examples,) row of each example in the tables, one after another; by default all rows in order. A row may
+            occur several times.
+        has_signals: whether the examples have cached signals.
+        is_numbered: whether the examples have an `index`.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[ExampleTable],
+        order: np.ndarray | None = None,
+        has_signals: bool = False,
+        is_numbered: bool = False,
+    ):
+        self.tables, self.order = tables, order
+        self.has_signals, self.is_numbered = has_signals, is_numbered
+        self.ends = np.cumsum([len(table) for table in tables], dtype=np.int64)  # of each table's rows
+
+    def __len__(self) -> int:
+        if self.order is not None:
+            return len(self.order)
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # raises IndexError
+        row = place if self.order is None else int(self.order[place])
+        folder = int(np.searchsorted(self.ends, row, side="right"))
+        table = self.tables[folder]
+        return self.complete(table[row - int(self.ends[folder]) + len(table)], folder, place)
+
+    def __iter__(self) -> Iterator[Example]:
+        if self.order is not None:
+            yield from (self[place] for place in range(len(self)))
+            return
+        place = 0
+        for folder, table in enumerate(self.tables):
+            for example in table:
+                yield self.complete(example, folder, place)
+                place += 1
+
+    def complete(self, example: Example, folder: int, place: int) -> Example:
+        """Add the fields that do not stand in the table."""
+        example["folder"] = folder
+        if self.has_signals:
+            example["signal"] = (folder, get_signal_key(example))
+        if self.is_numbered:
+            example["index"] = place
+        return example
+
+    def get_lengths(self, *columns: str) -> np.ndarray:
+        """Number of tokens of each example in some columns together, (examples,); the tokens are not read."""
+        lengths = np.concatenate([np.zeros(0, np.int64), *(table.get_lengths(*columns) for table in self.tables)])
+        return lengths if self.order is None else lengths[self.order]
+
+    def get_folders(self) -> np.ndarray:
+        """The index of each example's folder, (examples,)."""
+        folders = np.repeat(np.arange(len(self.tables)), [len(table) for table in self.tables])
+        return folders if self.order is None else folders[self.order]
+
+    def choose(self, places: np.ndarray) -> "TrainingExamples":
+        """The examples at these places, in this order; a place may occur several times."""
+        order = places if self.order is None else self.order[places]
+        return TrainingExamples(self.tables, order, self.has_signals, self.is_numbered)
+
+    def number(self) -> "TrainingExamples":
+        """The same examples with an `index`."""
+        return TrainingExamples(self.tables, self.order, self.has_signals, True)
+
+
+def get_signal_key(example: Example) -> str:
+    """The key of an example's cached signal: a digest of prompt and answer as the teacher reads them."""
+    answer = "teacher_completion" if "teacher_completion" in example else "completion"
+    return signal_key(example["teacher_prompt"], example[answer])
+
+
 def encode_folders(
-    folders: Sequence[list[Record]],
+    folders: Sequence[Records],
     student: ChatTemplate,
     teacher: LoadedTeacher | None,
     max_length: int,
     *,
     what: str = "records",
     may_be_empty: bool = False,
-) -> list[Example]:
+    cache: Path | None = None,
+) -> TrainingExamples:
     """The examples of all data folders, each with the index of its folder and the key of its cached signal, if any.
 
     Args:
@@ -220,24 +313,24 @@ def encode_folders(
         student: the student's chat template.
         teacher: None for a method without a divergence.
         max_length: maximum length of prompt and completion together, in tokens.
-        what, may_be_empty: see `encode_examples`.
+        what, may_be_empty, cache: see `encode_examples`.
 
     Raises:
         InputError: a record has no signal, or a folder has no records left.
     """
-    found = []
+    tables = []
     for number, records in enumerate(folders):
         chat, vocabulary = (teacher.get_chat(number), teacher.vocabulary) if teacher else (None, None)
         alignment = teacher.alignment if teacher else None
-        settings: dict[str, Any] = {"alignment": alignment, "what": what, "may_be_empty": may_be_empty}
-        examples = encode_examples(records, student, chat, max_length, vocabulary, **settings)
+        settings: dict[str, Any] = {"what": what, "may_be_empty": may_be_empty, "cache": cache}
+        table = encode_examples(records, student, chat, max_length, vocabulary, alignment=alignment, **settings)
         if teacher and teacher.readers:
-            add_signals(examples, teacher.readers[number], number)
-        found += [example | {"folder": number} for example in examples]
-    return found
+            check_signals(table, teacher.readers[number])
+        tables.append(table)
+    return TrainingExamples(tables, has_signals=bool(teacher and teacher.readers))
 
 
-def compare_teachers(examples: Sequence[Example], student: ChatTemplate, teacher: LoadedTeacher) -> list[str]:
+def compare_teachers(examples: TrainingExamples, student: ChatTemplate, teacher: LoadedTeacher) -> list[str]:
     """What differs between the chat templates of the student and of each teacher, see `compare_templates`.
 
     Args:
@@ -249,14 +342,19 @@ def compare_teachers(examples: Sequence[Example], student: ChatTemplate, teacher
     for number, chat in enumerate(teacher.chats):
         if any(other is chat for other in teacher.chats[:number]):
             continue
-        members = [example for example in examples if teacher.get_chat(example["folder"]) is chat]
+        folders = [folder for folder in range(len(examples.tables)) if teacher.get_chat(folder) is chat]
+        members = examples.choose(np.flatnonzero(np.isin(examples.get_folders(), folders)))
         warnings = compare_templates(members, student, chat)
         found += warnings if len(members) == len(examples) else [f"{chat.name}: {warning}" for warning in warnings]
     return found
 
 
-def check_positions(run: StudentRun, examples: Iterable[Example]) -> None:
+def check_positions(run: StudentRun, examples: Iterable[TrainingExamples]) -> None:
     """Check that the position embeddings of a record do not depend on other records.
+
+    Args:
+        run: the options.
+        examples: the examples of each split.
 
     Raises:
         InputError: see `check_lengths`.
@@ -269,43 +367,47 @@ def check_positions(run: StudentRun, examples: Iterable[Example]) -> None:
     kept = list(examples)
     for prompt, (what, model) in models.items():
         answer = "teacher_completion" if prompt == "teacher_prompt" and run.objective.cross_tokenizer else "completion"
-        lengths = [len(example[prompt]) + len(example[answer]) for example in kept]
+        found = np.concatenate([one.get_lengths(prompt, answer) for one in kept])
+        lengths = [int(found.min()), int(found.max())] if len(found) else []
         lengths += [run.train.max_length] if run.on_policy.fraction else []  # sampled answers may be as long
         check_lengths(load_config(model), lengths, what, can_split)
 
 
-def add_signals(examples: list[Example], reader: SignalReader, number: int) -> None:
-    """Add the key of its signal to each example: a digest of prompt and answer as the teacher reads them.
+def check_signals(examples: ExampleTable, reader: SignalReader) -> None:
+    """Check that the examples of a data folder have cached signals.
 
     Args:
-        examples: examples of a data folder, changed in place.
+        examples: examples of a data folder.
         reader: signal of the folder.
-        number: index of the folder.
 
     Raises:
         InputError: examples without a signal; names the first.
     """
+    missing, first = 0, ""
     for example in examples:
-        answer = "teacher_completion" if "teacher_completion" in example else "completion"
-        example["signal"] = (number, signal_key(example["teacher_prompt"], example[answer]))
-    missing = [example for example in examples if example["signal"][1] not in reader]
+        if get_signal_key(example) not in reader:
+            missing, first = missing + 1, first or example["uid"]
     if missing:
         raise InputError(
-            f"{reader.folder}: expected the teacher signal of every record, {len(missing)} of {len(examples)} have "
-            f"none, first uid {missing[0]['uid']}: the signal was computed for other splits, or the chat templates of "
+            f"{reader.folder}: expected the teacher signal of every record, {missing} of {len(examples)} have "
+            f"none, first uid {first}: the signal was computed for other splits, or the chat templates of "
             "student and teacher begin an answer with different tokens; run compute_signal again, or use signal online"
         )
 
 
-def balance(examples: list[Example], seed: int) -> list[Example]:
-    """Repeat the examples of smaller folders until every folder has as many as the largest."""
-    folders: dict[int, list[Example]] = {}
-    for example in examples:
-        folders.setdefault(example["folder"], []).append(example)
-    largest = max(map(len, folders.values()), default=0)
-    found = []
-    for number, members in folders.items():
-        order = sorted(members, key=lambda one: hash_uid(f"balance{number}", seed, one["uid"]))
-        repeats, rest = divmod(largest, len(members))
-        found += [dict(one) for one in members * repeats + order[:rest]]
-    return found
+def balance(examples: TrainingExamples, seed: int) -> TrainingExamples:
+    """Repeat the examples of smaller folders until every folder has as many as the largest.
+
+    Args:
+        examples: from `encode_folders`.
+        seed: decides which examples occur once more than others.
+    """
+    largest = max(map(len, examples.tables), default=0)
+    found = [np.zeros(0, dtype=np.int64)]
+    for number, (table, end) in enumerate(zip(examples.tables, examples.ends, strict=True)):
+        if len(table):
+            members = np.arange(end - len(table), end)
+            hashes = [hash_uid(f"balance{number}", seed, uid) for uid in table.get_uids()]
+            repeats, rest = divmod(largest, len(table))
+            found += [np.tile(members, repeats), members[np.argsort(np.array(hashes, np.uint64), kind="stable")[:rest]]]
+    return examples.choose(np.concatenate(found))

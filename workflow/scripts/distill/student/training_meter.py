@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from distill.models.example_table import get_lengths
 from distill.models.memory import memory_mb, reserved_mb
 from distill.student.callbacks import NOT_FINITE_ADVICE, NotFiniteError
 from distill.student.loss import Terms
@@ -110,7 +111,7 @@ def summarize_validation(
     Raises:
         NotFiniteError: the loss is not finite.
     """
-    tokens = sum(len(example["completion"]) for example in examples)
+    tokens = int(get_lengths(examples, "completion").sum())
     loss, ce, kd = (sums / tokens).tolist()
     if not math.isfinite(loss):
         raise NotFiniteError(f"step {step}: the validation loss is not finite; {NOT_FINITE_ADVICE}")

@@ -4,9 +4,10 @@ Greedy decoding draws no random numbers and keeps nothing for gradients, so the 
 without samples.
 """
 
+import heapq
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from distill.common.hashing import hash_uid
@@ -109,16 +110,26 @@ class ValidationSamples:
         )
 
 
-def choose_records(records: Sequence[Record], uids: Collection[str], count: int) -> list[Record]:
+def choose_records(records: Iterable[Record], uids: Collection[str], count: int) -> list[Record]:
     """Choose the records with the smallest hash of their uid, which are the same in every training on this split.
 
     Args:
-        records: records of the validation split; of those with the same uid, the first counts.
+        records: records of the validation split; of those with the same uid, the first counts. Only the chosen ones
+            are kept in memory.
         uids: uids that can be chosen.
         count: maximum number of records.
     """
-    first = {record["uid"]: record for record in reversed(records) if record["uid"] in uids}
-    return sorted(first.values(), key=lambda record: hash_uid("validation_samples", 0, record["uid"]))[:count]
+    first = take_first(records, uids)
+    return heapq.nsmallest(count, first, key=lambda record: hash_uid("validation_samples", 0, record["uid"]))
+
+
+def take_first(records: Iterable[Record], uids: Collection[str]) -> Iterator[Record]:
+    """Yield the first record of each uid."""
+    waiting = set(uids)
+    for record in records:
+        if record["uid"] in waiting:
+            waiting.remove(record["uid"])
+            yield record
 
 
 def measure_shape(texts: Sequence[str], are_whole: Sequence[bool]) -> Shape:

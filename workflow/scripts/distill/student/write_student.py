@@ -8,19 +8,19 @@ import torch
 
 from distill.common.files import dump_json, replace_directory
 from distill.models.adapters import merge_adapter, write_adapter
-from distill.models.examples import Example
 from distill.models.hub_names import get_public_name
 from distill.models.save import save_model
 from distill.student.load_student import load_student
 from distill.student.model_card import TrainingFacts, render_card
 from distill.student.student_run import StudentRun, list_card_settings
 from distill.student.trainer import DistillTrainer
+from distill.student.training_examples import TrainingExamples
 
 logger = logging.getLogger(__name__)
 
 SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-Examples = dict[str, list[Example]]  # by split
+Examples = dict[str, TrainingExamples]  # by split
 
 
 def gather_model(run: StudentRun, trainer: DistillTrainer) -> Any:

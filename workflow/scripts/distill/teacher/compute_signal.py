@@ -3,7 +3,7 @@
 import logging
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +20,11 @@ from distill.common.progress import Progress
 from distill.generation.engine import ENGINES
 from distill.models.batches import in_batches
 from distill.models.chat import ChatTemplate
-from distill.models.examples import Example, encode_examples
+from distill.models.example_table import Example, ExampleTable
+from distill.models.examples import encode_examples
 from distill.models.load import load_chat, load_config, select_device, select_dtype
 from distill.models.logits import read_transform
+from distill.records.split_reader import JoinedRecords, Records
 from distill.teacher.served_teacher import ServedTeacher
 from distill.teacher.serving import describe_serving
 from distill.teacher.signal_files import (
@@ -49,15 +51,48 @@ COMPARED = 4  # cached records that a resumed run recomputes, to check that the 
 LARGE_TAIL = 0.1  # a larger probability outside the k most likely tokens gives a warning
 
 
-def encode(records: Sequence[dict[str, Any]], chat: ChatTemplate, max_length: int) -> tuple[dict[str, Example], int]:
-    """Tokenize records.
+class KeyedExamples(Mapping[str, Example]):
+    """Examples by the key of their signal, each converted to lists of token ids when it is read.
+
+    Args:
+        table: the examples. Of those with the same key, the last counts.
+    """
+
+    def __init__(self, table: ExampleTable):
+        self.table = table
+        keys = (signal_key(example["prompt"], example["completion"]) for example in table)
+        self.rows = {key: row for row, key in enumerate(keys)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __getitem__(self, key: str) -> Example:
+        return self.table[self.rows[key]]
+
+    def get_lengths(self, *columns: str) -> dict[str, int]:
+        """Number of tokens of each example in some columns together, by key; the tokens are not read."""
+        lengths = self.table.get_lengths(*columns).tolist()
+        return {key: lengths[row] for key, row in self.rows.items()}
+
+    def get_uids(self) -> dict[str, str]:
+        """The uid of each example by key."""
+        uids = self.table.get_uids()
+        return {key: uids[row] for key, row in self.rows.items()}
+
+
+def encode(
+    records: Records, chat: ChatTemplate, max_length: int, cache: Path | None = None
+) -> tuple[KeyedExamples, int]:
+    """Tokenize records; see `encode_examples` for the cache.
 
     Returns:
         Examples by key, and how many records were skipped because they are too long, as in training.
     """
-    examples = encode_examples(records, chat, None, max_length, is_teacher=True)
-    by_key = {signal_key(example["prompt"], example["completion"]): example for example in examples}
-    return by_key, len(records) - len(examples)
+    table = encode_examples(records, chat, None, max_length, is_teacher=True, cache=cache)
+    return KeyedExamples(table), len(records) - len(table)
 
 
 def remove_unused(data: Path, fingerprint: str, used: set[str]) -> None:
@@ -94,7 +129,7 @@ def compute_missing(
     chat: ChatTemplate,
     shape: SignalShape,
     vocabulary: int,
-    examples: dict[str, Example],
+    examples: KeyedExamples,
     data: Path,
     cached: dict[str, Any],
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
@@ -124,7 +159,7 @@ def compute_records(
     teacher: SignalTeacher | ServedTeacher,
     shape: SignalShape,
     missing: Sequence[str],
-    examples: dict[str, Example],
+    examples: KeyedExamples,
     data: Path,
     cached: dict[str, Any],
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
@@ -132,7 +167,8 @@ def compute_records(
     if options["kind"] == "hidden" and not (data / HEAD).exists():
         save_whole(data / HEAD, teacher.read_head())
     check_cached(shape, teacher, examples, data, cached)
-    lengths = {key: len(examples[key]["prompt"]) + len(examples[key]["completion"]) for key in missing}
+    all_lengths = examples.get_lengths("prompt", "completion")
+    lengths = {key: all_lengths[key] for key in missing}
     teacher.check_lengths(list(lengths.values()))
     order = sorted(missing, key=lambda key: -lengths[key])
     writer = ShardWriter(data, shape)
@@ -170,7 +206,7 @@ def load_teacher(options: Options, chat: ChatTemplate, vocabulary: int) -> Signa
 def check_cached(
     shape: SignalShape,
     teacher: SignalTeacher | ServedTeacher,
-    examples: dict[str, Example],
+    examples: KeyedExamples,
     data: Path,
     cached: dict[str, Any],
 ) -> None:
@@ -209,12 +245,12 @@ def measure_tails(reader: SignalReader) -> dict[str, float]:
     return found
 
 
-def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict[str, Any]]) -> None:
+def compute_signal(options: Options, train: Records, val: Records) -> None:
     """Compute the signals that are not cached, and write the folder's index.json and stats.json.
 
     Args:
         options: options of compute_signal.py by name.
-        train, val: records of the splits.
+        train, val: records of the splits, from `read_split` or a `SplitReader`.
 
     Raises:
         InputError: all records are too long, the disk is too full, or the cached signal is another teacher's.
@@ -227,20 +263,22 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     data = folder / fingerprint
     data.mkdir(parents=True, exist_ok=True)
     logger.info("tokenizing %d records", len(train) + len(val))
-    examples, left_out = encode([*train, *val], chat, options["max_length"])
+    records = JoinedRecords(train, val)
+    examples, left_out = encode(records, chat, options["max_length"], options.get("examples"))
     cached = scan_shards(data, options["kind"])
     config = load_config(options["model"]) if ENGINES[options["engine"]].loads_weights else None
     width = config.get_text_config().hidden_size if config and options["kind"] == "hidden" else None
     shape = make_shape(options, width, parts["vocabulary"])
-    sizes = {key: len(example["completion"]) for key, example in examples.items()}
+    sizes = examples.get_lengths("completion")
     check_storage(data, shape, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
     new, figures = compute_missing(options, chat, shape, parts["vocabulary"], examples, data, cached)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
-    records = {key: [*places[key], examples[key]["uid"]] for key in sorted(places)}
+    uids = examples.get_uids()
+    listed = {key: [*places[key], uids[key]] for key in sorted(places)}
     names = {name: options[name] for name in ("model", "adapter")}
     facts: dict[str, Any] = {"width": width} | ({"logits": asdict(read_transform(config))} if config else {})
-    write_json(out / INDEX, {"fingerprint": fingerprint, "parts": parts, "names": names, **facts, "records": records})
+    write_json(out / INDEX, {"fingerprint": fingerprint, "parts": parts, "names": names, **facts, "records": listed})
     remove_unused(folder, fingerprint, {place[0] for place in places.values()})
     counts = {"records": len(examples), "from_cache": len(examples) - len(new), "computed": len(new)}
     logger.info("%d records = %d from the cache + %d computed; %d skipped", *counts.values(), left_out)
@@ -281,7 +319,7 @@ def measure_storage(reader: SignalReader, tokens: int) -> dict[str, Any]:
     return stored
 
 
-def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tuple[str, int, float, float]]:
+def compare_signal(options: Options, records: Records) -> list[tuple[str, int, float, float]]:
     """Compare a sample of a signal's records with the live teacher.
 
     Args:
@@ -309,7 +347,7 @@ def compare_signal(options: Options, records: list[dict[str, Any]]) -> list[tupl
         chat=chat,
         **source,
     )
-    examples, _ = encode(records, chat, options["max_length"])
+    examples, _ = encode(records, chat, options["max_length"], None)
     found = sorted(key for key in examples if key in reader)
     if not found:
         raise InputError(f"{reader.path}: expected signals of the records in {options['data']}, found none of them")

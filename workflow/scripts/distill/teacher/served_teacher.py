@@ -30,7 +30,7 @@ from distill.generation.token_client import Position, TokenReply, TokenRequest
 from distill.generation.token_engine import TokenEngine
 from distill.generation.vllm_engine import VllmSource, build_server
 from distill.models.chat import ChatTemplate
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.models.final_layers import FinalLayers
 from distill.models.load import load_config, select_device, select_dtype
 from distill.models.rope import check_lengths

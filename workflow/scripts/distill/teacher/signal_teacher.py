@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.common.errors import InputError
 from distill.models.batches import AUTO_BATCH_SIZE
 from distill.models.completions import CHUNK_ROWS, collate, decoder_and_head, project, read_hidden, take_rows, to_device
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.models.load import load_model, select_device, select_dtype
 from distill.models.logits import read_transform
 from distill.models.memory import memory_mb, reserved_mb

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.models.examples import Example
+from distill.models.example_table import Example
 from distill.teacher.signal_files import signal_key
 
 

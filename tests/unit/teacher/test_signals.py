@@ -884,6 +884,7 @@ def test_topk_needs_k_and_temperatures(capsys):
 def test_the_script_computes_what_the_splits_hold(signal, records, tmp_path, models):
     data = write_splits(tmp_path / "data", records[:8], records[8:])
     argv = ["--data", str(data), "--kind", "hidden", "--model", models["teacher"], "--dtype", "float32"]
+    argv += ["--examples", str(tmp_path / "examples")]
     script.main([*argv, "--device", "cpu", "--out", str(tmp_path / "out")])
     assert stats({"out": tmp_path / "out"})["records"] == 10
 

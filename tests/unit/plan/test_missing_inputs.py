@@ -42,6 +42,7 @@ def test_what_is_missing_is_shown_as_a_table(config, tmp_path):
         "other     missing input  data/other.json",
         f"No job can be planned: source.missing is error. Paths are relative to {tmp_path}; see source.path in the "
         "configuration.",
+        "",
         "model                state",
         "models/hf/a/teacher  missing; the run downloads it",
         "models/student       no folder here; as a hub id, from the hub or its local cache",

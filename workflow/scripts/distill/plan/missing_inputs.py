@@ -64,6 +64,7 @@ def render_missing(config: Config, missing: dict[str, list[str]]) -> str:
             describe_teacher(config),
             *render_columns(["category", "records", "missing files"], rows),
             f"No job can be planned: {several}. Paths are relative to {os.getcwd()}; see {keys} in the configuration.",
+            "",
             *render_columns(["model", "state"], models),
         ]
     )

@@ -6,8 +6,8 @@
 # make test-slurm  run the workflow on a two-node Slurm cluster started on this machine; needs root and Slurm
 # make test-vllm   run the workflow with real vLLM on the CPU; vLLM for CPUs is installed into VLLM_CPU_ENV
 # make setup-vllm  install vLLM for `teacher.engine: vllm` into .venv-vllm, an environment of its own (docs/vllm.md)
-# make status      list finished and pending jobs; ARGS="--configfile FILE --directory DIR" as for snakemake,
-#                  ARGS="--profile slurm …" to include the Slurm queue
+# make status      list finished, running and pending jobs; ARGS="--configfile FILE --directory DIR" as for snakemake,
+#                  ARGS="--profile slurm …" to include the Slurm queue, ARGS="--watch 10 …" to refresh every 10 seconds
 # make plan        plan the memory of every stage, before anything is loaded; ARGS as for status, and --device a100-40,
 #                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]

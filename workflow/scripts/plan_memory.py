@@ -29,9 +29,8 @@ from distill.memory_plan.stage import Stage
 from distill.memory_plan.table import render_plan
 from distill.plan.experiment import describe_teacher
 from distill.plan.schema import check_config
+from distill.plan.snakemake_arguments import read_command_line
 from distill.plan.stages import Lengths, StageLister
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -46,16 +45,10 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def read_config(arguments: list[str]) -> dict[str, Any]:
     """The checked configuration of a Snakemake command line, whose working directory becomes the current one."""
-    from snakemake.cli import parse_args, parse_config
-    from snakemake.settings.types import ConfigSettings
-
-    _, args = parse_args(arguments)
-    files = [Path(file).absolute() for file in args.configfile or [ROOT / "config/config.yaml"]]
-    found = ConfigSettings(config=parse_config(args.config), configfiles=files).overwrite_config
-    if args.directory:
-        Path(args.directory).mkdir(parents=True, exist_ok=True)
-        os.chdir(args.directory)
-    return check_config(found)
+    config, directory = read_command_line(arguments)
+    directory.mkdir(parents=True, exist_ok=True)
+    os.chdir(directory)
+    return check_config(config)
 
 
 def main(argv: list[str] | None = None) -> None:

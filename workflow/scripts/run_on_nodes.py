@@ -20,6 +20,7 @@ from typing import Any
 
 from distill.common.errors import run_script
 from distill.common.gpu_claims import claim_gpus
+from distill.common.progress_file import LOG_VARIABLE, find_log
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def start_nodes(args: argparse.Namespace, job: int) -> None:
     command = ["srun", *step, "--kill-on-bad-exit=1", sys.executable, __file__]
     command += ["--nodes", str(args.nodes), "--gpus", str(args.gpus), "--join", address, args.script, *args.arguments]
     logger.info("training on %d nodes; address of the first: %s", args.nodes, address)
+    if log := find_log():  # srun has the standard error of its processes
+        os.environ[LOG_VARIABLE] = str(log.absolute())
     os.execvp("srun", command)
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import sacrebleu
+from reported_progress import Reported
 from scored_records import write_statistics
 
 import compare_models
@@ -286,3 +287,14 @@ def test_the_figure_has_a_line_per_pair(tmp_path):
     for name in ("a \u2212 a_base", "a \u2212 teacher", "perplexity", "BLEU", "banks", "all", "undefined"):
         assert f">{name}</text>" in text
     assert "ROUGE-1" not in text
+
+
+def test_the_progress_counts_the_resamples_of_all_distinct_models_and_categories(tmp_path, monkeypatch):
+    first, second = make_records("a"), make_records("b", skill=0.7)
+    more = [make_records(model, count=10, category="other") for model in ("a", "b")]
+    reported = Reported(monkeypatch)
+    compare(tmp_path, [("a", first), ("b", second), ("c", second), ("a", more[0]), ("b", more[1]), ("c", more[1])])
+    begin, end = reported.get_ends()["comparisons"]
+    assert (begin["done"], end["done"]) == (0, 6 * RESAMPLES)  # a and b in two categories and in both together
+    assert begin["total"] == end["total"] == 6 * RESAMPLES
+    assert end["seconds_left"] == 0

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import sacrebleu
+from reported_progress import Reported
 from sacrebleu.metrics.bleu import BLEU
 from scipy import stats
 from scored_records import score_records
@@ -348,3 +349,15 @@ def test_scoring_loads_no_heavy_library():
     scripts = score_predictions.__file__.rsplit("/", 1)[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_counts_and_resamples_are_reported(tmp_path, monkeypatch):
+    path = tmp_path / "a.predictions.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in make_records(12)))
+    reported = Reported(monkeypatch)
+    score_predictions.main(["--predictions", str(path), "--bootstrap", "50", "--out", str(tmp_path / "a.json")])
+    ends = reported.get_ends()
+    assert list(ends) == ["counts of 12 records", "bootstrap"]
+    for _, last in ends.values():
+        assert last["done"] == last["total"] > 0
+    assert ends["bootstrap"][1]["total"] == 50

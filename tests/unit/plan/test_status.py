@@ -1,12 +1,21 @@
 """The status table, from the text of dry runs."""
 
-from distill.plan.status import parse_dry_run, render_table, shorten_reason
+import json
+
+import pytest
+
+from distill.common.errors import InputError
+from distill.common.progress_file import FOLDER
+from distill.plan import status
+from distill.plan.status import Status, parse_dry_run, render_table, shorten_reason
 
 SKIPPED = "Categories without raw files are skipped:\n  pension_funds: artifacts/sft/p.jsonl not found\n"
 
 
 def job(rule, reason="", **wildcards):
-    text = f"\n[Sun Nov 22 16:52:15 2026]\nrule {rule}:\n    input: a, b\n    jobid: 5\n    reason: {reason}\n"
+    log = "/".join(map(str, [rule, *wildcards.values()]))
+    text = f"\n[Sun Nov 22 16:52:15 2026]\nrule {rule}:\n    input: a, b\n    log: logs/{log}.log\n    jobid: 5\n"
+    text += f"    reason: {reason}\n"
     pairs = ", ".join(f"{name}={value}" for name, value in wildcards.items())
     return text + (f"    wildcards: {pairs}\n" if pairs else "") + "    resources: tmpdir=/tmp\n"
 
@@ -124,3 +133,103 @@ def test_reasons_are_told_in_few_words():
     assert changed == "settings, code or models changed"
     assert shorten_reason("Updated input files: raw.jsonl; Params have changed") == "changed: raw.jsonl"
     assert shorten_reason("Something new") == "Something new"
+
+
+def test_a_running_job_is_told_from_one_to_do():
+    todo = job("generate_answers", "Missing output files: x", category="banks")
+    todo += job("train_student", "Missing output files: y", category="banks", student="a")
+    todo += job("train_student", "Missing output files: y", category="households", student="b")
+    todo += job("tabulate_scores", "Missing output files: z")
+    every = ALL + job("tabulate_scores", "Forced execution")
+
+    def read_rows(*running, colour=False):
+        return {line.split()[0]: line for line in render_table(todo, every, colour, running).splitlines()}
+
+    rows = read_rows("logs/generate_answers/banks.log", "logs/train_student/banks/a.log")
+    assert rows["banks"].split()[1:10] == ["done", "done", "running", "done", "to", "do", "1/2,", "running", "1"]
+    assert "running" not in rows["households"]
+    assert "running" not in rows["report"]
+    assert read_rows("logs/tabulate_scores.log")["report"].split() == ["report", "running"]
+    assert "\033[36mrunning" in read_rows("logs/tabulate_scores.log", colour=True)["report"]
+    assert read_rows("logs/of/another/configuration.log") == read_rows()
+
+
+def test_columns_are_as_wide_as_their_cells():
+    todo = "".join(job("train_student", "x", category="banks", student=f"s{number}") for number in range(1000))
+    head, *rows = render_table(todo, ALL + todo, False, ["logs/train_student/banks/s3.log"]).splitlines()
+    assert "to do 1000/1002, running 1  train: x" in rows[0]
+    assert head.index("why") == rows[0].index("train: x")
+
+
+class Look:
+    """A status whose dry runs are made up; they take `seconds` on a made-up clock."""
+
+    def __init__(self, monkeypatch, directory, seconds):
+        self.now, self.dry_runs, self.error, self.seconds = 0.0, 0, None, seconds
+        monkeypatch.setattr(status.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(status, "read_queue", lambda: None)
+        self.directory = directory
+        monkeypatch.setattr(status, "run_dry", self.run_dry)
+        self.status = Status(["--cores", "1"], colour=False)
+
+    def run_dry(self, arguments):
+        assert arguments == ["--cores", "1"]
+        self.dry_runs += 1
+        self.now += self.seconds
+        if self.error:
+            raise InputError(self.error)
+        text = f"  Working directory: {self.directory}\n" + ALL
+        return text, text
+
+
+def announce(directory, log):
+    folder = directory / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"log": log, "pid": 1, "host": "n7", "started": 0, "time": 0}
+    (folder / "job.json").write_text(json.dumps(facts))
+
+
+def test_a_refresh_repeats_the_dry_runs_only_now_and_then_or_if_a_job_starts_or_ends(monkeypatch, tmp_path):
+    look = Look(monkeypatch, tmp_path, seconds=2.0)
+    assert "running" not in look.status.render()
+    look.now += 19
+    look.status.render()
+    assert look.dry_runs == 1
+    look.now += 2
+    look.status.render()
+    assert look.dry_runs == 2
+    announce(tmp_path, "logs/mix_records/banks.log")
+    shown = look.status.render()
+    assert look.dry_runs == 3
+    assert "mix_records/banks" in shown.splitlines()[-1]
+    assert "process 1 on n7, seen 0 s ago" in shown
+    look.status.render()
+    assert look.dry_runs == 3
+    (tmp_path / FOLDER / "job.json").unlink()
+    assert "running" not in look.status.render()
+    assert look.dry_runs == 4
+
+
+def test_a_dry_run_that_fails_is_explained_by_missing_records_or_shown_as_it_is(monkeypatch, tmp_path):
+    look = Look(monkeypatch, tmp_path, seconds=2.0)
+    look.error = "No category has its raw files"
+    config = {
+        "categories": ["banks"],
+        "source": {"format": "alpaca", "path": "data/{category}.json", "system": "Answer."},
+    }
+    config |= {
+        "teacher": {"model": "a/teacher"},
+        "students": {"s": {"model": "a/b", "method": "seqkd"}},
+        "answer": None,
+    }
+    monkeypatch.setattr(status, "read_command_line", lambda _: (config, tmp_path))
+    assert "missing input  data/banks.json" in look.status.render()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/banks.json").touch()
+    with pytest.raises(InputError, match="No category has its raw files"):
+        look.status.render()
+    config["unknown"] = 1
+    (tmp_path / "data/banks.json").unlink()
+    look.error = "the configuration has an unknown key"
+    with pytest.raises(InputError, match="the configuration has an unknown key"):
+        look.status.render()

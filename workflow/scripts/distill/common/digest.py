@@ -13,7 +13,16 @@ from distill.common.errors import InputError
 # Modules that affect messages, memory, speed or the choice of a GPU only, never results: editing them reruns nothing.
 WITHOUT_RESULT = tuple(
     f"distill.common.{name}"
-    for name in ("allocator", "control_groups", "disk", "errors", "gpu_claims", "progress", "threads")
+    for name in (
+        "allocator",
+        "control_groups",
+        "disk",
+        "errors",
+        "gpu_claims",
+        "progress",
+        "progress_file",
+        "threads",
+    )  # fmt: skip
 )
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

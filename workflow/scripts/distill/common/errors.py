@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from distill.common.allocator import set_allocator
+from distill.common.progress_file import announce_job
 from distill.common.threads import set_threads
 
 MOST_SHOWN = 20  # problems listed in one error
@@ -75,7 +76,8 @@ def run_script(main: Callable[[], None]) -> None:
     set_allocator()
     set_threads()
     try:
-        main()
+        with announce_job():
+            main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

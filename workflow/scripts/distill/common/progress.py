@@ -1,11 +1,16 @@
-"""Progress of long jobs: a bar on a terminal, a log line every 30 seconds elsewhere; and when the job will end."""
+"""Progress of long jobs: a bar on a terminal, a log line every 30 seconds elsewhere; and when the job will end.
+
+Jobs of the workflow also write it for `make status`, see `common/progress_file.py`."""
 
 import logging
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
+
+from distill.common.progress_file import get_progress_file
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +73,18 @@ def format_left(seconds: float | None) -> str:
     >>> format_left(None), format_left(42), format_left(780), format_left(11_100)
     ('', ', about 42 s left', ', about 13 min left', ', about 3.1 h left')
     """
-    if seconds is None:
-        return ""
+    return "" if seconds is None else f", about {format_duration(seconds)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in the largest unit that gives more than one digit, or in seconds.
+
+    >>> format_duration(42), format_duration(780), format_duration(11_100)
+    ('42 s', '13 min', '3.1 h')
+    """
     if seconds < 100:
-        return f", about {seconds:.0f} s left"
-    return f", about {seconds / 60:.0f} min left" if seconds < 100 * 60 else f", about {seconds / 3600:.1f} h left"
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
@@ -87,6 +99,7 @@ class Progress:
         unit: name of what is counted, in the plural.
         source: where those that are done come from.
         clock: returns seconds.
+        memory: returns the peak memory so far in MiB, as `reserved_mb` of models/memory.py; 0 if it is not known.
     """
 
     def __init__(
@@ -98,14 +111,17 @@ class Progress:
         unit: str = "records",
         source: str = "the cache",
         clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int] | None = None,
     ):
         self.total, self.what, self.done, self.unit, self.source, self.clock = total, what, done, unit, source, clock
         self.records = self.tokens = 0
         self.worked = 0.0
         self.started = self.last_line = clock()
         self.pace = Pace(total - done if work is None else work, self.started)
+        self.memory, self.noted = memory, dict[str, float]()
         self.bar: Any = None
-        if sys.stderr.isatty():
+        self.write(is_due=True)
+        if sys.stderr.isatty() and find_spec("tqdm"):  # the environment of the data steps has no tqdm
             from tqdm import tqdm  # not before a download's client has turned its own bars off
 
             self.bar = tqdm(total=total, desc=what, initial=done, bar_format=BAR_FORMAT)
@@ -140,6 +156,35 @@ class Progress:
             self.last_line = now
             finished = self.done + self.records
             logger.info("%s: %d of %d %s%s", self.what, finished, self.total, self.unit, self.describe())
+        self.write()
+
+    def note(self, **figures: float) -> None:
+        """Note further figures for `make status`: `loss`, `tokens_per_second`, `memory_mb`."""
+        self.noted |= figures
+        self.write()
+
+    def get_figures(self) -> dict[str, Any]:
+        """Return what `make status` shows: counts, speed since the start, seconds left, and what was noted."""
+        seconds = self.seconds
+        figures: dict[str, Any] = {"what": self.what, "done": self.done + self.records, "total": self.total}
+        figures |= {"unit": self.unit, "seconds_left": self.pace.estimate()}
+        if self.records and seconds:
+            figures["units_per_second"] = self.records / seconds
+        if self.tokens and seconds:
+            figures["tokens_per_second"] = self.tokens / seconds
+        if self.memory is not None:
+            figures["memory_mb"] = self.memory()
+        return figures | self.noted
+
+    def write(self, is_due: bool = False) -> None:
+        """Write the figures for `make status`, if this is a job of the workflow.
+
+        Args:
+            is_due: write even if the last write was a moment ago.
+        """
+        file = get_progress_file()
+        if file is not None and (is_due or file.is_due()):
+            file.write(self.get_figures())
 
     def describe(self) -> str:
         """Return speed, share from the cache and time left, as the end of a line."""
@@ -149,5 +194,6 @@ class Progress:
 
     def close(self) -> None:
         """Close the bar."""
+        self.write(is_due=True)
         if self.bar is not None:
             self.bar.close()

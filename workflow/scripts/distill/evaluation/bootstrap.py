@@ -6,10 +6,13 @@ come from the same code.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from distill.common.progress import Progress
 
 Floats = NDArray[np.float64]
 
@@ -72,7 +75,11 @@ def percentile_interval(values: Floats) -> tuple[float, float] | None:
 
 
 def resample_models(
-    models: Mapping[str, Mapping[str, Statistic]], records: int, resamples: int, seed: int
+    models: Mapping[str, Mapping[str, Statistic]],
+    records: int,
+    resamples: int,
+    seed: int,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, Resampled]]:
     """Every score of several models, by model and metric, with its values in the same resamples, drawn once.
 
@@ -81,14 +88,22 @@ def resample_models(
         records: number of records of each model, at least 1.
         resamples: number of resamples; 0 gives scores without resampled values.
         seed: seed of the resamples.
+        progress: counts the resamples of each model, with their records as their work; by default that of these models.
     """
     whole = np.ones((1, records))
     blocks: dict[tuple[str, str], list[Floats]] = {(model, name): [] for model in models for name in models[model]}
+    if progress is None:
+        total = len(models) * resamples
+        progress = Progress(total, "bootstrap", unit="resamples", work=total * records)
+        with closing(progress):
+            return resample_models(models, records, resamples, seed, progress)
     with np.errstate(all="ignore"):  # an undefined score is NaN
         values = {(model, name): float(models[model][name].function(whole)[0]) for model, name in blocks}
         for weights in draw_weights(records, resamples, seed):
-            for (model, name), resampled in blocks.items():
-                resampled.append(models[model][name].function(weights))
+            for model, statistics in models.items():
+                for name, statistic in statistics.items():
+                    blocks[model, name].append(statistic.function(weights))
+                progress.add(len(weights), work=weights.size)
 
     def gather(model: str, name: str) -> Resampled:
         resampled = np.concatenate([np.empty(0), *blocks[model, name]])

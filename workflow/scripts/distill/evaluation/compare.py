@@ -14,6 +14,7 @@ import numpy as np
 
 from distill.common.errors import InputError
 from distill.common.names import POOLED
+from distill.common.progress import Progress
 from distill.common.replicas import list_replicas
 from distill.evaluation.bootstrap import Floats, Resampled, percentile_interval, resample_models
 from distill.evaluation.comparison_table import Comparison
@@ -127,20 +128,43 @@ def load_models(files: Files, options: ScoringOptions, answer_key: str) -> dict[
     return loaded | {POOLED: {model: pool([by_model[model] for by_model in loaded.values()]) for model in models}}
 
 
-def score_models(counted: Mapping[str, RecordStatistics], options: ScoringOptions) -> dict[str, Scores]:
+def find_equal(counted: Mapping[str, RecordStatistics]) -> dict[str, str]:
+    """Return for each model of a category the first one with equal statistics, which may be itself."""
+    first_of: dict[str, str] = {}
+    for model, own in counted.items():
+        first_of[model] = next((other for other in first_of.values() if counted[other].equals(own)), model)
+    return first_of
+
+
+def score_models(
+    counted: Mapping[str, RecordStatistics], first_of: Mapping[str, str], options: ScoringOptions, progress: Progress
+) -> dict[str, Scores]:
     """Score all models of a category on the same resamples; those with equal statistics once.
 
     Args:
         counted: statistics by model.
+        first_of: from `find_equal`.
         options: bootstrap.
+        progress: see `resample_models`.
     """
-    first_of: dict[str, str] = {}
-    for model, own in counted.items():
-        first_of[model] = next((other for other in first_of.values() if counted[other].equals(own)), model)
     built = {model: build_statistics(counted[model]) for model in dict.fromkeys(first_of.values())}
     count = len(next(iter(counted.values())))
-    scores = resample_models(built, count, options.bootstrap, options.seed)
+    scores = resample_models(built, count, options.bootstrap, options.seed, progress)
     return {model: scores[first] for model, first in first_of.items()}
+
+
+def start_progress(counted: Counted, first_of: Mapping[str, Mapping[str, str]], resamples: int) -> Progress:
+    """Return the progress of all categories, which counts the resamples of each distinct model.
+
+    Args:
+        counted: from `load_models`.
+        first_of: from `find_equal`, by category.
+        resamples: number of resamples.
+    """
+    distinct = {category: len(set(own.values())) for category, own in first_of.items()}
+    records = {category: len(next(iter(by_model.values()))) for category, by_model in counted.items()}
+    work = resamples * sum(distinct[category] * records[category] for category in counted)
+    return Progress(resamples * sum(distinct.values()), "comparisons", unit="resamples", work=work)
 
 
 def splits_equally(counted: Counted, model: str, other: str) -> bool:
@@ -190,9 +214,11 @@ def compare_models(counted: Counted, pairs: Sequence[Pair], options: ScoringOpti
         if unknown := [name for name in (model, other) if not list_replicas(name, models)]:
             raise InputError(f"pair {model}:{other}: expected one of {', '.join(models)}, found {unknown[0]}")
     compared_by = {pair: select_compared(counted, *pair) for pair in pairs}
+    first_of = {category: find_equal(by_model) for category, by_model in counted.items()}
+    progress = start_progress(counted, first_of, options.bootstrap)
     rows = []
     for category in order_categories(counted):
-        scores = score_models(counted[category], options)
+        scores = score_models(counted[category], first_of[category], options, progress)
         for model, other in pairs:
             means, others = (
                 average_all([scores[replica] for replica in list_replicas(name, models)]) for name in (model, other)
@@ -203,6 +229,7 @@ def compare_models(counted: Counted, pairs: Sequence[Pair], options: ScoringOpti
                 for metric in means
                 if metric in names
             ]
+    progress.close()
     return rows
 
 

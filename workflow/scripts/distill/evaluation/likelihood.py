@@ -103,7 +103,8 @@ def measure_missing(
     lengths = {key: len(record["prompt"]) + len(record["answer"]) for key, record in missing.items()}
     keys = sorted(missing, key=lambda key: -lengths[key])  # a batch that exceeds the memory comes first
     measured: dict[str, Likelihood] = {}
-    progress = Progress(known + len(keys), f"likelihoods of {what}", done=known, work=sum(lengths.values()))
+    work, memory = sum(lengths.values()), engine.peak_reserved_mb
+    progress = Progress(known + len(keys), f"likelihoods of {what}", done=known, work=work, memory=memory)
     for start in range(0, len(keys), size):
         part = keys[start : start + size]
         scores = answer_likelihoods(engine, [missing[key] for key in part], is_teacher)

@@ -12,6 +12,7 @@ import numpy as np
 from distill.common.digest import digest_of
 from distill.common.errors import InputError
 from distill.common.files import write_atomically
+from distill.common.progress import Progress
 from distill.evaluation.metrics import FILE_ORDER, GROUPS, Columns
 from distill.evaluation.options import ScoringOptions
 from distill.evaluation.prediction_files import has_likelihoods
@@ -79,10 +80,14 @@ def count_statistics(records: Records, options: ScoringOptions, answer_key: str)
     if not records:
         raise InputError("expected at least one prediction, found none")
     groups = {}
-    for name in select_groups(options, answer_key):
+    chosen = select_groups(options, answer_key)
+    progress = Progress(len(chosen), f"counts of {len(records)} records", unit="groups of metrics")
+    for name in chosen:
         groups[name] = GROUPS[name].load().count(records, options.tokenize)
         if wrong := [column for column, values in groups[name].items() if len(values) != len(records)]:
             raise ValueError(f"metric group {name}: expected {len(records)} records in the column {wrong[0]}")
+        progress.add(1)
+    progress.close()
     return RecordStatistics(describe_records(records), groups, options.tokenize)
 
 

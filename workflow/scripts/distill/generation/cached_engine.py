@@ -68,7 +68,8 @@ class CachedEngine:
     def generate_missing(self, requests: Sequence[Request], total: int) -> None:
         """Generate answers; each one is stored before it is counted."""
         batches = self.engine.generate(requests)  # loads the model, before the clock starts
-        progress = Progress(total, self.what, done=total - len(requests))
+        memory = self.engine.peak_reserved_mb
+        progress = Progress(total, self.what, done=total - len(requests), memory=memory)
         with CacheWriter(self.folder, self.engine.describe()) as writer:
             for batch in batches:
                 records = [to_record(request, generated) for request, generated in batch]

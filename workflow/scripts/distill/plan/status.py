@@ -1,15 +1,24 @@
-"""The status table: what a run would do, by category and step, parsed from Snakemake's dry run and Slurm's queue."""
+"""The status table: what a run would do, by category and step, parsed from Snakemake's dry run and Slurm's queue; and
+how far its running jobs are."""
 
+import contextlib
+import io
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from distill.common.errors import InputError
 from distill.common.names import POOLED
+from distill.plan.missing_inputs import find_blocking_files, render_missing
+from distill.plan.running_jobs import FoundJob, find_jobs, render_jobs
+from distill.plan.schema import check_config
+from distill.plan.snakemake_arguments import read_command_line
 
 # Columns of the table, each with the rules that it covers. A step may have several jobs per category, such as one per
 # shard, student or model. Steps without jobs are not shown.
@@ -26,11 +35,14 @@ STEPS = {
     "score": ("score_predictions", "average_scores"),
     "export": ("export_model", "export_gguf", "write_model_card"),
 }
-COLOURS = {"done": "32", "to do": "33", "missing input": "31", "–": "90"}
-STEP_WIDTH = 12
+REPORT_RULES = ("tabulate", "plot", "compare", "render")  # beginnings of the rules that make the report
+COLOURS = {"done": "32", "to do": "33", "running": "36", "missing input": "31", "–": "90"}
+GAP = 2  # spaces between columns
+# A refresh takes new dry runs if they are older than this many times their duration, or if jobs started or ended.
+DRY_RUN_SHARE = 10
 
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+?)(?:_\d+)?:$")  # predict_models_1 is one of several
-FIELD = re.compile(r"^    (?P<name>wildcards|reason): (?P<value>.*)$")
+FIELD = re.compile(r"^    (?P<name>wildcards|reason|log): (?P<value>.*)$")
 SKIPPED = re.compile(r"^  (?P<category>[\w-]+): (?P<files>.*) not found$")
 TEACHER_LINE = re.compile(r"^Teacher: .*$", flags=re.MULTILINE)  # see `describe_teacher`
 WORKING_DIRECTORY = re.compile(r"^  Working directory: (.*)$", flags=re.MULTILINE)
@@ -59,6 +71,7 @@ class Job:
     rule: str
     wildcards: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    log: str = ""
 
 
 Cells = dict[tuple[str, str], list[Job]]  # jobs by (category, step)
@@ -83,8 +96,8 @@ def parse_dry_run(text: str) -> tuple[list[Job], dict[str, str]]:
         if match := JOB.match(line):
             jobs.append(Job(match["rule"]))
         elif (match := FIELD.match(line)) and jobs:
-            if match["name"] == "reason":
-                jobs[-1].reason = match["value"]
+            if match["name"] in ("reason", "log"):
+                setattr(jobs[-1], match["name"], match["value"])
             else:
                 jobs[-1].wildcards = dict(pair.split("=", 1) for pair in match["value"].split(", "))
         elif match := SKIPPED.match(line):
@@ -135,11 +148,20 @@ def paint(text: str, state: str, width: int, colour: bool) -> str:
     return f"\033[{COLOURS[state]}m{padded}\033[0m" if colour else padded
 
 
-def render_cell(to_do: Sequence[Job], every: Sequence[Job], colour: bool) -> str:
-    """Render the state of one category and step, with counts if several jobs belong to it."""
-    state = ("to do" if to_do else "done") if every else "–"
-    text = f"to do {len(to_do)}/{len(every)}" if to_do and len(every) > 1 else state
-    return paint(text, state, STEP_WIDTH, colour)
+def describe_cell(to_do: Sequence[Job], every: Sequence[Job], running: Container[str]) -> tuple[str, str]:
+    """Return text and state of one category and step, with counts if several jobs belong to it.
+
+    Args:
+        to_do: its jobs that are to do.
+        every: all of its jobs.
+        running: logs of the jobs that are running.
+    """
+    count = sum(job.log in running for job in every)
+    state = "running" if count else ("to do" if to_do else "done") if every else "–"
+    if len(every) < 2 or state not in ("running", "to do"):
+        return state, state
+    runs = f", running {count}" if count else ""
+    return f"to do {len(to_do)}/{len(every)}{runs}", state
 
 
 def find_first_reason(category: str, to_do: Cells) -> str:
@@ -150,7 +172,7 @@ def find_first_reason(category: str, to_do: Cells) -> str:
     return ""
 
 
-def render_table(to_do_text: str, all_text: str, colour: bool) -> str:
+def render_table(to_do_text: str, all_text: str, colour: bool, running: Container[str] = ()) -> str:
     """Render a table with a row per category, a column per step, and the reason for the first step to do.
 
     Jobs for all categories have a row `all`. The teacher and its engine stand above the table.
@@ -159,6 +181,7 @@ def render_table(to_do_text: str, all_text: str, colour: bool) -> str:
         to_do_text: output of a dry run.
         all_text: output of a dry run with --forceall.
         colour: whether to add terminal colours.
+        running: logs of the jobs that are running.
     """
     jobs, _ = parse_dry_run(to_do_text)
     all_jobs, skipped = parse_dry_run(all_text)
@@ -166,20 +189,27 @@ def render_table(to_do_text: str, all_text: str, colour: bool) -> str:
     with_jobs = sorted({category for category, _ in every}, key=lambda category: (category == POOLED, category))
     categories = list(dict.fromkeys([*with_jobs, *sorted(skipped)]))
     steps = [step for step in STEPS if any(step == other for _, other in every)]
-    width = max(len(name) for name in ["category", *categories]) + 2
+    cells = {
+        (category, step): describe_cell(to_do.get((category, step), []), every.get((category, step), []), running)
+        for category in categories
+        for step in steps
+    }
+    widths = {step: max(len(step), *(len(cells[category, step][0]) for category in categories)) + GAP for step in steps}
+    width = max(len(name) for name in ["category", *categories]) + GAP
     lines = TEACHER_LINE.findall(all_text)[:1]
-    lines += ["category".ljust(width) + "".join(step.ljust(STEP_WIDTH) for step in steps) + "why"]
+    lines += ["category".ljust(width) + "".join(step.ljust(widths[step]) for step in steps) + "why"]
     for category in categories:
         if category in skipped:
-            cells = paint("missing input", "missing input", STEP_WIDTH * len(steps), colour)
+            row = paint("missing input", "missing input", sum(widths.values()), colour)
             reason = skipped[category]
         else:
-            pairs = [(to_do.get((category, step), []), every.get((category, step), [])) for step in steps]
-            cells = "".join(render_cell(*pair, colour) for pair in pairs)
+            row = "".join(paint(*cells[category, step], widths[step], colour) for step in steps)
             reason = find_first_reason(category, to_do)
-        lines.append(category.ljust(width) + cells + reason)
+        lines.append((category.ljust(width) + row + reason).rstrip())
+    report = [job for job in all_jobs if job.rule.startswith(REPORT_RULES)]
     state = "to do" if any(job.rule.startswith(("tabulate", "plot")) for job in jobs) else "done"
-    lines.append("report".ljust(width) + paint(state, state, STEP_WIDTH, colour))
+    state = "running" if any(job.log in running for job in report) else state
+    lines.append("report".ljust(width) + paint(state, state, len(state), colour))
     return "\n".join(lines)
 
 
@@ -216,3 +246,87 @@ def render_queue(jobs: list[QueuedJob]) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [f"  {job.number:<12}{job.state:<12}{job.where:<20}{job.time:>12}  {job.what}" for job in jobs]
     return "\n".join([f"Slurm: {counts}", *lines])
+
+
+@dataclass
+class Plan:
+    """The outputs of two dry runs; see `run_dry`.
+
+    Attributes:
+        directory: the working directory.
+        running: logs of the jobs that were running then.
+        seconds: how long the dry runs took.
+        time: when they ended, on the monotonic clock.
+    """
+
+    to_do: str
+    every: str
+    directory: Path
+    running: set[str]
+    seconds: float
+    time: float
+
+
+class Status:
+    """The status of a run as text, for one or more looks at it.
+
+    Args:
+        arguments: command line of Snakemake.
+        colour: whether to add terminal colours.
+    """
+
+    def __init__(self, arguments: Sequence[str], colour: bool):
+        self.arguments, self.colour = arguments, colour
+        self.plan: Plan | None = None
+
+    def render(self) -> str:
+        """Render the table, the running jobs and the Slurm queue; dry runs are repeated as DRY_RUN_SHARE says.
+
+        Raises:
+            InputError: Snakemake's dry run failed for another reason than missing raw files.
+        """
+        if self.plan is None or self.is_old(self.plan):
+            try:
+                self.plan = self.make_plan()
+            except InputError as error:
+                self.plan = None
+                return self.explain_failure(error)
+        plan, jobs = self.plan, find_jobs(self.plan.directory)
+        running = find_running(jobs)
+        parts = [
+            render_table(plan.to_do, plan.every, self.colour, running),
+            render_jobs(jobs, {job.log for job in parse_dry_run(plan.to_do)[0]}),
+            render_queue(select_jobs(read_queue() or "", str(plan.directory))),
+        ]
+        return "\n\n".join(filter(None, parts))
+
+    def is_old(self, plan: Plan) -> bool:
+        """Whether the dry runs must be repeated."""
+        is_due = time.monotonic() - plan.time >= DRY_RUN_SHARE * plan.seconds
+        return is_due or find_running(find_jobs(plan.directory)) != plan.running
+
+    def make_plan(self) -> Plan:
+        """Make the dry runs."""
+        started = time.monotonic()
+        to_do, every = run_dry(self.arguments)
+        directory = Path(find_directory(to_do) or ".")
+        now = time.monotonic()
+        return Plan(to_do, every, directory, find_running(find_jobs(directory)), now - started, now)
+
+    def explain_failure(self, error: InputError) -> str:
+        """Return a table of what is missing if dry runs fail because of that; raise the error if not."""
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # Snakemake has said what is wrong with its command line
+                config, directory = read_command_line(self.arguments)
+            with contextlib.chdir(directory):
+                config = check_config(config)
+                if missing := find_blocking_files(config):
+                    return render_missing(config, missing)
+        except (Exception, SystemExit):
+            raise error from None
+        raise error
+
+
+def find_running(jobs: Iterable[FoundJob]) -> set[str]:
+    """Return the logs of the jobs that are running."""
+    return {job.log for job in jobs if job.is_running}

@@ -57,6 +57,22 @@ class StepProgress(TrainerCallback):
         if self.progress is not None:
             self.progress.add(1)
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Note loss, speed and memory of a training line, and the loss of a validation, for `make status`."""
+        if self.progress is not None and logs:
+            names = {"loss": "loss", "val_loss": "val_loss", "tokens_per_second": "tokens_per_second"}
+            names["reserved_mb"] = "memory_mb"
+            self.progress.note(**{new: logs[old] for old, new in names.items() if logs.get(old) is not None})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report the last step."""
+        if self.progress is not None:
+            self.progress.close()
+
 
 class SkippedValidation(TrainerCallback):
     """On resume, run the validation that pre-emption skipped.

@@ -172,8 +172,12 @@ def compute_records(
     teacher.check_lengths(list(lengths.values()))
     order = sorted(missing, key=lambda key: -lengths[key])
     writer = ShardWriter(data, shape)
-    known = len(examples) - len(missing)
-    progress = Progress(len(examples), "teacher signals", done=known, work=sum(lengths.values()))
+    known, total = len(examples) - len(missing), sum(lengths.values())
+
+    def read_memory() -> int:
+        return teacher.read_peaks()["peak_reserved_mb"]
+
+    progress = Progress(len(examples), "teacher signals", done=known, work=total, memory=read_memory)
 
     def work(rows: list[int]) -> list[tuple[str, dict[str, Tensor]]]:
         keys = [order[row] for row in rows]

@@ -4,6 +4,7 @@ import logging
 import shutil
 
 import pytest
+from reported_progress import Reported
 from training_runs import Killed, write_splits
 
 import answer_questions
@@ -131,3 +132,15 @@ def test_the_teacher_sees_its_own_text(tmp_path, models, records):
     plain = answer("plain", records)
     assert answer("student", own) == plain
     assert answer("teacher", own, is_teacher=True) == answer("joined", joined) != plain
+
+
+def test_answers_and_likelihoods_are_reported_to_the_last_one(run, monkeypatch):
+    reported = Reported(monkeypatch)
+    found, _ = run(predict_answers)
+    ends = reported.get_ends()
+    assert len(ends) == 2
+    for first, last in ends.values():
+        assert (first["done"], first["total"]) == (0, len(found))
+        assert (last["done"], last["total"], last["unit"]) == (len(found), len(found), "records")
+        assert last["tokens_per_second"] > 0
+        assert last["memory_mb"] > 0

@@ -1,9 +1,11 @@
 """What a training says before and while it runs: free disk space, and the steps that are left."""
 
+import json
 import logging
 import re
 
 import pytest
+from reported_progress import Reported
 from training_runs import Killed, kill_at, train_student
 
 from distill.common import disk, progress
@@ -62,3 +64,17 @@ def test_steps_and_time_left_are_logged_also_after_a_resume(options, records, mo
     train_student(run, records, [])
     (first, *_) = [text for text in caplog.messages if text.startswith("training: ")]
     assert re.match(r"training: 3 of \d+ steps, \d+% from a checkpoint", first)
+
+
+def test_steps_losses_speed_and_memory_are_reported(options, records, monkeypatch):
+    reported = Reported(monkeypatch)
+    run = options(save_steps=2, epochs=4.0, logging_steps=1)
+    train_student(run, records, records[:2])
+    log = [json.loads(line) for line in (run.out / "training_log.jsonl").read_text().splitlines()]
+    (first, last) = reported.get_ends()["training"]
+    steps = log[-1]["step"]
+    assert (first["done"], first["total"], last["done"], last["unit"]) == (0, steps, steps, "steps")
+    assert last["loss"] == [line["loss"] for line in log if "loss" in line][-1]
+    assert last["val_loss"] == [line["val_loss"] for line in log if "val_loss" in line][-1]
+    assert last["memory_mb"] > 0
+    assert last["tokens_per_second"] > 0

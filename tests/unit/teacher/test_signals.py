@@ -13,6 +13,7 @@ import pytest
 import torch
 from opened import watch_opened
 from peft import LoraConfig, PeftModel, get_peft_model
+from reported_progress import Reported
 from running import run_python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -934,3 +935,13 @@ def test_a_text_that_the_teacher_alone_sees_is_in_its_signal(cached, records, to
     system = {"role": "system", "content": "Think of risk.\n\nYou are a manager."}
     joined = [record | {"messages": [system, *record["messages"][1:]]} for record in records]
     assert set(reader.records) == {signal_key(*encode(record, tokenizer)) for record in joined}
+
+
+def test_progress_is_reported(signal, records, monkeypatch):
+    reported = Reported(monkeypatch)
+    compute_signal(signal("topk"), records, [])
+    ((first, last),) = reported.get_ends().values()
+    assert (first["done"], first["total"]) == (0, len(records))
+    assert (last["done"], last["seconds_left"]) == (len(records), 0)
+    assert last["tokens_per_second"] > 0
+    assert last["memory_mb"] > 0

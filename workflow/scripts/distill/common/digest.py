@@ -13,7 +13,17 @@ from distill.common.errors import InputError
 # Modules that affect messages, memory, speed or the choice of a GPU only, never results: editing them reruns nothing.
 WITHOUT_RESULT = tuple(
     f"distill.common.{name}"
-    for name in ("allocator", "control_groups", "disk", "errors", "gpu_claims", "progress", "threads")
+    for name in (
+        "allocator",
+        "control_groups",
+        "disk",
+        "errors",
+        "gpu_claims",
+        "progress",
+        "reporter",
+        "threads",
+        "trackers",
+    )
 )
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -17,6 +17,8 @@ from distill.common.disk import check_free, find_free, format_bytes
 from distill.common.errors import InputError
 from distill.common.files import write_json
 from distill.common.progress import Progress
+from distill.common.reporter import Reporter
+from distill.common.trackers import TrackerOptions
 from distill.generation.engine import ENGINES
 from distill.models.batches import in_batches
 from distill.models.chat import ChatTemplate
@@ -97,6 +99,7 @@ def compute_missing(
     examples: dict[str, Example],
     data: Path,
     cached: dict[str, Any],
+    reporter: Reporter,
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Compute the signals that are not cached.
 
@@ -108,6 +111,7 @@ def compute_missing(
         examples: all records by key.
         data: folder of the shards.
         cached: places of the cached records by key.
+        reporter: shows the progress in trackers.
 
     Returns:
         Places of the new records by key, and time, speed and peak memory of this run.
@@ -116,7 +120,7 @@ def compute_missing(
     if not missing and (options["kind"] == "topk" or (data / HEAD).exists()):
         return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0, "peak_reserved_mb": 0}
     with closing(load_teacher(options, chat, vocabulary)) as teacher:
-        return compute_records(options, teacher, shape, missing, examples, data, cached)
+        return compute_records(options, teacher, shape, missing, examples, data, cached, reporter)
 
 
 def compute_records(
@@ -127,6 +131,7 @@ def compute_records(
     examples: dict[str, Example],
     data: Path,
     cached: dict[str, Any],
+    reporter: Reporter,
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Compute the signals of the records with these keys by a loaded teacher; see `compute_missing`."""
     if options["kind"] == "hidden" and not (data / HEAD).exists():
@@ -137,7 +142,7 @@ def compute_records(
     order = sorted(missing, key=lambda key: -lengths[key])
     writer = ShardWriter(data, shape)
     known = len(examples) - len(missing)
-    progress = Progress(len(examples), "teacher signals", done=known, work=sum(lengths.values()))
+    progress = Progress(len(examples), "teacher signals", done=known, work=sum(lengths.values()), reporter=reporter)
 
     def work(rows: list[int]) -> list[tuple[str, dict[str, Tensor]]]:
         keys = [order[row] for row in rows]
@@ -234,7 +239,8 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     shape = make_shape(options, width, parts["vocabulary"])
     sizes = {key: len(example["completion"]) for key, example in examples.items()}
     check_storage(data, shape, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
-    new, figures = compute_missing(options, chat, shape, parts["vocabulary"], examples, data, cached)
+    with make_reporter(options, fingerprint, sorted(examples)) as reporter:
+        new, figures = compute_missing(options, chat, shape, parts["vocabulary"], examples, data, cached, reporter)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
     records = {key: [*places[key], examples[key]["uid"]] for key in sorted(places)}
@@ -246,6 +252,21 @@ def compute_signal(options: Options, train: list[dict[str, Any]], val: list[dict
     logger.info("%d records = %d from the cache + %d computed; %d skipped", *counts.values(), left_out)
     stored = measure_storage(SignalReader(out), sum(sizes.values()))
     write_json(out / "stats.json", counts | {"left_out": left_out} | stored | figures)
+
+
+def make_reporter(options: Options, fingerprint: str, keys: Sequence[str]) -> Reporter:
+    """The job's run in the trackers.
+
+    Args:
+        options: options of compute_signal.py by name.
+        fingerprint: of the teacher and what the signal stores.
+        keys: of all records.
+    """
+    names = ("engine", "model", "adapter", "dtype", "quantization", "kind", "top_k", "temperatures", "tail_samples")
+    config = {name: options[name] for name in (*names, "max_length")} | {"records": len(keys)}
+    trackers = TrackerOptions(options["report_to"], options["tracking_project"])
+    name = "/".join(Path(options["out"]).absolute().parts[-3:])
+    return Reporter(trackers, "compute_signal", name, digest_of([fingerprint, *keys]), config)
 
 
 def load_options_chat(options: Options) -> ChatTemplate:

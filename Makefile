@@ -11,6 +11,8 @@
 # make plan        plan the memory of every stage, before anything is loaded; ARGS as for status, and --device a100-40,
 #                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
+# make setup-extra install the experiment trackers of requirements-extra.txt into .venv, for `report_to` (docs/trackers.md)
+# make watch       open the local dashboard of a tracker over a run that is going on; ARGS="--directory DIR"
 # make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
 # make disk        list what a run holds on disk by step, what can be removed and what making it again costs;
 #                  ARGS="--configfile FILE --directory DIR"
@@ -33,7 +35,7 @@ BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/py
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve cache disk bench-gpu docs setup setup-vllm
+.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve watch cache disk bench-gpu docs setup setup-extra setup-vllm
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -45,6 +47,9 @@ setup: .venv/installed workflow/schemas/config.schema.yaml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
+
+setup-extra: .venv/installed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --requirement requirements-extra.txt
 
 setup-vllm: .venv-vllm/installed
 
@@ -119,6 +124,10 @@ serve: setup
 	@[ -n "$(MODEL)" ] || { echo "error: expected MODEL, found nothing; set it to an exported model: make serve MODEL=output/export/…" >&2; exit 1; }
 	source .venv/bin/activate
 	python workflow/scripts/serve_model.py --model "$(MODEL)" --port $(PORT)
+
+watch: setup
+	@source .venv/bin/activate
+	exec python workflow/scripts/watch.py $(ARGS)
 
 cache: setup
 	@source .venv/bin/activate

@@ -7,6 +7,8 @@ import pytest
 import vllm_stand_in
 import yaml
 
+from distill.common.trackers import TRACKERS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -34,6 +36,12 @@ def test_environments_carry_the_same_versions(name):
     pins = environment_pins(ROOT / f"workflow/envs/{name}.yaml")
     assert pins
     assert pins == {package: PINS[package] for package in pins}
+
+
+def test_every_tracker_is_pinned_beside_the_base_set():
+    pins = read_pins(ROOT / "requirements-extra.txt")
+    assert set(pins) == {tracker.package for tracker in TRACKERS.values()}
+    assert not set(pins) & set(PINS)
 
 
 def test_vllm_is_alone_in_its_environment_and_of_the_version_that_is_tested():

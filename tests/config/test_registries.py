@@ -15,6 +15,7 @@ import predict_answers
 import score_predictions
 import train_student
 from distill.common.errors import InputError
+from distill.common.trackers import TRACKERS
 from distill.common.variants import VARIANTS
 from distill.evaluation.metrics import GROUPS
 from distill.generation.engine import ENGINES
@@ -32,6 +33,7 @@ REGISTRIES = {
     "metrics": (GROUPS, "bleu", {"evaluation": {"metrics": ["made_up"]}}),
     "variants": (VARIANTS, "nf4", {"export": {"variants": ["made_up"]}}),
     "format": (SOURCE_FORMATS, "messages", {"source": {"format": "made_up"}}),
+    "report_to": (TRACKERS, "trackio", {"report_to": ["made_up"]}),
 }
 
 
@@ -71,6 +73,7 @@ def test_the_reference_describes_it(chosen):
         ("method", train_student.parse_args, ["--method", "made_up", "--teacher-model", "t"]),
         ("engine", predict_answers.parse_args, ["--engine", "made_up"]),
         ("metrics", score_predictions.parse_args, ["--metrics", "made_up"]),
+        ("report_to", train_student.parse_args, ["--method", "seqkd", "--report-to", "made_up"]),
     ],
 )
 def test_the_command_line_accepts_it(registry, main, argv, monkeypatch):
@@ -79,6 +82,7 @@ def test_the_command_line_accepts_it(registry, main, argv, monkeypatch):
         "method": ["--data", "d", "--out", "o", "--name", "n", "--category", "c", "--model", "m"],
         "engine": ["--test", "t", "--category", "c", "--out", "o", "--model", "m"],
         "metrics": ["--predictions", "p", "--out", "o"],
+        "report_to": ["--data", "d", "--out", "o", "--name", "n", "--category", "c", "--model", "m"],
     }[registry]
     with pytest.raises(SystemExit):
         main([*needed, *argv])

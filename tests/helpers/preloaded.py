@@ -144,6 +144,7 @@ def run(request):
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     if request["program"] == "snakemake":
         sys.argv = [str(Path(sys.executable).parent / "snakemake"), *request["arguments"]]
         sys.path[0] = str(Path(sys.executable).parent)
@@ -153,7 +154,6 @@ def run(request):
     # Random numbers differ from job to job unless a job sets a seed; Python's own ones do so by themselves.
     sys.modules["torch"].seed()
     sys.modules["numpy"].random.seed()
-    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     if request["arguments"][0] == "-m":
         sys.argv, sys.path[0] = request["arguments"][1:], os.getcwd()
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from distill.common.digest import code_digest, files_digest
 from distill.common.errors import InputError
+from distill.common.trackers import check_installed
 from distill.models.fingerprint import fingerprint_folder
 from distill.plan import command_lines, experiment, job_resources, memory_requests, model_checks, signals
 from distill.plan.schema import check_config
@@ -106,7 +107,18 @@ def check_models():
         stop("\n".join(["The models cannot be used:", *problems]))
 
 
+def check_trackers():
+    """End if a tracker is not installed. With conda, jobs have packages of their own; they check them before they start."""
+    if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+        return
+    try:
+        check_installed(config["report_to"])
+    except InputError as error:
+        stop(error)
+
+
 if workflow.is_main_process:
+    check_trackers()
     check_models()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from distill.common.arguments import count
 from distill.common.errors import run_script
 from distill.common.options import add_options
+from distill.common.trackers import TrackerOptions, check_installed
 from distill.generation.engine import ENGINES, claim_engine_gpus
 from distill.generation.options import add_engine_options
 from distill.models.example_folders import add_examples_option
@@ -36,6 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     add_options(parser, BatchOptions)
+    add_options(parser, TrackerOptions)
     add_engine_options(parser, [name for name, kind in ENGINES.items() if kind.signals])
     parser.add_argument("--max-length", type=count, default=1_000_000, help="skip records longer than this, in tokens")
     parser.add_argument("--out", type=Path, required=True, help="folder for index.json, stats.json and the data")
@@ -55,6 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Compute the signal."""
     args = parse_args(argv)
+    check_installed(args.report_to)
     train, val = SplitReader(args.data, "train"), SplitReader(args.data, "val")
     claim_engine_gpus(args)
     from distill.teacher.compute_signal import compute_signal  # imports torch, so only after the input is read

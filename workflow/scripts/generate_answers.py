@@ -13,9 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from distill.common.digest import digest_of
 from distill.common.errors import run_script
 from distill.common.files import write_json, write_jsonl
 from distill.common.options import add_options, read_options
+from distill.common.reporter import Reporter
+from distill.common.trackers import TrackerOptions, check_installed
 from distill.generation.engine import build_engine
 from distill.generation.options import add_engine_options
 from distill.generation.recommendation import recommend_vllm
@@ -45,12 +48,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, TemplateOptions)
     add_options(parser, DeviceOptions)
     add_options(parser, Sampling)
+    add_options(parser, TrackerOptions)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Generate the answers and write them with their counts."""
     args = parse_args(argv)
+    check_installed(args.report_to)
     prompts = load_prompts(args.prompts)
     if args.shard:
         prompts = select_shard(prompts, args.shard)
@@ -58,7 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     engine = build_engine(args)
     engine.check_requests([to_request(prompt, 0) for prompt in prompts], str(args.prompts))
     recommend_vllm(args)
-    records, stats = answer_prompts(prompts, engine, settings, Path(args.cache))
+    uids = sorted(prompt["uid"] for prompt in prompts)
+    key = digest_of([engine.fingerprint(), settings.samples, uids]) if args.report_to else ""
+    config = {"prompts": len(prompts), "samples": settings.samples, **engine.describe()}
+    name = args.out.name.removesuffix(args.out.suffix)
+    with Reporter(read_options(args, TrackerOptions), "generate_answers", name, key, config) as reporter:
+        records, stats = answer_prompts(prompts, engine, settings, Path(args.cache), reporter)
     problems: Counter[str] = Counter()
 
     def note_problems(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

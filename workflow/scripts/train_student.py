@@ -12,6 +12,7 @@ import argparse
 
 from distill.common.errors import run_script
 from distill.common.gpu_claims import claim_gpus
+from distill.common.trackers import check_installed
 from distill.records.split_reader import SplitReader
 from distill.student.student_run import add_run_options, check_run, read_run
 
@@ -29,6 +30,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train and write the student."""
     run = read_run(parse_args(argv))
+    check_installed(run.trackers.report_to)
     train, val = ([SplitReader(folder, name) for folder in run.data] for name in ("train", "val"))
     claim_gpus(run.device)
     from distill.student.train_student import train_student  # imports torch: only after bad input is rejected

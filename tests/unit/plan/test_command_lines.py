@@ -462,3 +462,34 @@ def test_the_digest_of_a_card_leaves_out_how_a_server_runs():
     teacher = {"model": "owner/t"}
     without = commands.digest_settings(make_config(teacher=teacher), "one")
     assert without == commands.digest_settings(make_config(teacher=teacher | {"vllm": {"share": True}}), "one")
+
+
+def test_trackers_are_tracked_by_no_rule_and_reach_the_scripts():
+    student = {"model": "owner/s", "signal": "topk"}
+    plain = make_config(students={"one": student})
+    config = make_config(students={"one": student}, report_to=["tensorboard", "mlflow"], tracking_project="holdings")
+    signal = ["banks", "topk_64_t1"]
+    for make, names in (
+        (commands.generate_flags, ["banks"]),
+        (commands.signal_flags, signal),
+        (commands.training_flags, ["one", ["banks"]]),
+        (commands.digest_settings, ["one"]),
+        (commands.card_flags, ["one", "banks"]),
+    ):
+        assert make(config, *names) == make(plain, *names)
+    training = ["--data", "d", "--out", "o", "--name", "one", "--category", "banks"]
+    answers, signals = ["--prompts", "p", "--stats", "s", "--out", "o"], ["--data", "d", "--out", "o"]
+    for script, tracked, run, names, others in (
+        (generate_answers, commands.generate_flags(config, "banks"), commands.generate_run_flags, [], answers),
+        (compute_signal, commands.signal_flags(config, *signal), commands.signal_run_flags, signal, signals),
+        (
+            train_student,
+            commands.training_flags(config, "one", ["banks"]),
+            commands.training_run_flags,
+            ["one"],
+            training,
+        ),
+    ):
+        args = parse(script, f"{tracked} {run(config, *names)}", *others)
+        assert (args.report_to, args.tracking_project) == (["tensorboard", "mlflow"], "holdings")
+        assert parse(script, f"{tracked} {run(plain, *names)}", *others).report_to == []

@@ -21,8 +21,10 @@ WITHOUT_RESULT = tuple(
         "gpu_claims",
         "progress",
         "progress_file",
+        "reporter",
         "threads",
-    )  # fmt: skip
+        "trackers",
+    )
 )
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -1,6 +1,7 @@
 """Progress of long jobs: a bar on a terminal, a log line every 30 seconds elsewhere; and when the job will end.
 
-Jobs of the workflow also write it for `make status`, see `common/progress_file.py`."""
+Jobs of the workflow also write it for `make status`, see `common/progress_file.py`.
+"""
 
 import logging
 import sys
@@ -11,10 +12,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from distill.common.progress_file import get_progress_file
+from distill.common.reporter import Reporter
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_REPORTS = 10.0  # to trackers
 STEADY = 1.5  # the work still speeds up if the latter half of the time is faster than the quarter before by this factor
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
@@ -100,6 +103,8 @@ class Progress:
         source: where those that are done come from.
         clock: returns seconds.
         memory: returns the peak memory so far in MiB, as `reserved_mb` of models/memory.py; 0 if it is not known.
+        reporter: shows the progress in trackers.
+        earlier: records that the reporter has from other counts of the same job.
     """
 
     def __init__(
@@ -112,11 +117,17 @@ class Progress:
         source: str = "the cache",
         clock: Callable[[], float] = time.monotonic,
         memory: Callable[[], int] | None = None,
+        reporter: Reporter | None = None,
+        earlier: int = 0,
     ):
         self.total, self.what, self.done, self.unit, self.source, self.clock = total, what, done, unit, source, clock
+        self.reporter, self.earlier = reporter, earlier
         self.records = self.tokens = 0
         self.worked = 0.0
         self.started = self.last_line = clock()
+        self.reported = (self.started, 0, 0)  # time, records and tokens of the last report
+        if reporter is not None:
+            reporter.start(earlier + done)
         self.pace = Pace(total - done if work is None else work, self.started)
         self.memory, self.noted = memory, dict[str, float]()
         self.bar: Any = None
@@ -149,6 +160,8 @@ class Progress:
         self.worked += records if work is None else work
         now = self.clock()
         self.pace.note(self.worked, now)
+        if now - self.reported[0] >= SECONDS_BETWEEN_REPORTS:
+            self.report(now)
         if self.bar is not None:
             self.bar.set_postfix_str(self.describe().removeprefix(", "), refresh=False)
             self.bar.update(records)
@@ -192,8 +205,25 @@ class Progress:
         cached = f", {self.done / self.total:.0%} from {self.source}" if self.done else ""
         return f"{speed}{cached}{format_left(self.pace.estimate())}"
 
+    def report(self, now: float) -> None:
+        """Report to trackers how much is done, and the speed since the last report."""
+        before, records, tokens = self.reported
+        if self.reporter is None or now <= before or self.records == records:
+            return
+        self.reported = (now, self.records, self.tokens)
+        finished, seconds = self.done + self.records, now - before
+        values = {
+            self.unit: finished,
+            "share": finished / self.total,
+            f"{self.unit}_per_second": (self.records - records) / seconds,
+        }
+        if self.tokens:
+            values["tokens_per_second"] = (self.tokens - tokens) / seconds
+        self.reporter.log({f"progress/{name}": value for name, value in values.items()}, self.earlier + finished)
+
     def close(self) -> None:
-        """Close the bar."""
+        """Close the bar, after the last report."""
         self.write(is_due=True)
+        self.report(self.clock())
         if self.bar is not None:
             self.bar.close()

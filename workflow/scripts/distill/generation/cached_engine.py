@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.common.disk import check_free
 from distill.common.progress import Progress
+from distill.common.reporter import Reporter
 from distill.generation.answer_cache import CacheWriter, read_cache
 from distill.generation.engine import Engine, RefusedError
 from distill.generation.sampling import Generated, Request
@@ -29,6 +30,7 @@ class CachedEngine:
         what: name of the answers in the log.
         refused: `skip` to do without the answers that a server refuses, `error` to stop after all others are stored.
         longest: maximum length of an answer in tokens, for the check of the free disk space; None checks nothing.
+        reporter: shows the progress in trackers.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class CachedEngine:
         what: str = "teacher answers",
         refused: str = "error",
         longest: int | None = None,
+        reporter: Reporter | None = None,
     ):
-        self.longest = longest
+        self.longest, self.reporter = longest, reporter
         self.engine, self.folder, self.answer_key, self.what, self.refused = engine, folder, answer_key, what, refused
         self.cached = read_cache(folder, uids)
         self.samples: Counter[str] = Counter()  # requested samples by uid
@@ -68,8 +71,14 @@ class CachedEngine:
     def generate_missing(self, requests: Sequence[Request], total: int) -> None:
         """Generate answers; each one is stored before it is counted."""
         batches = self.engine.generate(requests)  # loads the model, before the clock starts
-        memory = self.engine.peak_reserved_mb
-        progress = Progress(total, self.what, done=total - len(requests), memory=memory)
+        progress = Progress(
+            total,
+            self.what,
+            done=total - len(requests),
+            memory=self.engine.peak_reserved_mb,
+            reporter=self.reporter,
+            earlier=self.samples.total(),
+        )
         with CacheWriter(self.folder, self.engine.describe()) as writer:
             for batch in batches:
                 records = [to_record(request, generated) for request, generated in batch]

@@ -14,6 +14,7 @@ from typing import Any
 from distill.common.digest import digest_of
 from distill.common.names import POOLED, TEACHER
 from distill.common.options import list_options, list_run_options
+from distill.common.trackers import TrackerOptions
 from distill.evaluation.metrics import needs_likelihoods
 from distill.generation.engine import ENGINES
 from distill.generation.options import EngineOptions, VllmOptions, get_result_arguments
@@ -165,9 +166,9 @@ def generate_flags(config: Config, category: str) -> str:
 
 
 def generate_run_flags(config: Config) -> str:
-    """Return the untracked options of generate_answers.py: batch size, cache and server."""
+    """Return the untracked options of generate_answers.py: batch size, cache, server and trackers."""
     run = pick(config["teacher"]["generation"], "batch_size") | pick(config, "cache")
-    return flags(run | server_settings(config, TEACHER))
+    return flags(run | server_settings(config, TEACHER) | tracker_settings(config))
 
 
 def copy_flags(config: Config, category: str) -> str:
@@ -186,10 +187,10 @@ def signal_flags(config: Config, category: str, signal: str) -> str:
 
 
 def signal_run_flags(config: Config, category: str, signal: str) -> str:
-    """Return the untracked options of compute_signal.py: batch size, folder of the data, and server."""
+    """Return the untracked options of compute_signal.py: batch size, folder of the data, server and trackers."""
     store = {"store": f"{config['signals']}/{category}/{signal}" if config["signals"] else None}
     run = pick(config["teacher"]["generation"], "batch_size") | store
-    return flags(run | server_settings(config, TEACHER, "signals"))
+    return flags(run | server_settings(config, TEACHER, "signals") | tracker_settings(config))
 
 
 def training_flags(config: Config, name: str, categories: Sequence[str]) -> str:
@@ -253,8 +254,13 @@ def divergence_settings(config: Config, name: str, categories: Sequence[str]) ->
 def training_run_flags(config: Config, name: str) -> str:
     """Return the untracked options of train_student.py."""
     train, runaway = (config["students"][name][key] for key in ("train", "on_policy_runaway"))
-    settings = pick(train, *get_run_options(train, runaway))
+    settings = pick(train, *get_run_options(train, runaway)) | tracker_settings(config)
     return flags(settings | (sample_settings(config) if runaway != "stop" else {}))
+
+
+def tracker_settings(config: Config) -> dict[str, Any]:
+    """Return where jobs report their figures while they run; empty without a tracker."""
+    return pick(config, *list_options(TrackerOptions)) if config["report_to"] else {}
 
 
 def sample_settings(config: Config) -> dict[str, Any]:

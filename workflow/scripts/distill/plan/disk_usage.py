@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.common.disk import find_free, format_bytes, measure_folder
+from distill.common.trackers import FOLDER as TRACKERS_FOLDER
 from distill.models.example_folders import EXAMPLES
 from distill.plan.experiment import Config
 from distill.plan.signals import SIGNALS
@@ -98,6 +99,7 @@ def list_steps(config: Config) -> list[Step]:
             ("export_model", "write_model_card"),
         ),
         Step("report", ("output/report",), "made again from the scores"),
+        Step("trackers", (str(TRACKERS_FOLDER),), "yes, with the curves in it"),
         Step("logs", ("logs", ".snakemake"), "no: they say what needs no rerun"),
     ]
 

@@ -7,6 +7,7 @@ config/README.md are made from this module.
 from dataclasses import dataclass
 
 from distill.common.options import COUNT, SEED, group, option, prefixed, same_as
+from distill.common.trackers import TrackerOptions
 from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
@@ -259,6 +260,8 @@ class Config:
     cache: str = same_as(CacheOptions, "cache")
     signals: str | None = same_as(SignalOptions, "signals")
     template_date: str = same_as(TemplateOptions, "template_date")
+    report_to: list[str] = same_as(TrackerOptions, "report_to")
+    tracking_project: str = same_as(TrackerOptions, "tracking_project")
     source: Source = group("Raw records.", Source)
     mix: MixOptions = group("Which raw records are used. With `source.path` all of them are used instead.", MixOptions)
     mix_targets: TargetShares | None = group(

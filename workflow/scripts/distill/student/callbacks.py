@@ -1,4 +1,4 @@
-"""Trainer callbacks: the last step, a skipped validation, pre-emption; and the check for losses that are not finite."""
+"""Trainer callbacks: the last step, a skipped validation, pre-emption, trackers; and the check for finite losses."""
 
 import logging
 import signal
@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from distill.common.errors import InputError
 from distill.common.progress import Progress
+from distill.common.reporter import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,41 @@ class StepProgress(TrainerCallback):
         """Report the last step."""
         if self.progress is not None:
             self.progress.close()
+
+
+class TrackerCallback(TrainerCallback):
+    """Report each line of the log to trackers, as `train/loss` or `val/loss`.
+
+    The callbacks of `report_to` in transformers are not used: an error in one of them ends the training, and they log a
+    resumed training in a new run, or at other steps.
+
+    Args:
+        reporter: the training's run in the trackers.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the run, at the step of the checkpoint if there is one."""
+        self.reporter.start(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Report a line."""
+        line = logs or {}
+        kind = "val" if "val_loss" in line else "train"
+        self.reporter.log(
+            {f"{kind}/{name.removeprefix('val_')}": value for name, value in line.items()}, state.global_step
+        )
 
 
 class SkippedValidation(TrainerCallback):

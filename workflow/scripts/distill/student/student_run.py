@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.common.options import StorePairs, add_options, parse_pair, read_options
+from distill.common.trackers import TrackerOptions
 from distill.generation.sampling import Sampling
 from distill.models.example_folders import add_examples_option
 from distill.models.options import TEMPLATE_DATE, DeviceOptions, ModelOptions, TemplateOptions
@@ -20,8 +21,8 @@ from distill.student.divergences import METHODS
 from distill.student.options import LoraOptions, ObjectiveOptions, OnPolicyOptions, PoolOptions, TrainOptions
 from distill.student.run_options import get_run_options
 
-# Where a run reads and writes, and its name: they do not change the trained weights.
-PLACES = ("data", "out", "checkpoints", "examples", "device", "name")
+# Where a run reads, writes and reports, and its name: they do not change the trained weights.
+PLACES = ("data", "out", "checkpoints", "examples", "device", "name", "trackers")
 
 # The options of each teacher in `--teachers`, with the types of their values.
 TEACHER_OPTIONS = {
@@ -97,6 +98,7 @@ class StudentRun:
         template_date: the day that chat templates read as today's.
         validation_max_new_tokens: maximum length of an answer to a validation prompt in tokens.
         examples: cache of tokenized records; None keeps those of this run in memory.
+        trackers: where the training is shown while it runs.
     """
 
     data: tuple[Path, ...]
@@ -116,6 +118,7 @@ class StudentRun:
     template_date: str = TEMPLATE_DATE
     validation_max_new_tokens: int = Sampling.max_new_tokens
     examples: Path | None = None
+    trackers: TrackerOptions = field(default_factory=TrackerOptions)
 
     def __post_init__(self) -> None:
         method = self.objective.method
@@ -187,6 +190,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     add_options(training, TrainOptions)
     add_options(training, Sampling, "validation_", only=["max_new_tokens"])
+    add_options(parser.add_argument_group("trackers"), TrackerOptions)
 
 
 def parse_teacher(text: str) -> dict[str, Any]:
@@ -282,6 +286,7 @@ def read_run(args: argparse.Namespace) -> StudentRun:
         template_date=args.template_date,
         validation_max_new_tokens=args.validation_max_new_tokens,
         examples=args.examples,
+        trackers=read_options(args, TrackerOptions),
     )
 
 

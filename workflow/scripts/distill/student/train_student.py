@@ -17,6 +17,7 @@ from transformers import set_seed
 from distill.common.digest import digest_of
 from distill.common.disk import check_free, measure_folder
 from distill.common.errors import InputError
+from distill.common.reporter import Reporter
 from distill.models.batches import is_out_of_memory
 from distill.models.chat import ChatTemplate
 from distill.models.example_table import Example
@@ -25,6 +26,7 @@ from distill.models.load import has_bfloat16, load_chat, select_device
 from distill.models.memory import keep_freed_memory
 from distill.models.rope import context_length
 from distill.records.split_reader import JoinedRecords, Records
+from distill.student.callbacks import TrackerCallback
 from distill.student.checkpoints import find_early_stop, find_last_checkpoint, find_others, remove_incomplete
 from distill.student.continuation import count_trainings, find_previous, keep_student
 from distill.student.cross_tokenizer import describe_spans
@@ -35,7 +37,7 @@ from distill.student.loss import Objective
 from distill.student.on_policy import SampleBuffer
 from distill.student.options import TrainOptions
 from distill.student.step_batches import StepBatches
-from distill.student.student_run import StudentRun, list_result_settings
+from distill.student.student_run import StudentRun, list_card_settings, list_result_settings
 from distill.student.trainer import OUT_OF_MEMORY, DistillTrainer
 from distill.student.trainer_arguments import make_trainer_arguments
 from distill.student.training_examples import (
@@ -48,7 +50,7 @@ from distill.student.training_examples import (
     local_device,
 )
 from distill.student.validation_samples import ValidationSamples, choose_records
-from distill.student.write_student import SAVED_DTYPES, Examples, write_student
+from distill.student.write_student import SAVED_DTYPES, Examples, describe_training, write_student
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +101,28 @@ def train_student(run: StudentRun, train: Sequence[Records], val: Sequence[Recor
     runs = run.checkpoints / run.name / run.category
     folder = runs / (run_digest(run, examples, teacher, previous) + ("_fsdp" if run.train.strategy == "fsdp" else ""))
     samples = make_samples(run, JoinedRecords(*val), examples["val"], chat, model.config)
-    trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings, samples)
-    logger.info("training on %d records, %d for validation", len(examples["train"]), len(examples["val"]))
-    check_space(run, trainer, runs)
-    run_training(trainer, folder)
-    if (run.train.best_checkpoint or trainer.has_run_away) and trainer.state.best_model_checkpoint:
-        reason = "which has the lowest validation loss" if run.train.best_checkpoint else "before the answers ran away"
-        logger.info("keeping the model of step %d, %s", trainer.state.best_global_step, reason)
-        trainer._load_best_model()
-    write_student(run, trainer, tokenizer, examples, count_trainings(previous))
-    if trainer.is_world_process_zero():
-        keep_student(run, previous)
-        shutil.rmtree(runs, ignore_errors=True)
+    config = describe_training(run, examples) | list_card_settings(run)
+    name = f"{run.name}/{run.category}"
+    with Reporter(run.trackers, "train_student", name, folder.name, config) as reporter:
+        trainer = build_trainer(run, folder, model, tokenizer, teacher, examples, device, warnings, samples, reporter)
+        logger.info("training on %d records, %d for validation", len(examples["train"]), len(examples["val"]))
+        check_space(run, trainer, runs)
+        run_training(trainer, folder)
+        keep_best_model(run, trainer)
+        write_student(run, trainer, tokenizer, examples, count_trainings(previous))
+        if trainer.is_world_process_zero():
+            keep_student(run, previous)
+            shutil.rmtree(runs, ignore_errors=True)
+            reporter.add_card((run.out / "README.md").read_text(encoding="utf-8"))
+
+
+def keep_best_model(run: StudentRun, trainer: DistillTrainer) -> None:
+    """Load the weights to keep, if they are not the last ones."""
+    if not (run.train.best_checkpoint or trainer.has_run_away) or not trainer.state.best_model_checkpoint:
+        return
+    reason = "which has the lowest validation loss" if run.train.best_checkpoint else "before the answers ran away"
+    logger.info("keeping the model of step %d, %s", trainer.state.best_global_step, reason)
+    trainer._load_best_model()
 
 
 def check_space(run: StudentRun, trainer: DistillTrainer, checkpoints: Path) -> None:
@@ -202,6 +214,7 @@ def build_trainer(
     device: torch.device,
     warnings: Sequence[str] = (),
     samples: ValidationSamples | None = None,
+    reporter: Reporter | None = None,
 ) -> DistillTrainer:
     """The trainer of a run, with its checkpoints in `folder`, and what the log's first line warns of."""
     batches = StepBatches(
@@ -221,6 +234,7 @@ def build_trainer(
         args=arguments,
         train_dataset=examples["train"],
         eval_dataset=examples["val"] or None,
+        callbacks=[TrackerCallback(reporter)] if reporter else None,
         batches=batches,
         pad_id=tokenizer.pad_token_id,
         signal=teacher.signal if teacher else None,

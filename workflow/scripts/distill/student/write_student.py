@@ -91,13 +91,20 @@ def collect_facts(
     if any("on_policy_steps" in line for line in history):
         final["on_policy_steps"] = sum(line.get("on_policy_steps", 0) for line in history)
     return TrainingFacts(
-        base_model=get_public_name(run.model),
-        teachers=[get_public_name(model) for model in run.teacher.list_models()] if run.teacher else [],
-        method=run.objective.method,
-        train_records=len(examples["train"]),
-        val_records=len(examples["val"]),
+        **describe_training(run, examples),
         options=list_card_settings(run),
         final=final,
         warnings=[warning for line in history for warning in line.get("warnings", [])],
         earlier=earlier,
     )
+
+
+def describe_training(run: StudentRun, examples: Examples) -> dict[str, Any]:
+    """Models, method and numbers of records of a run, as in TrainingFacts."""
+    return {
+        "base_model": get_public_name(run.model),
+        "teachers": [get_public_name(model) for model in run.teacher.list_models()] if run.teacher else [],
+        "method": run.objective.method,
+        "train_records": len(examples["train"]),
+        "val_records": len(examples["val"]),
+    }

@@ -17,6 +17,8 @@ from distill.common.disk import check_free, find_free, format_bytes
 from distill.common.errors import InputError
 from distill.common.files import write_json
 from distill.common.progress import Progress
+from distill.common.reporter import Reporter
+from distill.common.trackers import TrackerOptions
 from distill.generation.engine import ENGINES
 from distill.models.batches import in_batches
 from distill.models.chat import ChatTemplate
@@ -132,6 +134,7 @@ def compute_missing(
     examples: KeyedExamples,
     data: Path,
     cached: dict[str, Any],
+    reporter: Reporter,
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Compute the signals that are not cached.
 
@@ -143,6 +146,7 @@ def compute_missing(
         examples: all records by key.
         data: folder of the shards.
         cached: places of the cached records by key.
+        reporter: shows the progress in trackers.
 
     Returns:
         Places of the new records by key, and time, speed and peak memory of this run.
@@ -151,7 +155,7 @@ def compute_missing(
     if not missing and (options["kind"] == "topk" or (data / HEAD).exists()):
         return {}, {"seconds": 0.0, "tokens_per_second": 0.0, "peak_memory_mb": 0, "peak_reserved_mb": 0}
     with closing(load_teacher(options, chat, vocabulary)) as teacher:
-        return compute_records(options, teacher, shape, missing, examples, data, cached)
+        return compute_records(options, teacher, shape, missing, examples, data, cached, reporter)
 
 
 def compute_records(
@@ -162,6 +166,7 @@ def compute_records(
     examples: KeyedExamples,
     data: Path,
     cached: dict[str, Any],
+    reporter: Reporter,
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Compute the signals of the records with these keys by a loaded teacher; see `compute_missing`."""
     if options["kind"] == "hidden" and not (data / HEAD).exists():
@@ -177,7 +182,7 @@ def compute_records(
     def read_memory() -> int:
         return teacher.read_peaks()["peak_reserved_mb"]
 
-    progress = Progress(len(examples), "teacher signals", done=known, work=total, memory=read_memory)
+    progress = Progress(len(examples), "teacher signals", done=known, work=total, memory=read_memory, reporter=reporter)
 
     def work(rows: list[int]) -> list[tuple[str, dict[str, Tensor]]]:
         keys = [order[row] for row in rows]
@@ -275,7 +280,8 @@ def compute_signal(options: Options, train: Records, val: Records) -> None:
     shape = make_shape(options, width, parts["vocabulary"])
     sizes = examples.get_lengths("completion")
     check_storage(data, shape, sum(sizes.values()), sum(size for key, size in sizes.items() if key not in cached))
-    new, figures = compute_missing(options, chat, shape, parts["vocabulary"], examples, data, cached)
+    with make_reporter(options, fingerprint, sorted(examples)) as reporter:
+        new, figures = compute_missing(options, chat, shape, parts["vocabulary"], examples, data, cached, reporter)
     write_json(data / FILES, stat_files(options["model"], options["adapter"]))
     places = {key: (cached | new)[key] for key in examples}
     uids = examples.get_uids()
@@ -288,6 +294,21 @@ def compute_signal(options: Options, train: Records, val: Records) -> None:
     logger.info("%d records = %d from the cache + %d computed; %d skipped", *counts.values(), left_out)
     stored = measure_storage(SignalReader(out), sum(sizes.values()))
     write_json(out / "stats.json", counts | {"left_out": left_out} | stored | figures)
+
+
+def make_reporter(options: Options, fingerprint: str, keys: Sequence[str]) -> Reporter:
+    """The job's run in the trackers.
+
+    Args:
+        options: options of compute_signal.py by name.
+        fingerprint: of the teacher and what the signal stores.
+        keys: of all records.
+    """
+    names = ("engine", "model", "adapter", "dtype", "quantization", "kind", "top_k", "temperatures", "tail_samples")
+    config = {name: options[name] for name in (*names, "max_length")} | {"records": len(keys)}
+    trackers = TrackerOptions(options["report_to"], options["tracking_project"])
+    name = "/".join(Path(options["out"]).absolute().parts[-3:])
+    return Reporter(trackers, "compute_signal", name, digest_of([fingerprint, *keys]), config)
 
 
 def load_options_chat(options: Options) -> ChatTemplate:

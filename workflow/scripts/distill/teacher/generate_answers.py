@@ -9,6 +9,7 @@ from typing import Any
 
 from distill.common.errors import InputError
 from distill.common.files import read_jsonl
+from distill.common.reporter import Reporter
 from distill.generation.cached_engine import CachedEngine
 from distill.generation.engine import Engine, RefusedError
 from distill.generation.sampling import Request, make_request
@@ -79,7 +80,7 @@ def to_request(prompt: Prompt, sample: int) -> Request:
 
 
 def answer_prompts(
-    prompts: list[Prompt], engine: Engine, settings: AnswerSettings, cache: Path
+    prompts: list[Prompt], engine: Engine, settings: AnswerSettings, cache: Path, reporter: Reporter | None = None
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
     """Return the teacher's answers to all prompts, from the cache if possible.
 
@@ -88,6 +89,7 @@ def answer_prompts(
         engine: the teacher.
         settings: how many answers are generated, and which are kept.
         cache: the answer cache's folder, with the answers of all teachers.
+        reporter: shows the progress in trackers.
 
     Returns:
         An iterator over the records of teacher_outputs_{category}.jsonl in the prompts' order (a list would double the
@@ -107,6 +109,7 @@ def answer_prompts(
         uids,
         refused=settings.refused,
         longest=settings.max_new_tokens,
+        reporter=reporter,
     )
     wanted = drop_overlong(prompts, cached, settings.overlong)
     generate_or_explain(cached, [to_request(prompt, sample) for prompt in wanted for sample in range(settings.samples)])

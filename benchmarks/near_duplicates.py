@@ -5,7 +5,7 @@
 
 Writes synthetic prompts to a temporary folder and runs find_near_duplicates.py on them: short Chinese questions and
 longer ones in letters, one in twelve of which is an edited copy of another, and the demo's holdings prompts, which are
-made from a template, a fifth as many, since they are compared almost all with all. The alternative, if datasketch is
+made from a template, a tenth as many, since they are compared almost all with all. The alternative, if datasketch is
 installed, runs the same script with its MinHash and LSH in the place of rensa, except on the prompts of a template.
 Prints a table and writes benchmarks/results/near_duplicates_{date}.json.
 """
@@ -35,7 +35,7 @@ from distill.records.raw_records import get_uid  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 COPIES = 12  # one prompt in this many is an edited copy
 TEMPLATE = "template"
-TEMPLATE_SHARE = 5  # one prompt of the template for this many others
+TEMPLATE_SHARE = 10  # one prompt of the template for this many others
 WORDS = 20_000  # as in a language, a word's frequency is inverse to its rank
 OPTIONS = ["--val-fraction", "0.1", "--test-fraction", "0.1", "--seed", "42"]
 

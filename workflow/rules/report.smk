@@ -214,6 +214,7 @@ use rule tabulate_scores as plot_comparisons with:
         **job("plot_comparisons"),
 
 
+# In no group of Slurm jobs, which would wait for the scores: the page is for reading before the teacher answers.
 use rule tabulate_scores as render_near_duplicates with:
     input:
         counts=expand("output/report/near_duplicates/{category}.json", category=CATEGORIES),
@@ -228,6 +229,9 @@ use rule tabulate_scores as render_near_duplicates with:
         "logs/render_near_duplicates.log",
     benchmark:
         "logs/render_near_duplicates.benchmark.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=15,
     params:
         **job("render_near_duplicates"),
         template=files_digest(near_duplicates_page.PARTS),

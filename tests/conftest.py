@@ -15,6 +15,9 @@ LONG = (
     "test_vllm_runs.py",
     "test_vllm_engine.py",
     "test_served_teacher.py",
+    "test_stopped_training.py",
+    "test_cluster_runs.py",
+    "test_training.py",
 )
 NEW_FILES = pytest.StashKey[list[str]]()
 FILES_BEFORE = pytest.StashKey[set[str]]()

@@ -98,7 +98,7 @@ def test_every_key_has_a_description_and_a_default_or_is_required():
 
 
 def test_defaults_are_valid():
-    filled = check_config(make_config("demo: {}\nexport: {}\nstudents: {kd: {lora: {}}}"))
+    filled = check_config(make_config("demo: {}\nexport: {}\nnear_duplicates: {}\nstudents: {kd: {lora: {}}}"))
     assert check_config(filled) == filled
 
 
@@ -171,6 +171,8 @@ ERRORS = [
         "; did you mean students.NAME.train.learning_rate?",
     ),
     ("students: {kd: {train: {learning_rat: 1.0}}}", "students.kd.train.learning_rat", "; did you mean learning_rate?"),
+    ("near_duplicates: {threshold: 0.3}", "near_duplicates.threshold", "a number >= 0.5 and <= 1, found 0.3"),
+    ("near_duplicates: {action: remove}", "near_duplicates.action", "expected report | drop, found 'remove'"),
     ("mix: {zzz: 3}", "mix.zzz", "unknown key (value 3), expected one of grpo_fraction, sft_fraction, seed"),
     ("targets: {teacher: 0.7}", "targets", "unknown key"),
     # missing and empty
@@ -476,6 +478,15 @@ ERRORS = [
         "expected one of kd-seed1, kd-seed2, found kd",
     ),
     ("export: {students: [other]}", "export.students[0]", "expected one of kd, found other"),
+    ("export: {push_to: 'o/{student}-{category}-{variant}'}", "", None),
+    ("export: {push_to: model}", "export.push_to", "expected text that matches ^[^/]+/[^/]+$"),
+    (
+        "export: {push_to: 'o/{model}'}",
+        "export.push_to",
+        "expected no other names in braces than {student}, {category}, {variant}, found o/{model}",
+    ),
+    ("export: {push_to: 'o/{student'}", "export.push_to", "expected no other names in braces than {student}"),
+    ("export: {push_to: 'o/my {student}'}", "export.push_to", "expected OWNER/NAME of letters, digits, dots, hyphens"),
     ("export: {}", "", None),
     ("export: {variants: []}", "export.variants", "expected at least 1, found []"),
     (
@@ -487,7 +498,7 @@ ERRORS = [
     (
         "export: [full]",
         "export",
-        "expected the keys variants, students, license, datasets, language | null, found ['full']",
+        "expected the keys variants, students, license, datasets, language, push_to, push_private | null",
     ),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
     # paths
@@ -707,7 +718,8 @@ def read_table(text: str) -> dict[str, list[str]]:
 def test_readme_explains_exactly_the_keys_of_the_schema():
     leaves = get_leaves()
     table = read_table((CONFIG / "README.md").read_text(encoding="utf-8"))
-    groups = {"students.NAME.lora", "students.NAME.model", "teachers", "mix_targets", "export", "answer"}
+    groups = {"students.NAME.lora", "students.NAME.model", "teachers", "mix_targets", "near_duplicates"}
+    groups |= {"export", "answer"}
     assert set(table) == set(leaves) | groups
     for place, (default, allowed, meaning, when) in table.items():
         schema = leaves.get(place) or {format_place(p): s for p, s in walk_schema(load_schema())}[place]

@@ -31,7 +31,7 @@ def test_everything_is_pinned():
 
 @pytest.mark.parametrize("name", ["data", "torch"])
 def test_environments_carry_the_same_versions(name):
-    pins = environment_pins(ROOT / f"envs/{name}.yaml")
+    pins = environment_pins(ROOT / f"workflow/envs/{name}.yaml")
     assert pins
     assert pins == {package: PINS[package] for package in pins}
 
@@ -39,19 +39,21 @@ def test_environments_carry_the_same_versions(name):
 def test_vllm_is_alone_in_its_environment_and_of_the_version_that_is_tested():
     """vLLM pins its own torch and transformers, so that it shares no environment with the jobs."""
     pins = read_pins(ROOT / "requirements-vllm.txt")
-    assert pins == environment_pins(ROOT / "envs/vllm.yaml")
+    assert pins == environment_pins(ROOT / "workflow/envs/vllm.yaml")
     assert list(pins) == ["vllm"]
     assert "vllm" not in PINS
     assert pins["vllm"] == vllm_stand_in.VERSION
 
 
 def test_data_steps_need_no_torch():
-    assert "torch" not in environment_pins(ROOT / "envs/data.yaml")
+    assert "torch" not in environment_pins(ROOT / "workflow/envs/data.yaml")
 
 
 def test_every_environment_is_used_by_a_rule():
     used = {
-        match for path in (ROOT / "rules").glob("*.smk") for match in re.findall(r"envs/(\w+)\.yaml", path.read_text())
+        match
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for match in re.findall(r"envs/(\w+)\.yaml", path.read_text())
     }
     apart = {"vllm"}  # of the server, a program that jobs of the environment torch start
-    assert used | apart == {path.stem for path in (ROOT / "envs").glob("*.yaml")}
+    assert used | apart == {path.stem for path in (ROOT / "workflow/envs").glob("*.yaml")}

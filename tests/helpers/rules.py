@@ -4,7 +4,7 @@ import re
 
 from running import ROOT
 
-RULES = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+RULES = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
 
 
 def find_rules():

@@ -59,7 +59,13 @@ def test_the_experiment_is_planned_without_a_download(tmp_path):
     shutil.copyfile(ROOT / QUESTIONS, tmp_path / QUESTIONS)
     rules = [rule for rule, _ in directory.planned()]
     students = len(directory.config["students"])
-    counts = {"download_model": 2, "generate_answers": 2, "train_student": students, "export_model": 3 * students}
+    counts = {
+        "download_model": 2,
+        "find_near_duplicates": 1,
+        "generate_answers": 2,
+        "train_student": students,
+        "export_model": 3 * students,
+    }
     assert {rule: rules.count(rule) for rule in counts} == counts
 
 

@@ -227,4 +227,4 @@ def test_without_the_demo_key_models_of_that_name_are_the_users_own(copy):
     (copy / "models/teacher/config.json").unlink()
     assert "train_demo_model" not in (output := copy.run("--dry-run", check=False))
     assert "teacher.model: models/teacher: expected a model folder, found no config.json in it" in output
-    assert (ROOT / "rules/demo.smk").exists()
+    assert (ROOT / "workflow/rules/demo.smk").exists()

@@ -15,7 +15,7 @@ from running import ROOT, environment
     [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["snakefmt", "--check", "Snakefile", "rules"],
+        ["snakefmt", "--check", "workflow/Snakefile", "workflow/rules"],
         pytest.param(["mypy"], marks=pytest.mark.slow),
     ],
     ids=lambda command: " ".join(command[:2]),
@@ -32,11 +32,11 @@ def test_snakemake_lint(fresh):
 
 
 def test_every_script_named_in_a_rule_is_there_and_carries_its_digest():
-    """job() gives both the script and its digest; download_model, whose code reruns nothing, names them one by one."""
+    """job() gives both the script and its digest; rules whose code reruns nothing name them one by one."""
     scripts = re.findall(r'\*\*job\("(\w+)"\)', RULES)
     assert len(scripts) > 10
     apart = re.findall(r'\bscript=get_script\("(\w+)"\)', RULES)
-    assert re.findall(r'code=Untracked\(get_code\("(\w+)"\)\)', RULES) == apart == ["download_model"]
+    assert re.findall(r'code=Untracked\(get_code\("(\w+)"\)\)', RULES) == apart == ["download_model", "publish_model"]
     assert len(re.findall(r"\bscript=", RULES)) == len(apart)
     for name in scripts + apart:
         assert (ROOT / "workflow/scripts" / f"{name}.py").is_file()
@@ -58,7 +58,7 @@ def test_every_rule_that_does_work_is_whole_and_named_as_its_script():
 
 
 def test_helpers_stay_small_and_import_no_torch():
-    common = (ROOT / "rules/common.smk").read_text()
+    common = (ROOT / "workflow/rules/common.smk").read_text()
     assert len(common.splitlines()) < 200
     names = "command_lines, experiment, job_resources, prune_cache, schema, signals, status"
     code = f"import sys; from distill.plan import {names}; print('torch' in sys.modules)"

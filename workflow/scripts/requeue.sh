@@ -1,4 +1,4 @@
-# Sourced before the command of a rule in a Slurm job (rules/common.smk). Some minutes before the job's time limit it
+# Sourced before the command of a rule in a Slurm job (workflow/rules/common.smk). Some minutes before the job's time limit it
 # sends SIGUSR1 to the command, which saves its progress and exits. The job is then requeued, and resumes. Slurm's own
 # SIGTERM and SIGUSR1 have the same effect. A job is not requeued after scancel, nor if it was submitted without
 # --requeue.

@@ -8,6 +8,7 @@ import pytest
 
 import compute_signal
 import copy_layers
+import find_near_duplicates
 import generate_answers
 import make_prompts
 import mix_records
@@ -45,6 +46,23 @@ def test_prompts_have_the_options_that_they_had_unless_more_is_configured():
     text = commands.prompt_flags(make_config(source=source), "banks")
     args = parse(make_prompts, text, "--mix", "m", "--out", "o")
     assert (args.targets, args.teacher_prompt) == ("all", "You know banks and {others}.")
+
+
+def test_near_duplicates_are_found_in_the_splits_of_the_answers():
+    split = {"val_fraction": 0.2, "test_fraction": 0.3, "seed": 7}
+    config = make_config(split=split, near_duplicates={"threshold": 0.9, "action": "drop"})
+    files = ["--prompts", "p", "--pairs", "c", "--counts", "j"]
+    args = parse(find_near_duplicates, commands.near_duplicate_flags(config, "banks"), *files)
+    assert (args.category, args.threshold, args.shingle_size, args.action) == ("banks", 0.9, 3, "drop")
+    assert (args.val_fraction, args.test_fraction, args.seed) == (Fraction("0.2"), Fraction("0.3"), 7)
+
+
+def test_near_duplicates_count_in_the_digest_of_a_card_once_they_are_dropped():
+    def digest(options):
+        return commands.digest_settings(make_config(near_duplicates=options), "one")
+
+    assert digest(None) == digest({}) == digest({"threshold": 0.9})
+    assert len({digest(None), digest({"action": "drop"}), digest({"action": "drop", "threshold": 0.9})}) == 3
 
 
 def test_the_teacher_alone_predicts_as_the_teacher():

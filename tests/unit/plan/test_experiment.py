@@ -78,6 +78,45 @@ def test_trainings_without_samples_are_not_on_their_page():
         assert "output/report/samples.html" not in experiment.get_targets(other, ["banks"])
 
 
+def test_the_teacher_is_asked_the_prompts_that_are_kept():
+    config = make_config({"one": {"model": "owner/s"}})
+    page = "output/report/near_duplicates.html"
+    for options, kind, is_shown in ((None, "base", False), ({}, "base", True), ({"action": "drop"}, "kept", True)):
+        own = check_config(config | {"near_duplicates": options})
+        path = f"artifacts/distill_data/raw/banks_teacher_prompts_{kind}.jsonl"
+        assert experiment.get_prompts(own, "banks") == path
+        kept = {"kept": path.replace("banks", "{category}")} if kind == "kept" else {}
+        assert experiment.get_kept_prompts(own) == kept
+        assert (page in experiment.get_targets(own, ["banks"])) == is_shown
+
+
+def test_a_pooled_student_must_not_know_held_out_prompts_of_other_categories():
+    alone = make_config({"one": {"model": "owner/s"}})
+    pooled = make_config({"one": {"model": "owner/s"}, "two": {"model": "owner/s", "method": "seqkd", "pool": True}})
+    assert experiment.get_other_categories(alone, "banks", ["banks", "funds"]) == []
+    assert experiment.get_other_categories(pooled, "banks", ["banks", "funds"]) == ["funds"]
+
+
+def test_a_further_file_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text("[]")
+    config = make_config({"one": {"model": "owner/s"}})
+    assert experiment.find_missing_prompts(config) is None
+    own = check_config(config | {"near_duplicates": {"against": ["a.json", "b.json"]}})
+    said = "near_duplicates.against[1]: expected a file, found 'b.json' (relative to "
+    assert experiment.find_missing_prompts(own).startswith(said)
+
+
+def test_a_package_is_missing_only_where_it_is_needed(monkeypatch):
+    monkeypatch.setattr(experiment, "find_spec", lambda name: None)
+    config = make_config({"one": {"model": "owner/s"}})
+    assert experiment.find_missing_package(config) is None
+    own = check_config(config | {"near_duplicates": {}})
+    assert "near_duplicates: expected the package rensa" in experiment.find_missing_package(own)
+    monkeypatch.setattr(experiment, "find_spec", lambda name: object())
+    assert experiment.find_missing_package(own) is None
+
+
 def test_a_training_with_a_cached_signal_loads_no_teacher():
     config = make_config({"one": {"model": "owner/s", "signal": "hidden"}})
     assert experiment.get_training_models(config, "one", "banks") == ["owner/s"]
@@ -116,6 +155,23 @@ def make_seeds(**more):
     students = {"one": {"model": "s", "train": {"seeds": [7, 8]}}, "two": {"model": "s", "train": {"seed": 3}}}
     config = {"categories": ["banks"], "teacher": {"model": "owner/t"}, "students": students}
     return check_config(config | more)
+
+
+@pytest.mark.parametrize(
+    ("size", "batches"),
+    [
+        (1, []),
+        (2, [["one-seed7", "one-seed8"], ["one_base", "two"]]),
+        (3, [["one-seed7", "one-seed8", "one_base"], ["two"]]),
+        (9, [["one-seed7", "one-seed8", "one_base", "two"]]),
+    ],
+)
+def test_students_answer_in_batches_and_the_teacher_alone(size, batches):
+    """A `_base` that shares another's answers is in no batch."""
+    config = make_seeds(evaluation={"models_per_job": size})
+    assert experiment.get_model_batches(config) == batches
+    alone = experiment.get_models_alone(config)
+    assert alone == (["teacher"] if batches else experiment.get_evaluated_models(config))
 
 
 def test_a_student_with_seeds_is_replicas_that_share_a_base():

@@ -32,6 +32,24 @@ class CardOptions:
     )
 
 
+@dataclass(frozen=True)
+class PublishOptions:
+    """Where `snakemake publish` uploads exported models to."""
+
+    push_to: str | None = option(
+        "Repository on the Hugging Face hub of each exported model, with `{student}`, `{category}` and `{variant}` for "
+        "its names. Without `{variant}`, `-VARIANT` follows the name of each variant but `full`.",
+        None,
+        pattern=r"^[^/]+/[^/]+$",
+        when="`OWNER/{student}-{category}` to publish models with `snakemake … publish`, which no whole run does.",
+    )
+    push_private: bool = option(
+        "Whether a new repository is private. With `true`, nothing is uploaded to a public one.",
+        True,
+        when="`false` to publish for everybody.",
+    )
+
+
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the scripts that export a student: --student, --out, --dtype, --device."""
     parser.add_argument("--student", required=True, help="folder of the trained model")

@@ -7,11 +7,11 @@ from typing import Any
 
 from distill.common.names import POOLED, TEACHER
 from distill.common.replicas import get_replica_name, is_replica
-from distill.common.variants import list_suffixes
+from distill.common.variants import FULL, list_suffixes
 from distill.generation.engine import ENGINES, PARALLEL_SIZES, EngineType
 from distill.generation.options import OWN_ARGUMENTS, find_longer_name
 from distill.generation.server_address import find_address_problem
-from distill.models.hub_names import find_source_problem
+from distill.models.hub_names import PART, find_source_problem
 from distill.models.options import TEMPLATE_DATE
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.student.divergences import METHODS
@@ -107,6 +107,23 @@ def check_exported(config: Config, problems: Problems) -> None:
         if name not in trained:
             text = f"expected one of {', '.join(trained)}, found {name}"
             problems.setdefault(("export", "students", index), text)
+
+
+def check_repository(config: Config, problems: Problems) -> None:
+    """Check that the names of repositories can be made, and that the hub accepts them."""
+    found = get_value(config, problems, "export", "push_to")
+    if found is None:
+        return
+    fields = {"student": "student", "category": "category", "variant": FULL}
+    try:
+        name = found.format(**fields)
+    except (KeyError, IndexError, ValueError):
+        text = f"expected no other names in braces than {{{'}, {'.join(fields)}}}, found {found}"
+        problems.setdefault(("export", "push_to"), text)
+        return
+    if not re.fullmatch(f"{PART}/{PART}", name):
+        text = f"expected OWNER/NAME of letters, digits, dots, hyphens and underscores, found {found}"
+        problems.setdefault(("export", "push_to"), text)
 
 
 def check_paths(config: Config, problems: Problems) -> None:
@@ -212,6 +229,7 @@ def check_together(config: Config, problems: Problems) -> None:
     check_questions(config, problems)
     check_students(config, problems)
     check_exported(config, problems)
+    check_repository(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
         text = "expected at least one field name, since answer.key is set, found []"
         problems.setdefault(("answer", "label_fields"), text)

@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from distill.common.digest import digest_of
@@ -27,11 +28,13 @@ from distill.plan.experiment import (
     get_initial_model,
     get_predicting_models,
     get_questions_system,
+    get_repository,
     get_server_file,
     get_source_format,
     get_student,
     get_teacher,
     get_training_categories,
+    is_dropping,
     is_shared,
 )
 from distill.plan.signals import SIGNALS, get_signal, get_signals
@@ -99,6 +102,12 @@ def prompt_flags(config: Config, category: str) -> str:
     if source["teacher_prompt"]:
         options |= {"teacher_prompt": source["teacher_prompt"].replace("{category}", category)}
     return flags(options)
+
+
+def near_duplicate_flags(config: Config, category: str) -> str:
+    """Return the options of find_near_duplicates.py, except its files."""
+    options = config["near_duplicates"]
+    return flags({"category": category} | config["split"] | pick(options, "threshold", "shingle_size", "action"))
 
 
 def split_flags(config: Config) -> str:
@@ -292,6 +301,20 @@ def question_flags(config: Config, model: str, category: str) -> str:
     return flags(evaluated_settings(config, model, category) | questions)
 
 
+def batch_flags(config: Config, category: str, models: Sequence[str]) -> str:
+    """Return the options of predict_models.py: those of predict_answers.py and answer_questions.py for each model."""
+    folder = Path("output/evaluation")
+    test = flags({"test": f"artifacts/distill_data/processed/{category}/test.jsonl"})
+    runs = []
+    for model in models:
+        out = flags({"out": folder / model / f"{category}.predictions.jsonl"})
+        runs.append(shlex.join(["--predict", f"{test} {predict_flags(config, model, category)} {out}"]))
+        if config["evaluation"]["questions"]:
+            out = flags({"out": folder / model / f"{category}.questions.jsonl"})
+            runs.append(shlex.join(["--ask", f"{question_flags(config, model, category)} {out}"]))
+    return " ".join(runs)
+
+
 def predict_run_flags(config: Config, model: str) -> str:
     """Return the untracked options of predict_answers.py and answer_questions.py: batch size and server."""
     return flags(pick(config["evaluation"], "batch_size") | server_settings(config, model, "predictions"))
@@ -345,6 +368,12 @@ def export_flags(config: Config, student: str) -> str:
     return flags({"dtype": get_dtype(config, student)})
 
 
+def publish_flags(config: Config, student: str, category: str, variant: str) -> str:
+    """Return the options of publish_model.py."""
+    private = {"private": config["export"]["push_private"]}
+    return flags({"repository": get_repository(config, student, category, variant)} | private)
+
+
 def card_flags(config: Config, student: str, category: str) -> str:
     """Return the options of write_model_card.py."""
     export = config["export"] or {}
@@ -387,6 +416,8 @@ def digest_settings(config: Config, student: str) -> str:
     # Settings that came later are left out at their defaults, so that the digests of older students stay.
     if not settings["teachers"]:
         del settings["teachers"]
+    if not is_dropping(config):
+        del settings["near_duplicates"]
     source = settings["source"]
     remove(source, [name for name, value in (("targets", "last"), ("teacher_prompt", None)) if source[name] == value])
     for place, names in WITHOUT_RESULT.items():

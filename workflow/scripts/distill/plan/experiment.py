@@ -1,15 +1,18 @@
 """What an experiment consists of, derived from its checked configuration: raw files, models, signals, targets."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from distill.common.errors import InputError
 from distill.common.names import POOLED, TEACHER
 from distill.common.replicas import drop_seed, list_replicas
-from distill.common.variants import VARIANTS, get_evaluated_name, get_variant, is_base, split_name
+from distill.common.variants import FULL, VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
 from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import MANIFEST, get_folder, is_download
+from distill.records.near_duplicate_options import DROP
 from distill.records.source_formats import SOURCE_FORMATS, SourceFormat
 from distill.student.divergences import METHODS
 
@@ -54,6 +57,50 @@ def get_raw_inputs(config: Config, category: str) -> dict[str, list[str]]:
     """Return the raw files of a category for every input of the format's rule; an unused input has none."""
     raw_files = get_raw_files(config, category)
     return {name: [raw_files[name]] if name in raw_files else [] for name in get_source_format(config).files}
+
+
+def is_dropping(config: Config) -> bool:
+    """Whether near-duplicates are dropped from the prompts that the teacher is asked."""
+    return bool(config["near_duplicates"]) and config["near_duplicates"]["action"] == DROP
+
+
+def find_missing_package(config: Config) -> str | None:
+    """Return a sentence about a package that the experiment needs and this environment lacks; None if there is none."""
+    if config["near_duplicates"] is None or find_spec("rensa") is not None:
+        return None
+    return "near_duplicates: expected the package rensa, which is not installed: run `make setup`, or set it to null"
+
+
+def get_prompts(config: Config, category: str) -> str:
+    """Return the file of the prompts that the teacher is asked: all of a category, or those that are kept."""
+    return f"artifacts/distill_data/raw/{category}_teacher_prompts_{'kept' if is_dropping(config) else 'base'}.jsonl"
+
+
+def get_kept_prompts(config: Config) -> dict[str, str]:
+    """Return the output of the search for near-duplicates that only action `drop` has, by name."""
+    return {"kept": get_prompts(config, "{category}")} if is_dropping(config) else {}
+
+
+def get_further_prompts(config: Config) -> list[str]:
+    """Return the further files with held-out prompts, such as benchmarks."""
+    return list(config["near_duplicates"]["against"]) if config["near_duplicates"] else []
+
+
+def find_missing_prompts(config: Config) -> str | None:
+    """Return a sentence about a further file with held-out prompts that does not exist; None if all exist.
+
+    Snakemake itself tells of none once the search has results, whatever the configuration named then.
+    """
+    for number, path in enumerate(get_further_prompts(config)):
+        if not Path(path).is_file():
+            return f"near_duplicates.against[{number}]: expected a file, found {path!r} (relative to {Path.cwd()})"
+    return None
+
+
+def get_other_categories(config: Config, category: str, categories: Sequence[str]) -> list[str]:
+    """Return the categories whose held-out prompts a category must not train on: the others if a student is pooled."""
+    is_pooled = any(student["pool"] for student in config["students"].values())
+    return [other for other in categories if other != category and is_pooled]
 
 
 def get_all_raw_inputs(config: Config, categories: Sequence[str]) -> dict[str, list[str]]:
@@ -247,6 +294,31 @@ def get_exports(config: Config, categories: Sequence[str]) -> dict[str, str]:
     }
 
 
+def get_repository(config: Config, student: str, category: str, variant: str) -> str:
+    """Return the repository on the hub that an exported model is published to; see `export.push_to`."""
+    pattern = config["export"]["push_to"]
+    name: str = pattern.format(student=student, category=category, variant=variant)
+    return name if variant == FULL or "{variant}" in pattern else f"{name}-{variant}"
+
+
+def get_published(config: Config, categories: Sequence[str]) -> list[str]:
+    """Return the records of the uploads of all exported models.
+
+    Raises:
+        InputError: there is no `export.push_to`, or several models would be uploaded to one repository.
+    """
+    if not (config["export"] and config["export"]["push_to"]):
+        raise InputError("publish: expected export.push_to in the configuration, such as OWNER/{student}-{category}")
+    owners: dict[str, str] = {}
+    for folder in get_exports(config, categories):
+        repository = get_repository(config, *folder.split("/")[2:])
+        if repository in owners:
+            text = f"expected a repository for each model, found {repository} for {owners[repository]} and {folder}"
+            raise InputError(f"export.push_to: {text}; add {{student}}, {{category}} or {{variant}} to the name")
+        owners[repository] = folder
+    return [f"{folder}.published.json" for folder in owners.values()]
+
+
 def get_made_files(config: Config, model: str) -> list[str]:
     """Return the files of a model that the workflow makes or downloads; none for the user's own model."""
     # Those in the folder's name. Every job asks, and the folders of a thousand categories are a long list.
@@ -322,6 +394,26 @@ def get_evaluated_models(config: Config) -> list[str]:
     return [model for model in get_models(config) if not is_base(model) or get_first_base(config, model) == model]
 
 
+def get_model_batches(config: Config) -> list[list[str]]:
+    """Return the models that answer together in one job; none if each has a job of its own.
+
+    The teacher, which may be on a server or have another size, always has.
+    """
+    size = config["evaluation"]["models_per_job"]
+    models = [model for model in get_evaluated_models(config) if model != TEACHER]
+    return [models[start : start + size] for start in range(0, len(models), size)] if size > 1 else []
+
+
+def get_batch_sources(config: Config, category: str, models: Sequence[str]) -> list[str]:
+    """Return the hub ids and folders that a job loads to generate the answers of several models."""
+    return [source for model in models for source in get_predicting_models(config, model, category)]
+
+
+def get_models_alone(config: Config) -> list[str]:
+    """Return the models that answer in a job of their own; see `get_model_batches`."""
+    return [TEACHER] if get_model_batches(config) else get_evaluated_models(config)
+
+
 def get_sharing_students(config: Config) -> list[str]:
     """Return the students whose `_base` shares the answers of another student's `_base`."""
     return [student for student in list_students(config) if f"{student}_base" not in get_evaluated_models(config)]
@@ -388,6 +480,8 @@ def get_targets(config: Config, categories: Sequence[str]) -> list[str]:
         report += [f"answers/{category}.html" for category in categories]
     if get_sampled_folders(config, categories):
         report.append("samples.html")
+    if config["near_duplicates"]:
+        report.append("near_duplicates.html")
     if config["answer"]["key"]:  # without it, answers hold no values to plot
         report += [f"values/{category}.svg" for category in categories]
     alpaca = get_training_data(config, categories) if get_source_format(config).has_alpaca_targets else []

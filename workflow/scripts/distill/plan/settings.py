@@ -10,10 +10,11 @@ from distill.common.options import COUNT, SEED, group, option, prefixed, same_as
 from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions
-from distill.export.options import CardOptions
+from distill.export.options import CardOptions, PublishOptions
 from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
+from distill.records.near_duplicate_options import NearDuplicateOptions
 from distill.records.options import AnswerFormat, MixOptions, PromptOptions, SplitOptions
 from distill.records.source_formats import SOURCE_FORMATS
 from distill.report.options import PageOptions
@@ -198,6 +199,12 @@ class Evaluation(BatchOptions, ScoringOptions):
     temperature: float = option(
         "Sampling temperature; 0 is greedy decoding.", 0.0, minimum=0, when="Above 0 to score sampled answers."
     )
+    models_per_job: int = option(
+        "Students of a category that answer in one job, one after the other. The answers are the same.",
+        1,
+        minimum=1,
+        when="About 4 if models load faster than Python starts, which takes seconds.",
+    )
 
 
 @dataclass(frozen=True)
@@ -222,7 +229,7 @@ class Variants:
 
 
 @dataclass(frozen=True)
-class Export(CardOptions, Variants):
+class Export(PublishOptions, CardOptions, Variants):
     """Students as folders to deploy."""
 
 
@@ -256,6 +263,12 @@ class Config:
         "the teacher's alone.",
         None,
         when="The original annotations are worth learning from, too.",
+    )
+    near_duplicates: NearDuplicateOptions | None = group(
+        "Find training prompts that resemble held-out prompts or each other, before the teacher is asked; null does "
+        "not look for them.",
+        None,
+        when="`{}` uses the defaults below. Prompts are questions or instructions rather than a filled-in template.",
     )
     teacher: Teacher = group("The model that is distilled.")
     teachers: dict[str, Teacher] = group(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from distill.common.disk import find_free, format_bytes, measure_folder
-from distill.plan.experiment import Config, get_category_config, get_teacher
+from distill.plan.experiment import Config, get_category_config, get_prompts, get_teacher
 from distill.plan.start_cache import StartCache
 from distill.records.options import SplitOptions
 from distill.student.divergences import METHODS
@@ -14,7 +14,7 @@ from distill.student.options import ObjectiveOptions
 from distill.teacher.signal_size import SignalShape, count_tokens, describe_storage, read_sizes
 from distill.teacher.signal_store import DATA
 
-SIGNALS = "artifacts/distill_data/teacher_signal"  # the folder of each category's signals, see rules/teacher.smk
+SIGNALS = "artifacts/distill_data/teacher_signal"  # the folder of each category's signals
 
 
 def get_signal(config: Config, student: str) -> str | None:
@@ -79,7 +79,7 @@ def describe_signals(config: Config, categories: Sequence[str], cache: StartCach
         width, vocabulary = read_sizes(get_teacher(own))
         longest = own["teacher"]["samples"] * own["teacher"]["generation"]["max_new_tokens"]
         answers = f"artifacts/distill_data/raw/teacher_outputs_{category}.jsonl"
-        prompts = f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl"
+        prompts = get_prompts(config, category)
         split, original = read_split_options(config)
         count = partial(count_tokens, answers, prompts, longest, split, original)
         counted = f"tokens of {category}, at most {longest}, {split}, {original} original answers"

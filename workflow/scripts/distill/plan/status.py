@@ -16,20 +16,20 @@ from distill.common.names import POOLED
 STEPS = {
     "download": ("download_model",),
     "mix": ("mix_records",),
-    "prompts": ("make_prompts",),
+    "prompts": ("make_prompts", "find_near_duplicates"),
     "answers": ("generate_answers", "gather_answers"),
     "split": ("split_answers",),
     "signal": ("compute_signal",),
     "init": ("copy_layers",),
     "train": ("train_student",),
-    "predict": ("predict_answers", "share_base_answers", "answer_questions", "judge_answers"),
+    "predict": ("predict_answers", "predict_models", "share_base_answers", "answer_questions", "judge_answers"),
     "score": ("score_predictions", "average_scores"),
     "export": ("export_model", "export_gguf", "write_model_card"),
 }
 COLOURS = {"done": "32", "to do": "33", "missing input": "31", "–": "90"}
 STEP_WIDTH = 12
 
-JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+):$")
+JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (?P<rule>\w+?)(?:_\d+)?:$")  # predict_models_1 is one of several
 FIELD = re.compile(r"^    (?P<name>wildcards|reason): (?P<value>.*)$")
 SKIPPED = re.compile(r"^  (?P<category>[\w-]+): (?P<files>.*) not found$")
 TEACHER_LINE = re.compile(r"^Teacher: .*$", flags=re.MULTILINE)  # see `describe_teacher`

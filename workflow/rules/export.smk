@@ -90,6 +90,36 @@ rule write_model_card:
         " --metrics {input.metrics:q} {params.options} --out {output.card:q} > {log:q} 2>&1"
 
 
+# Uploads an exported model. Only the rule publish asks for it. A local rule, since compute nodes often have no internet
+# access. Another version of the script uploads nothing again.
+rule publish_model:
+    input:
+        get_uploaded_files,
+    output:
+        record="output/export/{student}/{category}/{variant}.published.json",
+    log:
+        "logs/publish_model/{student}/{category}.{variant}.log",
+    benchmark:
+        "logs/publish_model/{student}/{category}.{variant}.benchmark.tsv"
+    wildcard_constraints:
+        variant="|".join(experiment.list_variants()),
+    localrule: True
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        script=get_script("publish_model"),
+        code=Untracked(get_code("publish_model")),
+        model="output/export/{student}/{category}/{variant}",
+        options=from_config(command_lines.publish_flags, "student", "category", "variant"),
+    message:
+        "Uploading {params.model}: {params.options}"
+    shell:
+        "python {params.script} --model {params.model:q} {params.options} --out {output.record:q} > {log:q} 2>&1"
+
+
 # The training data in the Alpaca format that LLaMA-Factory reads.
 rule write_alpaca:
     input:

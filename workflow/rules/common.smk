@@ -3,12 +3,22 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
-SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
+# Also if this is a module of another workflow, whose Snakefile is elsewhere.
+SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
+if not SCRIPTS.is_dir():
+    raise WorkflowError(
+        f"{workflow.current_basedir}: expected the folder of a clone of Stillhouse; clone the repository and name its "
+        "workflow/Snakefile as the module's snakefile"
+    )
+if workflow.modifier.path_modifier.prefix or workflow.modifier.path_modifier.modifies_prefixes:
+    raise WorkflowError("expected a module without prefix and replace_prefix: Stillhouse's jobs read fixed paths")
 sys.path.insert(0, str(SCRIPTS))
 
 from distill.common.digest import code_digest, files_digest
@@ -18,7 +28,7 @@ from distill.plan import command_lines, experiment, job_resources, memory_reques
 from distill.plan.schema import check_config
 from distill.plan.settings import NAME_PATTERN
 from distill.plan.start_cache import StartCache
-from distill.report import answers_page, samples_page
+from distill.report import answers_page, near_duplicates_page, samples_page
 
 # Snakemake keeps all jobs in memory. Looking for garbage among them takes a seventh of the time for 30,000 jobs.
 gc.set_threshold(200_000)
@@ -98,6 +108,19 @@ def check_models():
 
 if workflow.is_main_process:
     check_models()
+
+
+def check_near_duplicates():
+    """End with what the search for near-duplicates lacks."""
+    # With conda, jobs have environments of their own.
+    has_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    missing = experiment.find_missing_prompts(config) or (not has_conda and experiment.find_missing_package(config))
+    if missing:
+        stop(missing)
+
+
+if workflow.is_main_process:
+    check_near_duplicates()
 
 if workflow.is_main_process:
     for line in [experiment.describe_teacher(config), *signals.describe_signals(config, CATEGORIES, START_CACHE)]:

@@ -5,7 +5,7 @@ scattergather:
 
 rule gather_answers:
     input:
-        prompts="artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
+        prompts=from_config(experiment.get_prompts, "category"),
         answers=gather.shards("artifacts/distill_data/raw/shards/teacher_outputs_{{category}}.{scatteritem}.jsonl"),
         stats=gather.shards("artifacts/distill_data/raw/shards/teacher_outputs_{{category}}.{scatteritem}.stats.json"),
     output:

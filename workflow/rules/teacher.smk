@@ -1,6 +1,6 @@
 rule generate_answers:
     input:
-        prompts="artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
+        prompts=from_config(experiment.get_prompts, "category"),
         teacher=model_files(experiment.get_teacher_models, "category"),
         server=shared_server("answers"),
     output:

@@ -103,6 +103,12 @@ def get_judged_categories(wildcards):
     return categories if experiment.are_judged(config, categories) else []
 
 
+def get_other_prompts(wildcards):
+    """Prompts of other categories, whose held-out prompts a pooled student must not be trained on."""
+    others = experiment.get_other_categories(config, wildcards.category, CATEGORIES)
+    return [f"artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl" for category in others]
+
+
 def get_card_category(wildcards):
     """The category of the scores in a model card: that of the model, or the only one for a pooled student's `all`."""
     return CATEGORIES[0] if len(CATEGORIES) == 1 else wildcards.category
@@ -135,7 +141,7 @@ def has_shared_server(wildcards):
 def get_served_inputs(wildcards):
     """What the jobs that share a server read, so that it starts when all of them can."""
     files = {
-        "answers": "artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
+        "answers": experiment.get_prompts(config, "{category}"),
         "signals": "artifacts/distill_data/processed/{category}/train.jsonl",
         "predictions": "artifacts/distill_data/processed/{category}/test.jsonl",
         "judgements": "output/evaluation/{model}/{category}.predictions.jsonl",
@@ -196,9 +202,32 @@ def planned_memory(rule, default):
     return call
 
 
+def planned_batch_memory(models, default):
+    """A resource function for the memory of a job that evaluates these models: that of the largest."""
+
+    def call(wildcards):
+        return max(MEMORY.get("predict_answers", default, {**wildcards, "model": model}) for model in models)
+
+    return call
+
+
 def get_first_base(wildcards):
     """The `_base` whose answers this one shares."""
     return experiment.get_first_base(config, f"{wildcards.student}_base")
+
+
+def get_uploaded_files(wildcards):
+    """The files of an exported model and its card."""
+    folder = f"output/export/{wildcards.student}/{wildcards.category}/{wildcards.variant}"
+    return [*experiment.get_made_files(config, folder), f"{folder}/README.md"]
+
+
+def get_published(wildcards):
+    """The records of all uploads."""
+    try:
+        return experiment.get_published(config, CATEGORIES)
+    except InputError as error:
+        raise WorkflowError(str(error))
 
 
 def get_test_option(wildcards, input):

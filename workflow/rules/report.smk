@@ -9,7 +9,7 @@ rule tabulate_scores:
     output:
         table=report(
             "output/report/metrics.csv",
-            caption="../workflow/report/table.rst",
+            caption="../report/table.rst",
             category="Scores",
         ),
     log:
@@ -36,7 +36,7 @@ use rule tabulate_scores as plot_scores with:
     output:
         figure=report(
             "output/report/scores.svg",
-            caption="../workflow/report/scores.rst",
+            caption="../report/scores.rst",
             category="Scores",
         ),
     log:
@@ -53,7 +53,7 @@ use rule tabulate_scores as plot_training with:
     output:
         figure=report(
             "output/report/training.svg",
-            caption="../workflow/report/training.rst",
+            caption="../report/training.rst",
             category="Training",
         ),
     log:
@@ -71,7 +71,7 @@ use rule tabulate_scores as render_samples with:
     output:
         page=report(
             "output/report/samples.html",
-            caption="../workflow/report/samples.rst",
+            caption="../report/samples.rst",
             category="Training",
         ),
     log:
@@ -108,7 +108,7 @@ use rule tabulate_scores as tabulate_memory with:
     output:
         table=report(
             "output/report/memory.csv",
-            caption="../workflow/report/memory.rst",
+            caption="../report/memory.rst",
             category="Memory",
         ),
     log:
@@ -129,7 +129,7 @@ use rule tabulate_scores as plot_values with:
     output:
         figure=report(
             "output/report/values/{category}.svg",
-            caption="../workflow/report/values.rst",
+            caption="../report/values.rst",
             category="Predicted and true values",
             labels={"category": "{category}"},
         ),
@@ -157,7 +157,7 @@ use rule tabulate_scores as render_answers with:
     output:
         page=report(
             "output/report/answers/{category}.html",
-            caption="../workflow/report/answers.rst",
+            caption="../report/answers.rst",
             category="Answers side by side",
             labels={"category": "{category}"},
         ),
@@ -181,7 +181,7 @@ use rule tabulate_scores as compare_models with:
     output:
         table=report(
             "output/report/comparisons.csv",
-            caption="../workflow/report/comparisons.rst",
+            caption="../report/comparisons.rst",
             category="Comparisons",
         ),
     log:
@@ -203,7 +203,7 @@ use rule tabulate_scores as plot_comparisons with:
     output:
         figure=report(
             "output/report/comparisons.svg",
-            caption="../workflow/report/comparisons.rst",
+            caption="../report/comparisons.rst",
             category="Comparisons",
         ),
     log:
@@ -212,3 +212,22 @@ use rule tabulate_scores as plot_comparisons with:
         "logs/plot_comparisons.benchmark.tsv"
     params:
         **job("plot_comparisons"),
+
+
+use rule tabulate_scores as render_near_duplicates with:
+    input:
+        counts=expand("output/report/near_duplicates/{category}.json", category=CATEGORIES),
+        pairs=expand("output/report/near_duplicates/{category}.csv", category=CATEGORIES),
+    output:
+        page=report(
+            "output/report/near_duplicates.html",
+            caption="../report/near_duplicates.rst",
+            category="Data",
+        ),
+    log:
+        "logs/render_near_duplicates.log",
+    benchmark:
+        "logs/render_near_duplicates.benchmark.tsv"
+    params:
+        **job("render_near_duplicates"),
+        template=files_digest(near_duplicates_page.PARTS),

@@ -43,3 +43,34 @@ rule make_prompts:
         options=from_config(command_lines.prompt_flags, "category"),
     shell:
         "python {params.script} --mix {input.mix:q} {params.options} --out {output.prompts:q} > {log:q} 2>&1"
+
+
+# Reads the prompts, whose splits are known before the answers. With near_duplicates.action drop, the teacher is asked
+# the prompts that are kept. The priority has the report written before the first answers if both can start.
+rule find_near_duplicates:
+    input:
+        prompts="artifacts/distill_data/raw/{category}_teacher_prompts_base.jsonl",
+        others=get_other_prompts,
+        against=experiment.get_further_prompts(config),
+    output:
+        **experiment.get_kept_prompts(config),
+        pairs="output/report/near_duplicates/{category}.csv",
+        counts="output/report/near_duplicates/{category}.json",
+    log:
+        "logs/find_near_duplicates/{category}.log",
+    benchmark:
+        "logs/find_near_duplicates/{category}.benchmark.tsv"
+    priority: 1
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        **job("find_near_duplicates"),
+        inputs=get_input_options,
+        kept=command_lines.flags(experiment.get_kept_prompts(config)),
+        options=from_config(command_lines.near_duplicate_flags, "category"),
+    shell:
+        "python {params.script} {params.inputs} {params.options} --pairs {output.pairs:q} --counts {output.counts:q}"
+        " {params.kept} > {log:q} 2>&1"

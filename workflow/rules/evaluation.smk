@@ -15,7 +15,7 @@ rule predict_answers:
     benchmark:
         "logs/predict_answers/{model}/{category}.benchmark.tsv"
     wildcard_constraints:
-        model="|".join(experiment.get_evaluated_models(config)),
+        model="|".join(experiment.get_models_alone(config)),
     conda:
         "../envs/torch.yaml"
     threads: from_config(job_resources.get_answering_threads, "model")
@@ -58,6 +58,54 @@ use rule predict_answers as answer_questions with:
         **job("answer_questions"),
         test="",
         options=from_config(command_lines.question_flags, "model", "category"),
+
+
+# Both of the above for several models of a category in one process.
+for number, models in enumerate(experiment.get_model_batches(config), start=1):
+
+    rule:
+        name:
+            f"predict_models_{number}"
+        input:
+            multiext(
+                "artifacts/distill_data/processed/{category}/",
+                test="test.jsonl",
+                test_source="test.source",
+                test_target="test.target",
+            ),
+            models=model_files(partial(experiment.get_batch_sources, models=models), "category"),
+        output:
+            predictions=expand(
+                "output/evaluation/{model}/{category}.predictions.jsonl",
+                model=models,
+                allow_missing=True,
+            ),
+            answers=expand(
+                "output/evaluation/{model}/{category}.questions.jsonl",
+                model=models if config["evaluation"]["questions"] else [],
+                allow_missing=True,
+            ),
+        log:
+            f"logs/predict_models/{number}/{{category}}.log",
+        benchmark:
+            f"logs/predict_models/{number}/{{category}}.benchmark.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: from_config(partial(job_resources.get_answering_threads, model=models[0]))
+        resources:
+            gpu=from_config(partial(job_resources.get_answering_gpus, model=models[0])),
+            group_slots=1,
+            mem_mb=planned_batch_memory(models, 32000),
+            runtime=240 * len(models),
+        params:
+            **job("predict_models"),
+            models=model_digests(partial(experiment.get_batch_sources, models=models), "category"),
+            runs=from_config(partial(command_lines.batch_flags, models=models), "category"),
+            run_options=untracked(partial(command_lines.predict_run_flags, model=models[0])),
+            device=Untracked(config["device"]),
+        shell:
+            "python {params.script} {params.runs} --category {wildcards.category}"
+            " {params.run_options} --device {params.device} > {log:q} 2>&1"
 
 
 # Scores all models' answers by the teacher's likelihoods, in one job that loads the teacher once.

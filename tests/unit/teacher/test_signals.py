@@ -838,7 +838,7 @@ def test_storage_imports_no_torch():
 
 def check(signal, data, *more):
     arguments = ["--signal", str(signal["out"]), "--data", str(data), "--model", signal["model"], "--dtype", "float32"]
-    check_signal.main([*arguments, "--device", "cpu", *more])
+    check_signal.main([*arguments, "--examples", str(data.parent / "examples"), "--device", "cpu", *more])
 
 
 @pytest.mark.parametrize("kind", ["hidden", "topk"])
@@ -885,8 +885,7 @@ def test_topk_needs_k_and_temperatures(capsys):
 def test_the_script_computes_what_the_splits_hold(signal, records, tmp_path, models):
     data = write_splits(tmp_path / "data", records[:8], records[8:])
     argv = ["--data", str(data), "--kind", "hidden", "--model", models["teacher"], "--dtype", "float32"]
-    argv += ["--examples", str(tmp_path / "examples")]
-    script.main([*argv, "--device", "cpu", "--out", str(tmp_path / "out")])
+    script.main([*argv, "--device", "cpu", "--out", str(tmp_path / "out"), "--examples", str(tmp_path / "examples")])
     assert stats({"out": tmp_path / "out"})["records"] == 10
 
 

@@ -85,7 +85,6 @@ def test_a_dataset_is_downloaded_once_and_distilled(directory, hub, tmp_path):
     assert directory.planned().count(("download_dataset", "")) == 2
 
 
-@pytest.mark.slow
 def test_errors_name_what_the_dataset_has(directory, hub):
     columns = {"conversations": "dialog"}
     source = directory.config["source"] | {"columns": columns}

@@ -9,6 +9,7 @@ may be larger than memory.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,4 +41,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["USE_TORCH"] = "0"  # the library `datasets` would import it, which takes longer than most data steps
     run_script(main)

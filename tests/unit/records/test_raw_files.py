@@ -1,14 +1,11 @@
 """Rows of raw files: the same values from every format of files, and errors that name file and record."""
 
 import csv
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reading import FORMATS, write_rows
-from running import SCRIPTS
 
 from distill.common.errors import InputError
 from distill.records.raw_files import RawFile, list_raw_files, read_columns, read_rows
@@ -99,15 +96,6 @@ def test_a_broken_table_is_an_error(tmp_path, kind, name):
         read_columns(RawFile(path))
     with pytest.raises(InputError, match=rf"f\.{kind}: expected a {name} file, found one that cannot be read"):
         list(read_rows(RawFile(path), ["q"]))
-
-
-def test_tables_are_read_without_torch(tmp_path):
-    """Importing it would take longer than most data steps."""
-    path = write_rows(tmp_path / "f.parquet", ROWS)
-    code = f"""import sys; from pathlib import Path; from distill.records.raw_files import RawFile, read_rows
-print(len(list(read_rows(RawFile(Path({str(path)!r})), ["q"]))), "torch" in sys.modules)"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["3", "False"]
 
 
 def test_a_missing_file_is_an_error(tmp_path):

@@ -1,11 +1,14 @@
 """Records of one file: each shape in each format of files, columns by other names, and errors that name the column."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reading import FORMATS, write_rows
+from running import SCRIPTS
 
 import read_records as script
 from distill.common.errors import InputError
@@ -280,6 +283,18 @@ def test_the_files_of_a_download_are_read_in_order(tmp_path):
         script.main(
             ["--category", "c", "--format", "prompt_completion", "--records", str(tmp_path / "download.json"), *options]
         )
+
+
+def test_the_script_reads_tables_without_torch(tmp_path):
+    """Importing it would take longer than most data steps."""
+    write_rows(tmp_path / "f.parquet", [{"prompt": "Q", "completion": "A"}])
+    files = ["--records", "f.parquet", "--out", "out.jsonl"]
+    arguments = ["--category", "c", "--format", "prompt_completion", "--system", "x", *files]
+    code = f"""import runpy, sys; sys.path.insert(0, {str(SCRIPTS)!r}); sys.argv = ["read_records.py", *{arguments}]
+runpy.run_path({str(SCRIPTS / "read_records.py")!r}, run_name="__main__"); print("torch" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert len(list(read_jsonl(tmp_path / "out.jsonl"))) == 1
 
 
 def test_memory_does_not_grow_with_a_table(tmp_path):

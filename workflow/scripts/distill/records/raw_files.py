@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 from distill.common.downloads import MANIFEST, read_manifest
 from distill.common.errors import InputError, format_problem
@@ -163,16 +162,13 @@ def open_table(file: RawFile, columns: Collection[str] | None = None) -> Iterato
         InputError: the file cannot be read; names it.
     """
     import pyarrow  # takes 0.5 s together with datasets
-    from datasets import config
     from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.packaged_modules.arrow.arrow import Arrow
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     # `load_dataset` would take special characters in the path for a pattern.
     files = DataFilesDict(train=DataFilesList([str(file.path)], [()]))
-    # A stream shares its epoch with torch's workers, for which it imports torch: longer than most data steps.
-    has_torch = config.TORCH_AVAILABLE and "torch" in sys.modules
-    with TemporaryDirectory() as cache, patch.object(config, "TORCH_AVAILABLE", has_torch):
+    with TemporaryDirectory() as cache:
         try:
             options: dict[str, Any] = {"cache_dir": cache, "data_files": files}
             is_parquet = file.suffix == ".parquet"

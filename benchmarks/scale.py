@@ -1,17 +1,19 @@
 """Measure each step of a workflow by the number of questions, with tiny models: what is not a model's own work.
 
-    python benchmarks/scale.py [--records 23683 100000] [--work FOLDER]
+    python benchmarks/scale.py [--records 23683 100000] [--epochs 0.1] [--work FOLDER]
 
 Makes questions and answers of 400 to 1,000 Chinese characters, puts the teacher's answers into the answer cache, and
 runs Snakemake on them: two shards of answers, a cached signal, two students, predictions, scores, comparisons and the
 report. Then 5 questions are changed, 100 added and 10 removed, and it runs again. The models are those of the demo with
-random weights; they ask and train as real ones do, for a short time. Each count is compared with a tenth of it. Prints
+random weights; they ask and train as real ones do. Training takes most of the time; with --epochs 0.1 it reads all
+records and makes a tenth of the steps. Each count is compared with a tenth of it. Prints
 tables and writes benchmarks/results/scale_{date}.json.
 
 A step's seconds and memory are those of its own processes: the jobs find `python` as a program that measures another.
 """
 
 import argparse
+import copy
 import json
 import os
 import subprocess
@@ -146,17 +148,21 @@ class Run:
 
     Args:
         folder: the working directory, made here.
+        epochs: epochs of each training.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, epochs: float):
         folder.mkdir(parents=True)
         self.folder, self.log, self.output = folder, folder / "measured.jsonl", folder / "output.txt"
         programs = folder / "bin"
         programs.mkdir()
         (programs / "python").write_text(SHIM.format(python=sys.executable, log=str(self.log)))
         (programs / "python").chmod(0o755)
+        config = copy.deepcopy(CONFIG)
+        for student in config["students"].values():
+            student["train"]["epochs"] = epochs
         self.path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, allow_unicode=True))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
     def call(self, *options: str) -> dict[str, Any]:
         """Run Snakemake; return its seconds, CPU seconds and peak memory, those of its jobs included."""
@@ -198,9 +204,9 @@ class Run:
         return [{"step": rule, **found[rule], "bytes": sizes.get(rule, 0)} for rule in rules]
 
 
-def measure_count(folder: Path, count: int) -> dict[str, list[Row]]:
+def measure_count(folder: Path, count: int, epochs: float) -> dict[str, list[Row]]:
     """Run the workflow on this many questions, and again on changed ones; return the rows of both tables."""
-    texts, run = Texts(), Run(folder)
+    texts, run = Texts(), Run(folder, epochs)
     records = texts.draw(count)
     subprocess.run([sys.executable, __file__, "--make-models", folder], check=True)
     write_questions(folder, records[:1])
@@ -292,6 +298,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[23_683, 100_000], help="numbers of questions")
+    parser.add_argument("--epochs", type=float, default=1.0, help="epochs of each training")
     parser.add_argument("--work", type=Path, help="folder to keep the runs in; a temporary one otherwise")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
@@ -311,12 +318,12 @@ def measure_all(args: argparse.Namespace, work: Path) -> None:
     for count in args.records:
         result: Row = {"questions": count}
         if args.growth:
-            result["tenth"] = measure_count(work / str(count // 10), count // 10)
-        tables = measure_count(work / str(count), count)
+            result["tenth"] = measure_count(work / str(count // 10), count // 10, args.epochs)
+        tables = measure_count(work / str(count), count, args.epochs)
         if args.growth:
             tables = {name: add_growth(rows, result["tenth"][name]) for name, rows in tables.items()}
         results.append(result | tables)
-        found = {"date": date, "machine": describe_machine(), "results": results}
+        found = {"date": date, "machine": describe_machine(), "epochs": args.epochs, "results": results}
         write_json(args.out / f"scale_{date}.json", found)
         changes = f"{CHANGED} changed, {ADDED} added, {REMOVED} removed"
         steps, changed = (format_rows(tables[name]) for name in ("steps", "changes"))

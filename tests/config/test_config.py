@@ -486,6 +486,8 @@ ERRORS = [
         "expected no other names in braces than {student}, {category}, {variant}, found o/{model}",
     ),
     ("export: {push_to: 'o/{student'}", "export.push_to", "expected no other names in braces than {student}"),
+    ("export: {push_to: 'o/{student.x}'}", "export.push_to", "expected no other names in braces than {student}"),
+    ("export: {push_to: 'o/a--{student}'}", "export.push_to", "expected a name without --, .. and .git at its end"),
     ("export: {push_to: 'o/my {student}'}", "export.push_to", "expected OWNER/NAME of letters, digits, dots, hyphens"),
     ("export: {}", "", None),
     ("export: {variants: []}", "export.variants", "expected at least 1, found []"),

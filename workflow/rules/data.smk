@@ -12,7 +12,8 @@ rule mix_records:
         "../envs/data.yaml"
     resources:
         group_slots=1,
-        mem_mb=1000,
+        # Groups of rows of a Parquet file are read as a whole.
+        mem_mb=4000 if experiment.get_source_format(config).reads_datasets else 1000,
         runtime=60,
     params:
         **job(experiment.get_source_format(config).script),

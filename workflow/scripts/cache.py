@@ -54,9 +54,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "list":
         print("\n".join(filter(None, [list_cache(uses), describe_examples(directories)])))
         return
+    if examples := prune_examples(directories, args.yes):  # which needs no configuration
+        print(examples)
     if not args.directory:
         check_sharing(uses, Path())
-    print("\n".join(filter(None, [prune_cache(uses, args.yes), prune_examples(directories, args.yes)])))
+    print(prune_cache(uses, args.yes))
 
 
 if __name__ == "__main__":

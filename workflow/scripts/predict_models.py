@@ -16,7 +16,7 @@ import torch
 
 import answer_questions
 import predict_answers
-from distill.common.errors import run_script
+from distill.common.errors import InputError, run_script
 
 logger = logging.getLogger("predict_models")
 
@@ -36,12 +36,18 @@ def main(argv: list[str] | None = None) -> None:
     args, common = parse_args(argv)
     calls = [(predict_answers.main, options) for options in args.predict]
     calls += [(answer_questions.main, options) for options in args.ask]
+    problems = []
     for answer, options in calls:
         logger.info("answering with %s", options)
-        answer([*shlex.split(options), *common])
+        try:
+            answer([*shlex.split(options), *common])
+        except InputError as error:  # the other models' answers are kept, so that the next run need not repeat them
+            problems.append(str(error))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-# Sourced before the command of a rule in a Slurm job (workflow/rules/common.smk). Some minutes before the job's time limit it
-# sends SIGUSR1 to the command, which saves its progress and exits. The job is then requeued, and resumes. Slurm's own
-# SIGTERM and SIGUSR1 have the same effect. A job is not requeued after scancel, nor if it was submitted without
-# --requeue.
+# Sourced before the command of a rule in a Slurm job (workflow/rules/common.smk). Some minutes before the job's time
+# limit it sends SIGUSR1 to the command, which saves its progress and exits. The job is then requeued, and resumes.
+# Slurm's own SIGTERM and SIGUSR1 have the same effect. A job is not requeued after scancel, nor if it was submitted
+# without --requeue.
 #
 # This script watches the time itself because a signal from Slurm (sbatch --signal) does not reach jobs of an array and
 # trainings on several nodes, and would end Snakemake if it came between two jobs of a group.

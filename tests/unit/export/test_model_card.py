@@ -63,7 +63,7 @@ def test_a_missing_training_card_is_an_error(tmp_path):
     [
         ({"device": "cpu", "cache": "elsewhere", "export": {"license": "mit"}}, False),
         ({"student": {"train": {"save_steps": 7}}}, False),
-        ({"evaluation": {"batch_size": 4}}, False),
+        ({"evaluation": {"batch_size": 4, "models_per_job": 4}}, False),
         ({"student": {"train": {"epochs": 7}}}, True),
         ({"split": {"seed": 7}}, True),
     ],

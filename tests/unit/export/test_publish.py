@@ -67,6 +67,13 @@ def test_a_public_repository_gets_nothing_that_should_be_private(hub, model):
     assert read_repository(hub) == {}
 
 
+def test_a_private_repository_stays_private(hub, model, caplog):
+    hub.create("owner/student-banks", private=True)
+    push(model, "owner/student-banks", private=False)
+    assert "owner/student-banks is private and stays so" in caplog.text
+    assert read_repository(hub) == FILES
+
+
 def test_weights_from_elsewhere_are_named(hub, model, caplog):
     hub.create("owner/student-banks", private=True)
     for name in ("model-00001-of-00002.safetensors", "notes.txt"):
@@ -87,7 +94,10 @@ def test_a_dry_run_lists_the_files_and_sends_nothing(hub, model, capsys):
 
 @pytest.mark.parametrize(
     ("token", "message"),
-    [(None, "HF_TOKEN: expected an access token with write permission"), ("other", "HF_TOKEN does not allow to write")],
+    [
+        (None, "HF_TOKEN: expected an access token with write permission"),
+        ("other", "has no permission to write there"),
+    ],
 )
 def test_a_missing_or_wrong_token_is_an_error(hub, model, monkeypatch, token, message):
     hub.create("owner/student-banks", private=True)

@@ -136,7 +136,7 @@ def test_prune_removes_what_no_configuration_uses_once_it_is_confirmed(configure
     assert "1 teacher, 2 answers, 0.0 MiB removed" in run("prune", "--yes")
     assert folders(directory) == kept
     assert len(read_cache(directory / "artifacts/cache/teacher" / folder)) == 3
-    assert "nothing to remove" in run("prune", "--yes")
+    assert "no answers to remove" in run("prune", "--yes")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Tokenized examples of a working directory: listed, and removed if their records have changed."""
 
+import os
+import socket
+import subprocess
+
 import pytest
 from tiny import build_tokenizer
 from training_runs import write_splits
@@ -14,7 +18,7 @@ from distill.records.split_reader import JoinedRecords, SplitReader
 
 @pytest.fixture
 def directory(tmp_path, records, monkeypatch):
-    """A working directory with examples of train, of train and val together, and what a killed job has left."""
+    """A working directory with examples of train, of train and val, and what a killed job and two others have begun."""
     folder = tmp_path / "run"
     splits = folder / "artifacts/distill_data/processed/banks"
     write_splits(splits, records, records[:3])
@@ -23,7 +27,10 @@ def directory(tmp_path, records, monkeypatch):
     train, val = (SplitReader(splits.relative_to(folder), name) for name in ("train", "val"))
     for made in (train, JoinedRecords(train, val)):
         encode_examples(made, chat, None, 10_000, cache=EXAMPLES)
-    (folder / EXAMPLES / f".{'0' * 32}@host@1@0.tmp").mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for host, process in ((socket.gethostname(), ended.pid), (socket.gethostname(), os.getpid()), ("other", 1)):
+        (folder / EXAMPLES / f".{'0' * 32}@{host}@{process}@0.tmp").mkdir()
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -46,6 +53,7 @@ def test_only_examples_of_other_records_are_removed(directory, records):
     assert text.endswith("would be removed: pass --yes to remove them")
     assert len(list_examples(directory / EXAMPLES)) == 3
     assert prune_examples([directory], is_confirmed=True).endswith("removed")
+    assert len(list((directory / EXAMPLES).glob(".*.tmp"))) == 2  # of the jobs that may still run
     assert [one.path for one in list_examples(directory / EXAMPLES)] == kept
     assert prune_examples([directory], is_confirmed=True) == ""
     splits = directory / "artifacts/distill_data/processed/banks"

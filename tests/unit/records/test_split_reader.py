@@ -1,5 +1,7 @@
 """Records that are read from disk at each pass: the same as in memory, by content, refused when a file changes."""
 
+import os
+
 import pytest
 from training_runs import write_splits
 
@@ -52,5 +54,11 @@ def test_a_file_that_is_replaced_during_the_job_is_refused(folder, records):
         path.unlink()
     folder.rmdir()
     write_splits(folder, [records[0], *records], [])
-    with pytest.raises(InputError, match=r"train\.jsonl: expected the same file during the whole job"):
+    with pytest.raises(InputError, match=r"train\.jsonl: expected the same records during the whole job"):
         list(reader)
+
+
+def test_another_time_of_the_file_changes_nothing(folder, records):
+    reader = SplitReader(folder, "train")
+    os.utime(reader.path, (0, 0))
+    assert list(reader) == list(reader)

@@ -69,11 +69,13 @@ def push(folder: Path, repository: str, private: bool) -> dict[str, Any]:
         warn_of_weights(repository, api.list_repo_files(repository), files)
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            text = f"{repository}: HF_TOKEN does not allow to write it"
+            text = f"{repository}: HF_TOKEN has no permission to write there"
         else:
             text = f"{repository}: the upload failed; what has arrived is not sent again"
         raise InputError(f"{text}: {describe_failure(error)}") from error
     except (httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # a file that cannot be read
+            raise InputError(str(error)) from error
         text = f"{api.endpoint} cannot be reached (HF_ENDPOINT sets a mirror; HF_HUB_OFFLINE must not be set)"
         raise InputError(f"{text}: {describe_failure(error)}") from error
     return {"repository": repository, "url": f"{api.endpoint}/{repository}", "commit": commit.oid, "files": files}
@@ -92,6 +94,8 @@ def prepare_repository(api: Any, repository: str, private: bool) -> None:
     except RepositoryNotFoundError:
         api.create_repo(repository, private=private, exist_ok=True)
         return
+    if not private and found.private:
+        logger.warning("%s is private and stays so; make it public on its page", repository)
     if private and not found.private:
         raise InputError(
             f"{repository}: expected a private repository, since export.push_private is true, found a public one; make "

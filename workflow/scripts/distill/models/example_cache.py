@@ -6,9 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
-import socket
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,15 @@ from pyarrow import ArrowInvalid
 from distill.common.digest import digest_of
 from distill.common.files import write_json
 from distill.models.chat import ChatTemplate
-from distill.models.example_folders import INDEX, DamagedError, list_folders, read_facts, write_sources
+from distill.models.example_folders import (
+    INDEX,
+    DamagedError,
+    list_folders,
+    list_leftovers,
+    name_unfinished,
+    read_facts,
+    write_sources,
+)
 from distill.models.example_table import ExampleTable, open_table
 
 logger = logging.getLogger(__name__)
@@ -98,7 +104,7 @@ def get_cached(
         if found := open_folder(folder, check, warn=True):  # another job has made them in the meantime
             return found
         remove_leftovers(cache)
-        aside = cache / "@".join([f".{fingerprint}", socket.gethostname(), str(os.getpid()), f"{uuid.uuid4().hex}.tmp"])
+        aside = cache / name_unfinished(fingerprint)
         aside.mkdir()
         try:
             table, counts = make(aside / TABLE)
@@ -205,25 +211,14 @@ def lock(path: Path, folder: Path) -> Iterator[None]:
 
 def remove_leftovers(cache: Path) -> None:
     """Remove what jobs on this machine have left behind that were killed."""
-    for path in cache.glob(".*@*@*@*.tmp"):
-        _, host, process, _ = path.name.split("@")
-        if host == socket.gethostname() and not is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of this machine exists."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+    for path in list_leftovers(cache):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_superseded(cache: Path, sources: Sequence[str], parts: dict[str, Any]) -> None:
-    """Remove examples of earlier records of the same files, and those of earlier versions of the software.
+    """Remove examples of earlier records of the same files, which no job of this run can need any more.
+
+    Those of earlier versions of the software stay: a training that began before an update may still read them.
 
     Args:
         cache: folder of all cached examples.
@@ -235,7 +230,7 @@ def remove_superseded(cache: Path, sources: Sequence[str], parts: dict[str, Any]
             facts = read_facts(folder)
         except DamagedError:
             continue
-        is_same = all(facts.get(name) == parts[name] for name in ("records", "software"))
-        if facts["sources"] == sources and not is_same:
-            logger.info("removing the tokenized examples of earlier records or software: %s", folder)
+        is_earlier = facts.get("software") == parts["software"] and facts.get("records") != parts["records"]
+        if facts["sources"] == sources and is_earlier:
+            logger.info("removing the tokenized examples of earlier records: %s", folder)
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import json
 import os
+import socket
+import uuid
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +48,32 @@ def digest_software() -> str:
 def list_folders(cache: Path) -> list[Path]:
     """Return the finished folders of a cache."""
     return sorted(path for path in cache.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
+def name_unfinished(fingerprint: str) -> str:
+    """Return the name of the folder in which this process makes the examples with a fingerprint."""
+    return "@".join([f".{fingerprint}", socket.gethostname(), str(os.getpid()), f"{uuid.uuid4().hex}.tmp"])
+
+
+def list_leftovers(cache: Path) -> list[Path]:
+    """Return the unfinished folders of a cache that jobs on this machine have left behind, which were killed."""
+    found = []
+    for path in sorted(cache.glob(".*@*@*@*.tmp")):
+        _, host, process, _ = path.name.split("@")
+        if host == socket.gethostname() and not is_running(int(process)):
+            found.append(path)
+    return found
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

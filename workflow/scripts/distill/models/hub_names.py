@@ -7,6 +7,7 @@ from distill.common.downloads import NAME_PART as PART
 
 HUBS = {"hf": "Hugging Face", "modelscope": "ModelScope"}
 SOURCE = re.compile(rf"(?P<hub>{'|'.join(HUBS)}):(?P<owner>{PART})/(?P<name>{PART})(?:@(?P<revision>{PART}))?")
+LONGEST_NAME = 96  # characters of a name on Hugging Face
 FOLDER = re.compile(rf"models/(?P<hub>{'|'.join(HUBS)})/(?P<owner>{PART})/(?P<name>{PART})(?:@(?P<revision>{PART}))?")
 
 
@@ -29,6 +30,21 @@ def get_public_name(model: str) -> str:
 def is_download(folder: str) -> bool:
     """Whether a folder is one that the workflow downloads a model to."""
     return FOLDER.fullmatch(folder) is not None
+
+
+def find_repository_problem(name: str) -> str | None:
+    """Return what is wrong with OWNER/NAME as the name of a new repository on Hugging Face; None for a valid one.
+
+    >>> find_repository_problem("me/student-banks")
+    >>> find_repository_problem("me/student--banks")
+    'expected a name without --, .. and .git at its end'
+    """
+    if not re.fullmatch(f"{PART}/{PART}", name) or name[-1] in ".-":
+        return "expected OWNER/NAME of letters, digits, dots, hyphens and underscores"
+    if "--" in name or ".." in name or name.endswith(".git"):
+        return "expected a name without --, .. and .git at its end"
+    longest = max(map(len, name.split("/")))
+    return f"expected at most {LONGEST_NAME} characters before and after the slash" if longest > LONGEST_NAME else None
 
 
 def find_source_problem(model: str) -> str | None:

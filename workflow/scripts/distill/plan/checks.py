@@ -12,7 +12,7 @@ from distill.common.variants import FULL, list_suffixes
 from distill.generation.engine import ENGINES, PARALLEL_SIZES, EngineType
 from distill.generation.options import OWN_ARGUMENTS, find_longer_name
 from distill.generation.server_address import find_address_problem
-from distill.models.hub_names import PART, find_source_problem
+from distill.models.hub_names import find_repository_problem, find_source_problem
 from distill.models.options import TEMPLATE_DATE
 from distill.records.dataset_names import find_name_problem, is_dataset
 from distill.records.raw_files import COLUMNAR
@@ -121,13 +121,12 @@ def check_repository(config: Config, problems: Problems) -> None:
     fields = {"student": "student", "category": "category", "variant": FULL}
     try:
         name = found.format(**fields)
-    except (KeyError, IndexError, ValueError):
+    except (LookupError, ValueError, AttributeError, TypeError):
         text = f"expected no other names in braces than {{{'}, {'.join(fields)}}}, found {found}"
         problems.setdefault(("export", "push_to"), text)
         return
-    if not re.fullmatch(f"{PART}/{PART}", name):
-        text = f"expected OWNER/NAME of letters, digits, dots, hyphens and underscores, found {found}"
-        problems.setdefault(("export", "push_to"), text)
+    if problem := find_repository_problem(name):
+        problems.setdefault(("export", "push_to"), f"{problem}, found {found}")
 
 
 def check_paths(config: Config, problems: Problems) -> None:

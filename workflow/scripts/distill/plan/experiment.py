@@ -12,7 +12,7 @@ from distill.common.replicas import drop_seed, list_replicas
 from distill.common.variants import FULL, VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
 from distill.generation.engine import ENGINES, EngineType
-from distill.models.hub_names import get_folder, is_download
+from distill.models.hub_names import find_repository_problem, get_folder, is_download
 from distill.records.dataset_names import get_raw_file, parse_dataset
 from distill.records.near_duplicate_options import DROP
 from distill.records.source_formats import SOURCE_FORMATS, SourceFormat, choose_format
@@ -327,6 +327,8 @@ def get_published(config: Config, categories: Sequence[str]) -> list[str]:
     owners: dict[str, str] = {}
     for folder in get_exports(config, categories):
         repository = get_repository(config, *folder.split("/")[2:])
+        if problem := find_repository_problem(repository):
+            raise InputError(f"export.push_to: {problem}, found {repository} for {folder}")
         if repository in owners:
             text = f"expected a repository for each model, found {repository} for {owners[repository]} and {folder}"
             raise InputError(f"export.push_to: {text}; add {{student}}, {{category}} or {{variant}} to the name")

@@ -257,4 +257,4 @@ def prune_cache(uses: Uses, is_confirmed: bool) -> str:
         for teacher in unused:
             shutil.rmtree(teacher.path)
     end = "removed" if is_confirmed else "would be removed: pass --yes to remove them"
-    return "\n".join([*parts, f"{format_total(unused)} {end}" if unused else "nothing to remove"])
+    return "\n".join([*parts, f"{format_total(unused)} {end}" if unused else "no answers to remove"])

@@ -8,7 +8,15 @@ from datetime import datetime
 from pathlib import Path
 
 from distill.common.disk import format_bytes, measure_folder
-from distill.models.example_folders import EXAMPLES, INDEX, DamagedError, is_current, list_folders, read_facts
+from distill.models.example_folders import (
+    EXAMPLES,
+    INDEX,
+    DamagedError,
+    is_current,
+    list_folders,
+    list_leftovers,
+    read_facts,
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,9 @@ class ExampleFolder:
 
 
 def list_examples(cache: Path) -> list[ExampleFolder]:
-    """Return the folders of a cache. One that a killed job has left, or that is damaged, is not current."""
+    """Return the folders of a cache. What a job killed on this machine has left, or a damaged one, is not current."""
     found, digests = [], dict[Path, str | None]()
-    for path in [*list_folders(cache), *sorted(cache.glob(".*.tmp"))]:
+    for path in [*list_folders(cache), *list_leftovers(cache)]:
         size = measure_folder(path)
         try:
             facts = read_facts(path)

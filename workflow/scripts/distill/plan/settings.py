@@ -207,7 +207,8 @@ class Evaluation(BatchOptions, ScoringOptions):
         "Students of a category that answer in one job, one after the other. The answers are the same.",
         1,
         minimum=1,
-        when="About 4 if models load faster than Python starts, which takes seconds.",
+        changes_result=False,
+        when="About 4 for small models, where starting Python takes longer than answering.",
     )
 
 

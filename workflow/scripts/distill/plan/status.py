@@ -35,7 +35,7 @@ STEPS = {
     "score": ("score_predictions", "average_scores"),
     "export": ("export_model", "export_gguf", "write_model_card"),
 }
-REPORT_RULES = ("tabulate", "plot", "compare", "render")  # beginnings of the rules that make the report
+REPORT_RULES = ("tabulate", "plot", "compare", "render", "pool")  # beginnings of the rules that make the report
 COLOURS = {"done": "32", "to do": "33", "running": "36", "missing input": "31", "–": "90"}
 GAP = 2  # spaces between columns
 # A refresh takes new dry runs if they are older than this many times their duration, or if jobs started or ended.
@@ -207,7 +207,7 @@ def render_table(to_do_text: str, all_text: str, colour: bool, running: Containe
             reason = find_first_reason(category, to_do)
         lines.append((category.ljust(width) + row + reason).rstrip())
     report = [job for job in all_jobs if job.rule.startswith(REPORT_RULES)]
-    state = "to do" if any(job.rule.startswith(("tabulate", "plot")) for job in jobs) else "done"
+    state = "to do" if any(job.rule.startswith(REPORT_RULES) for job in jobs) else "done"
     state = "running" if any(job.log in running for job in report) else state
     lines.append("report".ljust(width) + paint(state, state, len(state), colour))
     return "\n".join(lines)

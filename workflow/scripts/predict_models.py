@@ -12,8 +12,6 @@ import gc
 import logging
 import shlex
 
-import torch
-
 import answer_questions
 import predict_answers
 from distill.common.errors import InputError, run_script
@@ -33,6 +31,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the calls in turn; none holds the memory of another's model."""
+    import torch  # after the environment is set
+
     args, common = parse_args(argv)
     calls = [(predict_answers.main, options) for options in args.predict]
     calls += [(answer_questions.main, options) for options in args.ask]

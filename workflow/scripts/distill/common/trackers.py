@@ -291,7 +291,10 @@ DASHBOARDS = {
     ),
     "mlflow": Dashboard(
         "mlflow.db",
-        ("mlflow", "server", "--backend-store-uri", "sqlite:///{place}", "--host", "127.0.0.1", "--port", "{port}"),
+        (
+            *("mlflow", "server", "--backend-store-uri", "sqlite:///{place}"),
+            *("--host", "127.0.0.1", "--port", "{port}", "--workers", "1"),
+        ),
     ),
 }
 

@@ -107,6 +107,7 @@ def train_student(name: str, seed: int, args: argparse.Namespace, folder: Path, 
     """Train a student with the workflow's script."""
     student = STUDENTS[name]
     options = ["--data", folder / "data", "--out", out, "--checkpoints", folder / "checkpoints"]
+    options += ["--examples", folder / "examples"]
     options += ["--name", "student", "--category", "questions", "--model", initial_student(seed, args, folder)]
     options += ["--method", student["method"], "--device", args.device, "--precision", args.precision]
     options += ["--epochs", args.epochs, "--batch-size", args.batch_size, "--gradient-accumulation-steps", 1]

@@ -117,7 +117,7 @@ def make_run(case: Case, folder: Path, models: dict[str, str], device: str) -> A
     argv = ["--data", str(data), "--name", "s", "--category", "c", "--model", models["student"], "--out"]
     argv += [str(folder / "out"), "--checkpoints", str(folder / "checkpoints"), "--device", device]
     argv += ["--precision", case.precision, "--batch-size", "2", "--gradient-accumulation-steps", "2", "--epochs", "1"]
-    argv += ["--optimizer", case.optimizer, "--max-length", "2048"]
+    argv += ["--optimizer", case.optimizer, "--max-length", "2048", "--examples", str(folder / "examples")]
     argv += ["--gradient-checkpointing" if case.gradient_checkpointing else "--no-gradient-checkpointing"]
     argv += ["--lora-rank", "16"] if case.lora else []
     if case.signal == "seqkd":
@@ -137,7 +137,7 @@ def compute_signal(kind: str, folder: Path, teacher: str, dtype: str, device: st
     from distill.teacher.compute_signal import compute_signal as compute
 
     argv = ["--data", str(folder / "data"), "--out", str(folder / "signal"), "--model", teacher, "--dtype", dtype]
-    argv += ["--kind", kind, "--device", device]
+    argv += ["--kind", kind, "--device", device, "--examples", str(folder / "examples")]
     argv += ["--top-k", "64", "--temperatures", "2"] if kind == "topk" else []
     compute(vars(script.parse_args(argv)), make_records(4 * STEPS), [])
 

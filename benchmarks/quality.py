@@ -94,6 +94,7 @@ def list_training_options(way: Way, seed: int, args: argparse.Namespace, folder:
     """Options of train_student.py, without its output."""
     options: list[Any] = ["--data", folder / "data", "--name", "student", "--category", "questions"]
     options += ["--model", folder / "initial", "--checkpoints", folder / "checkpoints", "--device", args.device]
+    options += ["--examples", folder / "examples"]
     options += ["--method", way.method, "--seed", seed, "--epochs", args.epochs * way.length]
     options += ["--batch-size", args.batch_size, "--gradient-accumulation-steps", 1, "--precision", args.precision]
     options += ["--learning-rate", args.learning_rate, "--no-gradient-checkpointing", "--logging-steps", 20]

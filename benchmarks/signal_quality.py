@@ -63,6 +63,7 @@ def train(name: str, args: argparse.Namespace, folder: Path) -> Path:
     """Train a student and return its folder."""
     student, out = STUDENTS[name], folder / name.replace(" ", "_")
     options = ["--data", folder / "data", "--out", out, "--checkpoints", folder / "checkpoints"]
+    options += ["--examples", folder / "examples"]
     options += ["--name", "student", "--category", "questions", "--model", folder / "initial"]
     options += ["--method", student["method"], "--device", args.device, "--precision", "fp32"]
     options += ["--epochs", args.epochs, "--batch-size", args.batch_size, "--gradient-accumulation-steps", 1]

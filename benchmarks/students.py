@@ -89,7 +89,8 @@ def prepare_records(args: argparse.Namespace, folder: Path) -> None:
 
 def signal_options(args: argparse.Namespace, folder: Path) -> list[Any]:
     """Options of compute_signal.py for these records and their teacher."""
-    return ["--data", folder / "data", "--model", args.model, "--dtype", "float32", "--device", args.device]
+    records = ["--data", folder / "data", "--examples", folder / "examples"]
+    return [*records, "--model", args.model, "--dtype", "float32", "--device", args.device]
 
 
 def add_record_options(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/py
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-most test-devices test-gpu test-slurm test-vllm status plan serve watch cache disk bench-gpu docs setup setup-extra setup-vllm
+.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve watch cache disk bench-gpu docs setup setup-extra setup-vllm
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -89,14 +89,9 @@ test: setup
 	python -m pytest
 	python -m pytest tests/fake_cuda
 
-test-all: test-most test-devices
-
-test-most: setup
+test-all: setup
 	source .venv/bin/activate
 	python -m pytest -m ""
-
-test-devices: setup
-	source .venv/bin/activate
 	python -m pytest tests/fake_cuda -m ""
 	STILLHOUSE_GPU_TESTS=cpu python -m pytest tests/gpu --ignore tests/gpu/test_distributed.py  # as in tests/unit
 

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from distill.common.digest import code_digest, digest_of
 from distill.common.errors import InputError
 from distill.records.split_reader import SplitReader, join_digests
@@ -60,20 +62,9 @@ def list_leftovers(cache: Path) -> list[Path]:
     found = []
     for path in sorted(cache.glob(".*@*@*@*.tmp")):
         _, host, process, _ = path.name.split("@")
-        if host == socket.gethostname() and not is_running(int(process)):
+        if host == socket.gethostname() and not psutil.pid_exists(int(process)):
             found.append(path)
     return found
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of this machine exists."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -269,6 +269,30 @@ def test_a_resumed_run_that_had_stopped_early_does_not_train_on(options, records
     assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 1.4}, {"epochs": 10.0, "early_stopping_patience": 1, "eval_steps": 2, "save_steps": 2}]
+)
+def test_a_training_killed_after_its_last_step_in_the_middle_of_an_epoch_makes_no_other_step(
+    options, records, monkeypatch, settings
+):
+    """Each epoch has three steps."""
+    undisturbed, run = options(out="undisturbed", **settings), options(out="killed", **settings)
+    losses = [2.0, 2.5, 2.5]
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses)
+        train_student(undisturbed, records, records[:2])
+    with monkeypatch.context() as patch:
+        scripted_validation(patch, losses)
+        patch.setattr(student_module, "write_student", lambda *_: kill())
+        with pytest.raises(Killed):
+            train_student(run, records, records[:2])
+    train_student(run, records, records[:2])
+    lines, expected = log_lines(run), log_lines(undisturbed)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    assert expected[-1]["step"] % 3 != 0
+    assert_same_weights(weights(run), weights(undisturbed), rtol=0, atol=0)
+
+
 def test_a_validation_loss_that_is_not_finite_stops_the_run(options, records, monkeypatch):
     score = TRAINER.score
 

@@ -123,8 +123,14 @@ class DistillTrainer(Trainer):
         return EpochLoader(examples, batch_sampler=self.batches, collate_fn=list)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The micro-batches of a step, None for those that no rank needs, and its completion tokens over all ranks."""
+        """The micro-batches of a step, None for those that no rank needs, and its completion tokens over all ranks.
+
+        There are none after the last step: a Trainer that resumes from it in the middle of an epoch would train on.
+        """
         self.step_batches = []
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], 1
         self.meter.save()
         batches = list(islice(epoch_iterator, num_batches))
         step = self.state.global_step

@@ -11,6 +11,7 @@
 # make plan        plan the memory of every stage, before anything is loaded; ARGS as for status, and --device a100-40,
 #                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
+# make setup-tasks install lm-evaluation-harness into .venv, for `evaluation.tasks` (docs/evaluation.md)
 # make setup-extra install the experiment trackers of requirements-extra.txt into .venv, for `report_to` (docs/trackers.md)
 # make watch       open the local dashboard of a tracker over a run that is going on; ARGS="--directory DIR"
 # make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
@@ -35,7 +36,7 @@ BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/py
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve watch cache disk bench-gpu docs setup setup-extra setup-vllm
+.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve watch cache disk bench-gpu docs setup setup-extra setup-tasks setup-vllm
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -50,6 +51,9 @@ setup: .venv/installed workflow/schemas/config.schema.yaml
 
 setup-extra: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --requirement requirements-extra.txt
+
+setup-tasks: .venv/installed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --requirement requirements-tasks.txt
 
 setup-vllm: .venv-vllm/installed
 

@@ -8,6 +8,7 @@ import vllm_stand_in
 import yaml
 
 from distill.common.trackers import TRACKERS
+from distill.evaluation.options import HARNESS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +37,15 @@ def test_environments_carry_the_same_versions(name):
     pins = environment_pins(ROOT / f"workflow/envs/{name}.yaml")
     assert pins
     assert pins == {package: PINS[package] for package in pins}
+
+
+def test_the_environment_of_benchmark_tasks_adds_one_package():
+    pins = read_pins(ROOT / "requirements-tasks.txt")
+    assert pins.keys() == {HARNESS}
+    assert (
+        environment_pins(ROOT / "workflow/envs/tasks.yaml")
+        == environment_pins(ROOT / "workflow/envs/torch.yaml") | pins
+    )
 
 
 def test_every_tracker_is_pinned_beside_the_base_set():

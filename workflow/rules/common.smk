@@ -117,9 +117,18 @@ def check_trackers():
         stop(error)
 
 
+def check_tasks():
+    """End with what the benchmark tasks lack."""
+    # With conda, jobs have environments of their own.
+    has_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    if missing := experiment.find_missing_tasks(config, has_conda):
+        stop(missing)
+
+
 if workflow.is_main_process:
     check_trackers()
     check_models()
+    check_tasks()
 
 
 def check_near_duplicates():
@@ -135,5 +144,10 @@ if workflow.is_main_process:
     check_near_duplicates()
 
 if workflow.is_main_process:
-    for line in [experiment.describe_teacher(config), *signals.describe_signals(config, CATEGORIES, START_CACHE)]:
+    tasks = experiment.describe_tasks(config, CATEGORIES)
+    for line in [
+        experiment.describe_teacher(config),
+        *tasks,
+        *signals.describe_signals(config, CATEGORIES, START_CACHE),
+    ]:
         logger.info(line)

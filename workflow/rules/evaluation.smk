@@ -252,3 +252,82 @@ use rule average_scores as pool_scores with:
         **job("pool_scores"),
         inputs=get_input_options,
         options=from_config(command_lines.score_flags),
+
+
+# Benchmarks of lm-evaluation-harness. Models with the same weights, such as the teacher of all categories, run once.
+rule run_tasks:
+    input:
+        model=model_files(experiment.get_predicting_models, "model", "category"),
+    output:
+        documents="output/evaluation/{model}/{category}.documents.jsonl",
+        results="output/evaluation/{model}/{category}.lm_eval.json",
+    log:
+        "logs/run_tasks/{model}/{category}.log",
+    benchmark:
+        "logs/run_tasks/{model}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(experiment.get_models(config)),
+    conda:
+        "../envs/tasks.yaml"
+    threads: from_config(job_resources.get_answering_threads, "model")
+    resources:
+        gpu=from_config(job_resources.get_answering_gpus, "model"),
+        mem_mb=planned_memory("predict_answers", 32000),
+        runtime=1440,
+    params:
+        **job("run_tasks"),
+        models=model_digests(experiment.get_predicting_models, "model", "category"),
+        tasks=TASK_FILES,
+        options=from_config(command_lines.task_flags, "model", "category"),
+        run_options=untracked(command_lines.task_run_flags),
+        device=Untracked(config["device"]),
+    shell:
+        "python {params.script} {params.options} {params.run_options} --device {params.device}"
+        " --out {output.documents:q} --results-out {output.results:q} > {log:q} 2>&1"
+
+
+rule score_tasks:
+    input:
+        documents=get_task_documents,
+        results=get_task_results,
+    output:
+        scores="output/evaluation/{model}/{category}.tasks.json",
+        statistics="output/evaluation/{model}/{category}.tasks.npz",
+    log:
+        "logs/score_tasks/{model}/{category}.log",
+    benchmark:
+        "logs/score_tasks/{model}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(experiment.get_models(config)),
+    conda:
+        "../envs/data.yaml"
+    resources:
+        group_slots=1,
+        mem_mb=2000,
+        runtime=15,
+    params:
+        **job("score_tasks"),
+        inputs=get_input_options,
+        options=from_config(command_lines.task_score_flags),
+    shell:
+        "python {params.script} {params.inputs} {params.options} --out {output.scores:q}"
+        " --statistics-out {output.statistics:q} > {log:q} 2>&1"
+
+
+# The mean over the replicas of a student with several seeds.
+use rule average_scores as average_tasks with:
+    input:
+        statistics=collect(
+            "output/evaluation/{replica}/{{category}}.tasks.npz",
+            replica=from_config(experiment.get_replicas, "student"),
+        ),
+    output:
+        metrics="output/evaluation/{student}/{category}.tasks.json",
+    log:
+        "logs/average_tasks/{student}/{category}.log",
+    benchmark:
+        "logs/average_tasks/{student}/{category}.benchmark.tsv"
+    params:
+        **job("score_tasks"),
+        inputs=get_input_options,
+        options=from_config(command_lines.task_score_flags),

@@ -232,3 +232,19 @@ def get_published(wildcards):
 
 def get_test_option(wildcards, input):
     return command_lines.flags({"test": input.test})
+
+
+TASK_RUNS = command_lines.find_task_runs(config, CATEGORIES)
+TASK_FILES = experiment.digest_task_files(config)
+
+
+def get_task_documents(wildcards):
+    """The scores of each document of the benchmark tasks, from the run with the same weights."""
+    model, category = TASK_RUNS[wildcards.model, wildcards.category]
+    return f"output/evaluation/{model}/{category}.documents.jsonl"
+
+
+def get_task_results(wildcards):
+    """The results of that run."""
+    model, category = TASK_RUNS[wildcards.model, wildcards.category]
+    return f"output/evaluation/{model}/{category}.lm_eval.json"

@@ -5,7 +5,8 @@ rule tabulate_scores:
             "output/evaluation/{model}/{category}.metrics.json",
             category=experiment.get_score_categories(CATEGORIES),
             model=[*experiment.get_models(config), *experiment.get_averaged_students(config)],
-        ),
+        )
+        + experiment.get_task_scores(config, CATEGORIES, "json"),
     output:
         table=report(
             "output/report/metrics.csv",
@@ -178,6 +179,7 @@ use rule tabulate_scores as compare_models with:
             category=CATEGORIES,
             model=experiment.get_models(config),
         ),
+        tasks=experiment.get_task_scores(config, CATEGORIES, "npz"),
     output:
         table=report(
             "output/report/comparisons.csv",

@@ -84,8 +84,12 @@ def combine_spreads(model: SeedMean, other: SeedMean) -> float | None:
     return math.hypot(*spreads) if spreads else None
 
 
-def sort_files(paths: Iterable[str | PathLike[str]]) -> Files:
+def sort_files(paths: Iterable[str | PathLike[str]], suffix: str = SUFFIX) -> Files:
     """Sort files by category and model, from their paths `…/{model}/{category}.statistics.npz`, keeping the order.
+
+    Args:
+        paths: the files.
+        suffix: of their names.
 
     Raises:
         InputError: a path has another form, or two files belong to one model and category.
@@ -93,9 +97,9 @@ def sort_files(paths: Iterable[str | PathLike[str]]) -> Files:
     sorted_files: Files = {}
     for path in paths:
         name, model = Path(path).name, Path(path).absolute().parent.name
-        if not name.endswith(SUFFIX) or name == SUFFIX:
-            raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{SUFFIX}")
-        files = sorted_files.setdefault(name.removesuffix(SUFFIX), {})
+        if not name.endswith(suffix) or name == suffix:
+            raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{suffix}")
+        files = sorted_files.setdefault(name.removesuffix(suffix), {})
         if model in files:
             raise InputError(f"{path}: expected one file per model and category, found {files[model]} before")
         files[model] = path

@@ -241,9 +241,16 @@ def needs_judgements(groups: Iterable[str]) -> bool:
     return any(GROUPS[group].needs_judgements for group in groups)
 
 
-def list_metrics() -> dict[str, Metric]:
-    """All declared metrics by name, in the order of tables and figures."""
-    return {metric.name: metric for group in GROUPS.values() for metric in group.metrics}
+def describe_task(name: str) -> Metric:
+    """The metric of a benchmark task, `TASK/METRIC` or `TASK/METRIC/FILTER` with the names of lm-evaluation-harness."""
+    task, _, metric = name.partition("/")
+    return Metric(name, f"{task} {metric}", f"{task}\n({metric})", f"{task} ({metric})", decimals=3, starts_at_0=True)
+
+
+def list_metrics(names: Iterable[str] = ()) -> dict[str, Metric]:
+    """All declared metrics by name, in the order of tables and figures, and those of benchmark tasks among `names`."""
+    declared = {metric.name: metric for group in GROUPS.values() for metric in group.metrics}
+    return declared | {name: describe_task(name) for name in names if "/" in name}
 
 
 def select_metrics(names: Iterable[str]) -> list[Metric]:
@@ -252,15 +259,16 @@ def select_metrics(names: Iterable[str]) -> list[Metric]:
     Raises:
         InputError: no group declares one of the names.
     """
-    found, declared = set(names), list_metrics()
-    if unknown := sorted(found - declared.keys()):
+    found = dict.fromkeys(names)
+    declared = list_metrics(found)
+    if unknown := sorted(found.keys() - declared.keys()):
         raise InputError(f"metric {unknown[0]}: expected one of {', '.join(declared)}")
     return [metric for metric in declared.values() if metric.name in found]
 
 
 def select_printed(names: Iterable[str]) -> list[Metric]:
     """The metrics among these names that the printed tables show; see `select_metrics`."""
-    found = set(names)
+    found = dict.fromkeys(names)
     return [metric for metric in select_metrics(found) if metric.heading and metric.replaced_by not in found]
 
 
@@ -270,7 +278,7 @@ def select_drawn(names: Iterable[str]) -> list[Metric]:
     Raises:
         InputError: the figures show none of them, or no group declares one of the names.
     """
-    found = set(names)
+    found = dict.fromkeys(names)
     drawn = [metric for metric in select_metrics(found) if metric.title and metric.same_as not in found]
     if not drawn:
         names = [metric.name for metric in list_metrics().values() if metric.title]

@@ -13,7 +13,7 @@ from distill.common.variants import split_name
 from distill.evaluation.metrics import list_metrics
 from distill.evaluation.tables import read_rows, write_rows
 
-SUFFIX = ".metrics.json"
+SUFFIXES = (".metrics.json", ".tasks.json")  # of scores on the test split, and on benchmark tasks
 
 
 class Score(NamedTuple):
@@ -69,18 +69,31 @@ def order_categories(categories: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(categories), key=lambda category: category == POOLED)
 
 
+def split_path(path: str | PathLike[str]) -> tuple[str, str, str]:
+    """Model, category and suffix of a metrics file `…/{model}/{category}.metrics.json` or `….tasks.json`.
+
+    Raises:
+        InputError: the path has another form.
+    """
+    path = Path(path)
+    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+    model, category = path.parent.name, path.name.removesuffix(suffix)
+    if not (model and category and suffix):
+        raise InputError(
+            f"{path}: expected a path that ends in {' or '.join(f'MODEL/CATEGORY{one}' for one in SUFFIXES)}"
+        )
+    return model, category, suffix
+
+
 def read_metrics(path: str | PathLike[str]) -> list[Score]:
-    """Read one metrics file; model and category come from its path `…/{model}/{category}.metrics.json`.
+    """Read one metrics file; see `split_path`.
 
     Raises:
         InputError: the path has another form, the file is not a metrics file, or no group declares one of its metrics.
     """
-    path = Path(path)
-    model, category = path.parent.name, path.name.removesuffix(SUFFIX)
-    if not model or category in ("", path.name):
-        raise InputError(f"{path}: expected a path that ends in MODEL/CATEGORY{SUFFIX}")
+    model, category, _ = split_path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         seeds, spreads = content.get("seeds", 1), content.get("seed_sd", {})  # of replicas; see `score_replicas`
         scores = [
             Score(model, category, metric, content[metric], low, high, n, seeds, spreads.get(metric))
@@ -89,7 +102,7 @@ def read_metrics(path: str | PathLike[str]) -> list[Score]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected a metrics file from score_predictions.py ({error!r})") from error
-    declared = list_metrics()
+    declared = list_metrics(content["n"])
     if unknown := [score.metric for score in scores if score.metric not in declared]:
         raise InputError(f"{path}: n: expected one of {', '.join(declared)}, found {unknown[0]}")
     return scores
@@ -98,19 +111,22 @@ def read_metrics(path: str | PathLike[str]) -> list[Score]:
 def gather_scores(paths: Sequence[str | PathLike[str]]) -> list[Score]:
     """Read all metrics files; scores are sorted by model and category, see `order_models` and `order_categories`.
 
+    The scores on benchmark tasks stand behind those on the test split.
+
     Raises:
-        InputError: a file is not a metrics file, or two files belong to one model and category.
+        InputError: a file is not a metrics file, or two files of a kind belong to one model and category.
     """
-    scores: dict[tuple[str, str], list[Score]] = {}
-    files: dict[tuple[str, str], str | PathLike[str]] = {}
+    scores: dict[tuple[str, str], dict[str, list[Score]]] = {}
+    files: dict[tuple[str, str, str], str | PathLike[str]] = {}
     for path in paths:
-        key = (Path(path).parent.name, Path(path).name.removesuffix(SUFFIX))
+        model, category, suffix = key = split_path(path)
         if key in files:
             raise InputError(f"{path}: expected one file per model and category, found {files[key]} before")
-        scores[key], files[key] = read_metrics(path), path
+        files[key] = path
+        scores.setdefault((model, category), {})[suffix] = read_metrics(path)
     models, categories = order_models(key[0] for key in files), order_categories(key[1] for key in files)
-    keys = [(model, category) for model in models for category in categories]
-    return [score for key in keys for score in scores.get(key, [])]
+    cells = [scores.get((model, category), {}) for model in models for category in categories]
+    return [score for cell in cells for suffix in SUFFIXES for score in cell.get(suffix, [])]
 
 
 def write_scores(path: str | PathLike[str], scores: Iterable[Score]) -> int:

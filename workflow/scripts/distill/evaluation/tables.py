@@ -67,7 +67,7 @@ def parse_cell(text: str | None, field: str, kind: Any, path: str, line: int) ->
     Raises:
         InputError: the cell holds something else.
     """
-    if field == "metric" and text not in (metrics := list_metrics()):
+    if field == "metric" and text not in (metrics := list_metrics([text or ""])):
         raise InputError(format_problem(path, line, field, f"one of {', '.join(metrics)}", text))
     if kind is str and text is None:
         raise InputError(format_problem(path, line, field, "text", text))

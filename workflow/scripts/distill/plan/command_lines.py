@@ -16,6 +16,7 @@ from distill.common.names import POOLED, TEACHER
 from distill.common.options import list_options, list_run_options
 from distill.common.trackers import TrackerOptions
 from distill.evaluation.metrics import needs_likelihoods
+from distill.evaluation.options import TaskOptions
 from distill.generation.engine import ENGINES
 from distill.generation.options import EngineOptions, VllmOptions, get_result_arguments
 from distill.models.hub_names import get_public_name
@@ -33,6 +34,7 @@ from distill.plan.experiment import (
     get_server_file,
     get_source_format,
     get_student,
+    get_task_models,
     get_teacher,
     get_training_categories,
     is_dropping,
@@ -357,6 +359,44 @@ def score_flags(config: Config) -> str:
     return flags(scoring | {"answer_key": config["answer"]["key"]})
 
 
+def task_flags(config: Config, model: str, category: str) -> str:
+    """Return the options of run_tasks.py for an evaluated model."""
+    if model == TEACHER:
+        source = teacher_settings(config, category)
+    else:
+        (folder,) = get_predicting_models(config, model, category)
+        source = {"model": folder, "dtype": get_dtype(config, model)}
+        source |= pick(get_student(config, model), "template_arguments")
+    evaluation = config["evaluation"]
+    tasks = {name: evaluation[name] for name in list_options(TaskOptions)}
+    tasks["tasks_chat_template"] = tasks["tasks_chat_template"] or None
+    return flags(source | (pick(config, "template_date") if tasks["tasks_chat_template"] else {}) | tasks)
+
+
+def task_run_flags(config: Config) -> str:
+    """Return the untracked options of run_tasks.py: batch size."""
+    return flags(pick(config["evaluation"], "batch_size"))
+
+
+def find_task_runs(config: Config, categories: Sequence[str]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return the runs of the benchmark tasks, by model and category: the first model and category of the same weights.
+
+    So the teacher and the students before distillation run once for all categories.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    runs = {}
+    for category in categories:
+        own = get_category_config(config, category)
+        for model in get_task_models(config, category):
+            runs[model, category] = first.setdefault(task_flags(own, model, category), (model, category))
+    return runs
+
+
+def task_score_flags(config: Config) -> str:
+    """Return the options of score_tasks.py."""
+    return flags(pick(config["evaluation"], "bootstrap", "seed"))
+
+
 def compare_flags(config: Config) -> str:
     """Return the options of compare_models.py."""
     return score_flags(config) + " " + flags({"pairs": [":".join(pair) for pair in get_compared_models(config)]})
@@ -427,6 +467,8 @@ def digest_settings(config: Config, student: str) -> str:
         del settings["teachers"]
     if not is_dropping(config):
         del settings["near_duplicates"]
+    if not config["evaluation"]["tasks"]:
+        remove(settings["evaluation"], list_options(TaskOptions))
     source = settings["source"]
     remove(source, [name for name, value in DEFAULT_SOURCE if source[name] == value])
     for place, names in WITHOUT_RESULT.items():

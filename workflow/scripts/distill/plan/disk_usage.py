@@ -75,7 +75,7 @@ def list_steps(config: Config) -> list[Step]:
         Step("checkpoints", ("artifacts/checkpoints",), "yes, but interrupted trainings start again"),
         Step(
             "kept evaluations",
-            ("artifacts/predicted", "artifacts/judged"),
+            ("artifacts/predicted", "artifacts/judged", "artifacts/task_responses"),
             "yes, but interrupted or repeated evaluations start again",
         ),
         Step("students", ("output/*",), "no: they are the result", ("train_student",)),
@@ -88,6 +88,7 @@ def list_steps(config: Config) -> list[Step]:
                 "predict_models",
                 "answer_questions",
                 "judge_answers",
+                "run_tasks",
                 "score_predictions",
                 "average_scores",
             ),

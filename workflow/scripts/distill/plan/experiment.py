@@ -5,12 +5,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from distill.common.digest import digest_of, files_digest
 from distill.common.downloads import MANIFEST
 from distill.common.errors import InputError
 from distill.common.names import POOLED, TEACHER
 from distill.common.replicas import drop_seed, list_replicas
 from distill.common.variants import FULL, VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
+from distill.evaluation.options import find_missing_harness
 from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import find_repository_problem, get_folder, is_download
 from distill.records.dataset_names import get_raw_file, parse_dataset
@@ -463,6 +465,68 @@ def get_card_models(config: Config, student: str, variant: str) -> list[str]:
     """
     owner = drop_seed(student)
     return list(dict.fromkeys([TEACHER, student, owner, f"{owner}_base", get_evaluated_name(student, variant)]))
+
+
+def get_task_models(config: Config, category: str) -> list[str]:
+    """Return the models of a category that are evaluated on benchmark tasks: those that transformers loads itself."""
+    if not config["evaluation"]["tasks"]:
+        return []
+    own = get_category_config(config, category)
+    return [model for model in get_models(config) if can_run_tasks(own, model)]
+
+
+def can_run_tasks(config: Config, model: str) -> bool:
+    """Whether transformers loads an evaluated model, as lm-evaluation-harness needs it."""
+    if model == TEACHER:
+        return get_engine(config).loads_weights and not get_engine(config).is_served
+    variant = get_variant(model)
+    return variant is None or VARIANTS[variant].weights_file == "model.safetensors"
+
+
+def get_task_scores(config: Config, categories: Sequence[str], suffix: str) -> list[str]:
+    """Return the files of all scores on benchmark tasks, by their suffix; those of an average have only `json`."""
+    averaged = get_averaged_students(config) if suffix == "json" else []
+    return [
+        f"output/evaluation/{model}/{category}.tasks.{suffix}"
+        for category in categories
+        for model in (*get_task_models(config, category), *(averaged if config["evaluation"]["tasks"] else []))
+    ]
+
+
+def find_missing_tasks(config: Config, has_own_packages: bool) -> str | None:
+    """Return a sentence about what the benchmark tasks lack; None if nothing.
+
+    Args:
+        config: the configuration.
+        has_own_packages: jobs have environments of their own.
+    """
+    evaluation = config["evaluation"]
+    if not evaluation["tasks"]:
+        return None
+    if evaluation["tasks_path"] and not Path(evaluation["tasks_path"]).is_dir():
+        found = f"found {evaluation['tasks_path']!r} (relative to {Path.cwd()})"
+        return f"evaluation.tasks_path: expected a folder of task files, {found}"
+    return None if has_own_packages else find_missing_harness()
+
+
+def digest_task_files(config: Config) -> str | None:
+    """Return a digest of the user's own task files, so that a change runs the tasks again; None without any."""
+    evaluation = config["evaluation"]
+    if not (evaluation["tasks"] and evaluation["tasks_path"]):
+        return None
+    paths = sorted(path for path in Path(evaluation["tasks_path"]).rglob("*") if path.is_file())
+    return digest_of([list(map(str, paths)), files_digest(paths)])
+
+
+def describe_tasks(config: Config, categories: Sequence[str]) -> list[str]:
+    """Return a line that names the models that are not evaluated on benchmark tasks; none if all are."""
+    if not config["evaluation"]["tasks"]:
+        return []
+    left = dict.fromkeys(
+        model for category in categories for model in set(get_models(config)) - set(get_task_models(config, category))
+    )
+    names = sorted(left, key=get_models(config).index)
+    return [f"evaluation.tasks: {', '.join(names)} left out: transformers does not load the weights"] if left else []
 
 
 def has_page(config: Config) -> bool:

@@ -10,7 +10,7 @@ from distill.common.options import COUNT, SEED, group, option, prefixed, same_as
 from distill.common.trackers import TrackerOptions
 from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
-from distill.evaluation.options import ScoringOptions
+from distill.evaluation.options import ScoringOptions, TaskOptions
 from distill.export.options import CardOptions, PublishOptions
 from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
@@ -181,7 +181,7 @@ class Student(ObjectiveOptions, StudentStart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(BatchOptions, ScoringOptions):
+class Evaluation(BatchOptions, TaskOptions, ScoringOptions):
     """How models are scored on the test split."""
 
     questions: list[str] = option(

@@ -64,7 +64,7 @@ def build_table(scores: Sequence[Score], metrics: Iterable[Metric], with_interva
     """
     import pandas as pd
 
-    decimals, declared = choose_decimals(scores), list_metrics()
+    decimals, declared = choose_decimals(scores), list_metrics(score.metric for score in scores)
     frame = pd.DataFrame(scores)
     frame["count"] = frame["n"].astype(str)
     frame["cell"] = [

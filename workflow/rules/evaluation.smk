@@ -328,6 +328,6 @@ use rule average_scores as average_tasks with:
     benchmark:
         "logs/average_tasks/{student}/{category}.benchmark.tsv"
     params:
-        **job("score_tasks"),
+        **job("average_tasks"),
         inputs=get_input_options,
         options=from_config(command_lines.task_score_flags),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from metrics_files import write_metrics
 
+import average_tasks
 import compare_models
 import score_tasks
 import tabulate_scores
@@ -112,7 +113,7 @@ def test_replicas_are_averaged_with_their_spread(tmp_path):
     values = [score(tmp_path, f"kd-seed{seed}")[0] for seed in (1, 2)]
     paths = [str(tmp_path / f"kd-seed{seed}/banks.tasks.npz") for seed in (1, 2)]
     out = tmp_path / "kd/banks.tasks.json"
-    score_tasks.main(["--statistics", *paths, "--out", str(out), *OPTIONS])
+    average_tasks.main(["--statistics", *paths, "--out", str(out), *OPTIONS])
     content = json.loads(out.read_text())
     means = [one.mean() for one in values]
     assert content["both/acc"] == pytest.approx(np.mean(means))
@@ -154,7 +155,7 @@ def test_other_documents_are_refused(tmp_path):
     with pytest.raises(
         InputError, match="both/acc: expected the same documents for kd-seed1 and kd-seed2, found others"
     ):
-        score_tasks.main(["--statistics", *paths, "--out", str(tmp_path / "kd/banks.tasks.json"), *OPTIONS])
+        average_tasks.main(["--statistics", *paths, "--out", str(tmp_path / "kd/banks.tasks.json"), *OPTIONS])
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -169,7 +169,8 @@ class Run:
         path = os.environ["PATH"]
         os.environ["PATH"] = self.path
         try:
-            return measure(plan(self.folder, *options), self.output)
+            # No job uses a GPU: as many trainings and predictions as cores run at a time.
+            return measure(plan(self.folder, "--resources", f"gpu={os.cpu_count()}", *options), self.output)
         finally:
             os.environ["PATH"] = path
 

@@ -11,6 +11,8 @@
 # make plan        plan the memory of every stage, before anything is loaded; ARGS as for status, and --device a100-40,
 #                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
+# make setup-quantize install LLM Compressor for the export variants `gptq` and `fp8` into .venv-quantize, an
+#                  environment of its own (docs/export.md)
 # make setup-tasks install lm-evaluation-harness into .venv, for `evaluation.tasks` (docs/evaluation.md)
 # make setup-extra install the experiment trackers of requirements-extra.txt into .venv, for `report_to` (docs/trackers.md)
 # make watch       open the local dashboard of a tracker over a run that is going on; ARGS="--directory DIR"
@@ -20,7 +22,7 @@
 # make bench-gpu   measure speed and memory on a GPU in at most MINUTES=25 with random weights (docs/benchmarks.md):
 #                  ONLY=generation,kd_step,signals,memory, OUT=FILE; SHAPE=tiny DEVICE=cpu rehearses it on a CPU
 # make docs        build the documentation as a searchable site in site/
-# Each target first creates .venv (.venv-docs for docs, .venv-vllm for setup-vllm), or updates it if its requirements file
+# Each target first creates .venv (.venv-docs for docs, .venv-vllm for setup-vllm, …), or updates it if its requirements file
 # has changed. Only bench-gpu installs nothing: it takes .venv or, without one, the packages that PYTHON has.
 
 PYTHON ?= python3
@@ -36,7 +38,7 @@ BENCH_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard .venv/bin/py
 DEMO := --profile local --configfile config/demo.yaml --directory runs/demo
 SMOLLM2 := --profile local --configfile config/smollm2.yaml --directory runs/smollm2
 
-.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve watch cache disk bench-gpu docs setup setup-extra setup-tasks setup-vllm
+.PHONY: demo smollm2 test test-all test-gpu test-slurm test-vllm status plan serve watch cache disk bench-gpu docs setup setup-extra setup-tasks setup-quantize setup-vllm
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -54,6 +56,13 @@ setup-extra: .venv/installed
 
 setup-tasks: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --requirement requirements-tasks.txt
+
+setup-quantize: .venv-quantize/installed
+
+.venv-quantize/installed: requirements-quantize.txt
+	$(PYTHON) -m venv .venv-quantize
+	.venv-quantize/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-quantize.txt
+	touch $@
 
 setup-vllm: .venv-vllm/installed
 

@@ -494,13 +494,13 @@ ERRORS = [
     (
         "export: {variants: [q4]}",
         "export.variants[0]",
-        "expected full | nf4 | int8 | gguf | gguf_f16 | gguf_q4_k_m, found 'q4'",
+        "expected full | nf4 | int8 | gptq | fp8 | gguf | gguf_f16 | gguf_q4_k_m, found 'q4'",
     ),
     ("export: {language: [English]}", "export.language[0]", "expected text that matches ^[a-z]{2,3}$"),
     (
         "export: [full]",
         "export",
-        "expected the keys variants, students, license, datasets, language, push_to, push_private | null",
+        "expected the keys variants, students, license, datasets, language, calibration_records, quantizer, push_to",
     ),
     ("students: {a.b: {model: s}}", "students.a.b", "expected a name that matches"),
     # paths

@@ -63,6 +63,13 @@ def test_vllm_is_alone_in_its_environment_and_of_the_version_that_is_tested():
     assert pins["vllm"] == vllm_stand_in.VERSION
 
 
+def test_llm_compressor_is_alone_in_its_environment_with_the_torch_of_the_workflow():
+    pins = read_pins(ROOT / "requirements-quantize.txt")
+    assert pins == environment_pins(ROOT / "workflow/envs/quantize.yaml")
+    assert set(pins) == {"llmcompressor", "torch"}
+    assert pins["torch"] == PINS["torch"]
+
+
 def test_data_steps_need_no_torch():
     assert "torch" not in environment_pins(ROOT / "workflow/envs/data.yaml")
 
@@ -73,5 +80,5 @@ def test_every_environment_is_used_by_a_rule():
         for path in (ROOT / "workflow/rules").glob("*.smk")
         for match in re.findall(r"envs/(\w+)\.yaml", path.read_text())
     }
-    apart = {"vllm"}  # of the server, a program that jobs of the environment torch start
+    apart = {"vllm", "quantize"}  # of programs that jobs of the environment torch start
     assert used | apart == {path.stem for path in (ROOT / "workflow/envs").glob("*.yaml")}

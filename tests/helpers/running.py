@@ -15,7 +15,16 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "workflow/scripts"
 # Folders that setting up, running or testing the project makes in a checkout.
-ENVIRONMENTS_AND_CACHES = (".git", ".venv", ".venv-docs", ".venv-vllm", ".snakemake", "__pycache__", ".*_cache")
+ENVIRONMENTS_AND_CACHES = (
+    ".git",
+    ".venv",
+    ".venv-docs",
+    ".venv-vllm",
+    ".venv-quantize",
+    ".snakemake",
+    "__pycache__",
+    ".*_cache",
+)
 RESULTS = ("artifacts", "output", "runs", "logs", "models", "datasets", "site")
 
 CONFIG = {

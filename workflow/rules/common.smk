@@ -129,6 +129,8 @@ if workflow.is_main_process:
     check_trackers()
     check_models()
     check_tasks()
+    if missing := experiment.find_missing_quantizer(config):
+        stop(missing)
 
 
 def check_near_duplicates():

@@ -21,7 +21,7 @@ rule export_model:
     benchmark:
         "logs/export_model/{student}/{category}.{variant}.benchmark.tsv"
     wildcard_constraints:
-        variant="|".join(experiment.list_variants("model.safetensors")),
+        variant="|".join(experiment.list_written_variants("model.safetensors")),
     conda:
         "../envs/torch.yaml"
     threads: job_resources.get_threads(config)
@@ -35,10 +35,42 @@ rule export_model:
         student=subpath(input.config, parent=True),
         folder=subpath(output.config, parent=True),
         options=from_config(command_lines.export_flags, "student"),
+        calibration="",
+        run_options=Untracked(""),
         device=Untracked(config["device"]),
     shell:
-        "python {params.script} --student {params.student:q} {params.variant} {params.options}"
-        " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+        "python {params.script} --student {params.student:q} {params.variant} {params.options} {params.calibration}"
+        " {params.run_options} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+
+
+# A rule of its own for the variants that are calibrated on the train split.
+use rule export_model as export_compressed with:
+    input:
+        multiext(
+            "output/{student}/{category}/",
+            config="config.json",
+            generation="generation_config.json",
+            model="model.safetensors",
+            tokenizer="tokenizer_config.json",
+        ),
+        data=collect("artifacts/distill_data/processed/{member}/train.jsonl", member=get_training_categories),
+    output:
+        multiext(
+            "output/export/{student}/{category}/{variant}/",
+            config="config.json",
+            generation="generation_config.json",
+            model="model.safetensors",
+            tokenizer="tokenizer_config.json",
+        ),
+    log:
+        "logs/export_model/{student}/{category}.{variant}.log",
+    benchmark:
+        "logs/export_model/{student}/{category}.{variant}.benchmark.tsv"
+    wildcard_constraints:
+        variant="|".join(experiment.list_written_variants("model.safetensors", is_compressed=True)),
+    params:
+        calibration=get_calibration_options,
+        run_options=untracked(command_lines.compress_run_flags),
 
 
 # A rule of its own for the variants whose weights are in a GGUF file.

@@ -230,6 +230,10 @@ def get_published(wildcards):
         raise WorkflowError(str(error))
 
 
+def get_calibration_options(wildcards, input):
+    return command_lines.calibration_flags(config, input.data)
+
+
 def get_test_option(wildcards, input):
     return command_lines.flags({"test": input.test})
 

@@ -7,11 +7,13 @@ Before the folder is published, a fresh process loads it, compares it with the s
 """
 
 import argparse
+from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.gpu_claims import claim_gpus
+from distill.common.options import add_options
 from distill.common.variants import VARIANTS
-from distill.export.options import add_export_arguments
+from distill.export.options import CompressionOptions, add_export_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -22,6 +24,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--variant", choices=tuple(VARIANTS), required=True, help="see below")
     add_export_arguments(parser)
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=[], metavar="FILE", help="train.jsonl, for variants that are calibrated"
+    )
+    add_options(parser, CompressionOptions)
     return parser.parse_args(argv)
 
 
@@ -31,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     claim_gpus(args.device)
     from distill.export.export_model import Export, export_student  # imports torch; parse arguments first
 
-    export_student(Export(args.student, args.variant, args.dtype, args.device), args.out)
+    calibration = (tuple(args.data), args.calibration_records, args.quantizer)
+    export_student(Export(args.student, args.variant, args.dtype, args.device, *calibration), args.out)
 
 
 if __name__ == "__main__":

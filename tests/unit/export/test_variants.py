@@ -30,7 +30,7 @@ SCRIPTS = ROOT / "workflow/scripts"
 
 @pytest.fixture
 def made_up(monkeypatch):
-    """A variant `fp8` in a file of its own."""
+    """A variant `bits8` in a file of its own."""
     variant = Variant(
         "Weights in 8-bit floating point.",
         weights_file="model.bin",
@@ -39,7 +39,7 @@ def made_up(monkeypatch):
         load_code="import eight",
         servers=("eight {weights} --on {port} --as {name} {modelfile}",),
     )
-    monkeypatch.setitem(VARIANTS, "fp8", variant)
+    monkeypatch.setitem(VARIANTS, "bits8", variant)
     return variant
 
 
@@ -48,7 +48,7 @@ def test_every_variant_has_a_writer():
 
 
 def test_names_of_evaluated_models():
-    assert list_suffixes() == ["base", "nf4", "int8", "gguf", "gguf_f16", "gguf_q4_k_m"]
+    assert list_suffixes() == ["base", "nf4", "int8", "gptq", "fp8", "gguf", "gguf_f16", "gguf_q4_k_m"]
     assert split_name("kd_nf4") == ("kd", "nf4")
     assert split_name("kd_gguf_f16") == ("kd", "gguf_f16")
     assert split_name("kd_gguf_q4_k_m") == ("kd", "gguf_q4_k_m")
@@ -62,6 +62,8 @@ def test_names_of_evaluated_models():
         "kd",
         "kd_nf4",
         "kd_int8",
+        "kd_gptq",
+        "kd_fp8",
         "kd_gguf",
         "kd_gguf_f16",
         "kd_gguf_q4_k_m",
@@ -69,40 +71,40 @@ def test_names_of_evaluated_models():
 
 
 def test_a_made_up_variant_names_models_and_reserves_its_suffix(made_up):
-    assert list_suffixes()[-1] == "fp8"
-    assert split_name("kd_fp8") == ("kd", "fp8")
-    assert get_variant("kd_fp8") == "fp8"
-    config = make_config(export={"variants": ["full", "fp8"]})
-    assert experiment.get_models(config) == ["teacher", "kd", "kd_base", "kd_fp8"]
-    assert "output/export/kd/banks/fp8/model.bin" in experiment.get_made_files(config, "output/export/kd/banks/fp8")
-    with pytest.raises(InputError, match="students.other_fp8: expected another name, reserved are .*_fp8"):
-        make_config(students={"other_fp8": {"model": "owner/student"}})
+    assert list_suffixes()[-1] == "bits8"
+    assert split_name("kd_bits8") == ("kd", "bits8")
+    assert get_variant("kd_bits8") == "bits8"
+    config = make_config(export={"variants": ["full", "bits8"]})
+    assert experiment.get_models(config) == ["teacher", "kd", "kd_base", "kd_bits8"]
+    assert "output/export/kd/banks/bits8/model.bin" in experiment.get_made_files(config, "output/export/kd/banks/bits8")
+    with pytest.raises(InputError, match="students.other_bits8: expected another name, reserved are .*_bits8"):
+        make_config(students={"other_bits8": {"model": "owner/student"}})
 
 
 def test_a_made_up_variant_is_a_choice_of_configuration_and_command_lines(made_up, capsys):
-    assert "`fp8`: Weights in 8-bit floating point." in render_section("export")
-    assert "- fp8\n" in render_schema()
+    assert "`bits8`: Weights in 8-bit floating point." in render_section("export")
+    assert "- bits8\n" in render_schema()
     given = ["--student", "student", "--out", "out", "--variant"]
-    assert export_script.parse_args([*given, "fp8"]).variant == "fp8"
+    assert export_script.parse_args([*given, "bits8"]).variant == "bits8"
     for script in (export_script, write_model_card):
         with pytest.raises(SystemExit):
             script.parse_args([*given, "fp16"])
-        assert "fp8" in capsys.readouterr().err
+        assert "bits8" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         export_script.parse_args(["--help"])
-    assert "fp8: Weights in 8-bit floating point." in capsys.readouterr().out
+    assert "bits8: Weights in 8-bit floating point." in capsys.readouterr().out
 
 
 def test_a_made_up_variant_has_card_and_commands(made_up, tmp_path):
-    card = write_card(tmp_path, make_config(), "fp8")
+    card = write_card(tmp_path, make_config(), "bits8")
     data = card.data.to_dict()
-    assert (data["library_name"], data["tags"]) == ("eight", ["distillation", "stillhouse", "fp8"])
+    assert (data["library_name"], data["tags"]) == ("eight", ["distillation", "stillhouse", "bits8"])
     assert "Weights in 8-bit floating point." in card.text
     assert "```python\nimport eight\n```" in card.text
     assert "eight FOLDER/model.bin --on 8000 --as student 'FROM FOLDER/model.bin'" in card.text
     assert "transformers serve" not in card.text
-    assert list_servers(made_up, "/out put/kd/banks/fp8", 80) == [
-        "eight '/out put/kd/banks/fp8/model.bin' --on 80 --as kd-banks 'FROM /out put/kd/banks/fp8/model.bin'"
+    assert list_servers(made_up, "/out put/kd/banks/bits8", 80) == [
+        "eight '/out put/kd/banks/bits8/model.bin' --on 80 --as kd-banks 'FROM /out put/kd/banks/bits8/model.bin'"
     ]
 
 
@@ -128,7 +130,7 @@ def test_the_variant_of_a_folder_is_known_by_its_weights(tmp_path, files, name):
 def test_editing_the_registry_retrains_nothing(tmp_path):
     copy = shutil.copytree(SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     with open(copy / "distill/common/variants.py", "a", encoding="utf-8") as file:
-        file.write("\nVARIANTS['fp8'] = VARIANTS['nf4']\n")
+        file.write("\nVARIANTS['bits8'] = VARIANTS['nf4']\n")
 
     def is_changed(script):
         return code_digest(copy / script) != code_digest(SCRIPTS / script)

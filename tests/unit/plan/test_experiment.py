@@ -263,15 +263,15 @@ def test_gguf_variants_share_a_rule_and_are_scored_by_their_whole_name():
 
 
 def test_a_new_safetensors_variant_needs_no_rule(monkeypatch):
-    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8"]
-    assert experiment.list_variants() == ["full", "nf4", "int8", "gguf", "gguf_f16", "gguf_q4_k_m"]
-    monkeypatch.setitem(VARIANTS, "fp8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
-    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "fp8"]
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "gptq", "fp8"]
+    assert experiment.list_variants() == ["full", "nf4", "int8", "gptq", "fp8", "gguf", "gguf_f16", "gguf_q4_k_m"]
+    monkeypatch.setitem(VARIANTS, "bits8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "gptq", "fp8", "bits8"]
     config = make_config({"one": {"model": "s"}})
-    config["export"] = {"variants": ["full", "fp8"], "students": None}
-    assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_fp8"]
-    folder = "output/export/one/banks/fp8"
-    assert experiment.get_predicting_models(config, "one_fp8", "banks") == [folder]
+    config["export"] = {"variants": ["full", "bits8"], "students": None}
+    assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_bits8"]
+    folder = "output/export/one/banks/bits8"
+    assert experiment.get_predicting_models(config, "one_bits8", "banks") == [folder]
     assert f"{folder}/model.safetensors" in experiment.get_made_files(config, folder)
-    cards = [experiment.get_card_models(config, "one", variant) for variant in ("full", "fp8")]
-    assert cards == [["teacher", "one", "one_base"], ["teacher", "one", "one_base", "one_fp8"]]
+    cards = [experiment.get_card_models(config, "one", variant) for variant in ("full", "bits8")]
+    assert cards == [["teacher", "one", "one_base"], ["teacher", "one", "one_base", "one_bits8"]]

@@ -26,6 +26,9 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="model.gguf", c
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
+LOAD_COMPRESSED = f"# Needs the package compressed-tensors.\n{LOAD_FOLDER}"
+
+COMPRESSED_NEEDS = "Needs LLM Compressor (`make setup-quantize`)."
 GGUF_LIMITS = (
     "Supports Qwen2 models (including Qwen1.5 and Qwen2.5), Qwen3, Llama (SmolLM2, Llama 3 without scaled rotary "
     "embeddings), Mistral without sliding window, SmolLM3 and Gemma 3 (text), with tokenizers of the kinds byte-level "
@@ -51,6 +54,8 @@ class Variant:
             folders of `transformers` only.
         load_code: Python code for the model card that loads FOLDER with transformers.
         servers: shell commands of other servers, with the fields of `serving.list_servers`.
+        is_compressed: LLM Compressor writes the weights, in an environment of its own, and calibrates them on the train
+            split.
     """
 
     summary: str
@@ -60,6 +65,7 @@ class Variant:
     library: str = "transformers"
     load_code: str = LOAD_FOLDER
     servers: tuple[str, ...] = ("vllm serve {folder} --port {port}",)
+    is_compressed: bool = False
 
     @property
     def description(self) -> str:
@@ -81,6 +87,22 @@ VARIANTS: dict[str, Variant] = {
         largest_distance=0.9,
     ),
     "int8": Variant("Weights quantized to 8 bits (LLM.int8(), bitsandbytes).", largest_distance=0.9),
+    "gptq": Variant(
+        "Weights quantized to 4 bits (GPTQ in groups of up to 128 weights, calibrated on the train split), which vLLM "
+        "loads.",
+        limits=f"{COMPRESSED_NEEDS} The inputs of all layers must be a multiple of 32.",
+        largest_distance=0.9,
+        load_code=LOAD_COMPRESSED,
+        is_compressed=True,
+    ),
+    "fp8": Variant(
+        "Weights and activations in 8-bit floating point (FP8; a scale for each channel and each token), which vLLM "
+        "loads.",
+        limits=COMPRESSED_NEEDS,
+        largest_distance=0.5,
+        load_code=LOAD_COMPRESSED,
+        is_compressed=True,
+    ),
     "gguf": Variant(
         "One GGUF file with weights quantized to 8 bits (Q8_0), for llama.cpp, Ollama and LM Studio.",
         limits=GGUF_LIMITS,

@@ -19,19 +19,24 @@ import torch
 from distill.common.disk import check_free
 from distill.common.errors import InputError, start_logging
 from distill.common.files import replace_directory
+from distill.common.hashing import hash_uid
 from distill.common.variants import FULL, VARIANTS
+from distill.export.compress import compress
 from distill.export.gguf_quantize import quantize_file
 from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import F16, Q8_0, Format, write_gguf
 from distill.generation.sampling import Generated, Request, Sampling
 from distill.generation.transformers_engine import ModelSource, TransformersEngine
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
+from distill.models.examples import encode_example
 from distill.models.fingerprint import WEIGHTS, list_model_files
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
 from distill.models.save import ONE_FILE, write_stop_tokens
+from distill.records.splits import read_split
 
 logger = logging.getLogger(__name__)
 
+CALIBRATION_LENGTH = 2048  # tokens of a text at most, as usual for GPTQ
 REQUIRED_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 # Tokenizers differ in how they split contractions, digits, white space and Chinese.
 PROBE = Request(0, "export", "You are a helpful assistant.", "Isn't 1024 = 2^10?\n\n  水从何而来？请简短回答。")
@@ -49,12 +54,18 @@ class Export:
         variant: name in VARIANTS.
         dtype: data type of the computation and of the weights that are not quantized; a key of `load.DTYPES`.
         device: `auto`, `cpu` or `cuda`.
+        data: files of the train split, for variants that are calibrated on it.
+        calibration_records: records that are read of them.
+        quantizer: Python that has LLM Compressor; see `compress.find_quantizer`.
     """
 
     student: str
     variant: str
     dtype: str
     device: str
+    data: tuple[Path, ...] = ()
+    calibration_records: int = 0
+    quantizer: str | None = None
 
 
 def export_student(export: Export, out: Path) -> None:
@@ -144,11 +155,38 @@ def write_q4_k_m(export: Export, folder: Path) -> None:
     whole.unlink()
 
 
+def write_compressed(export: Export, folder: Path) -> None:
+    """Write weights that LLM Compressor quantized, and a config.json with their format.
+
+    Raises:
+        InputError: there are no records to calibrate on; see `compress`.
+    """
+    compress(export.student, export.variant, export.dtype, encode_samples(export), export.quantizer, folder)
+
+
+def encode_samples(export: Export) -> list[list[int]]:
+    """Token ids of the calibration texts: conversations of the train split, chosen by a hash of their uids.
+
+    Raises:
+        InputError: there is no record.
+    """
+    records = [record for path in export.data for record in read_split(path.parent, path.stem)]
+    if not records:
+        files = ", ".join(map(str, export.data)) or "no file"
+        raise InputError(f"variant {export.variant}: expected records of the train split, found none in {files}")
+    records.sort(key=lambda record: hash_uid("calibration", 0, record["uid"]))
+    chat = ChatTemplate(load_tokenizer(export.student))
+    examples = [encode_example(one, chat, None, False, None) for one in records[: export.calibration_records]]
+    return [(example["prompt"] + example["completion"])[:CALIBRATION_LENGTH] for example in examples]
+
+
 # Writers of the weights, by variant; `write_variant` adds the other files.
 WRITERS: dict[str, Callable[[Export, Path], None]] = {
     FULL: write_full,
     "nf4": write_bitsandbytes,
     "int8": write_bitsandbytes,
+    "gptq": write_compressed,
+    "fp8": write_compressed,
     "gguf": partial(write_gguf_file, form=Q8_0),
     "gguf_f16": partial(write_gguf_file, form=F16),
     "gguf_q4_k_m": write_q4_k_m,

@@ -50,6 +50,25 @@ class PublishOptions:
     )
 
 
+@dataclass(frozen=True)
+class CompressionOptions:
+    """How LLM Compressor quantizes the variants `gptq` and `fp8`."""
+
+    calibration_records: int = option(
+        "Records of the train split on which `gptq` calibrates.",
+        256,
+        minimum=1,
+        when="More for a wide range of prompts; the time grows with them.",
+    )
+    quantizer: str | None = option(
+        "Python of an environment with the package llmcompressor; null finds that of `make setup-quantize`.",
+        None,
+        minLength=1,
+        changes_result=False,
+        when="LLM Compressor is installed elsewhere.",
+    )
+
+
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the scripts that export a student: --student, --out, --dtype, --device."""
     parser.add_argument("--student", required=True, help="folder of the trained model")

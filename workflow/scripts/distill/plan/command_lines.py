@@ -417,6 +417,16 @@ def export_flags(config: Config, student: str) -> str:
     return flags({"dtype": get_dtype(config, student)})
 
 
+def calibration_flags(config: Config, data: Sequence[str]) -> str:
+    """Return the further options of export_model.py for variants that are calibrated on these files."""
+    return flags({"data": list(data)} | pick(config["export"], "calibration_records"))
+
+
+def compress_run_flags(config: Config) -> str:
+    """Return the untracked options of export_model.py for variants of LLM Compressor: its Python."""
+    return flags(pick(config["export"], "quantizer"))
+
+
 def publish_flags(config: Config, student: str, category: str, variant: str) -> str:
     """Return the options of publish_model.py."""
     private = {"private": config["export"]["push_private"]}

@@ -13,6 +13,7 @@ from distill.common.replicas import drop_seed, list_replicas
 from distill.common.variants import FULL, VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
 from distill.evaluation.options import find_missing_harness
+from distill.export.compress import find_quantizer
 from distill.generation.engine import ENGINES, EngineType
 from distill.models.hub_names import find_repository_problem, get_folder, is_download
 from distill.records.dataset_names import get_raw_file, parse_dataset
@@ -291,6 +292,24 @@ def get_export_folder(config: Config, student: str, category: str, variant: str)
 def list_variants(weights_file: str | None = None) -> list[str]:
     """Return the variants that can be exported: all of them, or those whose weights are in a file of this name."""
     return [name for name, variant in VARIANTS.items() if weights_file in (None, variant.weights_file)]
+
+
+def list_written_variants(weights_file: str, is_compressed: bool = False) -> list[str]:
+    """Return the variants whose weights are in a file of this name, and that are calibrated on records, or not."""
+    return [name for name in list_variants(weights_file) if VARIANTS[name].is_compressed == is_compressed]
+
+
+def find_missing_quantizer(config: Config) -> str | None:
+    """Return a sentence about what the variants of LLM Compressor lack; None if nothing."""
+    students = config["students"] if config["export"] else ()
+    chosen = {variant for student in students for variant in get_exported_variants(config, student)}
+    if not any(VARIANTS[variant].is_compressed for variant in chosen):
+        return None
+    try:
+        find_quantizer(config["export"]["quantizer"])
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def get_exported_variants(config: Config, student: str) -> list[str]:

@@ -11,7 +11,7 @@ from distill.common.trackers import TrackerOptions
 from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions, TaskOptions
-from distill.export.options import CardOptions, PublishOptions
+from distill.export.options import CardOptions, CompressionOptions, PublishOptions
 from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
 from distill.models.options import QUANTIZATIONS, BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
@@ -234,7 +234,7 @@ class Variants:
 
 
 @dataclass(frozen=True)
-class Export(PublishOptions, CardOptions, Variants):
+class Export(PublishOptions, CompressionOptions, CardOptions, Variants):
     """Students as folders to deploy."""
 
 

@@ -100,12 +100,12 @@ smollm2: setup
 test: setup
 	source .venv/bin/activate
 	python -m pytest
-	python -m pytest tests/fake_cuda
+	python -m pytest tests/fake_cuda --numprocesses 2 --dist worksteal
 
 test-all: setup
 	source .venv/bin/activate
 	python -m pytest -m ""
-	python -m pytest tests/fake_cuda -m ""
+	python -m pytest tests/fake_cuda -m "" --numprocesses 2 --dist worksteal
 	STILLHOUSE_GPU_TESTS=cpu python -m pytest tests/gpu --ignore tests/gpu/test_distributed.py  # as in tests/unit
 
 # One process, which has the GPU for itself.

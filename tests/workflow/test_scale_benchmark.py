@@ -35,7 +35,9 @@ def test_a_run_of_500_questions_is_measured_and_only_changed_ones_are_asked_agai
     students = {"student_topk": scale.CONFIG["students"]["student_topk"]}
     evaluation = scale.CONFIG["evaluation"] | {"questions": []}
     monkeypatch.setattr(scale, "CONFIG", scale.CONFIG | {"students": students, "evaluation": evaluation})
-    scale.main(["--records", "500", "--no-growth", "--work", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    scale.main(
+        ["--records", "500", "--epochs", "0.2", "--no-growth", "--work", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    )
     (path,) = tmp_path.glob("scale_*.json")
     (found,) = json.loads(path.read_text())["results"]
     rows = {row["step"]: row for row in found["steps"]}

@@ -33,7 +33,8 @@ STEPS = {
     "train": ("train_student",),
     "predict": ("predict_answers", "predict_models", "share_base_answers", "answer_questions", "judge_answers"),
     "score": ("score_predictions", "average_scores"),
-    "export": ("export_model", "export_gguf", "write_model_card"),
+    "tasks": ("run_tasks", "score_tasks", "average_tasks"),
+    "export": ("export_model", "export_compressed", "export_gguf", "write_model_card"),
 }
 REPORT_RULES = ("tabulate", "plot", "compare", "render", "pool")  # beginnings of the rules that make the report
 COLOURS = {"done": "32", "to do": "33", "running": "36", "missing input": "31", "–": "90"}

@@ -14,6 +14,7 @@ from running import SCRIPTS, read_lines
 from scored_records import write_statistics
 from serving import FakeServer, completion
 
+import average_scores
 import compare_models
 import judge_pairs
 import pool_scores
@@ -513,3 +514,20 @@ def test_categories_are_pooled_by_their_judged_records(run):
     content = json.loads(out.read_text())
     assert content["n"]["pairwise_win_rate"] == len(scores) == 32
     assert content["pairwise_win_rate"] == pytest.approx(sum(scores) / 32, abs=1e-12)
+
+
+def test_replicas_of_a_student_are_averaged(run):
+    statistics, rates = [], []
+    with FakeServer(prefer_longer) as server:
+        for seed in (4, 6):
+            records, model = make_records(seed), f"kd-seed{seed}"
+            run.write(model, records)
+            rates.append(np.mean([one["score"] for one in run.judge(server, model=model)]))
+            verdicts = str(run.path(model, "verdicts"))
+            statistics.append(write_statistics(run.folder, model, records, *FLAGS[:2], "--verdicts", verdicts))
+    out = run.folder / "mean.json"
+    average_scores.main(["--statistics", *statistics, *FLAGS, "--out", str(out)])
+    content = json.loads(out.read_text())
+    assert content["pairwise_win_rate"] == pytest.approx(np.mean(rates), abs=1e-12)
+    assert content["seed_sd"]["pairwise_win_rate"] == pytest.approx(np.std(rates, ddof=1), abs=1e-12)
+    assert rates[0] != rates[1]

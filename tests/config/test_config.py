@@ -92,6 +92,7 @@ def test_every_key_has_a_description_and_a_default_or_is_required():
     model = "students.NAME.model"
     required = {"categories", "teacher.model", f"{model}.init", f"{model}.layers"}
     required |= {"mix_targets.teacher", "mix_targets.original"}
+    required |= {"evaluation.pairwise.base_url", "evaluation.pairwise.model"}
     for place, schema in get_leaves().items():
         assert schema["description"], place
         assert ("default" in schema) != (place in required), place
@@ -397,13 +398,13 @@ ERRORS = [
     (
         "evaluation: {metrics: [bleu, rougeL]}",
         "evaluation.metrics[1]",
-        "expected answer | ppl | bleu | chrf | rouge | fdistill | shape, found 'rougeL'",
+        "expected answer | ppl | pairwise | bleu | chrf | rouge | fdistill | shape, found 'rougeL'",
     ),
     ("evaluation: {metrics: [bleu, bleu]}", "evaluation.metrics", "expected each value once"),
     (
         "evaluation: {metrics: bleu}",
         "evaluation.metrics",
-        "expected a list of answer, ppl, bleu, chrf, rouge, fdistill, shape, found 'bleu'",
+        "expected a list of answer, ppl, pairwise, bleu, chrf, rouge, fdistill, shape, found 'bleu'",
     ),
     (
         "teacher: {model: 'hf:Qwen'}",
@@ -413,6 +414,39 @@ ERRORS = [
     ("teacher: {adapter: 'hg:a/lora-{category}'}", "teacher.adapter", "expected hf:OWNER/NAME | modelscope:OWNER/NAME"),
     ("students: {kd: {model: 'hf:a/b/c'}}", "students.kd.model", "optionally with @REVISION, found 'hf:a/b/c'"),
     ("evaluation: {questions: [Why]}", "evaluation.system", "expected text, since evaluation.questions is set"),
+    (
+        "evaluation: {metrics: [pairwise]}",
+        "evaluation.pairwise",
+        "expected the judge of the metrics pairwise: at least",
+    ),
+    ("evaluation: {pairwise: {model: m}}", "evaluation.pairwise.base_url", "missing, expected text"),
+    (
+        "evaluation: {pairwise: {base_url: 'ftp://h/v1', model: m}}",
+        "evaluation.pairwise.base_url",
+        "expected an address like http://localhost:8000/v1, found 'ftp://h/v1'",
+    ),
+    (
+        "evaluation: {pairwise: {base_url: 'http://h/v1', model: m, against: kd_bse}}",
+        "evaluation.pairwise.against",
+        "expected an evaluated model, one of teacher, kd, kd_base, found kd_bse; did you mean kd_base?",
+    ),
+    (
+        "evaluation: {pairwise: {base_url: 'http://h/v1', model: m, against: kd}}\n"
+        "students: {kd: {model: s, train: {seeds: [1, 2]}}}",
+        "evaluation.pairwise.against",
+        "kd-seed1, kd-seed2, kd_base, found kd; did you mean kd-seed1?",
+    ),
+    (
+        "evaluation: {pairwise: {base_url: 'http://h/v1', model: m, against: kd_gguf}}\n"
+        "export: {variants: [full, nf4]}",
+        "evaluation.pairwise.against",
+        "one of teacher, kd, kd_base, kd_nf4, found kd_gguf",
+    ),
+    (
+        "evaluation: {pairwise: {base_url: 'http://h/v1', model: m, max_tokens: 9}}",
+        "evaluation.pairwise.max_tokens",
+        "did you mean max_new_tokens?",
+    ),
     ("evaluation: {questions: [Why, Why], system: s}", "evaluation.questions", "expected each value once"),
     # what YAML makes of it
     ("students: {kd: {train: {learning_rate: 5e-5}}}", "students.kd.train.learning_rate", "text: write 5.0e-5)"),
@@ -721,7 +755,7 @@ def test_readme_explains_exactly_the_keys_of_the_schema():
     leaves = get_leaves()
     table = read_table((CONFIG / "README.md").read_text(encoding="utf-8"))
     groups = {"students.NAME.lora", "students.NAME.model", "teachers", "mix_targets", "near_duplicates"}
-    groups |= {"export", "answer"}
+    groups |= {"export", "answer", "evaluation.pairwise"}
     assert set(table) == set(leaves) | groups
     for place, (default, allowed, meaning, when) in table.items():
         schema = leaves.get(place) or {format_place(p): s for p, s in walk_schema(load_schema())}[place]

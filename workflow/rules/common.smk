@@ -25,7 +25,7 @@ from distill.common.digest import code_digest, files_digest
 from distill.common.errors import InputError
 from distill.common.trackers import check_installed
 from distill.models.fingerprint import fingerprint_folder
-from distill.plan import command_lines, experiment, job_resources, memory_requests, model_checks, signals
+from distill.plan import command_lines, experiment, job_resources, memory_requests, model_checks, pairwise, signals
 from distill.plan.schema import check_config
 from distill.plan.settings import NAME_PATTERN
 from distill.plan.start_cache import StartCache
@@ -76,7 +76,7 @@ wildcard_constraints:
     student=NAME_PATTERN,
     model=NAME_PATTERN,
     signal=NAME_PATTERN,
-    kind="predictions|questions",
+    kind="predictions|questions|verdicts",
 
 
 def get_categories():
@@ -146,10 +146,14 @@ if workflow.is_main_process:
     check_near_duplicates()
 
 if workflow.is_main_process:
-    tasks = experiment.describe_tasks(config, CATEGORIES)
+    try:
+        costs = pairwise.describe_pairwise(config, CATEGORIES, START_CACHE)
+    except InputError as error:
+        stop(f"evaluation.pairwise.prompt: {error}")
     for line in [
         experiment.describe_teacher(config),
-        *tasks,
+        *experiment.describe_tasks(config, CATEGORIES),
         *signals.describe_signals(config, CATEGORIES, START_CACHE),
+        *costs,
     ]:
         logger.info(line)

@@ -144,6 +144,40 @@ rule judge_answers:
         " --device {params.device} --out {output.judged:q} > {log:q} 2>&1"
 
 
+# Has a model on a server compare a model's answers with those of `evaluation.pairwise.against`.
+rule judge_pairs:
+    input:
+        predictions="output/evaluation/{model}/{category}.predictions.jsonl",
+        against=expand(
+            "output/evaluation/{against}/{category}.predictions.jsonl",
+            against=experiment.get_against(config),
+            allow_missing=True,
+        ),
+        prompt=experiment.get_judge_prompt(config),
+    output:
+        verdicts="output/evaluation/{model}/{category}.verdicts.jsonl",
+    log:
+        "logs/judge_pairs/{model}/{category}.log",
+    benchmark:
+        "logs/judge_pairs/{model}/{category}.benchmark.tsv"
+    wildcard_constraints:
+        model="|".join(experiment.get_evaluated_models(config)) if experiment.get_pairwise(config) else "(?!)",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        group_slots=1,
+        mem_mb=2000,
+        runtime=120,
+    params:
+        **job("judge_pairs"),
+        inputs=get_input_options,
+        options=from_config(command_lines.pairwise_flags),
+        run_options=untracked(command_lines.pairwise_run_flags),
+    shell:
+        "python {params.script} {params.inputs} {params.options} {params.run_options}"
+        " --out {output.verdicts:q} > {log:q} 2>&1"
+
+
 # Students with the same model, precision and template arguments share the answers of their model before distillation.
 rule share_base_answers:
     input:
@@ -173,6 +207,10 @@ rule score_predictions:
         judged=collect(
             "output/evaluation/teacher/{member}.judged.jsonl",
             member=get_judged_categories,
+        ),
+        verdicts=expand(
+            "output/evaluation/{model}/{category}.verdicts.jsonl" if experiment.get_pairwise(config) else [],
+            allow_missing=True,
         ),
     output:
         metrics="output/evaluation/{model}/{category}.metrics.json",

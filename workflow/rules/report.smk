@@ -155,6 +155,11 @@ use rule tabulate_scores as render_answers with:
             model=experiment.get_asked_models(config),
             allow_missing=True,
         ),
+        verdicts=expand(
+            "output/evaluation/{model}/{category}.verdicts.jsonl",
+            model=experiment.get_models(config) if experiment.get_pairwise(config) else [],
+            allow_missing=True,
+        ),
     output:
         page=report(
             "output/report/answers/{category}.html",

@@ -7,9 +7,11 @@ r"""Render the HTML page of a category's answers side by side: one searchable fi
 
 import argparse
 import logging
+from pathlib import Path
 
-from distill.common.errors import run_script
+from distill.common.errors import InputError, run_script
 from distill.common.options import add_options
+from distill.evaluation.verdict_files import add_verdicts
 from distill.report.answers_page import read_answers, render_page, write_page
 from distill.report.options import PageOptions
 
@@ -28,6 +30,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help=".../MODEL/CATEGORY.predictions.jsonl",
     )
     parser.add_argument("--questions", nargs="*", default=[], metavar="FILE", help=".../MODEL/CATEGORY.questions.jsonl")
+    parser.add_argument("--verdicts", nargs="*", default=[], metavar="FILE", help=".../MODEL/CATEGORY.verdicts.jsonl")
     add_options(parser, PageOptions)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
     return parser.parse_args(argv)
@@ -37,6 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     """Read the answers, render the page and write it."""
     args = parse_args(argv)
     tests = read_answers(args.predictions, ".predictions.jsonl")
+    for path in args.verdicts:
+        if (model := Path(path).absolute().parent.name) not in tests:
+            raise InputError(f"{path}: expected verdicts on the answers of {', '.join(tests)}, found those on {model}")
+        add_verdicts(tests[model], [path])
     questions = read_answers(args.questions, ".questions.jsonl")
     write_page(args.out, render_page(args.category, tests, questions, args.page_records))
     total, asked = (len(next(iter(found.values()), [])) for found in (tests, questions))

@@ -22,6 +22,7 @@ from distill.evaluation.options import ScoringOptions, add_scoring_options
 from distill.evaluation.prediction_files import add_judgements, load_predictions, write_lines
 from distill.evaluation.record_statistics import count_statistics, write_statistics
 from distill.evaluation.scores import score
+from distill.evaluation.verdict_files import add_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="predictions.jsonl")
     parser.add_argument("--judged", nargs="+", metavar="FILE", help="files from judge_answers.py, for fdistill")
+    parser.add_argument("--verdicts", nargs="+", metavar="FILE", help="files from judge_pairs.py, for pairwise")
     add_scoring_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics.json")
     parser.add_argument("--statistics-out", metavar="FILE", help="statistics.npz, for the scripts that compare models")
@@ -46,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.judged:
         (model,) = {Path(path).parent.name for path in args.predictions}
         add_judgements(records, model, args.judged)
+    if args.verdicts:
+        add_verdicts(records, args.verdicts)
     options = read_options(args, ScoringOptions)
     counted = count_statistics(records, options, args.answer_key)
     for field, path in (("prediction", args.answers_out), ("reference", args.references_out)):

@@ -28,6 +28,7 @@ from distill.evaluation.metrics import (
     list_metrics,
     needs_judgements,
     needs_likelihoods,
+    needs_verdicts,
     select_drawn,
     select_metrics,
     select_printed,
@@ -153,6 +154,7 @@ def test_needs_of_groups():
     assert [name for name in GROUPS if needs_judgements([name])] == ["fdistill"]
     assert needs_likelihoods(["bleu", "ppl"])
     assert not needs_judgements([])
+    assert [name for name in GROUPS if needs_verdicts([name])] == ["pairwise"]
 
 
 def test_the_report_explains_every_metric():

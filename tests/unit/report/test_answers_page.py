@@ -10,8 +10,10 @@ import pytest
 from html_pages import HOSTILE, Page
 
 import render_answers
+from distill.common.digest import digest_of
 from distill.common.errors import InputError
-from distill.report.answers_page import PARTS, choose_records, guess_language, order_columns, show
+from distill.evaluation.record_choice import choose_records
+from distill.report.answers_page import PARTS, guess_language, order_columns, show
 
 MODELS = ("teacher", "kd", "kd_base", "kd_base_2")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -239,3 +241,34 @@ def test_a_conversation_is_shown_with_all_its_turns(tmp_path):
     ]
     shown = Page(render(tmp_path, make_tests(1, prompt="第二问", turns=turns))).get_texts("prompt")
     assert shown == ["user: 第一问\n\nassistant: 第一答\n\nuser: 第二问"]
+
+
+def make_verdict(
+    record, score, is_contradictory=False, verdicts=({"verdict": "A"}, {"verdict": "B"}), against="teacher"
+):
+    answers = [digest_of(record["prediction"]), "0"]
+    fields = {"against": against, "score": score, "is_contradictory": is_contradictory, "verdicts": verdicts}
+    return {"uid": record["uid"], "category": "sutras", "answers": answers} | fields
+
+
+def test_the_verdicts_of_a_judge_stand_below_the_answers(tmp_path):
+    tests = make_tests(7, ("teacher", "kd"))
+    found = [(1.0,), (0.25,), (0.5,), (0.5, True), (None, None), (0.5, None, [])]  # the seventh record is not judged
+    verdicts = [make_verdict(record, *one) for record, one in zip(tests["kd"], found, strict=False)]
+    files = [write(tmp_path, "kd", "verdicts", verdicts)]
+    files.append(write(tmp_path, "teacher", "verdicts", [make_verdict(tests["teacher"][0], 0.5, None, [])]))
+    paths = [write(tmp_path, model, "predictions", records) for model, records in tests.items()]
+    argv = ["--category", "sutras", "--out", str(tmp_path / "page.html"), "--predictions", *paths, "--verdicts"]
+    render_answers.main([*argv, *files])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.findall(r"judge: (.*?)</span>", page) == [
+        "better than teacher&#39;s answer",
+        "worse than teacher&#39;s answer",
+        "as good as teacher&#39;s answer",
+        "contradictory about teacher&#39;s answer",
+        "unreadable",
+        "not asked, same as teacher&#39;s answer",
+    ]
+    other = write(tmp_path, "other", "verdicts", verdicts)
+    with pytest.raises(InputError, match="expected verdicts on the answers of teacher, kd, found those on other"):
+        render_answers.main([*argv, other])

@@ -90,6 +90,7 @@ class MetricGroup:
         load: imports what the group needs and returns how its metrics are computed.
         needs_likelihoods: predict_answers.py has to measure the likelihood of the references.
         needs_judgements: judge_answers.py has to measure the teacher's likelihood of the predictions.
+        needs_verdicts: judge_pairs.py has to ask a judge, which `evaluation.pairwise` configures.
         needs_answer_key: the group is computed only with an answer key.
     """
 
@@ -98,6 +99,7 @@ class MetricGroup:
     load: Callable[[], Measure]
     needs_likelihoods: bool = False
     needs_judgements: bool = False
+    needs_verdicts: bool = False
     needs_answer_key: bool = False
 
 
@@ -150,6 +152,13 @@ def load_shape() -> Measure:
     return Measure(count_shape, build_shape)
 
 
+def load_pairwise() -> Measure:
+    """Win rate by a judge's verdicts on pairs of answers."""
+    from distill.evaluation.pairwise_metrics import build_pairwise, count_pairwise
+
+    return Measure(count_pairwise, build_pairwise)
+
+
 # In the order of tables and figures.
 GROUPS: dict[str, MetricGroup] = {
     "answer": MetricGroup(
@@ -180,6 +189,19 @@ GROUPS: dict[str, MetricGroup] = {
         ),
         load=load_ppl,
         needs_likelihoods=True,
+    ),
+    "pairwise": MetricGroup(
+        description="Win rate against one of the models by a judge's verdicts, the share of contradictory verdicts, "
+        "which show a preference for a position, and the share of unreadable ones. It needs `evaluation.pairwise`, and "
+        "is computed whenever that is set.",
+        metrics=(
+            Metric("pairwise_win_rate", "win %", "pairwise win rate", "pairwise win rate (0.5 is a draw)",
+                   is_percentage=True, shows_interval=True, has_own_n=True, limit=1),
+            Metric("pairwise_contradictory", "contradictory %", None, None, is_percentage=True, drop_order=5),
+            Metric("pairwise_unreadable", None, None, None),
+        ),
+        load=load_pairwise,
+        needs_verdicts=True,
     ),
     "bleu": MetricGroup(
         description="Corpus BLEU against the teacher's answers.",
@@ -239,6 +261,11 @@ def needs_likelihoods(groups: Iterable[str]) -> bool:
 def needs_judgements(groups: Iterable[str]) -> bool:
     """Whether one of the groups needs the teacher's likelihood of the answers, which judge_answers.py measures."""
     return any(GROUPS[group].needs_judgements for group in groups)
+
+
+def needs_verdicts(groups: Iterable[str]) -> bool:
+    """Whether one of the groups needs a judge's verdicts, which judge_pairs.py asks for."""
+    return any(GROUPS[group].needs_verdicts for group in groups)
 
 
 def describe_task(name: str) -> Metric:

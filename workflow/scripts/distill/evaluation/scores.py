@@ -39,6 +39,8 @@ def score(counted: RecordStatistics, options: ScoringOptions, answer_key: str) -
     """
     if counted.groups.get("ppl") == {}:
         logger.info("the predictions hold no likelihoods: perplexity is left out")
+    if counted.groups.get("pairwise") == {}:
+        logger.info("there are no verdicts of a judge: pairwise is left out")
     estimates = estimate_all(build_statistics(counted), len(counted), options.bootstrap, options.seed)
     signatures = {
         f"{name}_signature": describe(counted.tokenize)

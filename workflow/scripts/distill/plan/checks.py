@@ -6,9 +6,10 @@ from collections.abc import Sequence, Set
 from datetime import date
 from typing import Any
 
-from distill.common.names import POOLED, TEACHER
-from distill.common.replicas import get_replica_name, is_replica
-from distill.common.variants import FULL, list_suffixes
+from distill.common.names import BASE, POOLED, TEACHER
+from distill.common.replicas import get_replica_name, is_replica, list_replicas
+from distill.common.variants import FULL, VARIANTS, get_evaluated_name, list_suffixes
+from distill.evaluation.metrics import GROUPS
 from distill.generation.engine import ENGINES, PARALLEL_SIZES, EngineType
 from distill.generation.options import OWN_ARGUMENTS, find_longer_name
 from distill.generation.server_address import find_address_problem
@@ -92,17 +93,26 @@ def check_seeds(config: Config, problems: Problems) -> None:
             problems.setdefault(("students", name, "train", "seeds"), text)
 
 
+def list_seeds(config: Config, problems: Problems, students: Config) -> dict[str, Any]:
+    """The value of `train.seeds` of each student."""
+    return {name: get_value(config, problems, "students", name, "train", "seeds") for name in students}
+
+
+def list_trained(seeds: dict[str, Any]) -> dict[str, list[str]]:
+    """The names under which each student is trained: those of its replicas, or its own; see `list_seeds`."""
+    return {
+        name: [get_replica_name(name, seed) for seed in values] if isinstance(values, list) else [name]
+        for name, values in seeds.items()
+    }
+
+
 def check_exported(config: Config, problems: Problems) -> None:
     """Check that the students to export are trained, and that nobody has to guess which replica is meant."""
     students, export = get_value(config, problems, "students"), get_value(config, problems, "export")
     if not isinstance(students, dict) or not isinstance(export, dict):
         return
-    seeds = {name: get_value(config, problems, "students", name, "train", "seeds") for name in students}
-    trained = [
-        model
-        for name, values in seeds.items()
-        for model in ([get_replica_name(name, seed) for seed in values] if isinstance(values, list) else [name])
-    ]
+    seeds = list_seeds(config, problems, students)
+    trained = [model for replicas in list_trained(seeds).values() for model in replicas]
     chosen = get_value(config, problems, "export", "students")
     if chosen is None and (several := [name for name, values in seeds.items() if values and len(values) > 1]):
         text = f"expected names of students to export, since {several[0]} has several seeds"
@@ -111,6 +121,42 @@ def check_exported(config: Config, problems: Problems) -> None:
         if name not in trained:
             text = f"expected one of {', '.join(trained)}, found {name}"
             problems.setdefault(("export", "students", index), text)
+
+
+def list_evaluated(config: Config, problems: Problems) -> list[str]:
+    """The names of all evaluated models, as far as the configuration is valid; see `experiment.get_models`."""
+    students = get_value(config, problems, "students")
+    variants, exported = (get_value(config, problems, "export", key) for key in ("variants", "students"))
+    quantized = [name for name in variants or () if name in VARIANTS and VARIANTS[name].is_quantized]
+    models = [TEACHER]
+    for student, trained in list_trained(list_seeds(config, problems, students or {})).items():
+        models += [*trained, f"{student}_{BASE}"]
+        chosen = [name for name in trained if exported is None or name in exported]
+        models += [get_evaluated_name(name, variant) for name in chosen for variant in quantized]
+    return models
+
+
+def check_pairwise(config: Config, problems: Problems) -> None:
+    """Check that the judge has a valid address, and that its reference is one of the evaluated models."""
+    place = ("evaluation", "pairwise")
+    pairwise, metrics = get_value(config, problems, *place), get_value(config, problems, "evaluation", "metrics")
+    if pairwise is None:
+        for name in metrics if isinstance(metrics, list) else ():
+            if name in GROUPS and GROUPS[name].needs_verdicts:
+                text = f"expected the judge of the metrics {name}: at least base_url and model, found null"
+                problems.setdefault(place, text)
+        return
+    if not isinstance(pairwise, dict):
+        return
+    address, against = (get_value(config, problems, *place, key) for key in ("base_url", "against"))
+    if address is not None and (problem := find_address_problem(address)):
+        problems.setdefault((*place, "base_url"), problem)
+    models = list_evaluated(config, problems)
+    if isinstance(against, str) and against not in models:
+        near = [*list_replicas(against, models), *difflib.get_close_matches(against, models, n=1)]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        text = f"expected an evaluated model, one of {', '.join(models)}, found {against}{hint}"
+        problems.setdefault((*place, "against"), text)
 
 
 def check_repository(config: Config, problems: Problems) -> None:
@@ -290,6 +336,7 @@ def check_together(config: Config, problems: Problems) -> None:
     check_questions(config, problems)
     check_students(config, problems)
     check_exported(config, problems)
+    check_pairwise(config, problems)
     check_repository(config, problems)
     if get_value(config, problems, "answer", "key") and get_value(config, problems, "answer", "label_fields") == []:
         text = "expected at least one field name, since answer.key is set, found []"

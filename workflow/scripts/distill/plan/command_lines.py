@@ -17,6 +17,7 @@ from distill.common.options import list_options, list_run_options
 from distill.common.trackers import TrackerOptions
 from distill.evaluation.metrics import needs_likelihoods
 from distill.evaluation.options import TaskOptions
+from distill.evaluation.pairwise_options import PairwiseOptions
 from distill.generation.engine import ENGINES
 from distill.generation.options import EngineOptions, VllmOptions, get_result_arguments
 from distill.models.hub_names import get_public_name
@@ -47,6 +48,8 @@ from distill.student.run_options import LAUNCH_OPTIONS, get_run_options
 from distill.teacher.serving import describe_serving
 
 SERVER_OPTIONS = list_run_options(EngineOptions)
+JUDGE_RUN_OPTIONS = list_run_options(PairwiseOptions)
+JUDGE_FILES = ("against", "prompt")  # the rule has files in their place
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by train.precision
 
 # Settings of `source` that came later, at their defaults.
@@ -341,6 +344,17 @@ def judge_run_flags(config: Config) -> str:
     return flags(pick(config["evaluation"], "batch_size") | server_settings(config, TEACHER, "judgements"))
 
 
+def pairwise_flags(config: Config) -> str:
+    """Return the options of judge_pairs.py that decide the verdicts, except its files."""
+    options = config["evaluation"]["pairwise"]
+    return flags({name: value for name, value in options.items() if name not in (*JUDGE_RUN_OPTIONS, *JUDGE_FILES)})
+
+
+def pairwise_run_flags(config: Config) -> str:
+    """Return the untracked options of judge_pairs.py: its server."""
+    return flags(pick(config["evaluation"]["pairwise"], *JUDGE_RUN_OPTIONS))
+
+
 def serve_flags(config: Config, categories: Sequence[str], purpose: str) -> str:
     """Return the options of serve_teacher.py: one server with the adapters of all categories."""
     adapters = [adapter for category in categories if (adapter := get_adapter(config, category))]
@@ -479,6 +493,10 @@ def digest_settings(config: Config, student: str) -> str:
         del settings["near_duplicates"]
     if not config["evaluation"]["tasks"]:
         remove(settings["evaluation"], list_options(TaskOptions))
+    if pairwise := settings["evaluation"]["pairwise"]:
+        remove(pairwise, JUDGE_RUN_OPTIONS)
+    else:
+        del settings["evaluation"]["pairwise"]
     source = settings["source"]
     remove(source, [name for name, value in DEFAULT_SOURCE if source[name] == value])
     for place, names in WITHOUT_RESULT.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distill.common.disk import find_free, format_bytes, measure_folder
 from distill.common.trackers import FOLDER as TRACKERS_FOLDER
+from distill.evaluation.pairs import JOURNAL as VERDICTS
 from distill.models.example_folders import EXAMPLES
 from distill.plan.experiment import Config
 from distill.plan.signals import SIGNALS
@@ -77,6 +78,12 @@ def list_steps(config: Config) -> list[Step]:
             "kept evaluations",
             ("artifacts/predicted", "artifacts/judged", "artifacts/task_responses"),
             "yes, but interrupted or repeated evaluations start again",
+        ),
+        Step(
+            "judge's verdicts",
+            (str(VERDICTS),),
+            "only if scores are final: the judge would be asked again",
+            ("judge_pairs",),
         ),
         Step("students", ("output/*",), "no: they are the result", ("train_student",)),
         Step(

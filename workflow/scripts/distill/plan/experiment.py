@@ -472,6 +472,33 @@ def are_judged(config: Config, categories: Sequence[str]) -> bool:
     return all(is_judging(get_category_config(config, category)) for category in categories)
 
 
+def get_pairwise(config: Config) -> dict[str, Any] | None:
+    """Return the settings of the judge that compares pairs of answers; None without one."""
+    pairwise: dict[str, Any] | None = config["evaluation"]["pairwise"]
+    return pairwise
+
+
+def get_against(config: Config) -> list[str]:
+    """Return the model that a judge compares all models with; none without a judge."""
+    pairwise = get_pairwise(config)
+    return [pairwise["against"]] if pairwise else []
+
+
+def get_judged_models(config: Config) -> list[str]:
+    """Return the models with requests of their own to the judge.
+
+    The reference has none, since identical answers are a tie, nor has a `_base` that shares another's answers.
+    """
+    against = {get_first_base(config, model) if is_base(model) else model for model in get_against(config)}
+    return [model for model in get_evaluated_models(config) if model not in against] if against else []
+
+
+def get_judge_prompt(config: Config) -> list[str]:
+    """Return the user's file with the judge's instruction; none without one."""
+    pairwise = get_pairwise(config)
+    return [pairwise["prompt"]] if pairwise and pairwise["prompt"] else []
+
+
 def get_asked_models(config: Config) -> list[str]:
     """Return the models that answer the fixed questions; none if there are no questions."""
     return get_models(config) if config["evaluation"]["questions"] else []

@@ -15,6 +15,7 @@ from jsonschema.exceptions import ValidationError
 from distill.common.errors import InputError, describe
 from distill.common.options import BOUNDS, Schema
 from distill.common.replicas import get_replica_name
+from distill.evaluation.metrics import GROUPS
 from distill.plan.checks import (
     Place,
     Problems,
@@ -223,8 +224,8 @@ def expand_seeds(students: dict[str, Any]) -> dict[str, Any]:
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """Check a configuration and return a copy with the defaults filled in.
 
-    `answer: null` becomes a null key, each category's own teacher has all keys, and students with `train.seeds` become
-    their replicas; see `expand_seeds`.
+    `answer: null` becomes a null key, each category's own teacher has all keys, students with `train.seeds` become
+    their replicas (see `expand_seeds`), and `evaluation.pairwise` adds its group to the metrics.
 
     Raises:
         InputError: lists all problems, each with its place, the allowed values, the value found and, for an unknown
@@ -251,5 +252,8 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{listed}")
     if filled["answer"] is None:
         filled["answer"] = {"key": None, "label_fields": []}
+    if filled["evaluation"]["pairwise"]:
+        metrics = filled["evaluation"]["metrics"]
+        metrics += [name for name, entry in GROUPS.items() if entry.needs_verdicts and name not in metrics]
     filled["students"] = expand_seeds(filled["students"])
     return filled

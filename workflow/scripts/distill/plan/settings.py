@@ -11,6 +11,7 @@ from distill.common.trackers import TrackerOptions
 from distill.common.variants import FULL, VARIANTS
 from distill.demo.options import DemoAdapter, DemoStudent, DemoTeacher, TokenizerOptions
 from distill.evaluation.options import ScoringOptions, TaskOptions
+from distill.evaluation.pairwise_options import PairwiseOptions
 from distill.export.options import CardOptions, CompressionOptions, PublishOptions
 from distill.generation.options import EngineOptions, VllmOptions
 from distill.generation.sampling import Sampling
@@ -209,6 +210,11 @@ class Evaluation(BatchOptions, TaskOptions, ScoringOptions):
         minimum=1,
         changes_result=False,
         when="About 4 for small models, where starting Python takes longer than answering.",
+    )
+    pairwise: PairwiseOptions | None = group(
+        "Have a model on a server judge which of two answers is better; null asks none.",
+        None,
+        when="Answers are free text, which similarity to the teacher's text measures badly.",
     )
 
 

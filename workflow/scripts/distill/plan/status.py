@@ -32,6 +32,7 @@ STEPS = {
     "init": ("copy_layers",),
     "train": ("train_student",),
     "predict": ("predict_answers", "predict_models", "share_base_answers", "answer_questions", "judge_answers"),
+    "judge": ("judge_pairs",),
     "score": ("score_predictions", "average_scores"),
     "tasks": ("run_tasks", "score_tasks", "average_tasks"),
     "export": ("export_model", "export_compressed", "export_gguf", "write_model_card"),

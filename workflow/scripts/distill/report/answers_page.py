@@ -20,6 +20,7 @@ from distill.common.errors import InputError, raise_problems
 from distill.common.files import read_jsonl, write_atomically
 from distill.common.names import TEACHER
 from distill.evaluation.prediction_files import FIELDS, check_same_records, find_problems
+from distill.evaluation.record_choice import choose_records
 from distill.evaluation.score_table import get_owner, is_base_of, order_models
 from distill.records.conversations import format_turns
 
@@ -121,16 +122,6 @@ def order_columns(models: Sequence[str]) -> list[Column]:
     return columns
 
 
-def choose_records(records: Sequence[Record], most: int) -> list[Record]:
-    """Choose at most `most` records, those with the smallest hash of their uid; their order stays.
-
-    The choice is stable: a new record replaces at most one of them.
-    """
-    ranks = {record["uid"]: hashlib.sha256(record["uid"].encode()).digest() for record in records}
-    chosen = set(sorted(ranks, key=ranks.__getitem__)[:most])
-    return [record for record in records if record["uid"] in chosen]
-
-
 def guess_language(text: str) -> str:
     """The language tag that selects the right glyphs: `zh`, `ja` or `ko` if a tenth of the text is in its script.
 
@@ -175,7 +166,21 @@ def build_answer(column: Column, record: Record, is_tested: bool) -> Answer:
         facts.append("same as the reference")
     if is_tested and (perplexity := format_perplexity(record)):
         facts.append(f"perplexity of the reference {perplexity}")
+    if (found := record.get("pairwise")) and found["against"] != column.key:
+        facts.append(f"judge: {format_verdict(found)}")
     return Answer(column, show(record["prediction"]), flags, warnings, facts)
+
+
+def format_verdict(found: Record) -> str:
+    """What a judge says of an answer, from a record of judge_pairs.py."""
+    if found["score"] is None:
+        return "unreadable"
+    if found["is_contradictory"]:
+        return f"contradictory about {found['against']}'s answer"
+    if not found["verdicts"]:
+        return f"not asked, same as {found['against']}'s answer"
+    words = "as good as" if found["score"] == 0.5 else "better than" if found["score"] > 0.5 else "worse than"
+    return f"{words} {found['against']}'s answer"
 
 
 def format_tokens(count: int) -> str:

@@ -11,7 +11,7 @@
 # make plan        plan the memory of every stage, before anything is loaded; ARGS as for status, and --device a100-40,
 #                  gb10-128, 24GB, … (docs/memory.md)
 # make serve       serve an exported model with the OpenAI API until Ctrl-C: MODEL=output/export/… [PORT=8000]
-# make setup-extra install the experiment trackers of requirements-extra.txt into .venv, for `report_to` (docs/trackers.md)
+# make setup-extra install requirements-extra.txt into .venv: experiment trackers (docs/trackers.md), torchao (docs/export.md)
 # make watch       open the local dashboard of a tracker over a run that is going on; ARGS="--directory DIR"
 # make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
 # make disk        list what a run holds on disk by step, what can be removed and what making it again costs;

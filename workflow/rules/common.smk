@@ -122,8 +122,8 @@ if workflow.is_main_process:
     check_models()
 
 
-def check_near_duplicates():
-    """End with what the search for near-duplicates lacks."""
+def check_packages():
+    """End with a package that jobs need, or a file that the search for near-duplicates lacks."""
     # With conda, jobs have environments of their own.
     has_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
     missing = experiment.find_missing_prompts(config) or (not has_conda and experiment.find_missing_package(config))
@@ -132,7 +132,7 @@ def check_near_duplicates():
 
 
 if workflow.is_main_process:
-    check_near_duplicates()
+    check_packages()
 
 if workflow.is_main_process:
     for line in [experiment.describe_teacher(config), *signals.describe_signals(config, CATEGORIES, START_CACHE)]:

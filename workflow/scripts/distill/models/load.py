@@ -11,7 +11,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils import (
+    is_bitsandbytes_available,
+    is_compressed_tensors_available,
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+)
 from transformers.utils import logging as transformers_logging
 
 from distill.common.errors import InputError
@@ -19,7 +24,7 @@ from distill.models.adapters import load_adapter
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import find_gguf
 from distill.models.gguf_files import gguf_settings
-from distill.models.memory import build_skeleton, limit_integrated, quantized_layers, stored_quantization
+from distill.models.memory import build_skeleton, is_packed, limit_integrated, quantized_layers, stored_quantization
 from distill.models.options import TEMPLATE_DATE
 from distill.models.placement import align_devices, place_model
 from distill.models.sentencepiece_files import check_sentencepiece
@@ -227,6 +232,15 @@ def weights_settings(model: str, quantization: str, dtype: torch.dtype) -> dict[
     """Return the arguments of `from_pretrained` for the weights: their quantization, or the GGUF file with them."""
     if name := find_gguf(model):
         return gguf_settings(model, name)
+    if is_packed(load_config(model)):  # transformers would unpack them in the first forward pass, NVFP4 in bfloat16
+        from transformers import CompressedTensorsConfig
+
+        if not is_compressed_tensors_available():
+            raise InputError(
+                f"{model}: expected the package compressed-tensors, which unpacks its weights, found no such package; "
+                "install it with `pip install compressed-tensors`"
+            )
+        return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     chosen = quantization_config(quantization, dtype)
     # An explicit None would hide the quantization of stored weights, which would then be read as unquantized.
     return {} if chosen is None else {"quantization_config": chosen}

@@ -91,7 +91,9 @@ def test_written_weights_are_numbers_of_the_scheme_times_its_scales(options, wid
         rounded = (2 * numbers).round() / 2 if SCHEMES[name].is_float else numbers.round()
         assert {abs(one) for one in rounded.unique().tolist()} <= {abs(one) for one in NUMBERS[name]}
         assert (rounded * scale[..., None]).reshape(values.shape).to(values.dtype).equal(values)
-    assert f"| `quantization_aware` | `{name}` |" in (run.out / "README.md").read_text()
+    card = (run.out / "README.md").read_text()
+    assert f"| `quantization_aware` | `{name}` |" in card
+    assert f"and the model has the rounded values. {SCHEMES[name].description}\n\n| setting" in card
     with safe_open(run.out / SCALES_FILE, framework="pt") as file:
         assert json.loads(file.metadata()["rounding"])["scheme"] == name
 

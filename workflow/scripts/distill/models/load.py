@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,8 @@ def weights_settings(model: str, quantization: str, dtype: torch.dtype) -> dict[
                 f"{model}: expected the package compressed-tensors, which unpacks its weights, found no such package; "
                 "install it with `pip install compressed-tensors`"
             )
+        # The file says how the weights are packed, this argument what to do with them; transformers warns of the two.
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
         return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     chosen = quantization_config(quantization, dtype)
     # An explicit None would hide the quantization of stored weights, which would then be read as unquantized.

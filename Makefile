@@ -14,7 +14,7 @@
 # make setup-quantize install LLM Compressor for the export variants `gptq` and `fp8` into .venv-quantize, an
 #                  environment of its own (docs/export.md)
 # make setup-tasks install lm-evaluation-harness into .venv, for `evaluation.tasks` (docs/evaluation.md)
-# make setup-extra install the experiment trackers of requirements-extra.txt into .venv, for `report_to` (docs/trackers.md)
+# make setup-extra install requirements-extra.txt into .venv: experiment trackers (docs/trackers.md), torchao (docs/export.md)
 # make watch       open the local dashboard of a tracker over a run that is going on; ARGS="--directory DIR"
 # make cache       list cached answers and what uses them; ARGS="prune …" removes unused ones
 # make disk        list what a run holds on disk by step, what can be removed and what making it again costs;

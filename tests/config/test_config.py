@@ -528,7 +528,7 @@ ERRORS = [
     (
         "export: {variants: [q4]}",
         "export.variants[0]",
-        "expected full | nf4 | int8 | gptq | fp8 | gguf | gguf_f16 | gguf_q4_k_m, found 'q4'",
+        "expected full | nf4 | int8 | gptq | fp8 | gguf | gguf_f16 | gguf_q4_k_m | w4a16 | w8a16 | nvfp4a16, found",
     ),
     ("export: {language: [English]}", "export.language[0]", "expected text that matches ^[a-z]{2,3}$"),
     (
@@ -668,6 +668,55 @@ ERRORS = [
         "students: {kd: {train: {strategy: fsdp, optimizer: adamw_bnb_8bit}}}",
         "students.kd.train.optimizer",
         "expected adamw_torch | adamw_torch_fused | adafactor with strategy fsdp",
+    ),
+    (
+        "students: {kd: {train: {quantization_aware: int3}}}",
+        "students.kd.train.quantization_aware",
+        "expected null | int4 | int8 | nvfp4, found 'int3'",
+    ),
+    (
+        "students: {kd: {lora: {}, train: {quantization_aware: int4}}}",
+        "students.kd.train.quantization_aware",
+        "expected null with lora, since the weights below an adapter are not trained, found int4; set lora: null",
+    ),
+    (
+        "students: {kd: {train: {quantization_aware: nvfp4, strategy: fsdp}}}",
+        "students.kd.train.quantization_aware",
+        "expected null with strategy fsdp, which shards the groups of weights, found nvfp4; set strategy: ddp",
+    ),
+    ("students: {kd: {method: seqkd}, two: {model: 'output/kd/{category}'}}", "", None),
+    ("students: {kd: {method: seqkd}, two: {model: output/kd/banks, pool: true}}", "", None),
+    ("students: {kd: {pool: true}, two: {model: output/kd/all, pool: true}}", "", None),
+    ("students: {kd: {train: {seeds: [1, 2]}}, two: {model: 'output/kd-seed2/{category}'}}", "", None),
+    (
+        "students: {kd: {model: 'output/kd/{category}'}}",
+        "students.kd.model",
+        "expected a student that is trained before this one, found output/kd/{category} (kd → kd)",
+    ),
+    (
+        "students: {kd: {model: 'output/two/{category}'}, two: {model: 'output/kd/banks'}}",
+        "students.kd.model",
+        "expected a student that is trained before this one, found output/two/{category} (kd → two → kd)",
+    ),
+    (
+        "students: {kd: {train: {seeds: [1, 2]}}, two: {model: 'output/kd/{category}'}}",
+        "students.two.model",
+        "expected output/kd-seed1/{category} | output/kd-seed2/{category}, found output/kd/{category}",
+    ),
+    (
+        "students: {kd: {method: seqkd}, two: {model: output/kd/all}}",
+        "students.two.model",
+        "expected output/kd/{category}, found output/kd/all",
+    ),
+    (
+        "students: {kd: {method: seqkd}, two: {model: 'output/kd/{category}', pool: true}}",
+        "students.two.model",
+        "expected a student with pool: true or another model, since two is pooled and kd has a model for each category",
+    ),
+    (
+        "students: {kd: {method: seqkd}, two: {model: 'output/other/{category}'}}",
+        "students.two.model",
+        "expected no placeholder, found 'output/other/{category}'",
     ),
     (
         "students: {kd: {train: {strategy: fsdp}, on_policy_fraction: 0.5}}",

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from distill.common.errors import InputError
+from distill.common.quantization_schemes import SCHEMES
 from distill.memory_plan.devices import find_device
 from distill.memory_plan.estimate import estimate
 from distill.memory_plan.make_plan import fill_plan
@@ -80,6 +81,19 @@ def test_packed_rows_are_planned_full_of_answers():
     assert packed.records == (4, 1, 39)
     few, all_layers = estimate(packed, GPU), estimate(packed, GPU, exact=True)
     assert few.live == pytest.approx(all_layers.live, rel=1e-3)
+    assert few.live > estimate(plain, GPU).live
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_rounded_weights_are_planned(name):
+    """They are kept from the forward to the backward pass, as the weights in 16 bits are in training with bf16."""
+    pytest.importorskip("torchao", reason="torchao is not installed (requirements-extra.txt)")
+    plain = replace(make_training(make_shape(layers=7, **SIZES)), gradient_checkpointing=False, precision="fp32")
+    rounded = replace(plain, quantization_aware=name)
+    few, all_layers = estimate(rounded, GPU), estimate(rounded, GPU, exact=True)
+    assert few.fits == "yes"
+    assert few.weights == all_layers.weights == estimate(plain, GPU).weights
+    assert few.live == pytest.approx(all_layers.live, rel=1e-2)
     assert few.live > estimate(plain, GPU).live
 
 

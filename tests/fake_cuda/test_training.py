@@ -15,13 +15,16 @@ from fake_gpu import (
 from synchronisations import Synchronisations
 from tiny import build_tokenizer
 
+from distill.common.quantization_schemes import SCHEMES
 from distill.models.chat import ChatTemplate
 from distill.models.token_alignment import TokenGroups
+from distill.models.weight_rounding import WeightRounding
 from distill.student.cross_tokenizer import CrossTokenizerSignal
 from distill.student.divergences import METHODS
 from distill.student.load_student import add_lora
 from distill.student.on_policy import SampleBuffer
 from distill.student.options import LoraOptions, OnPolicyOptions
+from distill.student.quantization_aware import compute_rounded
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, TopKSignal
 from distill.student.validation_samples import ValidationSamples
 
@@ -104,6 +107,16 @@ def test_precisions(tmp_path, precision, checkpointing):
     assert trainer.args.mixed_precision == ("no" if precision == "fp32" else precision)
     assert (trainer.accelerator.scaler is not None) == (precision == "fp16")
     assert not train(trainer)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointing"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_quantization_aware_training(tmp_path, name, checkpointing):
+    pytest.importorskip("torchao", reason="torchao is not installed (requirements-extra.txt)")
+    student = build_student(hidden=64)
+    compute_rounded(student, WeightRounding(name, torch.bfloat16))
+    settings = {"precision": "bf16", "gradient_checkpointing": checkpointing}
+    assert not train(make_trainer(tmp_path, student, build_teacher(), "forward_kl", **settings))
 
 
 def test_a_teacher_with_its_own_chat_template(tmp_path):

@@ -10,7 +10,10 @@ from training_runs import Killed, assert_same_weights, change_run, log_lines, tr
 from transformers import TrainerCallback
 
 import compute_signal as signal_script
+from distill.common.quantization_schemes import SCHEMES
+from distill.export.compressed_weights import restore
 from distill.models.load import select_device
+from distill.models.scale_file import read_rounding
 from distill.student import train_student as student_module
 from distill.student.divergences import METHODS
 from distill.teacher.compute_signal import compute_signal
@@ -62,6 +65,22 @@ def test_cached_signals(options, records, models, tmp_path, device, kind):
     for run, place in ((on_cpu, "cpu"), (on_gpu, device)):
         train_student(change_run(run, **add_signal(tmp_path, models, records, kind, place)), records, [])
     assert_same_run(on_gpu, on_cpu, rel=1e-2)  # signals are stored in 16 bits
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_quantization_aware_training(options, records, models, tmp_path, tokenizer, device, name):
+    """The largest weight of a group is half-way between two integers, so that a last bit can decide about it."""
+    pytest.importorskip("torchao", reason="torchao is not installed (requirements-extra.txt)")
+    models["student"] = save_model(tmp_path / "wide", tokenizer, vocabulary=336, hidden=32, seed=2)
+    on_cpu, on_gpu = both(options, device, quantization_aware=name)
+    for run in (on_cpu, on_gpu):
+        train_student(run, records, records[:3])
+    first, other = (log_lines(run)[0] for run in (on_gpu, on_cpu))
+    assert [first[key] for key in ("loss", "ce")] == pytest.approx([other[key] for key in ("loss", "ce")], rel=1e-2)
+    rounding, scales = read_rounding(on_gpu.out, torch.float32)
+    for layer, scale in scales.items():
+        restore(layer, weights(on_gpu)[f"{layer}.weight"], scales, layer, rounding)
+        assert scale.isfinite().all()
 
 
 def test_packed_rows(options, records, device):

@@ -133,8 +133,8 @@ if workflow.is_main_process:
         stop(missing)
 
 
-def check_near_duplicates():
-    """End with what the search for near-duplicates lacks."""
+def check_packages():
+    """End with a package that jobs need, or a file that the search for near-duplicates lacks."""
     # With conda, jobs have environments of their own.
     has_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
     missing = experiment.find_missing_prompts(config) or (not has_conda and experiment.find_missing_package(config))
@@ -143,7 +143,7 @@ def check_near_duplicates():
 
 
 if workflow.is_main_process:
-    check_near_duplicates()
+    check_packages()
 
 if workflow.is_main_process:
     try:

@@ -136,6 +136,11 @@ def test_several_folders_are_refused(capsys):
     assert "--data: expected one folder from write_alpaca.py, found 2" in capsys.readouterr().err
 
 
+def test_rounded_weights_are_refused(export):
+    with pytest.raises(InputError, match=r"train.quantization_aware: expected null, .* found int4"):
+        export("--quantization-aware", "int4")
+
+
 def test_llamafactory_reads_the_export(export, tmp_path, models, records, monkeypatch):
     """With its own argument parser and data loader, if the package is installed."""
     pytest.importorskip("llamafactory")

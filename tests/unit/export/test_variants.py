@@ -10,6 +10,7 @@ import export_model as export_script
 import write_model_card
 from distill.common.digest import code_digest
 from distill.common.errors import InputError
+from distill.common.quantization_schemes import SCHEMES
 from distill.common.variants import (
     FULL,
     VARIANTS,
@@ -48,7 +49,9 @@ def test_every_variant_has_a_writer():
 
 
 def test_names_of_evaluated_models():
-    assert list_suffixes() == ["base", "nf4", "int8", "gptq", "fp8", "gguf", "gguf_f16", "gguf_q4_k_m"]
+    rounded = [scheme.variant for scheme in SCHEMES.values()]
+    assert rounded == ["w4a16", "w8a16", "nvfp4a16"]
+    assert list_suffixes() == ["base", "nf4", "int8", "gptq", "fp8", "gguf", "gguf_f16", "gguf_q4_k_m", *rounded]
     assert split_name("kd_nf4") == ("kd", "nf4")
     assert split_name("kd_gguf_f16") == ("kd", "gguf_f16")
     assert split_name("kd_gguf_q4_k_m") == ("kd", "gguf_q4_k_m")
@@ -67,6 +70,7 @@ def test_names_of_evaluated_models():
         "kd_gguf",
         "kd_gguf_f16",
         "kd_gguf_q4_k_m",
+        *(f"kd_{name}" for name in rounded),
     ]
 
 

@@ -79,6 +79,15 @@ def test_options_of_conversations_count_in_the_digest_of_a_card_once_they_are_us
     assert used.items() <= commands.digest_settings(make_config(source=used), "one").items()
 
 
+def test_quantization_aware_training_is_passed_and_counts_only_if_it_is_on(monkeypatch):
+    """Trainings and cards of students that were made before this option are not made again."""
+    monkeypatch.setattr(commands, "digest_of", lambda settings: settings["students"]["one"]["train"])
+    for value in (None, "int4"):
+        config = make_config(students={"one": {"model": "s", "train": {"quantization_aware": value}}})
+        assert ("--quantization-aware" in commands.training_flags(config, "one", ["banks"])) == (value is not None)
+        assert ("quantization_aware" in commands.digest_settings(config, "one")) == (value is not None)
+
+
 def test_training_options_are_those_of_the_configuration():
     lora = {"rank": 8, "alpha": 16, "dropout": 0.1, "target": ["q_proj", "v_proj"]}
     train = {"epochs": 2, "precision": "fp16", "eval_steps": 7}

@@ -117,6 +117,43 @@ def test_a_package_is_missing_only_where_it_is_needed(monkeypatch):
     assert experiment.find_missing_package(own) is None
 
 
+def test_packages_that_round_weights_are_needed_where_weights_are_rounded(monkeypatch):
+    monkeypatch.setattr(experiment, "find_spec", lambda name: None)
+    aware = make_config({"one": {"model": "owner/s", "train": {"quantization_aware": "int4", "seeds": [1, 2]}}})
+    assert experiment.find_missing_package(aware) == (
+        "students.one.train.quantization_aware needs torchao, which is not installed: run `pip install torchao` "
+        "(requirements-extra.txt has tested versions)"
+    )
+    config = make_config({"one": {"model": "owner/s"}})
+    assert experiment.find_missing_package(check_config(config | {"export": {}})) is None
+    exported = check_config(config | {"export": {"variants": ["full", "nvfp4a16"]}})
+    assert "needs torchao and compressed-tensors, which are" in experiment.find_missing_package(exported)
+    monkeypatch.setattr(experiment, "find_spec", lambda name: object() if name == "torchao" else None)
+    assert experiment.find_missing_package(aware) is None
+    assert "run `pip install compressed-tensors`" in experiment.find_missing_package(exported)
+
+
+def test_a_student_starts_from_another_one():
+    """Its base is the other student, which the workflow trains first, in the same category."""
+    config = make_config(
+        {
+            "kd": {"model": "owner/s"},
+            "qat": {"model": "output/kd/{category}", "train": {"quantization_aware": "int4", "seeds": [1, 2]}},
+            "more": {"model": "output/qat-seed2/{category}"},
+        }
+    )
+    assert experiment.get_training_models(config, "qat-seed1", "banks")[0] == "output/kd/banks"
+    assert experiment.get_predicting_models(config, "qat_base", "funds") == ["output/kd/funds"]
+    assert "output/kd/banks/model.safetensors" in experiment.get_made_files(config, "output/kd/banks")
+    assert [experiment.get_start(config, name) for name in ("kd", "qat", "more")] == [None, "kd", "qat-seed2"]
+    assert experiment.get_origin(config, "more") == "owner/s"
+    pooled = make_config(
+        {"kd": {"model": "owner/s", "method": "seqkd", "pool": True}, "qat": {"model": "output/kd/all"}}
+    )
+    assert experiment.get_training_models(pooled, "qat", "banks")[0] == "output/kd/all"
+    assert experiment.get_made_files(pooled, "output/kd/all")
+
+
 def test_a_training_with_a_cached_signal_loads_no_teacher():
     config = make_config({"one": {"model": "owner/s", "signal": "hidden"}})
     assert experiment.get_training_models(config, "one", "banks") == ["owner/s"]
@@ -263,10 +300,12 @@ def test_gguf_variants_share_a_rule_and_are_scored_by_their_whole_name():
 
 
 def test_a_new_safetensors_variant_needs_no_rule(monkeypatch):
-    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "gptq", "fp8"]
-    assert experiment.list_variants() == ["full", "nf4", "int8", "gptq", "fp8", "gguf", "gguf_f16", "gguf_q4_k_m"]
+    rounded = ["w4a16", "w8a16", "nvfp4a16"]
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "gptq", "fp8", *rounded]
+    ours = ["full", "nf4", "int8", "gptq", "fp8", "gguf", "gguf_f16", "gguf_q4_k_m", *rounded]
+    assert experiment.list_variants() == ours
     monkeypatch.setitem(VARIANTS, "bits8", Variant("Weights in 8-bit floating point.", largest_distance=0.5))
-    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "gptq", "fp8", "bits8"]
+    assert experiment.list_variants("model.safetensors") == ["full", "nf4", "int8", "gptq", "fp8", *rounded, "bits8"]
     config = make_config({"one": {"model": "s"}})
     config["export"] = {"variants": ["full", "bits8"], "students": None}
     assert experiment.get_models(config) == ["teacher", "one", "one_base", "one_bits8"]

@@ -8,6 +8,7 @@ score tables; training and generation must not import it.
 from dataclasses import dataclass
 
 from distill.common.names import BASE
+from distill.common.quantization_schemes import SCHEMES
 
 FULL = "full"
 
@@ -16,6 +17,14 @@ from transformers import pipeline
 
 chat = pipeline("text-generation", model="FOLDER")
 print(chat([{"role": "user", "content": "…"}])[0]["generated_text"][-1]["content"])"""
+
+LOAD_COMPRESSED = """\
+# Needs the package compressed-tensors.
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+
+settings = CompressedTensorsConfig(dequantize=True)
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", quantization_config=settings)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 LOAD_GGUF = """\
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -26,7 +35,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="model.gguf", c
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
-LOAD_COMPRESSED = f"# Needs the package compressed-tensors.\n{LOAD_FOLDER}"
+LOAD_FP8 = f"# Needs the package compressed-tensors.\n{LOAD_FOLDER}"
 
 COMPRESSED_NEEDS = "Needs LLM Compressor (`make setup-quantize`)."
 GGUF_LIMITS = (
@@ -100,7 +109,7 @@ VARIANTS: dict[str, Variant] = {
         "loads.",
         limits=COMPRESSED_NEEDS,
         largest_distance=0.5,
-        load_code=LOAD_COMPRESSED,
+        load_code=LOAD_FP8,
         is_compressed=True,
     ),
     "gguf": Variant(
@@ -130,6 +139,16 @@ VARIANTS: dict[str, Variant] = {
         load_code=LOAD_GGUF,
         servers=GGUF_SERVERS,
     ),
+    **{
+        scheme.variant: Variant(
+            f"Weights of the linear layers rounded as `{name}` and packed for vLLM (compressed-tensors): "
+            f"{scheme.description}",
+            limits=f"Needs the package `torchao`, and layers of {scheme.group or 1}·n inputs; not for mixtures of experts.",
+            largest_distance=0.9,
+            load_code=LOAD_COMPRESSED,
+        )
+        for name, scheme in SCHEMES.items()
+    },
 }
 
 

@@ -20,8 +20,10 @@ from distill.common.disk import check_free
 from distill.common.errors import InputError, start_logging
 from distill.common.files import replace_directory
 from distill.common.hashing import hash_uid
+from distill.common.quantization_schemes import SCHEMES
 from distill.common.variants import FULL, VARIANTS
 from distill.export.compress import compress
+from distill.export.compressed_weights import write_compressed
 from distill.export.gguf_quantize import quantize_file
 from distill.export.gguf_tokenizer import check_written_tokenizer
 from distill.export.gguf_weights import F16, Q8_0, Format, write_gguf
@@ -32,6 +34,7 @@ from distill.models.examples import encode_example
 from distill.models.fingerprint import WEIGHTS, list_model_files
 from distill.models.load import load_model, load_tokenizer, select_device, select_dtype
 from distill.models.save import ONE_FILE, write_stop_tokens
+from distill.models.scale_file import read_rounding
 from distill.records.splits import read_split
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ CALIBRATION_LENGTH = 2048  # tokens of a text at most, as usual for GPTQ
 REQUIRED_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 # Tokenizers differ in how they split contractions, digits, white space and Chinese.
 PROBE = Request(0, "export", "You are a helpful assistant.", "Isn't 1024 = 2^10?\n\n  水从何而来？请简短回答。")
+SAME_LOGITS = 1e-3  # distance of logits of the same weights; kernels may add in another order
 PROBE_SAMPLING = Sampling(max_new_tokens=16, temperature=0.0)
 
 Result = TypeVar("Result")
@@ -155,7 +159,7 @@ def write_q4_k_m(export: Export, folder: Path) -> None:
     whole.unlink()
 
 
-def write_compressed(export: Export, folder: Path) -> None:
+def write_calibrated(export: Export, folder: Path) -> None:
     """Write weights that LLM Compressor quantized, and a config.json with their format.
 
     Raises:
@@ -180,16 +184,26 @@ def encode_samples(export: Export) -> list[list[int]]:
     return [(example["prompt"] + example["completion"])[:CALIBRATION_LENGTH] for example in examples]
 
 
+def write_rounded(export: Export, folder: Path, scheme: str) -> None:
+    """Write weights that are rounded to a scheme and packed, and a config.json with the quantization settings.
+
+    Raises:
+        InputError: see `write_compressed`.
+    """
+    write_compressed(export.student, scheme, folder)
+
+
 # Writers of the weights, by variant; `write_variant` adds the other files.
 WRITERS: dict[str, Callable[[Export, Path], None]] = {
     FULL: write_full,
     "nf4": write_bitsandbytes,
     "int8": write_bitsandbytes,
-    "gptq": write_compressed,
-    "fp8": write_compressed,
+    "gptq": write_calibrated,
+    "fp8": write_calibrated,
     "gguf": partial(write_gguf_file, form=Q8_0),
     "gguf_f16": partial(write_gguf_file, form=F16),
     "gguf_q4_k_m": write_q4_k_m,
+    **{scheme.variant: partial(write_rounded, scheme=name) for name, scheme in SCHEMES.items()},
 }
 
 
@@ -216,12 +230,23 @@ def check_export(export: Export, folder: Path) -> dict[str, Any]:
     check_stop(export, engine.model, load_tokenizer(str(folder)), ids)
     answer = answer_probe(engine)
     logger.info("%s: loaded in a fresh process, generated %d tokens: %r", export.variant, answer.tokens, answer.text)
-    largest_distance = VARIANTS[export.variant].largest_distance
+    largest_distance = find_largest_distance(export)
     if largest_distance is None:
         return {"answer": answer.text}
     del engine  # frees memory for the student
     distance, agreement = check_logits(export, logits, ids, largest_distance)
     return {"answer": answer.text, "distance": distance, "agreement": agreement}
+
+
+def find_largest_distance(export: Export) -> float | None:
+    """The largest distance allowed between the logits of a variant and the student's; None if they are not compared.
+
+    A student that was trained with the variant's scheme has its values already.
+    """
+    trained = read_rounding(export.student, torch.float32)
+    if trained and trained[0].scheme.variant == export.variant:
+        return SAME_LOGITS
+    return VARIANTS[export.variant].largest_distance
 
 
 def check_files(export: Export, folder: Path) -> None:

@@ -151,7 +151,15 @@ def render_training(run: StudentRun, data: Path, records: int, has_val: bool, te
 
 
 def export_training(run: StudentRun, data: Path, template: str) -> None:
-    """Write train.yaml to the run's output folder; see `render_training` for the arguments."""
+    """Write train.yaml to the run's output folder; see `render_training` for the arguments.
+
+    Raises:
+        InputError: the training rounds weights, which LLaMA-Factory does not.
+    """
+    if name := run.train.quantization_aware:
+        raise InputError(
+            f"{run.name}: train.quantization_aware: expected null, since LLaMA-Factory rounds no weights, found {name}"
+        )
     info = json.loads((data / "dataset_info.json").read_text(encoding="utf-8"))
     records = sum(1 for _ in read_array(data / "alpaca_train.json"))
     settings = render_training(run, data, records, f"{run.category}_val" in info, template)

@@ -37,11 +37,13 @@ from distill.models.completions import (
 from distill.models.load import DTYPES, checkpoint_activations
 from distill.models.logits import read_transform
 from distill.models.token_alignment import TokenGroups
+from distill.models.weight_rounding import WeightRounding, check_torchao
 from distill.student.cross_tokenizer import CrossTokenizerSignal
 from distill.student.fsdp import list_layers
 from distill.student.fused_loss import score_completions
-from distill.student.load_student import add_lora
+from distill.student.load_student import SAVED_DTYPES, add_lora
 from distill.student.loss import Objective, Terms
+from distill.student.quantization_aware import compute_rounded
 from distill.student.teacher_signal import HiddenSignal, OnlineTeacher, TopKSignal
 from distill.teacher.signal_teacher import top_log_probabilities
 
@@ -156,6 +158,9 @@ def make_student(stage: Training, device: str, layers: int | None, live: LiveMem
         with without_moves(), torch.device(device):
             model = add_lora(model, stage.lora)
         base = model.get_base_model()
+    if stage.quantization_aware:
+        check_torchao(f"train.quantization_aware: {stage.quantization_aware}")
+        compute_rounded(model, WeightRounding(stage.quantization_aware, SAVED_DTYPES[stage.precision]))
     base.forward = types.MethodType(score_completions, base)
     if stage.gradient_checkpointing and base.supports_gradient_checkpointing:
         checkpoint_activations(model)

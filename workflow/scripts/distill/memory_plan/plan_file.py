@@ -73,6 +73,8 @@ def get_key(work: Work, device: str) -> str:
     for model in (parts.get("student"), parts.get("teacher"), parts.get("model"), *several):
         if model:
             del model["name"]
+    if "quantization_aware" in parts and parts["quantization_aware"] is None:  # it came later: older plans stay
+        del parts["quantization_aware"]
     return digest_of([type(work).__name__, parts, device])[:16]
 
 

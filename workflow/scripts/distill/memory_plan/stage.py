@@ -59,6 +59,7 @@ class Training:
     ranks: int = 1
     processes: int = 1
     cross_tokenizer: bool = False
+    quantization_aware: str | None = None
 
     @property
     def models(self) -> tuple[ModelShape, ...]:

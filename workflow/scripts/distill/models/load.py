@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils import (
+    is_bitsandbytes_available,
+    is_compressed_tensors_available,
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+)
 from transformers.utils import logging as transformers_logging
 
 from distill.common.errors import InputError
@@ -19,7 +25,7 @@ from distill.models.adapters import load_adapter
 from distill.models.chat import ChatTemplate, get_end_of_turn_id
 from distill.models.fingerprint import find_gguf
 from distill.models.gguf_files import gguf_settings
-from distill.models.memory import build_skeleton, limit_integrated, quantized_layers, stored_quantization
+from distill.models.memory import build_skeleton, is_packed, limit_integrated, quantized_layers, stored_quantization
 from distill.models.options import TEMPLATE_DATE
 from distill.models.placement import align_devices, place_model
 from distill.models.sentencepiece_files import check_sentencepiece
@@ -227,6 +233,17 @@ def weights_settings(model: str, quantization: str, dtype: torch.dtype) -> dict[
     """Return the arguments of `from_pretrained` for the weights: their quantization, or the GGUF file with them."""
     if name := find_gguf(model):
         return gguf_settings(model, name)
+    if is_packed(load_config(model)):  # transformers would unpack them in the first forward pass, NVFP4 in bfloat16
+        from transformers import CompressedTensorsConfig
+
+        if not is_compressed_tensors_available():
+            raise InputError(
+                f"{model}: expected the package compressed-tensors, which unpacks its weights, found no such package; "
+                "install it with `pip install compressed-tensors`"
+            )
+        # The file says how the weights are packed, this argument what to do with them; transformers warns of the two.
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+        return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     chosen = quantization_config(quantization, dtype)
     # An explicit None would hide the quantization of stored weights, which would then be read as unquantized.
     return {} if chosen is None else {"quantization_config": chosen}

@@ -145,6 +145,12 @@ def stored_quantization(config: Any) -> str | None:
     return None if stored is None else str(stored.get("quant_method", "unknown method"))
 
 
+def is_packed(config: Any) -> bool:
+    """Whether the weights of a checkpoint are packed by compressed-tensors; they are unpacked when they are loaded."""
+    stored = getattr(config, "quantization_config", None) or {}
+    return stored.get("quant_method") == "compressed-tensors" and str(stored.get("format")).endswith("pack-quantized")
+
+
 def stored_weights(model: str) -> int | None:
     """Return the bytes of a sharded checkpoint according to its index; None for a checkpoint in a single file."""
     try:

@@ -10,6 +10,7 @@ from distill.models.completions import decoder_and_head
 from distill.models.memory import (
     format_bytes,
     free_memory,
+    is_packed,
     kv_bytes_per_token,
     skeleton_bytes,
     stored_quantization,
@@ -98,7 +99,7 @@ def place_model(
     Raises:
         InputError: the weights exceed the total memory.
     """
-    if stored := stored_quantization(skeleton.config):
+    if (stored := stored_quantization(skeleton.config)) and not is_packed(skeleton.config):
         weights, kind = stored_weights(model), stored
     else:
         weights = skeleton_bytes(skeleton, quantization)

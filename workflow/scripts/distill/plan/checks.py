@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from distill.common.names import BASE, POOLED, TEACHER
-from distill.common.replicas import get_replica_name, is_replica, list_replicas
+from distill.common.replicas import drop_seed, get_replica_name, is_replica, list_replicas
 from distill.common.variants import FULL, VARIANTS, get_evaluated_name, list_suffixes
 from distill.evaluation.metrics import GROUPS
 from distill.generation.engine import ENGINES, PARALLEL_SIZES, EngineType
@@ -15,6 +15,7 @@ from distill.generation.options import OWN_ARGUMENTS, find_longer_name
 from distill.generation.server_address import find_address_problem
 from distill.models.hub_names import find_repository_problem, find_source_problem
 from distill.models.options import TEMPLATE_DATE
+from distill.plan.experiment import STUDENT_FOLDER
 from distill.records.dataset_names import find_name_problem, is_dataset
 from distill.records.raw_files import COLUMNAR
 from distill.records.shapes import list_fields
@@ -182,7 +183,7 @@ def check_paths(config: Config, problems: Problems) -> None:
     """
     students = get_value(config, problems, "students")
     for name in students if isinstance(students, dict) else {}:
-        check_model_path(config, ("students", name, "model"), problems)
+        check_start(config, name, problems)
     categories = get_value(config, problems, "categories")
     for key in dict.fromkeys(key for entry in SOURCE_FORMATS.values() for key in entry.files.values()):
         path = get_value(config, problems, "source", key)
@@ -192,6 +193,44 @@ def check_paths(config: Config, problems: Problems) -> None:
     grpo, sft = get_value(config, problems, "source", "grpo"), get_value(config, problems, "source", "sft")
     if grpo is not None and grpo == sft:
         problems.setdefault(("source", "sft"), "expected another file than source.grpo")
+
+
+def find_start(config: Config, problems: Problems, name: str) -> tuple[str, str] | None:
+    """The student that another one starts from, as the configuration file names it, and the category in its path."""
+    model = get_value(config, problems, "students", name, "model")
+    found = STUDENT_FOLDER.fullmatch(model) if isinstance(model, str) else None
+    if found is None or (owner := drop_seed(found["student"])) not in config["students"]:
+        return None
+    return owner, found["category"]
+
+
+def check_start(config: Config, name: str, problems: Problems) -> None:
+    """Check the model that a student starts from: its path, and that another student there is one that comes before."""
+    place = ("students", name, "model")
+    start = find_start(config, problems, name)
+    if start is None:
+        check_model_path(config, place, problems)
+        return
+    owner, category = start
+    found = get_value(config, problems, *place)
+    chain = [name, owner]
+    while (further := find_start(config, problems, chain[-1])) and further[0] not in chain:
+        chain.append(further[0])
+    if owner == name or further:
+        again = " → ".join([*chain, *([further[0]] if further and owner != name else [])])
+        problems.setdefault(place, f"expected a student that is trained before this one, found {found} ({again})")
+        return
+    is_pooled = get_value(config, problems, "students", owner, "pool")
+    seeds = get_value(config, problems, "students", owner, "train", "seeds")
+    owners = [get_replica_name(owner, seed) for seed in seeds] if isinstance(seeds, list) else [owner]
+    members = get_value(config, problems, "categories")
+    parts = [POOLED] if is_pooled else ["{category}", *(members if isinstance(members, list) else [])]
+    allowed = [f"output/{one}/{part}" for part in parts for one in owners]
+    if category == "{category}" and get_value(config, problems, "students", name, "pool") and not is_pooled:
+        text = f"expected a student with pool: true or another model, since {name} is pooled"
+        problems.setdefault(place, f"{text} and {owner} has a model for each category, found {found}")
+    elif found not in allowed:
+        problems.setdefault(place, f"expected {' | '.join(allowed[: len(owners)])}, found {found}")
 
 
 def check_teacher_model(config: Config, problems: Problems) -> None:
@@ -462,6 +501,7 @@ def check_students(config: Config, problems: Problems) -> None:
         check_quantization(name, known, teachers, problems)
         check_validation(config, name, problems)
         check_fsdp(config, name, problems)
+        check_quantization_aware(config, name, problems)
 
 
 def check_student_engines(config: Config, problems: Problems) -> None:
@@ -646,3 +686,17 @@ def check_fsdp(config: Config, name: str, problems: Problems) -> None:
     if fraction:
         text = "expected 0 with train.strategy fsdp: ranks sample at different speeds but need each other's shards"
         problems.setdefault(("students", name, "on_policy_fraction"), f"{text}, found {fraction}")
+
+
+def check_quantization_aware(config: Config, name: str, problems: Problems) -> None:
+    """Check that all weights of a student whose weights are rounded are trained, and whole on each device."""
+    place = ("students", name, "train", "quantization_aware")
+    found = get_value(config, problems, *place)
+    if found is None:
+        return
+    if get_value(config, problems, "students", name, "lora") is not None:
+        text = f"expected null with lora, since the weights below an adapter are not trained, found {found}"
+        problems.setdefault(place, f"{text}; set lora: null")
+    elif get_value(config, problems, "students", name, "train", "strategy") == "fsdp":
+        text = f"expected null with strategy fsdp, which shards the groups of weights, found {found}"
+        problems.setdefault(place, f"{text}; set strategy: ddp")

@@ -29,6 +29,7 @@ from distill.plan.experiment import (
     get_compared_models,
     get_engine,
     get_initial_model,
+    get_origin,
     get_predicting_models,
     get_questions_system,
     get_repository,
@@ -450,7 +451,7 @@ def publish_flags(config: Config, student: str, category: str, variant: str) -> 
 def card_flags(config: Config, student: str, category: str) -> str:
     """Return the options of write_model_card.py."""
     export = config["export"] or {}
-    base = config["students"][student]["model"]
+    base = get_origin(config, student)
     is_pooled = category == POOLED
     teachers = [config["teacher"], *(config["teachers"].values() if is_pooled else ())]
     models = {
@@ -487,6 +488,8 @@ def digest_settings(config: Config, student: str) -> str:
     for teacher in (settings["teacher"], *settings["teachers"].values()):
         remove_run_settings(teacher)
     # Settings that came later are left out at their defaults, so that the digests of older students stay.
+    if train["quantization_aware"] is None:
+        del train["quantization_aware"]
     if not settings["teachers"]:
         del settings["teachers"]
     if not is_dropping(config):

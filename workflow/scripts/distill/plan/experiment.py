@@ -1,5 +1,6 @@
 """What an experiment consists of, derived from its checked configuration: raw files, models, signals, targets."""
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from distill.common.digest import digest_of, files_digest
 from distill.common.downloads import MANIFEST
 from distill.common.errors import InputError
 from distill.common.names import POOLED, TEACHER
+from distill.common.quantization_schemes import SCHEMES
 from distill.common.replicas import drop_seed, list_replicas
 from distill.common.variants import FULL, VARIANTS, get_evaluated_name, get_variant, is_base, split_name
 from distill.evaluation.metrics import needs_judgements
@@ -22,6 +24,7 @@ from distill.records.source_formats import SOURCE_FORMATS, SourceFormat, choose_
 from distill.student.divergences import METHODS
 
 Config = dict[str, Any]
+STUDENT_FOLDER = re.compile(r"output/(?P<student>[^/]+)/(?P<category>[^/]+)")
 
 # What a shared vLLM server is for: the teacher's answers to all prompts, its signals, its answers to test prompts and
 # questions, and its likelihoods of other models' answers.
@@ -77,9 +80,29 @@ def is_dropping(config: Config) -> bool:
 
 def find_missing_package(config: Config) -> str | None:
     """Return a sentence about a package that the experiment needs and this environment lacks; None if there is none."""
-    if config["near_duplicates"] is None or find_spec("rensa") is not None:
-        return None
-    return "near_duplicates: expected the package rensa, which is not installed: run `make setup`, or set it to null"
+    if config["near_duplicates"] is not None and find_spec("rensa") is None:
+        expected = "expected the package rensa, which is not installed"
+        return f"near_duplicates: {expected}: run `make setup`, or set it to null"
+    for place, packages in list_rounding_packages(config).items():
+        if missing := [package for package in packages if find_spec(package.replace("-", "_")) is None]:
+            return (
+                f"{place} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+                f"run `pip install {' '.join(missing)}` (requirements-extra.txt has tested versions)"
+            )
+    return None
+
+
+def list_rounding_packages(config: Config) -> dict[str, list[str]]:
+    """Return the packages that round and pack weights, by the place in the configuration that needs them."""
+    places = {
+        f"students.{name}.train.quantization_aware": ["torchao"]
+        for name, student in get_configured_students(config).items()
+        if student["train"]["quantization_aware"]
+    }
+    rounded = {scheme.variant for scheme in SCHEMES.values()}
+    if config["export"] and not rounded.isdisjoint(config["export"]["variants"]):
+        places["export.variants"] = ["torchao", "compressed-tensors"]
+    return places
 
 
 def get_prompts(config: Config, category: str) -> str:
@@ -215,13 +238,28 @@ def get_initial_model(config: Config, student: str, category: str) -> str:
     """Return the hub id or folder of a student before distillation.
 
     A student without a model of its own starts from a copy of the teacher's layers. A category with its own teacher or
-    its own adapter has a copy of its own; the others share one.
+    its own adapter has a copy of its own; the others share one. One that starts from another student has a {category}
+    in its model.
     """
     model = get_student(config, student)["model"]
     if isinstance(model, str):
-        return get_folder(model)
+        return get_folder(model.replace("{category}", category))
     is_own = category in config["teachers"] or has_adapters(config)
     return get_copy_folder(model["layers"], category if is_own else POOLED)
+
+
+def get_start(config: Config, student: str) -> str | None:
+    """Return the student that another one starts from; None if that is a model from elsewhere."""
+    model = get_student(config, student)["model"]
+    found = STUDENT_FOLDER.fullmatch(model) if isinstance(model, str) else None
+    return found["student"] if found and get_replicas(config, found["student"]) else None
+
+
+def get_origin(config: Config, student: str) -> Any:
+    """Return the `model` of the first student of those that start from one another."""
+    while start := get_start(config, student):
+        student = start
+    return get_student(config, student)["model"]
 
 
 def get_copy_folder(layers: int, category: str) -> str:

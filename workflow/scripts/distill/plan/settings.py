@@ -133,7 +133,8 @@ class StudentStart:
 
     model: str | CopiedLayers = option(
         "Model to train: `hf:OWNER/NAME`, `modelscope:OWNER/NAME`, a local folder or a Hugging Face hub id; or "
-        "`{init: copy_layers, layers: N}`, a copy of some layers of the teacher.",
+        "`{init: copy_layers, layers: N}`, a copy of some layers of the teacher; or another student, "
+        "`output/NAME/{category}` (`output/NAME/all` if it is pooled).",
         minLength=1,
         when="Always. A model with another tokenizer than the teacher's needs `seqkd` or `cross_tokenizer`. Copy "
         "layers if the family has no small model.",

@@ -20,6 +20,7 @@ from distill.plan.experiment import (
     get_evaluated_models,
     get_exported_variants,
     get_initial_model,
+    get_start,
     get_student,
     get_teacher,
     group_by_teacher,
@@ -137,6 +138,8 @@ class StageLister:
     def make_student(self, student: str) -> ModelShape:
         """A student, in the dtype in which it answers."""
         model = get_student(self.config, student)["model"]
+        if start := get_start(self.config, student):
+            return replace(self.make_student(start), name=student, dtype=get_dtype(self.config, student))
         if isinstance(model, str):
             category = self.config["categories"][0]
             found = find_config(self.config, get_initial_model(self.config, student, category), self.read_hub)
@@ -248,7 +251,7 @@ class StageLister:
                 processes=train["gpus_per_node"],
                 **{name: settings[name] for name in same},
                 **{name: train[name] for name in ("optimizer", "precision", "batch_size", "strategy")},
-                **{name: train[name] for name in ("gradient_checkpointing", "fsdp_offload")},
+                **{name: train[name] for name in ("gradient_checkpointing", "fsdp_offload", "quantization_aware")},
             )
             yield Stage(
                 rule="train_student", name=f"training of {student}", work=(work,), wildcards={"student": student}

@@ -18,9 +18,12 @@ from distill.models.packing_check import check_packing
 from distill.models.split_check import ERRORS, check_split
 from distill.student.fsdp import list_layers
 from distill.student.options import LoraOptions
+from distill.student.quantization_aware import add_fake_quantization, check_model, check_used
 from distill.student.student_run import StudentRun
 
 logger = logging.getLogger(__name__)
+
+SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by train.precision
 
 
 def check_student(run: StudentRun) -> StudentRun:
@@ -29,7 +32,8 @@ def check_student(run: StudentRun) -> StudentRun:
     Models without gradient checkpointing are trained without it.
 
     Raises:
-        InputError: its weights are quantized, strategy fsdp cannot find its layers, or `lora` does not fit it.
+        InputError: its weights are quantized, strategy fsdp cannot find its layers, `lora` does not fit it, or its
+            weights cannot be rounded while it trains (`quantization_aware`).
     """
     config = load_config(run.model)
     if stored := stored_quantization(config):
@@ -42,6 +46,8 @@ def check_student(run: StudentRun) -> StudentRun:
         list_layers(skeleton)
     if run.lora:
         choose_targets(skeleton, run.lora)
+    if run.train.quantization_aware:
+        check_model(skeleton, run.train.quantization_aware)
     if run.train.gradient_checkpointing and not skeleton.supports_gradient_checkpointing:
         logger.warning("%s has no gradient checkpointing: training without it", type(skeleton).__name__)
         return replace(run, train=replace(run.train, gradient_checkpointing=False))
@@ -57,7 +63,7 @@ def load_student(run: StudentRun, device: torch.device, previous: Path | None = 
         previous: the student to continue from, see `find_previous`.
 
     Raises:
-        InputError: see `add_lora` and, with packing, `check_packing`.
+        InputError: see `add_lora`, `check_used` and, with packing, `check_packing`.
     """
     source = run.model if run.lora or not previous else str(previous)
     model = load_model(source, device, torch.float32, trainable=True)
@@ -66,6 +72,9 @@ def load_student(run: StudentRun, device: torch.device, previous: Path | None = 
         if previous:
             set_adapter(model, previous / "adapter")
         check_split(run.model, model)
+    if run.train.quantization_aware:
+        add_fake_quantization(model, run.train.quantization_aware, SAVED_DTYPES[run.train.precision])
+        check_used(run.model, model)
     if run.train.row_length is not None:
         if run.train.strategy != "fsdp":
             model.to(device)  # where the Trainer places it: whole rows take long on a CPU

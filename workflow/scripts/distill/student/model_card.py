@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from distill.common.names import POOLED
+from distill.common.quantization_schemes import SCHEMES
 from distill.student.divergences import METHODS
 
 
@@ -67,7 +68,7 @@ def render_card(student: str, category: str, facts: TrainingFacts) -> str:
 ## Training
 
 {describe_loss(facts.method, facts.options.get("cross_tokenizer", False))}
-
+{describe_rounding(facts.options.get("quantization_aware"))}
 | setting | value |
 | --- | --- |
 {settings}
@@ -101,6 +102,16 @@ def describe_start(earlier: int) -> str:
     return (
         f"\nThis training continued from the student of {trainings}, on other records or with other settings\n"
         "(`continue_from: previous`): the table below describes the last one only.\n"
+    )
+
+
+def describe_rounding(scheme: str | None) -> str:
+    """A paragraph about rounded weights; empty without them."""
+    if scheme is None:
+        return ""
+    return (
+        "\nThe weights of the decoder's linear layers were rounded in each forward pass "
+        f"(`quantization_aware: {scheme}`),\nand the model has the rounded values. {SCHEMES[scheme].description}\n"
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.common.options import COUNT, SEED, option
+from distill.common.quantization_schemes import SCHEMES
 from distill.student.divergences import METHODS
 from distill.teacher.options import CACHED_SIGNALS
 
@@ -240,6 +241,17 @@ class TrainOptions:
         "bf16",
         choices=("fp32", "fp16", "bf16"),
         when="`fp16` on GPUs older than Ampere, `fp32` on a CPU.",
+    )
+    quantization_aware: str | None = option(
+        "Train a student that will be quantized: the weights of its linear layers are rounded in each forward pass "
+        "(" + "; ".join(f"`{name}`: {scheme.description.rstrip('.')}" for name, scheme in SCHEMES.items()) + "), and "
+        "the student that is written has the rounded values. null rounds nothing. See [quantization-aware training]"
+        "(../docs/distillation.md#quantization-aware-training).",
+        None,
+        choices=SCHEMES,
+        when="A short training from a student that loses quality when it is exported as "
+        f"{', '.join(f'`{scheme.variant}`' for scheme in SCHEMES.values())}. All weights are trained (no `lora`), "
+        "with `strategy: ddp`.",
     )
     gradient_checkpointing: bool = option(
         "Recompute activations in the backward pass to save memory.",

@@ -235,6 +235,10 @@ def check_run(args: argparse.Namespace) -> str | None:
         return "--teachers needs --signal hidden or topk, and one teacher for each --data"
     if args.cross_tokenizer and (problem := check_cross_tokenizer(args)):
         return problem
+    if args.quantization_aware and args.lora_rank is not None:
+        return "--quantization-aware needs all weights to be trained, without --lora-rank"
+    if args.quantization_aware and args.strategy == "fsdp":
+        return "--quantization-aware needs --strategy ddp: groups of weights are not rounded across shards"
     if args.on_policy_fraction and args.strategy == "fsdp":
         return "--on-policy-fraction needs --strategy ddp"
     if args.on_policy_fraction and not (needs_teacher and is_online):
@@ -312,6 +316,8 @@ def list_result_settings(run: StudentRun) -> dict[str, Any]:
         del train[name]
     if not run.stops_runaway:
         del settings["validation_max_new_tokens"]
+    if train["quantization_aware"] is None:  # it came later: checkpoints of older runs keep their folder
+        del train["quantization_aware"]
     train["step_records"] = train.pop("batch_size") * train.pop("gradient_accumulation_steps")
     return settings
 

@@ -32,7 +32,7 @@ from distill.student.continuation import count_trainings, find_previous, keep_st
 from distill.student.cross_tokenizer import describe_spans
 from distill.student.divergences import METHODS
 from distill.student.fsdp import enable_accelerate_fsdp, init_distributed, shard_student
-from distill.student.load_student import check_student, load_student
+from distill.student.load_student import SAVED_DTYPES, check_student, load_student
 from distill.student.loss import Objective
 from distill.student.on_policy import SampleBuffer
 from distill.student.options import TrainOptions
@@ -50,7 +50,7 @@ from distill.student.training_examples import (
     local_device,
 )
 from distill.student.validation_samples import ValidationSamples, choose_records
-from distill.student.write_student import SAVED_DTYPES, Examples, describe_training, write_student
+from distill.student.write_student import Examples, describe_training, write_student
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,14 @@ from distill.common.files import dump_json, replace_directory
 from distill.models.adapters import merge_adapter, write_adapter
 from distill.models.hub_names import get_public_name
 from distill.models.save import save_model
-from distill.student.load_student import load_student
+from distill.student.load_student import SAVED_DTYPES, load_student
 from distill.student.model_card import TrainingFacts, render_card
+from distill.student.quantization_aware import round_weights
 from distill.student.student_run import StudentRun, list_card_settings
 from distill.student.trainer import DistillTrainer
 from distill.student.training_examples import TrainingExamples
 
 logger = logging.getLogger(__name__)
-
-SAVED_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 Examples = dict[str, TrainingExamples]  # by split
 
@@ -41,6 +40,8 @@ def write_student(
 ) -> None:
     """Write the student's folder atomically; a LoRA adapter is merged, and also kept in `adapter/`.
 
+    After quantization-aware training, the weights are rounded, and `quantization/` has their scales.
+
     Args:
         run: the options.
         trainer: after training.
@@ -56,6 +57,8 @@ def write_student(
         if hasattr(model, "peft_config"):
             write_adapter(model, folder / "adapter")
             model = merge_adapter(model, "the trained adapter")
+        if run.train.quantization_aware:
+            round_weights(model, folder)
         save_model(model.to(SAVED_DTYPES[run.train.precision]), tokenizer, folder)
         write_history(folder, history)
         facts = collect_facts(run, history, trainer.state.global_step, examples, earlier)

@@ -143,7 +143,8 @@ VARIANTS: dict[str, Variant] = {
         scheme.variant: Variant(
             f"Weights of the linear layers rounded as `{name}` and packed for vLLM (compressed-tensors): "
             f"{scheme.description}",
-            limits=f"Needs the package `torchao`, and layers of {scheme.group or 1}·n inputs; not for mixtures of experts.",
+            limits=f"Needs the package `torchao`, and layers of {scheme.group or 1}·n inputs; not for mixtures of "
+            "experts.",
             largest_distance=0.9,
             load_code=LOAD_COMPRESSED,
         )

@@ -179,6 +179,9 @@ def test_scores_of_tasks_stand_behind_those_of_the_test_split(tmp_path):
     assert math.isclose(scores[2].value, every.mean())
     heading, row = format_text(scores).splitlines()[1:]
     assert heading.split("  ")[-2:] == ["text word_perplexity", "both acc"]
-    assert row.split() == ["kd", str(2 * COUNT), "90.0", "12.500", f"{every.mean():.3f}"]
+    assert row.split() == ["kd", "20", "90.0", "12.500", f"{every.mean():.3f}"]
+    alone = [one for one in scores if one.metric == "both/acc"]
+    assert format_text(alone).splitlines()[2].split() == ["kd", str(2 * COUNT), f"{every.mean():.3f}"]
+    assert "both acc" not in format_text(scores, width=20)
     draw_scores(scores, tmp_path / "scores.svg")
     assert "word_perplexity" in (tmp_path / "scores.svg").read_text()

@@ -59,6 +59,7 @@ class Metric:
         limit: the figures' axis runs from 0 to this value; None fits the axis to the values.
         starts_at_0: the figures' axis starts at 0.
         can_be_log: the figures use a logarithmic axis if the values lie far apart.
+        is_task: the metric is that of a benchmark task, over its documents instead of the test records.
         is_per_token: the metric is a mean over the tokens of the references, as the model's own tokenizer splits them.
             Two models whose tokenizers split them differently are not compared by it.
     """
@@ -77,6 +78,7 @@ class Metric:
     limit: float | None = None
     starts_at_0: bool = False
     can_be_log: bool = False
+    is_task: bool = False
     is_per_token: bool = False
 
 
@@ -271,7 +273,8 @@ def needs_verdicts(groups: Iterable[str]) -> bool:
 def describe_task(name: str) -> Metric:
     """The metric of a benchmark task, `TASK/METRIC` or `TASK/METRIC/FILTER` with the names of lm-evaluation-harness."""
     task, _, metric = name.partition("/")
-    return Metric(name, f"{task} {metric}", f"{task}\n({metric})", f"{task} ({metric})", decimals=3, starts_at_0=True)
+    heading, title, card = f"{task} {metric}", f"{task}\n({metric})", f"{task} ({metric})"
+    return Metric(name, heading, title, card, decimals=3, drop_order=10, starts_at_0=True, is_task=True)
 
 
 def list_metrics(names: Iterable[str] = ()) -> dict[str, Metric]:

@@ -70,7 +70,9 @@ def build_table(scores: Sequence[Score], metrics: Iterable[Metric], with_interva
     frame["cell"] = [
         format_score(score, declared[score.metric], decimals[score.metric], with_intervals) for score in scores
     ]
-    table = frame.groupby(["category", "model"])[["n"]].max().astype(str)
+    frame["records"] = frame["n"].where(~frame["metric"].map(lambda name: declared[name].is_task))
+    counts = frame.groupby(["category", "model"])[["records", "n"]].max()
+    table = counts["records"].fillna(counts["n"]).astype(int).astype(str).to_frame("n")  # documents if nothing else
     cells = frame.pivot_table(["cell", "count"], ["category", "model"], "metric", aggfunc="last")
     for metric in metrics:
         table[metric.heading] = cells["cell", metric.name]

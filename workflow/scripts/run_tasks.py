@@ -14,10 +14,10 @@ from pathlib import Path
 
 from distill.common.errors import run_script
 from distill.common.files import write_json, write_jsonl
+from distill.common.gpu_claims import claim_gpus
 from distill.common.options import add_options, read_options
 from distill.evaluation.options import TaskOptions
-from distill.evaluation.task_run import run_tasks
-from distill.generation.transformers_engine import ModelSource
+from distill.generation.engine import read_source
 from distill.models.options import BatchOptions, DeviceOptions, ModelOptions, TemplateOptions
 
 logger = logging.getLogger("run_tasks")
@@ -42,8 +42,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run the tasks and write what they scored."""
     args = parse_args(argv)
-    names = ("model", "adapter", "dtype", "quantization", "device", "template_arguments", "template_date")
-    source = ModelSource(**{name: getattr(args, name) for name in names})
+    claim_gpus(args.device)
+    from distill.evaluation.task_run import run_tasks  # imports torch; parse arguments first
+
+    source = read_source(args)
     results, documents = run_tasks(source, read_options(args, TaskOptions), args.batch_size, args.cache)
     write_json(args.results_out, results)
     count = write_jsonl(args.out, documents)

@@ -1,6 +1,8 @@
 """Benchmark tasks of lm-evaluation-harness on a tiny model, against likelihoods that transformers computes."""
 
 import logging
+import os
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,7 +15,18 @@ from distill.common.errors import InputError
 from distill.evaluation import options as declared
 from distill.evaluation.task_scores import read_run
 
-pytest.importorskip("lm_eval", reason="lm_eval is not installed (requirements-tasks.txt)")
+pytestmark = pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason="lm_eval is not installed (requirements-tasks.txt)"
+)
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """The harness sets variables of the environment, with which jobs of other tests would start another way."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -1,23 +1,14 @@
 """Variants of LLM Compressor in the workflow: what is planned, what they are calibrated on, and their scores."""
 
 import csv
-import os
 import sys
 
 import pytest
+from quantizer import find_python
 from running import merge, planned
 
-from distill.common.errors import InputError
-from distill.export.compress import OWN_ENVIRONMENT, find_quantizer
+from distill.export.compress import OWN_ENVIRONMENT
 from distill.plan.status import parse_dry_run
-
-
-def find_python():
-    try:
-        return find_quantizer(os.environ.get("QUANTIZER_PYTHON"))
-    except InputError:
-        return None
-
 
 PYTHON = find_python()
 

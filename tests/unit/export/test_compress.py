@@ -4,11 +4,11 @@ The tests that run LLM Compressor need `make setup-quantize`, or QUANTIZER_PYTHO
 """
 
 import json
-import os
 import sys
 
 import pytest
 import torch
+from quantizer import find_python
 from safetensors.torch import load_file
 from tiny import build_model, build_tokenizer
 from training_runs import write_splits
@@ -20,14 +20,6 @@ from distill.export.compress_program import choose_group_size
 from distill.export.export_model import Export, encode_samples, export_student
 from distill.models.chat import ChatTemplate
 from distill.models.load import load_model, load_tokenizer
-
-
-def find_python():
-    try:
-        return find_quantizer(os.environ.get("QUANTIZER_PYTHON"))
-    except InputError:
-        return None
-
 
 PYTHON = find_python()
 needs_compressor = pytest.mark.skipif(PYTHON is None, reason="LLM Compressor is not installed (make setup-quantize)")

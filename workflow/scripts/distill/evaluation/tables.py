@@ -75,8 +75,6 @@ def parse_cell(text: str | None, field: str, kind: Any, path: str, line: int) ->
         return text
     if text == "" and kind is not int:
         return None
-    if text == "" and kind is not int:
-        return None
     try:
         number = float(text)  # type: ignore[arg-type]
         return int(number) if kind is int else number

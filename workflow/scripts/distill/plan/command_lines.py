@@ -400,7 +400,7 @@ def find_task_runs(config: Config, categories: Sequence[str]) -> dict[tuple[str,
     """
     first: dict[str, tuple[str, str]] = {}
     runs = {}
-    for category in categories:
+    for category in categories if config["evaluation"]["tasks"] else ():
         own = get_category_config(config, category)
         for model in get_task_models(config, category):
             runs[model, category] = first.setdefault(task_flags(own, model, category), (model, category))
